@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX2 with FMA and F16C. Every header comes before the target pragma: an inline function of a
+// header compiled as AVX2 here could be the copy that the linker keeps for everybody.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "isa.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace clipproj::avx2 {
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
+
+struct Vec {
+  using A = float;
+  static constexpr int64_t kLanes = 8;
+  static constexpr int kDirections = 2, kColumns = 2;  // 4 rows x 2 sums fit the 16 registers
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set1(float value) { return {_mm256_set1_ps(value)}; }
+
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const BFloat16* p) { return widen_bf16(load_16bit(p)); }
+  static Vec load(const Half* p) { return {_mm256_cvtph_ps(load_16bit(p))}; }
+  static Vec load(const float* p, int64_t lanes) { return {_mm256_maskload_ps(p, mask(lanes))}; }
+  static Vec load(const BFloat16* p, int64_t lanes) { return widen_bf16(load_16bit(p, lanes)); }
+  static Vec load(const Half* p, int64_t lanes) {
+    return {_mm256_cvtph_ps(load_16bit(p, lanes))};
+  }
+
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(BFloat16* p) const { store_16bit(p, to_bf16()); }
+  void store(Half* p) const { store_16bit(p, to_f16()); }
+  void store(float* p, int64_t lanes) const { _mm256_maskstore_ps(p, mask(lanes), v); }
+  void store(BFloat16* p, int64_t lanes) const { store_16bit(p, to_bf16(), lanes); }
+  void store(Half* p, int64_t lanes) const { store_16bit(p, to_f16(), lanes); }
+
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
+  Vec operator*(Vec b) const { return {_mm256_mul_ps(v, b.v)}; }
+  float sum() const {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+
+ private:
+  static __m256i mask(int64_t lanes) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), index);
+  }
+  template <class T>
+  static __m128i load_16bit(const T* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  template <class T>
+  static __m128i load_16bit(const T* p, int64_t lanes) {
+    __m128i out = _mm_setzero_si128();
+    std::memcpy(&out, p, sizeof(T) * lanes);
+    return out;
+  }
+  template <class T>
+  static void store_16bit(T* p, __m128i bits, int64_t lanes = kLanes) {
+    std::memcpy(static_cast<void*>(p), &bits, sizeof(T) * lanes);
+  }
+  static Vec widen_bf16(__m128i bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  // Round to nearest even; a NaN becomes the quiet NaN 0x7fc0, as c10::BFloat16 makes it.
+  __m128i to_bf16() const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i wide = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  }
+  __m128i to_f16() const {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+};
+
+#include "project_kernel.inl"
+
+}  // namespace
+
+const CpuKernels kernels{"avx2", project_rows<Vec, float>, project_rows<Vec, BFloat16>,
+                         project_rows<Vec, Half>};
+
+}  // namespace clipproj::avx2
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // __x86_64__

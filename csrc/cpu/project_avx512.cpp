@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX-512 (F, BW, DQ, VL). Headers before the pragma, for the reason given in project_avx2.cpp.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <new>
+
+#include "isa.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+#endif
+
+namespace clipproj::avx512 {
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
+
+struct Vec {
+  using A = float;
+  static constexpr int64_t kLanes = 16;
+  static constexpr int kDirections = 4, kColumns = 4;  // 4 rows x 4 sums of the 32 registers
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set1(float value) { return {_mm512_set1_ps(value)}; }
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const BFloat16* p) { return widen_bf16(_mm256_loadu_si256((const __m256i*)p)); }
+  static Vec load(const Half* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+  }
+  static Vec load(const float* p, int64_t lanes) { return {_mm512_maskz_loadu_ps(mask(lanes), p)}; }
+  static Vec load(const BFloat16* p, int64_t lanes) {
+    return widen_bf16(_mm256_maskz_loadu_epi16(mask(lanes), p));
+  }
+  static Vec load(const Half* p, int64_t lanes) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(lanes), p))};
+  }
+
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(BFloat16* p) const { _mm256_storeu_si256((__m256i*)p, to_bf16()); }
+  void store(Half* p) const { _mm256_storeu_si256((__m256i*)p, to_f16()); }
+  void store(float* p, int64_t lanes) const { _mm512_mask_storeu_ps(p, mask(lanes), v); }
+  void store(BFloat16* p, int64_t lanes) const {
+    _mm256_mask_storeu_epi16(p, mask(lanes), to_bf16());
+  }
+  void store(Half* p, int64_t lanes) const { _mm256_mask_storeu_epi16(p, mask(lanes), to_f16()); }
+
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+  Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+
+ private:
+  static __mmask16 mask(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+  static Vec widen_bf16(__m256i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  // Round to nearest even by hand: vcvtneps2bf16 would flush denormals. NaN as c10::BFloat16 has it.
+  __m256i to_bf16() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_set1_epi32(rounded, nan, 0x7fc0));
+  }
+  __m256i to_f16() const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+};
+
+#include "project_kernel.inl"
+
+}  // namespace
+
+const CpuKernels kernels{"avx512", project_rows<Vec, float>, project_rows<Vec, BFloat16>,
+                         project_rows<Vec, Half>};
+
+}  // namespace clipproj::avx512
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // __x86_64__

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// x' = x - s (x R^T - c) W and its length, one block a row, no torch headers.
+//
+// The row is widened to float in shared memory once; each warp takes every kWarps-th direction for
+// the dot products; then each thread owns every kThreads-th column, subtracts over k in order,
+// squares, and stores once. Sums have one order, so a row's bits do not depend on n. Plain and
+// right; tiles of rows, which read the factors once for many rows, come with tuning on a GPU.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "../params.h"
+
+namespace clipproj {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+__device__ inline float warp_sum(float value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  return value;
+}
+
+// The sum over the block, in every thread; slots is [kWarps] of shared memory.
+__device__ inline float block_sum(float value, float* slots) {
+  value = warp_sum(value);
+  __syncthreads();  // slots may still be read from an earlier sum
+  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = value;
+  __syncthreads();
+  float total = 0;
+  for (int w = 0; w < kWarps; ++w) total += slots[w];
+  return total;
+}
+
+__device__ inline float block_max(float value, float* slots) {
+  for (int step = 16; step > 0; step /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = value;
+  __syncthreads();
+  float most = 0;
+  for (int w = 0; w < kWarps; ++w) most = fmaxf(most, slots[w]);
+  return most;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> p) {
+  extern __shared__ float shared[];
+  float* row = shared;         // [d]
+  float* coef = row + p.d;     // [k]
+  float* slots = coef + p.k;   // [kWarps]
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+  for (int64_t i = blockIdx.x; i < p.n; i += gridDim.x) {
+    const T* x = static_cast<const T*>(p.x) + i * p.x_row;
+    for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
+      row[j] = static_cast<float>(x[j * p.x_col]);
+    }
+    __syncthreads();
+
+    const float s = p.strength ? p.strength[i * p.strength_row] : 1.0f;
+    for (int64_t g = warp; g < p.k; g += kWarps) {
+      float dot = 0;
+      for (int64_t j = lane; j < p.d; j += 32) dot = fmaf(row[j], p.read[g * p.d + j], dot);
+      dot = warp_sum(dot);
+      if (lane == 0) coef[g] = s * (dot - (p.offset ? p.offset[g] : 0.0f));
+    }
+    __syncthreads();
+
+    float squares = 0;
+    for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
+      float y = row[j];
+      for (int64_t g = 0; g < p.k; ++g) y = fmaf(-coef[g], p.write[g * p.d + j], y);
+      row[j] = y;  // read again below by this thread only
+      squares = fmaf(y, y, squares);
+    }
+
+    float factor = 1.0f;
+    if (p.normalize || p.norm) {
+      float norm = sqrtf(block_sum(squares, slots));
+      if (isinf(norm)) {  // out of float's range: measure relative to the largest element
+        float most = 0;
+        for (int64_t j = threadIdx.x; j < p.d; j += kThreads) most = fmaxf(most, fabsf(row[j]));
+        most = block_max(most, slots);
+        if (!isinf(most)) {
+          squares = 0;
+          for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
+            const float y = row[j] / most;
+            if (p.normalize) row[j] = y;
+            squares = fmaf(y, y, squares);
+          }
+          const float relative = sqrtf(block_sum(squares, slots));
+          factor = 1.0f / relative;
+          norm = relative * most;
+        } else {
+          factor = 0.0f;  // inf * 0 is NaN where the inf is, 0 elsewhere: as torch normalizes
+        }
+      } else {
+        factor = 1.0f / (norm < 1e-12f ? 1e-12f : norm);  // NaN stays NaN
+      }
+      if (p.norm && threadIdx.x == 0) p.norm[i] = norm;
+    }
+    if (p.out) {
+      T* out = static_cast<T*>(p.out) + i * p.out_row;
+      for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
+        out[j * p.out_col] = static_cast<T>(p.normalize ? row[j] * factor : row[j]);
+      }
+    }
+    __syncthreads();  // the next row overwrites what slow threads may still read
+  }
+}
+
+}  // namespace clipproj

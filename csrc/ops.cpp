@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The schemas of torch.ops.clipproj, once. Kernels register themselves in cpu/ and cuda/;
+// fake kernels and autograd live in clipproj/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(clipproj, m) {
+  m.def(
+      "project(Tensor x, Tensor read, Tensor write, Tensor? offset=None, Tensor? strength=None, *, "
+      "bool normalize=False) -> Tensor");
+  m.def(
+      "project_(Tensor(a!) x, Tensor read, Tensor write, Tensor? offset=None, "
+      "Tensor? strength=None, *, bool normalize=False) -> ()");
+  m.def(
+      "fold_(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
+      "Tensor? strength=None, *, int dim) -> ()");
+  m.def(
+      "projected_norm(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
+      "Tensor? strength=None) -> Tensor");
+}
