@@ -1,0 +1,90 @@
+"""Two projectors as one: erase what either erases, or do one edit after the other."""
+
+from __future__ import annotations
+
+import torch
+
+from clipproj.methods.inputs import provenance
+from clipproj.projector import Projector
+
+_TOL = 1e-5  # singular values, relative, of directions that are one; float32 factors carry 1e-7
+
+
+def union(p: Projector, q: Projector) -> Projector:
+    """The orthogonal projector that erases the directions of both, overlapping or not.
+
+    I - P - Q is no projector unless the two are orthogonal; the basis of the sum of both spans is
+    found by a rank-revealing decomposition instead, so rank <= p.rank + q.rank.
+
+    Raises:
+        ValueError: for oblique or affine projectors (use `compose`), for different sides, widths or
+            strengths.
+    """
+    _check_pair("union", p, q)
+    for name, one in (("p", p), ("q", q)):
+        if not one.symmetric or one.offset is not None:
+            kind = "oblique" if one.offset is None else "affine"
+            raise ValueError(f"union: {name} must be symmetric, got an {kind} one; use compose()")
+    if p.strength != q.strength:
+        raise ValueError(
+            f"union: q must have the strength of p, {float(p.strength):g}, got "
+            f"{float(q.strength):g}; use scaled()"
+        )
+    rows = torch.cat([p.read, q.read.to(p.read.device)]).double()
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    basis = right[: int((singular > _TOL).sum())]
+    return Projector(basis, strength=p.strength, side=p.side, provenance=_history("union", p, q))
+
+
+def compose(p: Projector, q: Projector) -> Projector:
+    """First p, then q, as one oblique (or affine) projector of strength 1.
+
+    With rows `z_p = z - s_p (z R_p^T - c_p) W_p` put into q,
+
+        R = [R_p; R_q],  c = [c_p; c_q],  W = [s_p (W_p - s_q W_p R_q^T W_q); s_q W_q],
+
+    and without offsets directions that R has twice are merged, so rank <= p.rank + q.rank.
+
+    Raises:
+        ValueError: for different sides or widths; for affine projectors of rank sum above d.
+    """
+    _check_pair("compose", p, q)
+    f, g = p.factors(torch.float64), q.to(p.read.device).factors(torch.float64)
+    crossed = g["strength"] * f["write"] @ g["read"].T @ g["write"]
+    read = torch.cat([f["read"], g["read"]])
+    write = torch.cat([f["strength"] * (f["write"] - crossed), g["strength"] * g["write"]])
+    history = _history("compose", p, q)
+    if p.offset is not None or q.offset is not None:
+        if len(read) > p.dim:
+            raise ValueError(
+                f"compose: p.rank + q.rank must be at most {p.dim} with an offset, got {len(read)}"
+            )
+        offset = torch.cat([read.new_zeros(len(one["read"])) if one["offset"] is None
+                            else one["offset"] for one in (f, g)])  # fmt: skip
+        return Projector(read, write, offset, side=p.side, provenance=history)
+    left, singular, right = torch.linalg.svd(read, full_matrices=False)
+    live = singular > _TOL * singular.amax() if len(singular) else singular.bool()
+    write = (singular[live, None] * left[:, live].T) @ write  # R^T W = right^T (S left^T W)
+    return Projector(right[live], write, side=p.side, provenance=history)
+
+
+def _check_pair(op: str, p: Projector, q: Projector) -> None:
+    if p.side != q.side:
+        raise ValueError(f"{op}: q must be of side {p.side!r} as p is, got {q.side!r}; use .T")
+    if p.dim != q.dim:
+        raise ValueError(f"{op}: q must be of width {p.dim} as p is, got {q.dim}")
+    heads = {one.provenance.get("head_hash") for one in (p, q)} - {None}
+    if len(heads) > 1:
+        raise ValueError(f"{op}: q must come from the model that p comes from, got another head")
+
+
+def _history(method: str, p: Projector, q: Projector) -> dict:
+    out = provenance(method, {"of": [p.provenance, q.provenance]})
+    names = [n for one in (p, q) for n in one.provenance.get("forget", {}).get("names", ())]
+    if names:
+        out["forget"] = {"names": list(dict.fromkeys(names))}
+    for key in ("model", "head_hash"):
+        value = p.provenance.get(key) or q.provenance.get(key)
+        if value:
+            out[key] = value
+    return out

@@ -1,0 +1,128 @@
+"""The one way clipproj writes an artefact: safetensors, written atomically, checked when read.
+
+Projectors, undo files and receipts differ in what they hold, not in how they are kept. A file's
+metadata carry what it is (`kind`), the format version, JSON of the rest, and a SHA-256 over all of
+it, so a flipped bit, a foreign file and a file of a newer clipproj are told apart before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1  # raised when a reader of today could misread what is written
+KINDS = ("projector", "undo", "receipt")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a file holds: its `kind`, its tensors (on the CPU) and its JSON metadata."""
+
+    kind: str
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def sha256(*tensors: Tensor | None, text: str = "") -> str:
+    """Hex digest over dtype, shape and bytes of tensors (any strides, any device), and a text."""
+    digest = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        if tensor is None:
+            digest.update(b"none")
+            continue
+        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        plain = tensor.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy() if plain.numel() else b"")
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to: renamed to it on success, removed on failure.
+
+    Readers see the old file or the new one, never half of one. Raises OSError when the folder
+    cannot be written or the disk is full; `path` is then as it was.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(error.errno, f"write: cannot write into {target.parent}: {reason}") from error
+    try:
+        yield part
+        with open(part, "rb+") as written:  # a rename may reach the disk before the data does
+            os.fsync(written.fileno())
+        part.chmod(mode)  # safetensors writes a file of its own that only its owner can read
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write(
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+) -> None:
+    """Write an artefact. Raises OSError (disk full, no permission) and leaves no partial file."""
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())}
+    text = json.dumps(meta, sort_keys=True)
+    header = {"format": f"clipproj-{FORMAT}", "kind": kind, "meta": text}
+    header["digest"] = _digest(header, plain)
+    with atomic(path) as part:
+        try:
+            save_file(plain, part, metadata=header)
+        except SafetensorError as error:  # its I/O errors come as this type
+            raise OSError(f"write: cannot write {path}: {error}") from error
+
+
+def read(path: str | os.PathLike[str], kind: str | None = None) -> Artefact:
+    """Read an artefact, of the given `kind` if one is named.
+
+    Raises FileNotFoundError, or ValueError when the file is damaged, foreign, of another kind, or
+    written by a clipproj that knows a newer format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load: path must be a file, got {path}")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+    except SafetensorError as error:
+        raise ValueError(
+            f"load: path must be a whole safetensors file, got {path}: {error}"
+        ) from error
+    name, _, version = header.get("format", "").partition("-")
+    if name != "clipproj" or not version.isdigit():
+        raise ValueError(f"load: path must be a file written by clipproj, got {path}")
+    if int(version) > FORMAT:
+        raise ValueError(
+            f"load: path must be of format {FORMAT} or older, got format {version} in {path}; "
+            "a newer clipproj wrote it"
+        )
+    if header.get("digest") != _digest(header, tensors):
+        raise ValueError(f"load: path must be an undamaged file, got a wrong digest in {path}")
+    if kind is not None and header["kind"] != kind:
+        raise ValueError(f"load: path must hold a {kind}, got a {header['kind']} in {path}")
+    return Artefact(header["kind"], tensors, json.loads(header["meta"]))
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    text = "\n".join([header.get("kind", ""), header.get("meta", ""), *tensors])
+    return sha256(*tensors.values(), text=text)

@@ -1,0 +1,65 @@
+"""CCUP, Consistent Class Unlearning Projection: arXiv 2512.14137's objective, solved exactly."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clipproj.methods.inputs import forget_and_keep, provenance
+from clipproj.projector import Projector
+from clipproj.text import Embeddings
+
+
+def ccup(
+    forget: Embeddings | Tensor,
+    keep: Embeddings | Tensor,
+    forget_weight: float = 10.0,
+    keep_weight: float = 100.0,
+    strength: float = 1.0,
+    side: str = "image",
+) -> Projector:
+    """The minimiser M of `|M - I|^2 + lam |M F|^2 + mu |M K - K|^2` (Frobenius norms).
+
+    F and K hold the forgotten and kept texts as columns. The minimiser is `M = I - F V^T` with
+
+        V = lam B (I + lam F^T B)^-1,   B = F - mu K (I + mu K^T K)^-1 K^T F,
+
+    so only an m_f x m_f and an m_k x m_k system are solved, never d x d. M acts on texts; the same
+    change of similarity on image features is M^T, rows `z' = z - (z F) V^T`.
+
+    Args:
+        forget, keep: [m, d], any row lengths.
+        forget_weight: lam > 0; larger forgets more.
+        keep_weight: mu >= 0; larger moves kept texts less. With 0 and one text it is the partial
+            projection of strength lam / (1 + lam).
+        strength: in [0, 1]; above, rows get longer (2.2 times at 2).
+        side: "image" or "text", whose features the projector edits.
+
+    Returns:
+        An oblique Projector of rank m_f.
+
+    Raises:
+        ValueError: for NaN, inf or zero rows, for texts on both lists, for weights out of range.
+    """
+    if keep is None:
+        raise ValueError("ccup: keep must be Embeddings or a tensor [m, d], got None")
+    f, k = forget_and_keep("ccup", forget, keep)
+    if not (math.isfinite(forget_weight) and forget_weight > 0):
+        raise ValueError(f"ccup: forget_weight must be finite and above 0, got {forget_weight}")
+    if not (math.isfinite(keep_weight) and keep_weight >= 0):
+        raise ValueError(f"ccup: keep_weight must be finite and at least 0, got {keep_weight}")
+
+    # rows here are the columns of the formula, so every product is transposed
+    kept = torch.linalg.solve(_plus_identity(keep_weight * k @ k.T), k @ f.T)
+    b = f - keep_weight * kept.T @ k
+    v = torch.linalg.solve(_plus_identity(forget_weight * f @ b.T), forget_weight * b)
+    parameters = {"forget_weight": forget_weight, "keep_weight": keep_weight}
+    history = provenance("ccup", parameters, forget, keep)
+    read, write = (f, v) if side == "image" else (v, f)
+    return Projector(read, write, strength=strength, side=side, provenance=history)
+
+
+def _plus_identity(square: Tensor) -> Tensor:
+    return square + torch.eye(len(square), dtype=square.dtype, device=square.device)

@@ -1,0 +1,47 @@
+"""LEACE (Belrose et al., arXiv 2306.03819): import the eraser of the concept-erasure package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from clipproj.methods.inputs import provenance
+from clipproj.projector import Projector
+
+
+def from_leace(eraser: Any, side: str = "image") -> Projector:
+    """The Projector that does what a fitted `concept_erasure.LeaceEraser` does.
+
+    Its call is `x - (x - bias) proj_right^T proj_left^T`, hence read = proj_right, write =
+    proj_left^T, offset = read . bias. Directions that its fit truncated, which it keeps as zeros,
+    are dropped. The package itself is not needed.
+
+    Args:
+        eraser: has `proj_left` [d, k], `proj_right` [k, d] and `bias` [d] or None.
+
+    Raises:
+        TypeError: when `eraser` has no such attributes; ValueError: when their shapes do not fit.
+    """
+    left, right = getattr(eraser, "proj_left", None), getattr(eraser, "proj_right", None)
+    bias = getattr(eraser, "bias", None)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        raise TypeError(
+            "from_leace: eraser must have tensors proj_left and proj_right, got "
+            f"{type(eraser).__name__}"
+        )
+    if left.ndim != 2 or left.shape != right.T.shape:
+        raise ValueError(
+            "from_leace: eraser must have proj_left [d, k] and proj_right [k, d], got "
+            f"{list(left.shape)} and {list(right.shape)}"
+        )
+    if bias is not None and bias.shape != right.shape[1:]:
+        raise ValueError(
+            f"from_leace: eraser must have a bias [{right.shape[1]}], got {list(bias.shape)}"
+        )
+    read, write = right.detach().double(), left.detach().double().T
+    live = read.any(1) & write.any(1)
+    read, write = read[live], write[live]
+    offset = None if bias is None else read @ bias.detach().double()
+    history = provenance("leace", {"rank": len(read), "affine": bias is not None})
+    return Projector(read, write, offset, side=side, provenance=history)

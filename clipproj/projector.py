@@ -1,0 +1,281 @@
+"""The projector: a rank-k update of feature rows, as a module with its strength and its history."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipproj import files, ops
+
+SIDES = ("image", "text")
+
+
+class Projector(nn.Module):
+    """`z' = z - s (z R^T - c) W` for rows z, with read R, write W, offset c and strength s.
+
+    Factors stay float32 whatever `.half()` or `.to(dtype)` do to the module around them: rounding
+    them to bfloat16 leaves about 1.7 times more of the erased direction. float64 features are
+    projected in float64.
+
+    Args:
+        read: [k, d], 0 <= k <= d, what is measured in a row.
+        write: [k, d], what is taken out for it; None when the projector is symmetric (W is R, with
+            orthonormal rows), and then one matrix is stored.
+        offset: [k], subtracted from the measurements (affine edits such as LEACE), or None.
+        strength: 0 leaves rows alone, 1 projects. A symmetric projector takes [0, 2] (2 reflects,
+            and no row gets longer); others [0, 1], up to 2 with a warning: they lengthen rows.
+        side: the tower whose features it edits, "image" or "text". The other one needs `.T`.
+        provenance: where it comes from: method, parameters, class names, model; kept in files.
+
+    Raises:
+        TypeError, ValueError: for factors that are not tensors, of other shapes, or not finite; for
+            a symmetric read whose rows are not orthonormal; for a strength out of range.
+    """
+
+    read: Tensor
+    offset: Tensor | None
+    strength: Tensor
+
+    def __init__(
+        self,
+        read: Tensor,
+        write: Tensor | None = None,
+        offset: Tensor | None = None,
+        strength: float | Tensor = 1.0,
+        *,
+        side: str = "image",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if side not in SIDES:
+            raise ValueError(f'Projector: side must be "image" or "text", got {side!r}')
+        read = _factor("read", read)
+        if read.ndim != 2 or read.shape[1] < 1 or read.shape[0] > read.shape[1]:
+            raise ValueError(
+                "Projector: read must be [k, d] with 0 <= k <= d and d >= 1, got "
+                f"{list(read.shape)}"
+            )
+        write = None if write is None else _factor("write", write)
+        if write is not None and write.shape != read.shape:
+            raise ValueError(
+                f"Projector: write must be {list(read.shape)} as read is, got {list(write.shape)}"
+            )
+        offset = None if offset is None else _factor("offset", offset)
+        if offset is not None and offset.shape != read.shape[:1]:
+            raise ValueError(
+                f"Projector: offset must be [{read.shape[0]}], got {list(offset.shape)}"
+            )
+        if write is None:
+            _check_orthonormal(read)
+        self.side = side
+        self.provenance = dict(provenance or {})
+        self.register_buffer("read", read)
+        self.register_buffer("_write", write)
+        self.register_buffer("offset", offset)
+        self.register_buffer("strength", torch.empty((), dtype=torch.float32, device=read.device))
+        self.strength.copy_(self._checked(strength))
+
+    @property
+    def write(self) -> Tensor:
+        """[k, d]; the very tensor `read` when the projector is symmetric."""
+        return self.read if self._write is None else self._write
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether read and write are one matrix."""
+        return self._write is None
+
+    @property
+    def rank(self) -> int:
+        """k, the number of directions."""
+        return self.read.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the features."""
+        return self.read.shape[1]
+
+    def forward(
+        self, x: Tensor, strength: float | Tensor | None = None, normalize: bool = False
+    ) -> Tensor:
+        """The edited rows, in the shape and dtype of x.
+
+        Args:
+            x: [..., d], float32, bfloat16 or float16, on the CPU also float64.
+            strength: replaces the projector's own; a number, a 0-dim tensor, or a tensor with one
+                value per row, [...] or flattened. Numbers are checked, tensors are not: they may
+                live on a device that must not be waited for.
+            normalize: also divide each row by its length, in the same pass.
+        """
+        factors = self.factors(x.dtype)
+        if isinstance(strength, Tensor):
+            per_row = strength.flatten() if strength.ndim else strength
+            factors["strength"] = per_row.to(factors["read"].dtype)
+        elif strength is not None:
+            value = self._checked(strength)
+            factors["strength"] = torch.full_like(factors["strength"], value)
+        return ops.project(x, **factors, normalize=normalize)
+
+    def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
+        """read, write, offset, strength as the operators take them for features of `dtype`.
+
+        float64 for float64, else float32; write stays the same tensor as read when symmetric.
+        """
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        read = self.read.to(wide)
+        return {
+            "read": read,
+            "write": read if self._write is None else self._write.to(wide),
+            "offset": None if self.offset is None else self.offset.to(wide),
+            "strength": self.strength.to(wide),
+        }
+
+    @property
+    def T(self) -> Projector:
+        """The same change of similarity, made on the other tower: read and write swapped.
+
+        <P^T x, t> = <x, P t>. Raises ValueError for a projector with an offset, which has no such
+        counterpart.
+        """
+        if self.offset is not None:
+            raise ValueError("T: projector must have no offset, got an affine one")
+        other = "text" if self.side == "image" else "image"
+        swapped = None if self._write is None else self.read
+        return self._like(self.write, swapped, strength=self.strength, side=other)
+
+    def scaled(self, strength: float | Tensor) -> Projector:
+        """The same projector with another strength of its own: `p.scaled(s)(x)` is `p(x, s)`."""
+        return self._like(self.read, self._write, self.offset, strength)
+
+    def _like(
+        self,
+        read: Tensor,
+        write: Tensor | None,
+        offset: Tensor | None = None,
+        strength: float | Tensor = 1.0,
+        side: str | None = None,
+    ) -> Projector:
+        side = side or self.side
+        return Projector(read, write, offset, strength, side=side, provenance=self.provenance)
+
+    def dense(self) -> Tensor:
+        """[d, d] float32 matrix P of the linear part: `z' = z @ p.dense() + p.shift()`."""
+        f = self.factors(torch.float64)
+        eye = torch.eye(self.dim, dtype=torch.float64, device=self.read.device)
+        return (eye - f["strength"] * f["read"].T @ f["write"]).float()
+
+    def shift(self) -> Tensor:
+        """[d] float32 constant of the edit, s c W; zeros without an offset."""
+        f = self.factors(torch.float64)
+        offset = f["read"].new_zeros(self.rank) if f["offset"] is None else f["offset"]
+        return (f["strength"] * offset @ f["write"]).float()
+
+    def residual(self, x: Tensor) -> Tensor:
+        """How much of each row of x [..., d] lies along what is erased: [...] float64 in [0, 1].
+
+        The part of a row inside span(read), relative to the row's length (with an offset: its
+        distance to the place that full strength moves rows to). Measures x as it is: give edited
+        features and read near 0 at strength 1. Zero rows have residual 0.
+        """
+        rows = x.detach().double()
+        if rows.shape[-1:] != (self.dim,):
+            raise ValueError(f"residual: x must be [..., {self.dim}], got {list(x.shape)}")
+        f = self.factors(torch.float64)
+        measured = rows @ f["read"].T
+        if f["offset"] is not None:
+            measured = measured - f["offset"]
+        # z R^T (R R^T)^{-1} R: right whatever the lengths and angles of read's rows
+        inside = measured @ torch.linalg.pinv(f["read"]).T
+        return inside.norm(dim=-1) / rows.norm(dim=-1).clamp_min(torch.finfo(rows.dtype).tiny)
+
+    def content_hash(self) -> str:
+        """SHA-256 hex over side, factors and strength: equal exactly when the edit is."""
+        text = f"projector side={self.side} symmetric={self.symmetric}"
+        return files.sha256(self.read, self._write, self.offset, self.strength, text=text)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write factors and provenance to a safetensors file, atomically. Raises OSError."""
+        tensors = {"read": self.read, "write": self._write, "offset": self.offset}
+        tensors = {name: t for name, t in tensors.items() if t is not None}
+        meta = {"side": self.side, "provenance": self.provenance, "hash": self.content_hash()}
+        files.write(path, "projector", tensors | {"strength": self.strength}, meta)
+
+    def _checked(self, strength: float | Tensor) -> float:
+        """The number, if it is one that this projector may have."""
+        if isinstance(strength, Tensor) and strength.ndim:
+            shape = list(strength.shape)
+            raise ValueError(f"Projector: strength must be a number or 0-dim, got {shape}")
+        number = float(strength)
+        shrinks = self.symmetric and self.offset is None
+        if not 0 <= number <= 2:
+            limit = "[0, 2]" if shrinks else "[0, 1] (at most 2)"
+            raise ValueError(f"Projector: strength must be in {limit}, got {number:g}")
+        if number > 1 and not shrinks:
+            what = "read and write differ" if self.offset is None else "it has an offset"
+            text = f"Projector: strength {number:g} above 1 can lengthen rows, because {what}"
+            warnings.warn(text, stacklevel=3)
+        return number
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Projector:
+        """Move with the module, keep the precision."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                moved = fn(buffer)
+                self._buffers[name] = (
+                    moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+                )
+        return self
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.symmetric else "oblique" if self.offset is None else "affine"
+        text = f"dim={self.dim}, rank={self.rank}, {kind}, side={self.side!r}"
+        text += f", strength={float(self.strength):g}"
+        names = self.provenance.get("forget", {}).get("names")
+        return f"{text}, forget={names}" if names else text
+
+
+def load(path: str | os.PathLike[str]) -> Projector:
+    """Read a projector that `Projector.save` wrote, factors bit for bit.
+
+    Raises FileNotFoundError, or ValueError when the file is damaged, foreign, not a projector, or
+    of a newer format.
+    """
+    artefact = files.read(path, "projector")
+    tensors, meta = artefact.tensors, artefact.meta
+    with warnings.catch_warnings():  # whoever built it has been warned about its strength
+        warnings.simplefilter("ignore")
+        projector = Projector(
+            tensors["read"],
+            tensors.get("write"),
+            tensors.get("offset"),
+            tensors["strength"],
+            side=meta["side"],
+            provenance=meta["provenance"],
+        )
+    if projector.content_hash() != meta["hash"]:
+        raise ValueError(f"load: path must hold the projector it names, got another hash in {path}")
+    return projector
+
+
+def _factor(name: str, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"Projector: {name} must be a floating point tensor, got {got}")
+    if not value.isfinite().all():
+        raise ValueError(f"Projector: {name} must be finite, got NaN or inf")
+    return value.detach().to(torch.float32, copy=True).contiguous()
+
+
+def _check_orthonormal(read: Tensor) -> None:
+    wide = read.double()
+    off = (wide @ wide.T - torch.eye(len(wide), dtype=wide.dtype, device=wide.device)).abs()
+    if off.numel() and off.max() > 1e-4:
+        raise ValueError(
+            "Projector: read must have orthonormal rows when write is None, got rows that are off "
+            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace"
+        )

@@ -1,0 +1,112 @@
+"""Artefacts: bit-exact round trips, refusal of everything else, no half-written file."""
+
+import errno
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clipproj import files
+
+
+@pytest.fixture
+def artefact(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"b": torch.randn(3, 4).T, "a": torch.tensor(1.5), "half": torch.ones(5).bfloat16()}
+    files.write(path, "undo", tensors, {"name": "Kater Ümlaut", "n": 3})
+    return path, tensors
+
+
+def test_round_trip_keeps_every_bit(artefact):
+    path, tensors = artefact
+    back = files.read(path, "undo")
+    assert back.kind == "undo"
+    assert back.meta == {"name": "Kater Ümlaut", "n": 3}
+    assert back.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back.tensors[name].dtype == tensor.dtype
+        assert torch.equal(back.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("where", [8, -1])  # in the header, in the data
+def test_one_flipped_bit_is_refused(artefact, where):
+    path, _ = artefact
+    raw = bytearray(path.read_bytes())
+    raw[where if where < 0 else raw.index(b"mlaut")] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"load: path must be"):
+        files.read(path)
+
+
+def test_truncated_file_is_refused(artefact):
+    path, _ = artefact
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="whole safetensors file"):
+        files.read(path)
+
+
+def test_foreign_newer_and_other_kinds_are_refused(artefact, tmp_path):
+    path, _ = artefact
+    with pytest.raises(ValueError, match="must hold a projector, got a undo"):
+        files.read(path, "projector")
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.ones(1)}, foreign)
+    with pytest.raises(ValueError, match="written by clipproj"):
+        files.read(foreign)
+    header = {"format": "clipproj-99", "kind": "undo", "meta": "{}", "digest": "0"}
+    save_file({"x": torch.ones(1)}, foreign, metadata=header)
+    with pytest.raises(ValueError, match="a newer clipproj wrote it"):
+        files.read(foreign)
+    with pytest.raises(FileNotFoundError, match="load: path must be a file"):
+        files.read(tmp_path / "absent")
+
+
+def test_failure_while_writing_leaves_the_old_file_and_nothing_else(artefact, monkeypatch):
+    path, tensors = artefact
+    before = path.read_bytes()
+
+    def full_disk(plain, part, metadata):
+        part.write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        files.write(path, "undo", tensors, {})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_unwritable_folder_names_the_folder(tmp_path):
+    with pytest.raises(OSError, match=r"write: cannot write into .*absent"):
+        files.write(tmp_path / "absent" / "a", "undo", {}, {})
+
+
+def test_written_files_are_readable_by_others(artefact):
+    assert artefact[0].stat().st_mode & 0o444 == 0o444
+
+
+def test_files_are_plain_safetensors(artefact):
+    path, tensors = artefact
+    assert load_file(path).keys() == tensors.keys()
+
+
+def test_sha256_sees_dtype_shape_bytes_order_and_absence():
+    x = torch.arange(6.0)
+    seen = [
+        files.sha256(x),
+        files.sha256(x.double()),
+        files.sha256(x.reshape(2, 3)),
+        files.sha256(-x),
+        files.sha256(x, None),
+        files.sha256(None, x),
+        files.sha256(x, text="t"),
+    ]
+    assert len(set(seen)) == len(seen)
+    assert files.sha256(x.reshape(2, 3).T) == files.sha256(x.reshape(2, 3).T.contiguous())
+
+
+def test_meta_that_is_not_json_is_an_error_and_writes_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        files.write(tmp_path / "a", "undo", {}, {"x": object()})
+    assert json.dumps([p.name for p in tmp_path.iterdir()]) == "[]"

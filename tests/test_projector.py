@@ -1,0 +1,243 @@
+"""Projector: the formula, its strength, its factors' precision, its file."""
+
+import copy
+import io
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clipproj
+from clipproj import Projector
+
+D = 24
+
+
+def basis(k, d=D, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(k, d, generator=g, dtype=torch.float64).T)[0].T
+
+
+def symmetric(k=3, **options):
+    return Projector(basis(k), **options)
+
+
+def oblique(k=3, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return Projector(torch.randn(k, D, generator=g), torch.randn(k, D, generator=g) / D)
+
+
+def affine(k=3):
+    p = oblique(k)
+    return Projector(p.read, p.write, torch.linspace(-1, 1, k))
+
+
+KINDS = [symmetric, oblique, affine, lambda: symmetric(strength=1.5), lambda: symmetric(0)]
+
+
+def rows(*shape, dtype=torch.float32):
+    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def by_hand(p, x, s=None):
+    s = p.strength.double() if s is None else s
+    c = 0 if p.offset is None else p.offset.double()
+    return x.double() - s * ((x.double() @ p.read.double().T - c) @ p.write.double())
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
+def test_call_is_the_formula_and_equals_dense_and_shift(make, shape):
+    p, x = make(), rows(*shape)
+    want = by_hand(p, x)
+    torch.testing.assert_close(p(x).double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((x @ p.dense() + p.shift()).double(), want, rtol=1e-5, atol=1e-5)
+    unit = F.normalize(want, dim=-1)
+    torch.testing.assert_close(p(x, normalize=True).double(), unit, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0, 0.25, 1, 2.0, torch.tensor(0.5)])
+def test_call_strength_replaces_own(strength):
+    p, x = symmetric(strength=1.5), rows(4)
+    want = by_hand(p, x, float(strength))
+    torch.testing.assert_close(p(x, strength).double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(p.scaled(strength)(x), p(x, strength))
+    assert float(p.strength) == 1.5
+
+
+def test_strength_per_row_in_the_shape_of_the_leading_dims():
+    p, x = symmetric(), rows(2, 3)
+    s = torch.linspace(0, 2, 6).reshape(2, 3)
+    want = by_hand(p, x, s.double()[..., None])
+    torch.testing.assert_close(p(x, s).double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(p(x, s), p(x, s.flatten()))
+
+
+@pytest.mark.parametrize("value", [-0.1, 2.1, float("nan"), float("inf")])
+def test_strength_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=r"strength must be in \[0, 2\]"):
+        symmetric(strength=value)
+    with pytest.raises(ValueError, match=r"strength must be in \[0, 2\]"):
+        symmetric()(rows(1), value)
+    with pytest.raises(ValueError, match=r"strength must be in \[0, 1\]"):
+        oblique()(rows(1), value)
+
+
+def test_strength_above_one_warns_only_where_rows_can_get_longer(recwarn):
+    symmetric().scaled(2.0)
+    assert not recwarn
+    for make in (oblique, affine):
+        with pytest.warns(UserWarning, match="above 1 can lengthen rows"):
+            make().scaled(1.5)
+
+
+def test_symmetric_edit_never_lengthens_up_to_strength_two():
+    p, x = symmetric(), rows(64)
+    norms = [p(x, s).norm(dim=-1) for s in (0, 0.5, 1, 1.5, 2)]
+    assert all((n <= x.norm(dim=-1) * (1 + 1e-6)).all() for n in norms)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("move", ["half", "bfloat16", "double"])
+def test_factors_keep_their_precision_and_their_sharing(make, move):
+    p = make()
+    before = p.content_hash()
+    model = torch.nn.Sequential(torch.nn.Linear(D, D), p)
+    getattr(model, move)()
+    assert model[0].weight.dtype != torch.float32
+    assert p.read.dtype == p.write.dtype == p.strength.dtype == torch.float32
+    assert p.content_hash() == before
+
+
+def test_symmetric_projector_stores_one_matrix_everywhere(tmp_path):
+    p = symmetric()
+    p.save(tmp_path / "p")
+    pickled = io.BytesIO()
+    torch.save(p, pickled)
+    pickled.seek(0)
+    for q in (
+        p,
+        p.to("cpu", torch.float16),
+        copy.deepcopy(p),
+        p.T,
+        p.scaled(0.5),
+        clipproj.load(tmp_path / "p"),
+        torch.load(pickled, weights_only=False),
+    ):
+        assert q.symmetric
+        assert q.write is q.read
+    assert sum(t.numel() for t in p.state_dict().values()) == p.read.numel() + 1
+    assert (tmp_path / "p").stat().st_size < p.read.numel() * 4 + 2000
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_result_has_the_dtype_of_the_features(dtype):
+    p, x = symmetric(), rows(3, dtype=dtype)
+    assert p(x).dtype == dtype
+    if dtype == torch.float64:
+        torch.testing.assert_close(p(x), by_hand(p, x), rtol=1e-14, atol=1e-14)
+
+
+def test_transpose_moves_the_edit_to_the_other_tower():
+    p, x, t = oblique(), rows(4), rows(5).flip(1)
+    assert p.T.side == "text"
+    assert p.T.T.content_hash() == p.content_hash()
+    torch.testing.assert_close(p(x) @ t.T, x @ p.T(t).T, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="T: projector must have no offset"):
+        _ = affine().T
+
+
+def test_residual_is_the_share_along_the_erased_span():
+    p = symmetric(2)
+    inside, outside = p.read[0].double(), basis(3)[2]
+    x = torch.stack([inside, outside, 0.6 * inside + 0.8 * outside, torch.zeros(D).double()])
+    want = torch.tensor([1, 0, 0.6, 0]).double()
+    torch.testing.assert_close(p.residual(x), want, atol=1e-6, rtol=0)
+    assert p.residual(p(rows(9))).max() < 1e-6
+    q = Projector(basis(3, seed=4) * torch.tensor([[1.0], [5], [0.1]]), basis(3))  # not unit rows
+    projected = rows(6) @ (torch.eye(D) - torch.linalg.pinv(q.read) @ q.read)
+    assert q.residual(projected).max() < 1e-5
+    torch.testing.assert_close(q.residual(q.read), torch.ones(3).double())
+    assert symmetric(0).residual(rows(2)).eq(0).all()
+
+
+def test_residual_of_an_affine_projector_is_the_distance_to_where_rows_land():
+    g = torch.Generator().manual_seed(3)
+    read = torch.randn(2, D, generator=g).double()
+    p = Projector(read, torch.linalg.pinv(read).T, torch.tensor([0.5, -2.0]))
+    assert p.residual(p(rows(6))).max() < 1e-5
+    assert p.residual(rows(6)).min() > 1e-2
+
+
+def test_content_hash_changes_with_everything_that_changes_the_edit():
+    p = oblique()
+    others = [
+        Projector(p.read, p.write, side="text"),
+        Projector(p.write, p.read),
+        Projector(p.read, p.write, torch.zeros(3)),
+        p.scaled(0.5),
+        Projector(p.read[:2], p.write[:2]),
+        symmetric(),
+        Projector(symmetric().read, symmetric().read),
+    ]
+    hashes = [q.content_hash() for q in [p, *others]]
+    assert len(set(hashes)) == len(hashes)
+    assert Projector(p.read, p.write, provenance={"method": "x"}).content_hash() == p.content_hash()
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_file_round_trip(make, tmp_path):
+    p = make()
+    p.provenance["forget"] = {"names": ["cat"], "templates": ["a photo of a {}."]}
+    p.save(tmp_path / "p.safetensors")
+    q = clipproj.load(tmp_path / "p.safetensors")
+    assert q.content_hash() == p.content_hash()
+    assert q.provenance == p.provenance
+    assert torch.equal(p(rows(3)), q(rows(3)))
+    assert "forget=['cat']" in repr(q)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((torch.randn(3),), ValueError, r"read must be \[k, d\] .* got \[3\]"),
+        ((torch.randn(5, 3),), ValueError, r"read must be \[k, d\] with 0 <= k <= d"),
+        ((torch.randn(2, 3),), ValueError, "read must have orthonormal rows"),
+        ((torch.full((1, 3), torch.nan),), ValueError, "read must be finite, got NaN"),
+        ((torch.ones(1, 3, dtype=torch.int64),), TypeError, "tensor, got torch.int64"),
+        (([[1.0, 0]],), TypeError, "floating point tensor, got list"),
+        ((torch.ones(1, 3), torch.ones(2, 3)), ValueError, r"write must be \[1, 3\]"),
+        ((torch.ones(1, 3), torch.ones(1, 3), torch.ones(2)), ValueError, r"offset must be \[1\]"),
+        ((torch.eye(2), None, None, torch.ones(2)), ValueError, "must be a number or 0-dim"),
+    ],
+)
+def test_wrong_factors_are_refused(arguments, error, text):
+    with pytest.raises(error, match=text):
+        Projector(*arguments)
+
+
+def test_wrong_side_and_wrong_width_are_refused():
+    with pytest.raises(ValueError, match='side must be "image" or "text"'):
+        Projector(basis(1), side="both")
+    with pytest.raises(RuntimeError, match=r"project: read must be \[k, d\] with d=5"):
+        symmetric()(torch.randn(2, 5))
+    with pytest.raises(ValueError, match=r"residual: x must be \[..., 24\]"):
+        symmetric().residual(torch.randn(2, 5))
+
+
+def test_factors_are_copies_of_what_was_given():
+    read = basis(2).float()
+    p = Projector(read)
+    read.zero_()
+    assert p.read.norm() > 1
+
+
+def test_compiles_whole_with_tensor_strengths_and_any_batch_without_recompiling():
+    torch._dynamo.reset()
+    p = symmetric()
+    call = torch.compile(p, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n, s in pairwise([5, 7, 11, 13]):
+            strength = torch.tensor(s / 10)
+            assert torch.equal(call(rows(n), strength), p(rows(n), strength))
