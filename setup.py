@@ -13,10 +13,17 @@ import subprocess
 from glob import glob
 from pathlib import Path
 
-import pybind11
-import torch
 from setuptools import setup
-from torch.utils import cpp_extension
+
+try:
+    import pybind11
+    import torch
+    from torch.utils import cpp_extension
+except ModuleNotFoundError as missing:  # only without build isolation: pyproject.toml asks for both
+    raise SystemExit(
+        f"clipproj: building needs {missing.name} in this environment: "
+        "pip install 'torch>=2.10' 'pybind11>=3' ninja, then install clipproj again"
+    ) from None
 
 VERSION = re.search(r'__version__ = "(.+?)"', Path("clipproj/_version.py").read_text())[1]
 TORCH_TARGET = "2.10"  # the stable ABI promises every torch from here on
@@ -54,7 +61,7 @@ def cuda_refusal(home: Path | None) -> str | None:
 
 def default_arch_list() -> str:
     """torch's own architectures, from Turing on, as numbers; needs no GPU."""
-    sms = [int(arch[3:]) for arch in torch._C._cuda_getArchFlags().split() if arch.startswith("sm_")]
+    sms = [int(sm) for sm in re.findall(r"\bsm_(\d+)", torch._C._cuda_getArchFlags())]
     return ";".join(f"{sm // 10}.{sm % 10}" for sm in sms if sm >= 75) + "+PTX"
 
 
@@ -80,7 +87,8 @@ def extensions() -> list:
     # No -march, no fast-math: instruction sets are chosen at run time (csrc/cpu/isa.cpp), and one
     # source must mean one result, hence no contraction of a * b + c behind our back either.
     cxx = [*optimise, target, "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-    cxx += ["-Wno-unused-parameter", f"-ffile-prefix-map={Path.cwd()}/="]
+    anonymous = f"-ffile-prefix-map={Path.cwd()}/="  # error texts name csrc/..., not this machine
+    cxx += ["-Wno-unused-parameter", anonymous]
     cxx += [] if DEBUG else ["-g0"]
     define = {
         "CLIPPROJ_VERSION": VERSION,
@@ -101,7 +109,8 @@ def extensions() -> list:
     if cuda:
         os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(home)
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_arch_list())
-        nvcc = [*optimise, target, "-DUSE_CUDA", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
+        nvcc = [*optimise, target, "-DUSE_CUDA", "-lineinfo"]
+        nvcc += [f"-Xcompiler=-fvisibility=hidden,{anonymous}"]
         found.append(
             cpp_extension.CUDAExtension(
                 f"clipproj._C_cu{torch.version.cuda.split('.')[0]}",

@@ -8,13 +8,13 @@ namespace clipproj {
 // x' = x - s (x read^T - offset) write, row by row; A is the type of factors and accumulators.
 template <class A>
 struct ProjectParams {
-  const void* x;        // [n, d], element (i, j) at i * x_row + j * x_col
-  void* out;            // [n, d] as x; the same memory when in place; null when only norms are wanted
-  A* norm;              // [n], the length of each projected row; null when rows are wanted
-  const A* read;        // [k, d], contiguous
-  const A* write;       // [k, d], contiguous; equal to read when the projector is symmetric
-  const A* offset;      // [k] or null
-  const A* strength;    // element i * strength_row for row i; null means 1
+  const void* x;      // [n, d], element (i, j) at i * x_row + j * x_col
+  void* out;          // [n, d] as x; the same memory when in place; null when only norms are wanted
+  A* norm;            // [n], the length of each projected row; null when rows are wanted
+  const A* read;      // [k, d], contiguous
+  const A* write;     // [k, d], contiguous; equal to read when the projector is symmetric
+  const A* offset;    // [k] or null
+  const A* strength;  // element i * strength_row for row i; null means 1
   int64_t n, d, k;
   int64_t x_row, x_col;
   int64_t out_row, out_col;

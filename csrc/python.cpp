@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is not a tensor and no operator schema can carry: which build this is and which instruction
-// set it runs. Tensor functions are never bound here: torch.compile and autograd would not see them.
+// set it runs. Tensor functions are never bound here: torch.compile and autograd would not see
+// them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -18,7 +19,7 @@ PYBIND11_MODULE(_C, m) {
         info["compiler"] = __VERSION__;
         info["torch_built"] = CLIPPROJ_TORCH_BUILT;    // headers this was compiled against
         info["torch_target"] = CLIPPROJ_TORCH_TARGET;  // oldest torch that can load it
-        info["cuda_built"] = CLIPPROJ_CUDA_BUILT;      // toolkit of the CUDA library, "" without one
+        info["cuda_built"] = CLIPPROJ_CUDA_BUILT;  // toolkit of the CUDA library, "" without one
         info["cpu_isas"] = clipproj::cpu_isas();
         return info;
       },

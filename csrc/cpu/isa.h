@@ -18,18 +18,22 @@ struct CpuKernels {
   ProjectFn<float> project_f32, project_bf16, project_f16;
 };
 
-const CpuKernels& cpu_kernels();              // the table in force
-std::string cpu_isa();                        // its name
-std::vector<std::string> cpu_isas();          // what this machine runs, lowest first
-void set_cpu_isa(const std::string& name);    // throws std::invalid_argument for anything else
+const CpuKernels& cpu_kernels();            // the table in force
+std::string cpu_isa();                      // its name
+std::vector<std::string> cpu_isas();        // what this machine runs, lowest first
+void set_cpu_isa(const std::string& name);  // throws std::invalid_argument for anything else
 
 namespace scalar {
 extern const CpuKernels kernels;
 extern const ProjectFn<double> project_f64;  // gradcheck and float64 models need no other
-}
+}  // namespace scalar
 #if defined(__x86_64__)
-namespace avx2 { extern const CpuKernels kernels; }
-namespace avx512 { extern const CpuKernels kernels; }
+namespace avx2 {
+extern const CpuKernels kernels;
+}
+namespace avx512 {
+extern const CpuKernels kernels;
+}
 #endif
 
 }  // namespace clipproj

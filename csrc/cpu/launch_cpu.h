@@ -12,13 +12,22 @@ template <class A>
 void launch_rows(ProjectFn<A> kernel, const Factors& f, const void* x, Rows from, void* out,
                  Rows to, void* norm, bool normalize) {
   const ProjectParams<A> p{
-      x, out, static_cast<A*>(norm),
+      x,
+      out,
+      static_cast<A*>(norm),
       static_cast<const A*>(f.read.const_data_ptr()),
       static_cast<const A*>(f.write.const_data_ptr()),
       f.offset ? static_cast<const A*>(f.offset->const_data_ptr()) : nullptr,
       f.strength ? static_cast<const A*>(f.strength->const_data_ptr()) : nullptr,
-      from.n, from.d, f.k, from.row, from.col, to.row, to.col,
-      f.strength && f.strength->dim() == 1 ? 1 : 0, normalize};
+      from.n,
+      from.d,
+      f.k,
+      from.row,
+      from.col,
+      to.row,
+      to.col,
+      f.strength && f.strength->dim() == 1 ? 1 : 0,
+      normalize};
   // A thread is worth waking for some ten microseconds of work; bits do not depend on the split.
   constexpr int64_t kWorkPerThread = 1 << 17;
   const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (p.d * (p.k + 2)));
@@ -38,8 +47,7 @@ inline void launch_cpu(ScalarType type, const Factors& f, const void* x, Rows fr
       return launch_rows(kernels.project_bf16, f, x, from, out, to, norm, normalize);
     case ScalarType::Half:
       return launch_rows(kernels.project_f16, f, x, from, out, to, norm, normalize);
-    default:
-      return launch_rows(scalar::project_f64, f, x, from, out, to, norm, normalize);
+    default: return launch_rows(scalar::project_f64, f, x, from, out, to, norm, normalize);
   }
 }
 

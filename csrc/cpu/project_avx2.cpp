@@ -41,9 +41,7 @@ struct Vec {
   static Vec load(const Half* p) { return {_mm256_cvtph_ps(load_16bit(p))}; }
   static Vec load(const float* p, int64_t lanes) { return {_mm256_maskload_ps(p, mask(lanes))}; }
   static Vec load(const BFloat16* p, int64_t lanes) { return widen_bf16(load_16bit(p, lanes)); }
-  static Vec load(const Half* p, int64_t lanes) {
-    return {_mm256_cvtph_ps(load_16bit(p, lanes))};
-  }
+  static Vec load(const Half* p, int64_t lanes) { return {_mm256_cvtph_ps(load_16bit(p, lanes))}; }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(BFloat16* p) const { store_16bit(p, to_bf16()); }

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX-512 (F, BW, DQ, VL). Headers before the pragma, for the reason given in project_avx2.cpp.
 #if defined(__x86_64__)
+// GCC 12 warns of the undefined operands that its own AVX-512 intrinsics pass on purpose (bug
+// 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -13,9 +19,8 @@
 #include "isa.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(                                               \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), \
-    apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
@@ -68,7 +73,8 @@ struct Vec {
   static Vec widen_bf16(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
-  // Round to nearest even by hand: vcvtneps2bf16 would flush denormals. NaN as c10::BFloat16 has it.
+  // Round to nearest even by hand: vcvtneps2bf16 would flush denormals. NaN as c10::BFloat16 has
+  // it.
   __m256i to_bf16() const {
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -7,13 +7,14 @@
 // `project`, `project_`, `fold_` and `projected_norm` all come through here, so a weight folded
 // along either dim and a feature projected on the fly get the same arithmetic.
 //
-// Each row's sums run over d in one order (lane by lane, then across lanes) and over k in one order,
-// whatever rows share its tile: the bits of a row depend neither on n nor on the thread count.
+// Each row's sums run over d in one order (lane by lane, then across lanes) and over k in one
+// order, whatever rows share its tile: the bits of a row depend neither on n nor on the thread
+// count.
 
-constexpr int64_t kRowsPerBlock = 4;   // rows that share each loaded factor
-constexpr int64_t kUnitTile = 4;       // rows a tile when features are adjacent in memory
-constexpr int64_t kStridedTile = 16;   // and when they are not: one cache line of neighbouring rows
-constexpr double kNormEps = 1e-12;     // as torch.nn.functional.normalize
+constexpr int64_t kRowsPerBlock = 4;  // rows that share each loaded factor
+constexpr int64_t kUnitTile = 4;      // rows a tile when features are adjacent in memory
+constexpr int64_t kStridedTile = 16;  // and when they are not: one cache line of neighbouring rows
+constexpr double kNormEps = 1e-12;    // as torch.nn.functional.normalize
 
 // Cache-line aligned scratch of one thread.
 template <class A>
@@ -37,7 +38,8 @@ void load_tile(const T* x, int64_t x_row, int64_t x_col, int64_t rows, int64_t d
   if (x_col == 1) {
     for (int64_t r = 0; r < rows; ++r) {
       int64_t j = 0;
-      for (; j + V::kLanes <= d; j += V::kLanes) V::load(x + r * x_row + j).store(tile + r * ld + j);
+      for (; j + V::kLanes <= d; j += V::kLanes)
+        V::load(x + r * x_row + j).store(tile + r * ld + j);
       if (j < d) V::load(x + r * x_row + j, d - j).store(tile + r * ld + j);
     }
     return;
@@ -148,7 +150,8 @@ void project_block(const ProjectParams<typename V::A>& p, int64_t row, typename 
 }
 
 // The length of one projected row of the tile. A sum of squares that leaves the type's range is
-// taken again relative to the largest element; `row` is then left divided by it and `scale` says so.
+// taken again relative to the largest element; `row` is then left divided by it and `scale` says
+// so.
 template <class V>
 typename V::A row_norm(typename V::A* row, int64_t ld, typename V::A* scale) {
   using A = typename V::A;

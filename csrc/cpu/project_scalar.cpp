@@ -58,9 +58,7 @@ struct Vec {
     for (int64_t i = 0; i < kLanes; ++i) b.v[i] *= v[i];
     return b;
   }
-  A sum() const {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-  }
+  A sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 };
 
 #include "project_kernel.inl"

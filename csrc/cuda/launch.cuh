@@ -24,9 +24,8 @@ void launch_rows(const ProjectParams<float>& p, const Tensor& x, cudaStream_t st
   require(shared <= static_cast<size_t>(limit), "project", "d + k must fit ", limit,
           " bytes of shared memory, got d=", p.d, ", k=", p.k);
   if (shared > 48 * 1024) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(project_kernel<T>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared)));
+    STD_CUDA_CHECK(cudaFuncSetAttribute(
+        project_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
   }
   project_kernel<T><<<static_cast<unsigned>(blocks), kThreads, shared, stream>>>(p);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -38,17 +37,26 @@ inline void launch_cuda(const Factors& f, const Tensor& x, const void* from_data
   if (from.n == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   auto pointer = [](const std::optional<Tensor>& t) {
     return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
   };
-  const ProjectParams<float> p{from_data, out, norm,
+  const ProjectParams<float> p{from_data,
+                               out,
+                               norm,
                                static_cast<const float*>(f.read.const_data_ptr()),
                                static_cast<const float*>(f.write.const_data_ptr()),
-                               pointer(f.offset), pointer(f.strength), from.n, from.d, f.k,
-                               from.row, from.col, to.row, to.col,
-                               f.strength && f.strength->dim() == 1 ? 1 : 0, normalize};
+                               pointer(f.offset),
+                               pointer(f.strength),
+                               from.n,
+                               from.d,
+                               f.k,
+                               from.row,
+                               from.col,
+                               to.row,
+                               to.col,
+                               f.strength && f.strength->dim() == 1 ? 1 : 0,
+                               normalize};
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, x, (cudaStream_t)stream);
     case ScalarType::BFloat16: return launch_rows<c10::BFloat16>(p, x, (cudaStream_t)stream);

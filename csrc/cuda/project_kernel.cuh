@@ -47,9 +47,9 @@ __device__ inline float block_max(float value, float* slots) {
 template <class T>
 __global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> p) {
   extern __shared__ float shared[];
-  float* row = shared;         // [d]
-  float* coef = row + p.d;     // [k]
-  float* slots = coef + p.k;   // [kWarps]
+  float* row = shared;        // [d]
+  float* coef = row + p.d;    // [k]
+  float* slots = coef + p.k;  // [kWarps]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   for (int64_t i = blockIdx.x; i < p.n; i += gridDim.x) {

@@ -1,0 +1,165 @@
+"""The refusals of csrc/check.h that metadata allow, with the same words, for fake tensors.
+
+Sizes go through `torch._check`, which serves symbolic ones as well: a dynamic size gets a guard, an
+unbacked one a check at run time. What only the run can know (memory that a factor shares with the
+tensor being written, strides that are symbols) is left to the kernels.
+"""
+
+import math
+
+import torch
+from torch import SymInt, Tensor
+
+_FACTOR_DTYPE = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+}
+Size = int | SymInt
+
+
+def _shape(t: Tensor) -> str:
+    return f"[{', '.join(map(str, t.shape))}]"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _factor(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    want = _FACTOR_DTYPE[x.dtype]
+    torch._check(
+        t.dtype == want,
+        lambda: (
+            f"{op}: {name} must be {_name(want)} for {_name(x.dtype)} features, got {_name(t.dtype)}"
+        ),
+    )
+    torch._check(
+        t.device == x.device, lambda: f"{op}: {name} must be on {x.device}, got {t.device}"
+    )
+
+
+def factors(
+    op: str,
+    subject: str,
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    d: Size,
+    n: Size,
+) -> None:
+    """The factors against n rows of d features of x, which the operator calls `subject`."""
+    torch._check(
+        x.dtype in _FACTOR_DTYPE and not (x.dtype == torch.float64 and x.device.type == "cuda"),
+        lambda: (
+            f"{op}: {subject} must be float32, bfloat16 or float16 (float64 on the CPU), "
+            f"got {_name(x.dtype)}"
+        ),
+    )
+    torch._check(
+        read.dim() == 2 and read.shape[1] == d,
+        lambda: f"{op}: read must be [k, d] with d={d}, got {_shape(read)}",
+    )
+    k = read.shape[0]
+    torch._check(
+        write.dim() == 2 and write.shape[0] == k and write.shape[1] == d,
+        lambda: f"{op}: write must be [k, d] with k={k} and d={d}, got {_shape(write)}",
+    )
+    _factor(op, "read", read, x)
+    _factor(op, "write", write, x)
+    if offset is not None:
+        torch._check(
+            offset.dim() == 1 and offset.shape[0] == k,
+            lambda: f"{op}: offset must be [k] with k={k}, got {_shape(offset)}",
+        )
+        _factor(op, "offset", offset, x)
+    if strength is not None:
+        torch._check(
+            strength.dim() == 0 or (strength.dim() == 1 and strength.shape[0] == n),
+            lambda: f"{op}: strength must be 0-dim or [n] with n={n}, got {_shape(strength)}",
+        )
+        _factor(op, "strength", strength, x)
+
+
+def features(
+    op: str,
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+) -> None:
+    """Features x [..., d] against the factors."""
+    torch._check(
+        x.dim() >= 1 and x.shape[-1] >= 1,
+        lambda: f"{op}: x must be [..., d] with d >= 1, got {_shape(x)}",
+    )
+    factors(op, "x", x, read, write, offset, strength, x.shape[-1], math.prod(x.shape[:-1]))
+
+
+def weight(
+    op: str,
+    weight: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    dim: int,
+) -> None:
+    """A projection weight or bias, with its embedding dimension `dim`, against the factors."""
+    dims = weight.dim()
+    torch._check(
+        dims in (1, 2),
+        lambda: f"{op}: weight must be [in, d], [d, in] or a bias [d], got {_shape(weight)}",
+    )
+    torch._check(
+        -dims <= dim < dims, lambda: f"{op}: dim must be in [{-dims}, {dims - 1}], got {dim}"
+    )
+    torch._check(
+        offset is None or dims == 1,
+        lambda: (
+            f"{op}: offset must come with a bias [d] to hold it, got a weight {_shape(weight)}"
+        ),
+    )
+    torch._check(
+        strength is None or strength.dim() == 0,
+        lambda: f"{op}: strength must be 0-dim, got {_shape(strength)}",
+    )
+    d = weight.shape[dim]
+    torch._check(
+        d >= 1, lambda: f"{op}: weight must have d >= 1 at dim {dim % dims}, got {_shape(weight)}"
+    )
+    rows = weight.shape[1 - dim % dims] if dims == 2 else 1
+    factors(op, "weight", weight, read, write, offset, strength, d, rows)
+
+
+def writable(op: str, subject: str, x: Tensor, *, flat: bool) -> None:
+    """Each element of x at an address of its own; `flat`: leading dims flatten to one stride."""
+    if not all(isinstance(value, int) for value in (*x.shape, *x.stride())) or x.numel() == 0:
+        return
+    dims = [(stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+    reach = 1
+    for stride, size in sorted(dims):
+        torch._check(
+            stride >= reach,
+            lambda: (
+                f"{op}: {subject} must not overlap itself to be written in place, "
+                "got strides that repeat elements"
+            ),
+        )
+        reach += stride * (size - 1)
+    leading = dims[:-1] if x.shape[-1:] != (1,) else dims
+    torch._check(
+        not flat
+        or all(
+            outer[0] == inner[0] * inner[1]
+            for outer, inner in zip(leading, leading[1:], strict=False)
+        ),
+        lambda: (
+            f"{op}: x must have leading dims that flatten to one stride, got strides of a "
+            "permuted view; use project()"
+        ),
+    )

@@ -1,0 +1,376 @@
+"""The command line: `clipproj erase`, `verify`, `undo` and `info`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.text import Text
+    from typer.core import TyperGroup
+except ImportError as error:
+    print(
+        f'clipproj: the command line needs {error.name}: pip install "clipproj[cli]"',
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from error
+
+from clipproj import terminal
+
+# What needs open_clip is imported where it is used: --help must not wait for it.
+
+FAILED, WRONG = 1, 2  # exit codes: the receipt or the check says no; the request can't be met
+
+
+class Commands(TyperGroup):
+    """Every error as one line, or as JSON where the output is JSON; never a traceback unasked."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        options["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):  # a name may have letters the terminal has not
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        try:
+            raise SystemExit(super().main(args, *rest, **options) or 0)
+        except typer.Abort:
+            raise SystemExit(130) from None
+        except Exception as error:
+            usage = getattr(error, "format_message", None)  # typer's own errors
+            known = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+            if os.environ.get("CLIPPROJ_TRACEBACK") == "1" or "--traceback" in args:
+                raise
+            if usage is None and not isinstance(error, known):
+                raise
+            command = next((arg for arg in args if not arg.startswith("-")), "clipproj")
+            text = usage() if usage else terminal.message(error)
+            terminal.show_error(command, text, "--json" in args)
+            raise SystemExit(WRONG) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Make a CLIP-like model forget a class: from its name alone, in closed form, reversibly.",
+    epilog="Start with [bold]clipproj erase cat[/bold] (embedded model), or "
+    "[bold]clipproj erase --help[/bold].",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ERASE_EPILOG = """
+[bold]Examples[/bold]
+
+  clipproj erase cat
+
+  clipproj erase "tabby cat" --plurals --model ViT-B-32 --pretrained openai --images pictures/
+
+  clipproj erase --projector cat.safetensors --model ViT-B-32 --pretrained b32.pt --out edited/
+
+[bold]What the numbers mean[/bold]
+
+[bold]forgotten[/bold]: zero-shot accuracy on the pictures of the erased classes; should fall to 0.
+[bold]all other classes[/bold], and [bold]the nearest[/bold] of them: should stay.
+[bold]cosine[/bold]: between a retained picture's feature before and after; 1 is untouched.
+[bold]linear probe[/bold]: how many erased pictures a classifier trained on edited features finds.
+
+The edit erases the alignment of pictures with the [italic]texts[/italic], not the information: a
+linear probe usually still finds the class. Do not rely on it to hide what a model has seen.
+
+[bold]Exit codes[/bold]: 0 done and verified, 1 the receipt failed (nothing is written), 2 an error.
+"""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
+WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from clipproj import __version__
+
+        print(f"clipproj {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=ERASE_EPILOG)
+def erase(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Classes to forget.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class to keep; repeat. Default: the other picture folders, else 1000 generic "
+            "names.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    keep_file: Annotated[
+        Path | None, typer.Option(help="Names to keep, one a line.", rich_help_panel=WHAT)
+    ] = None,
+    plurals: Annotated[
+        bool, typer.Option("--plurals", help="Forget the plurals too.", rich_help_panel=WHAT)
+    ] = False,
+    synonym: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=OTHER",
+            help="Forget another word for NAME too; repeat.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A prompt with one {}; repeat. Default: OpenAI's 80.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    projector: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Apply a saved projector instead of making one.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="An open_clip architecture, a folder with open_clip_config.json, or "
+            "hf-hub:ORG/REPO. Default: the embedded model.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the architecture: a tag of open_clip, or a file.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures to measure on, a folder for each class.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Default: cuda where there is one.", rich_help_panel=MODEL),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="nullspace|ccup", help="Default: nullspace.", rich_help_panel=HOW),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="0 nothing, 1 projects, 2 reflects. Default: 1.5 for nullspace against more than "
+            "16 kept names, else 1.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|none|span|mean",
+            help="nullspace: what the names are told apart from. Default: auto, span(keep) up to "
+            "16 names, else mean(keep).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="nullspace: at most so many directions.", rich_help_panel=HOW),
+    ] = None,
+    forget_weight: Annotated[
+        float | None, typer.Option(help="ccup: lambda. Default: 10.", rich_help_panel=HOW)
+    ] = None,
+    keep_weight: Annotated[
+        float | None,
+        typer.Option(help="ccup: mu. Default: 100, with the generic names 1.", rich_help_panel=HOW),
+    ] = None,
+    tower: Annotated[
+        str,
+        typer.Option(
+            metavar="image|text", help="The tower whose head is edited.", rich_help_panel=HOW
+        ),
+    ] = "image",
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Apply a projector that another model made.", rich_help_panel=HOW
+        ),
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT)
+    ] = Path("clipproj-out"),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Do all of it, write nothing.", rich_help_panel=OUTPUT),
+    ] = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Make a model forget classes, measure it, and write the edited checkpoint.
+
+    Writes the projector, the checkpoint (open_clip loads it), an undo file, a receipt and a report.
+    Names alone are enough; pictures in class folders are only needed to measure.
+    """
+    from clipproj.erase import erase as run
+    from clipproj.request import Request
+
+    request = Request(
+        names=names or (),
+        model=model,
+        pretrained=pretrained,
+        images=images,
+        keep=[*(keep or ()), *_names_in(keep_file)],
+        method=method,
+        strength=strength,
+        contrast=contrast,
+        rank=rank,
+        forget_weight=forget_weight,
+        keep_weight=keep_weight,
+        templates=template or (),
+        plurals=plurals,
+        synonyms=_synonyms(synonym or ()),
+        projector=projector,
+        tower=tower,
+        out=None if dry_run else out,
+        force=force,
+        device=device or _device(),
+    )
+    with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
+        outcome = run(request, progress)
+    if as_json:
+        print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
+    else:
+        terminal.show(outcome, out, dry_run)
+    if not outcome.verdict:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
+    receipt: Annotated[Path, typer.Argument(help="The receipt of the edit to look for.")],
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Check from its receipt whether a checkpoint holds an edit.
+
+    Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
+    """
+    from clipproj.checkpoint import locate, read_state
+    from clipproj.receipt import Receipt
+    from clipproj.receipt import verify as check
+
+    file = locate(checkpoint)
+    verdict = check(read_state(file), Receipt.load(receipt))
+    if as_json:
+        numbers = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
+        print(json.dumps({"checkpoint": str(file), "text": verdict.text} | numbers, indent=2))
+    else:
+        style = "green" if verdict else "red"
+        terminal.console().print(Text(verdict.status, style=f"bold {style}"), Text(verdict.text))
+        terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
+    if not verdict:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def undo(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
+    undo_file: Annotated[Path, typer.Argument(help="What `erase` wrote as undo.safetensors.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write here. Default: replace the checkpoint."),
+    ] = None,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Put the original weights back into an edited checkpoint, bit for bit."""
+    from clipproj import checkpoint as files
+
+    file = files.locate(checkpoint)
+    written = files.undo(file, undo_file, out)
+    if as_json:
+        print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
+    else:
+        terminal.console().print(Text(f"restored, bit for bit: {written}"))
+
+
+@app.command()
+def info(
+    file: Annotated[
+        Path, typer.Argument(help="A projector, receipt, undo file, checkpoint, or output folder.")
+    ],
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Say what a file is and what is in it."""
+    from clipproj.info import describe
+
+    facts = describe(file)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        grid.add_row(Text(key.replace("_", " "), style="bold"), Text(shown, overflow="fold"))
+    terminal.console().print(grid)
+
+
+def _names_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    if not file.is_file():
+        raise ValueError(f"erase: keep-file must be a file, got {file}")
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise ValueError(f"erase: keep-file must hold a name on each line, got none in {file}")
+    return names
+
+
+def _synonyms(pairs: Sequence[str]) -> dict[str, list[str]]:
+    words: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, other = (part.strip() for part in pair.partition("="))
+        if not (name and equals and other):
+            raise ValueError(f"erase: synonym must be NAME=OTHER, got {pair!r}")
+        words.setdefault(name, []).append(other)
+    return words
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """Entry point of the `clipproj` command."""
+    app()

@@ -1,0 +1,334 @@
+"""The main job without a terminal: from class names to an edited, verified, measured model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipproj import evaluate, ops, report
+from clipproj.checkpoint import (
+    WEIGHTS,
+    Loaded,
+    load_model,
+    read_edits,
+    read_state,
+    save_model_files,
+    size,
+    write_state,
+)
+from clipproj.edit import Edit, edit
+from clipproj.evaluate import Comparison, CurvePoint
+from clipproj.heads import find_heads, head_tensors
+from clipproj.methods import ccup, nullspace
+from clipproj.output import Output
+from clipproj.pictures import Pictures, image_features, load_pictures
+from clipproj.projector import Projector, load
+from clipproj.receipt import Verdict, verify
+from clipproj.request import Names, Request, check, resolve
+from clipproj.text import Embeddings, embed_classes, generic_keep
+from clipproj.texttable import TextTable, text_table
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+
+FILES = {
+    "checkpoint": WEIGHTS,
+    "projector": "projector.safetensors",
+    "undo": "undo.safetensors",
+    "receipt": "receipt.safetensors",
+    "report": "report.html",
+    "numbers": "report.json",
+}
+
+
+ABOUT = {  # as the report says it
+    FILES["checkpoint"]: "the edited model; open_clip loads it",
+    FILES["projector"]: "the projector: apply it to another copy, or to features",
+    FILES["undo"]: "the original head",
+    FILES["receipt"]: "what clipproj verify checks a checkpoint against",
+    FILES["numbers"]: "the numbers of this report",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        model: what the model is called.
+        projector: as applied, with its strength.
+        forget, keep: the texts of both; keep_from says where the names come from.
+        pictures, comparison, curve: None and empty without a picture folder.
+        texts: the same edit seen on the class texts.
+        verdict: of the written checkpoint read back from disk; of the live model in a rehearsal.
+        edit_seconds: the fold alone.
+        seconds: everything.
+        files: what was written, by what it is; empty in a rehearsal or when the receipt fails.
+    """
+
+    model: str
+    tower: str
+    projector: Projector
+    forget: Embeddings
+    keep: Embeddings
+    keep_from: str
+    pictures: Pictures | None
+    comparison: Comparison | None
+    curve: list[CurvePoint]
+    texts: TextTable
+    verdict: Verdict
+    edit_seconds: float
+    seconds: float
+    files: dict[str, Path]
+
+    @property
+    def undo_command(self) -> str | None:
+        """The command line that takes the edit back; None when nothing was written."""
+        if not self.files:
+            return None
+        paths = [str(self.files[what]) for what in ("checkpoint", "undo")]
+        return shlex.join(["clipproj", "undo", *paths])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON, as `--json` prints it."""
+        history = self.projector.provenance
+        measured = self.comparison and evaluate.as_dict(self.comparison, self.curve)
+        return {
+            "model": self.model,
+            "tower": self.tower,
+            "forget": list(self.forget.names),
+            "keep": {"from": self.keep_from, "names": list(self.keep.names)},
+            "method": history.get("method"),
+            "parameters": history.get("parameters"),
+            "rank": self.projector.rank,
+            "strength": round(float(self.projector.strength), 6),
+            "projector": self.projector.content_hash(),
+            "pictures": measured,
+            "receipt": {
+                "status": self.verdict.status,
+                "exact": self.verdict.exact,
+                "error": self.verdict.error,
+                "bound": self.verdict.bound,
+            },
+            "edit_seconds": self.edit_seconds,
+            "seconds": self.seconds,
+            "files": {what: str(path) for what, path in self.files.items()},
+        }
+
+
+def erase(request: Request, progress: Progress | None = None) -> Outcome:
+    """Erase, measure before and after, verify, and write everything or nothing.
+
+    Raises:
+        ValueError: for names that are unknown, repeated, or on both lists, options out of range,
+            pictures that cannot be read, a head that cannot be edited, a projector of another
+            model or width, an output folder that holds something else.
+        OSError: when the output cannot be written; it is then as it was.
+        RuntimeError: when the model cannot be loaded. ImportError: for missing packages.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda *_: None)
+    check(request)
+    saved = None if request.projector is None else load(request.projector)
+    pictures = _pictures(request)
+    names = resolve(request, saved, pictures)
+    say("model", 0, 1)
+    loaded = load_model(request.model, request.pretrained, request.device)
+    say("model", 1, 1)
+    output = None
+    if request.out is not None:
+        output = Output(request.out, FILES.values(), loaded.checkpoint)
+        output.need(size(loaded.model.state_dict()))
+
+    forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
+    projector = saved or _build(request, forget, keep, keep_from)
+    if request.strength is not None:
+        projector = projector.scaled(request.strength)
+    how = {"tower": request.tower, "force": request.force}
+    edit(loaded.model, projector, **how).undo()  # refuse now, not after an hour of pictures
+
+    before = _features(loaded, pictures, "pictures before", say)
+    handle = edit(loaded.model, projector, **how)
+    comparison, curve = None, []
+    if pictures is not None:
+        after = _features(loaded, pictures, "pictures after", say)
+        if request.tower == "image":
+            comparison = evaluate.compare(before, after, pictures, classes, names.forget)
+            curve = evaluate.strength_curve(before, pictures, classes, names.forget, projector)
+        else:
+            edited = _texts(request, loaded, classes.names, "texts after", say)
+            comparison = _compare_texts(before, pictures, classes, edited, names.forget)
+    outcome = Outcome(
+        model=loaded.name,
+        tower=request.tower,
+        projector=projector,
+        forget=forget,
+        keep=keep,
+        keep_from=keep_from,
+        pictures=pictures,
+        comparison=comparison,
+        curve=curve,
+        texts=text_table(forget, keep, projector),
+        verdict=verify(loaded.model, handle.receipt),
+        edit_seconds=_fold_seconds(loaded, handle),
+        seconds=time.perf_counter() - started,
+        files={},
+    )
+    if output is not None and outcome.verdict:
+        say("files", 0, 1)
+        outcome = _write(outcome, output, loaded, handle, classes)
+        say("files", 1, 1)
+    return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _pictures(request: Request) -> Pictures | None:
+    if request.images is not None:
+        return load_pictures(request.images)
+    if request.model is not None:
+        return None
+    from clipproj import demo
+
+    return load_pictures(demo.pictures_dir())
+
+
+def _texts(
+    request: Request, loaded: Loaded, names: Sequence[str], stage: str, say: Progress
+) -> Embeddings:
+    return embed_classes(
+        loaded.model,
+        loaded.tokenizer,
+        names,
+        request.templates or None,
+        model_name=loaded.name,
+        progress=lambda done, total: say(stage, done, total),
+    )
+
+
+def _embed(
+    request: Request, loaded: Loaded, names: Names, pictures: Pictures | None, say: Progress
+) -> tuple[Embeddings, Embeddings, Embeddings, str]:
+    """Texts to forget, to keep, and that compete for the pictures; where the kept ones are from."""
+    classes = names.forget if pictures is None else pictures.classes
+    everything = dict.fromkeys([*classes, *names.forms, *(names.keep or ())])
+    texts = _texts(request, loaded, tuple(everything), "texts", say)
+    forget = texts.select(names.forms)
+    if names.keep is not None:
+        keep_from = "given" if request.keep else "pictures"
+        return forget, texts.select(names.keep), texts.select(classes), keep_from
+    keep = generic_keep(
+        loaded.model,
+        loaded.tokenizer,
+        forget,
+        templates=request.templates or None,
+        progress=lambda done, total: say("generic texts", done, total),
+    )
+    return forget, keep, texts.select(classes), "generic"
+
+
+def _build(request: Request, forget: Embeddings, keep: Embeddings, keep_from: str) -> Projector:
+    if request.method == "ccup":
+        lam = 10.0 if request.forget_weight is None else request.forget_weight
+        mu = 1.0 if keep_from == "generic" else 100.0
+        mu = mu if request.keep_weight is None else request.keep_weight
+        return ccup(forget, keep, lam, mu, side=request.tower)
+    contrast = request.contrast or "auto"
+    made = nullspace(forget, keep, contrast, rank=request.rank, side=request.tower)
+    # Less than 1.5 leaves some of a class that is told apart from a long list by its mean alone.
+    return made.scaled(1.5) if made.provenance["parameters"]["contrast"] == "mean" else made
+
+
+def _features(loaded: Loaded, pictures: Pictures | None, stage: str, say: Progress) -> Tensor:
+    if pictures is None:
+        return torch.empty(0)
+    return image_features(
+        loaded.model,
+        loaded.preprocess,
+        pictures,
+        progress=lambda done, total: say(stage, done, total),
+    )
+
+
+def _fold_seconds(loaded: Loaded, handle: Edit) -> float:
+    """The fold alone, on a copy of the head, warm: without checks, hashes and the receipt."""
+    head = find_heads(loaded.model)[handle.tower]
+    weight = head_tensors(loaded.model, head)[0].detach().clone()
+    factors = handle.projector.to(weight.device).factors(weight.dtype) | {"offset": None}
+    seconds = []
+    for _ in range(3):
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+        start = time.perf_counter()
+        ops.fold_(weight, **factors, dim=head.dim)
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _compare_texts(
+    features: Tensor,
+    pictures: Pictures,
+    before: Embeddings,
+    after: Embeddings,
+    forget: Sequence[str],
+) -> Comparison:
+    """An edit of the text tower: the pictures' features stay, the class texts move."""
+    old = evaluate.compare(features, features, pictures, before, forget)
+    new = evaluate.compare(features, features, pictures, after, forget).after
+    near = torch.isin(
+        pictures.labels, torch.tensor([pictures.classes.index(name) for name in old.nearest])
+    )
+    # the nearest classes are those of the unedited texts, on both sides of the comparison
+    correct = (new.predictions == pictures.labels)[near].double()
+    new = replace(new, neighbours=float(correct.mean()))
+    changed = (old.before.predictions != new.predictions).nonzero().flatten()
+    return replace(old, after=new, changed=changed)
+
+
+def _write(
+    outcome: Outcome, output: Output, loaded: Loaded, handle: Edit, classes: Embeddings
+) -> Outcome:
+    """All files, with the verdict on the checkpoint as it is on the disk; none if that fails."""
+    entry = {
+        "projector": outcome.projector.content_hash(),
+        "forget": list(outcome.forget.names),
+        "tower": outcome.tower,
+        "strength": float(outcome.projector.strength),
+    }
+    with output.staged() as folder:
+        edits = [*read_edits(loaded.checkpoint), entry]
+        write_state(folder / WEIGHTS, loaded.model.state_dict(), edits)
+        verdict = verify(read_state(folder / WEIGHTS), handle.receipt)
+        outcome = replace(outcome, verdict=verdict)
+        if not verdict:
+            return outcome
+        outcome = replace(outcome, files={k: output.folder / v for k, v in FILES.items()})
+        save_model_files(loaded, folder)
+        outcome.projector.save(folder / FILES["projector"])
+        handle.save_undo(folder / FILES["undo"])
+        handle.receipt.save(folder / FILES["receipt"])
+        report.write_report(
+            folder / FILES["report"],
+            comparison=outcome.comparison,
+            curve=outcome.curve,
+            pictures=outcome.pictures,
+            classes=classes,
+            projector=outcome.projector,
+            verdict=verdict,
+            receipt=handle.receipt,
+            edit_seconds=outcome.edit_seconds,
+            files=ABOUT,
+            undo_command=outcome.undo_command,
+            texts=outcome.texts,
+        )
+        numbers = json.dumps(outcome.as_dict(), indent=2)
+        (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")
+        output.publish(folder)
+    return outcome

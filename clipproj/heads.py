@@ -1,0 +1,325 @@
+"""Find where a CLIP-like model keeps the last projection of each tower: what `edit` folds into.
+
+Families are told apart by class name and package, so that nothing but torch is imported here, and
+what is found is checked before it is handed out. A model without an entry below is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from clipproj import files
+
+TOWERS = ("image", "text")
+
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+}
+_ENCODE = ("forward", "encode_image", "encode_text", "get_image_features", "get_text_features")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Absent(NamedTuple):
+    """A tower without a projection to fold into, and why."""
+
+    reason: str
+
+
+_Site = str | _Absent  # dotted path of a Parameter or an nn.Linear, or why there is none
+
+_MAP_HEAD = _Absent("features are the output of a residual MAP head, x + mlp(norm(x))")
+_POOLED = _Absent("features are the pooled output of the trunk, nothing projects them")
+_NO_IMAGE = _Absent("the model has no image tower")
+_NO_TEXT = _Absent("the model has no text tower")
+
+_CLIP_LIKE = ("CLIPModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model", "CLIPSegModel")
+_CLIP_LIKE += ("OwlViTModel", "Owlv2Model", "VisionTextDualEncoderModel", "BlipModel")
+_TRANSFORMERS: dict[str, tuple[_Site, _Site]] = {
+    **dict.fromkeys(_CLIP_LIKE, ("visual_projection", "text_projection")),
+    "CLIPVisionModelWithProjection": ("visual_projection", _NO_TEXT),
+    "CLIPTextModelWithProjection": (_NO_IMAGE, "text_projection"),
+    "MetaClip2VisionModelWithProjection": ("visual_projection", _NO_TEXT),
+    "MetaClip2TextModelWithProjection": (_NO_IMAGE, "text_projection"),
+    "FlavaModel": ("image_projection", "text_projection"),
+    "GroupViTModel": ("visual_projection.3", "text_projection.3"),
+    "SiglipModel": (_MAP_HEAD, "text_model.head"),
+    "Siglip2Model": (_MAP_HEAD, "text_model.head"),
+    "AlignModel": (_POOLED, "text_projection"),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last projection of one tower, or why an edit cannot be folded into one.
+
+    Attributes:
+        tower: "image" or "text".
+        weight, bias: dotted parameter names in the unwrapped model; None when there is none.
+        dim: the embedding dimension of the weight, as `ops.fold_` takes it: 1 for a Parameter
+            [in, d] used as `x @ weight`, 0 for an `nn.Linear` [d, in]; None without a weight.
+        width: d, or None when neither tower tells it.
+        foldable: whether `edit` can fold into it.
+        reason: why not, and what works instead; None when foldable.
+    """
+
+    tower: str
+    weight: str | None
+    bias: str | None
+    dim: int | None
+    width: int | None
+    foldable: bool
+    reason: str | None
+
+    def __str__(self) -> str:
+        refusal = f"not foldable: {self.reason}" if self.reason else ""
+        if self.weight is None:
+            return f"{self.tower:<5}  {refusal}"
+        layout = f"[in, {self.width}]" if self.dim == 1 else f"[{self.width}, in]"
+        bias = "bias" if self.bias else "no bias"
+        return f"{self.tower:<5}  {self.weight}  {layout}, {bias}  {refusal}".rstrip()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of both towers, as attributes, by name (`heads["image"]`), or in this order."""
+
+    image: Head
+    text: Head
+
+    def __getitem__(self, tower: str) -> Head:
+        if tower not in TOWERS:
+            raise ValueError(f'find_heads: tower must be "image" or "text", got {tower!r}')
+        return self.image if tower == "image" else self.text
+
+    def __iter__(self) -> Iterator[Head]:
+        return iter((self.image, self.text))
+
+    def __str__(self) -> str:
+        return f"{self.image}\n{self.text}"
+
+
+def find_heads(model: nn.Module) -> Heads:
+    """Where each tower of `model` keeps its last projection, and whether it can be folded into.
+
+    Knows open_clip's CLIP, CustomTextCLIP and CoCa, OpenAI's CLIP and the dual encoders of
+    transformers, subclasses that encode as these do, with torch.compile or DataParallel (also the
+    distributed one) around all or a part.
+
+    A tower whose head is missing, quantised, sharded, reparametrised or wrapped by an adapter
+    comes back as not foldable, with the reason; the other tower is looked at all the same.
+
+    Raises:
+        TypeError: for what is not an nn.Module.
+        ValueError: for a model of another class, or with towers of different widths.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"find_heads: model must be an nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    call = "encode_{}()"
+    if _is(model, "open_clip", "CLIP"):
+        image, text = _image_site(unwrap(model.visual), "open_clip"), "text_projection"
+    elif _is(model, "open_clip", "CustomTextCLIP", "CoCa"):
+        image, text = _image_site(unwrap(model.visual), "open_clip"), _text_site(unwrap(model.text))
+    elif _is(model, "clip", "CLIP"):
+        image, text = _image_site(unwrap(model.visual), "clip"), "text_projection"
+    elif name := _is(model, "transformers", *_TRANSFORMERS):
+        image, text = _TRANSFORMERS[name]
+        call = "forward(), its {}_embeds" if "WithProjection" in name else "get_{}_features()"
+    else:
+        raise ValueError(
+            "find_heads: model must be CLIP, CustomTextCLIP or CoCa of open_clip, CLIP of OpenAI's "
+            f"clip, or {', '.join(_TRANSFORMERS)} of transformers, got {_describe(model)}"
+        )
+    heads = [_inspect(model, "image", image), _inspect(model, "text", text)]
+    widths = {head.width for head in heads} - {None}
+    if len(widths) > 1:
+        raise ValueError(
+            "find_heads: model must embed images and texts in one width, "
+            f"got {heads[0].width} and {heads[1].width}"
+        )
+    width = widths.pop() if widths else None
+    return Heads(*(_finish(head, width, call.format(head.tower)) for head in heads))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """`model` without torch.compile's and (Distributed)DataParallel's wrappers, however nested."""
+    while wrapper := _is(model, "torch", *_WRAPPERS):
+        model = getattr(model, _WRAPPERS[wrapper])
+    return model
+
+
+def head_tensors(model: nn.Module, head: Head) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """The weight and the bias that `head` names in `model`. ValueError when it names no weight."""
+    if head.weight is None:
+        raise ValueError(f"head_tensors: head must have a weight, got {head}")
+    model = unwrap(model)
+    bias = None if head.bias is None else model.get_parameter(head.bias)
+    return model.get_parameter(head.weight), bias
+
+
+def head_hash(model: nn.Module, tower: str | None = None) -> str | None:
+    """Hex SHA-256 of the weight and bias of one tower's head; None when it is not foldable.
+
+    With `tower=None` the identity of the embedding space: the text head's hash, else the image
+    head's. Image edits leave the text head alone, so it survives them.
+    """
+    heads = find_heads(model)
+    for head in (heads.text, heads.image) if tower is None else (heads[tower],):
+        if head.foldable:
+            return files.sha256(*head_tensors(model, head))
+    return None
+
+
+def features(output: object) -> Tensor:
+    """The feature tensor in what a tower's encode function returned.
+
+    Takes a tensor (`encode_image`, `get_image_features` of transformers 4), or the output object
+    of transformers 5, where `get_*_features` puts the projected features in `pooler_output` and a
+    `*WithProjection` model in `image_embeds` or `text_embeds`. TypeError for anything else; tuples
+    and the output of a whole model's `forward` hold several tensors, so they are refused.
+    """
+    if isinstance(output, Tensor):
+        return output
+    names = ("image_embeds", "text_embeds", "pooler_output")
+    found = [value for name in names if isinstance(value := getattr(output, name, None), Tensor)]
+    if len(found) != 1:
+        raise TypeError(
+            "features: output must be a tensor or hold exactly one of image_embeds, text_embeds "
+            f"and pooler_output, got {type(output).__name__} with {len(found)}"
+        )
+    return found[0]
+
+
+def _image_site(visual: nn.Module, package: str) -> _Site:
+    if _is(visual, package, "VisionTransformer"):
+        return "visual.proj"
+    if _is(visual, package, "ModifiedResNet"):
+        return "visual.attnpool.c_proj"
+    if not _is(visual, package, "TimmModel"):
+        return _Absent(f"the image tower is unknown to clipproj: {_describe(visual)}")
+    # The adapter's own head comes last; where it is empty, the classifier of timm's trunk does.
+    for child, path in (("proj", "proj"), ("mlp", "mlp.fc2"), ("pool", "pool.proj")):
+        if hasattr(visual.head, child):
+            return f"visual.head.{path}"
+    trunk = unwrap(visual.trunk)
+    classifier = trunk.get_classifier()
+    if isinstance(classifier, nn.Identity):
+        return _MAP_HEAD if getattr(trunk, "attn_pool", None) is not None else _POOLED
+    for name, module in trunk.named_modules():
+        if module is classifier:
+            return f"visual.trunk.{name}"
+    return _Absent(f"the classifier of {_describe(trunk)} is not one module")
+
+
+def _text_site(text: nn.Module) -> _Site:
+    if _is(text, "open_clip", "TextTransformer", "ModernTextTransformer"):
+        return "text.text_projection"
+    if not _is(text, "open_clip", "HFTextEncoder"):
+        return _Absent(f"the text tower is unknown to clipproj: {_describe(text)}")
+    if isinstance(text.proj, nn.Identity):
+        return _POOLED
+    return f"text.proj.{len(text.proj) - 1}" if type(text.proj) is nn.Sequential else "text.proj"
+
+
+def _inspect(model: nn.Module, tower: str, site: _Site) -> Head:
+    """Check what is at `site`. Nested wrappers on the way become part of the parameter's name."""
+    if isinstance(site, _Absent):
+        return Head(tower, None, None, None, None, False, site.reason)
+    owner, found, path = model, model, ""
+    for name in site.split("."):
+        owner, found, path = found, getattr(found, name), f"{path}.{name}".lstrip(".")
+        while wrapper := _is(found, "torch", *_WRAPPERS):
+            found = getattr(found, _WRAPPERS[wrapper])
+            path = f"{path}.{_WRAPPERS[wrapper]}"
+    if found is None:
+        return Head(tower, None, None, None, None, False, f"{path} is None, nothing projects")
+    if isinstance(found, Tensor):
+        leaf = path.rpartition(".")[2]
+        width = found.shape[1] if found.ndim == 2 else None
+        reason = _refusal(owner, leaf, path, (None, width))
+        return Head(tower, path, None, 1, width, reason is None, reason)
+    if type(found) is not nn.Linear and not parametrize.is_parametrized(found):
+        reason = f"{path} must be exactly an nn.Linear to be folded into, it is {_describe(found)}"
+        return Head(tower, None, None, None, None, False, reason)
+    weight, bias = f"{path}.weight", None if found.bias is None else f"{path}.bias"
+    width = found.out_features
+    reason = _refusal(found, "weight", weight, (width, found.in_features))
+    if bias and reason is None:
+        reason = _refusal(found, "bias", bias, (width,))
+    return Head(tower, weight, bias, 0, width, reason is None, reason)
+
+
+def _refusal(owner: nn.Module, name: str, path: str, shape: tuple[int | None, ...]) -> str | None:
+    """Why the values of parameter `name` of `owner` cannot be edited in place; None if they can."""
+    if parametrize.is_parametrized(owner, name):
+        kinds = ", ".join(type(kind).__name__ for kind in owner.parametrizations[name])
+        return f"{path} is parametrised ({kinds}): remove_parametrizations() first"
+    if name not in owner._parameters:
+        return (
+            f"{path} is computed anew at each call (weight_norm, spectral_norm, pruning) or "
+            "flattened by FullyShardedDataParallel: remove that, or fold before applying it"
+        )
+    value = owner._parameters[name]
+    if is_lazy(value):
+        return f"{path} is not initialised yet: run the model once first"
+    if type(value) is not nn.Parameter:
+        kind = type(value).__name__
+        state = "sharded" if kind == "DTensor" else "quantised or otherwise special"
+        return f"{path} is a {kind}, a {state} tensor: fold before it becomes one"
+    if value.dtype not in _DTYPES:
+        return f"{path} is {value.dtype}, quantised: fold before quantising"
+    if value.is_meta:
+        return f"{path} is on the meta device, without data (not loaded, or offloaded): load it"
+    fits = value.ndim == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, value.shape, strict=True)
+    )
+    if not fits or value.numel() == 0:
+        got = list(value.shape)
+        return f"{path} has shape {got}, it is sharded (FSDP, DeepSpeed): fold before sharding"
+    return None
+
+
+def _finish(head: Head, width: int | None, call: str) -> Head:
+    """Both towers share one width, and every refusal of a tower names the way that works."""
+    if head.foldable or head.reason in (_NO_IMAGE.reason, _NO_TEXT.reason):
+        return replace(head, width=width)
+    way = f"project the features instead: apply the clipproj.Projector to the result of {call}"
+    return replace(head, width=width, reason=f"{head.reason}; {way}")
+
+
+def _is(module: object, package: str, *names: str) -> str | None:
+    """Which of `package`'s classes `names` the module is an instance of, if any.
+
+    A subclass counts while it encodes as that class does: one that overrides how may well do
+    something after the projection.
+    """
+    own = type(module)
+    for cls in own.__mro__:
+        if cls.__name__ in names and cls.__module__.partition(".")[0] == package:
+            same = all(getattr(own, name, None) is getattr(cls, name, None) for name in _ENCODE)
+            return cls.__name__ if same else None
+    return None
+
+
+def _describe(module: nn.Module) -> str:
+    """The class of an unknown module, with the way out for those that hide a known one."""
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    package = name.partition(".")[0]
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{name}: load the model with jit=False"
+    if package == "peft" or hasattr(module, "base_layer"):
+        return f"{name}, an adapter of PEFT: merge it first, with merge_and_unload()"
+    if "FullyShardedDataParallel" in name:
+        return f"{name}, which shards the parameters: fold before sharding"
+    if package in ("bitsandbytes", "torchao") or "quant" in name.lower():
+        return f"{name}, which is quantised: fold before quantising"
+    return name

@@ -1,0 +1,107 @@
+"""What a file is: one of ours, or a checkpoint and the heads in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from clipproj import files
+from clipproj.checkpoint import locate, read_edits, read_state, size
+from clipproj.projector import load
+from clipproj.receipt import Receipt
+
+# Where state dicts keep the last projections; with a model at hand, find_heads knows better.
+_HEADS = (
+    "visual.proj", "visual.attnpool.c_proj.weight", "visual.head.proj.weight",
+    "visual.head.mlp.fc2.weight", "visual.trunk.head.weight", "visual.trunk.head.fc.weight",
+    "visual_projection.weight", "text_projection", "text_projection.weight",
+    "text.text_projection", "text.text_projection.weight", "text.proj.weight",
+)  # fmt: skip
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a projector, receipt, undo file, checkpoint, or the checkpoint of a folder; JSON.
+
+    Raises FileNotFoundError, or ValueError for a damaged file or one that is none of these.
+    """
+    file = locate(path)
+    if not _ours(file):
+        return _checkpoint(file)
+    artefact = files.read(file)
+    facts: dict[str, Any] = {"file": str(file), "kind": artefact.kind}
+    if artefact.kind == "projector":
+        projector = load(file)
+        facts |= {
+            "side": projector.side,
+            "dim": projector.dim,
+            "rank": projector.rank,
+            "form": "affine" if projector.offset is not None
+            else "symmetric" if projector.symmetric else "oblique",
+            "strength": round(float(projector.strength), 6),
+            "hash": projector.content_hash(),
+        }  # fmt: skip
+        return facts | _history(projector.provenance)
+    if artefact.kind == "receipt":
+        receipt = Receipt.load(file)
+        facts |= {
+            "edit": receipt.label,
+            "tower": receipt.tower,
+            "head": [name for name in (receipt.weight, receipt.bias) if name],
+            "dtype": receipt.dtype,
+            "strength": round(receipt.strength, 6),
+            "projector": receipt.projector_hash,
+            "head_before": receipt.head_before,
+            "head_after": receipt.head_after,
+            "created": receipt.created,
+        }
+        return facts
+    meta = artefact.meta
+    return facts | {
+        "edit": meta["label"],
+        "tower": meta["tower"],
+        "head": [name for name in meta["names"] if name],
+        "restores": meta["before"],
+        "applies_to": meta["after"],
+        "created": meta["created"],
+    }
+
+
+def _ours(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("format", "").startswith("clipproj-")
+    except SafetensorError as error:
+        if file.suffix == ".safetensors":
+            raise ValueError(f"info: file must be whole, got {file}: {error}") from error
+        return False
+
+
+def _history(provenance: dict[str, Any]) -> dict[str, Any]:
+    facts = {k: v for k, v in provenance.items() if k not in ("forget", "keep")}
+    for what in ("forget", "keep"):
+        names = provenance.get(what, {}).get("names")
+        if names:
+            facts[what] = names if len(names) <= 8 else [*names[:8], f"{len(names) - 8} more"]
+    return facts
+
+
+def _checkpoint(file: Path) -> dict[str, Any]:
+    state = read_state(file)
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
+    return {
+        "file": str(file),
+        "kind": "checkpoint",
+        "tensors": len(state),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "bytes": size(state),
+        "dtypes": dict(dtypes),
+        "heads": {
+            name: {"shape": list(state[name].shape), "sha256": files.sha256(state[name])}
+            for name in _HEADS
+            if name in state
+        },
+        "edits": read_edits(file),
+    }

@@ -1,0 +1,204 @@
+"""The report of an edit: one HTML file that needs no other, made to be kept next to the receipt."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipproj import files as artefacts
+from clipproj import wording
+from clipproj.evaluate import NO_ANSWER, Comparison, CurvePoint
+from clipproj.pictures import Pictures, open_picture
+from clipproj.projector import Projector
+from clipproj.receipt import Receipt, Verdict
+from clipproj.tables import table, text_summary
+from clipproj.text import Embeddings
+from clipproj.texttable import TextTable
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["table", "text_summary", "write_report"]
+
+THUMBNAIL = 96  # pixels, the longer side
+GALLERY = 24  # pictures
+BARS = 20  # classes, the rest folded away
+TEXTS = 20  # kept texts where there are no pictures, 5 where there are
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    projector: Projector,
+    texts: TextTable,
+    verdict: Verdict,
+    receipt: Receipt,
+    edit_seconds: float,
+    files: Mapping[str, str],
+    undo_command: str,
+    comparison: Comparison | None = None,
+    curve: Sequence[CurvePoint] = (),
+    pictures: Pictures | None = None,
+    classes: Embeddings | None = None,
+) -> None:
+    """Write the report, atomically. The same inputs give the same bytes.
+
+    Args:
+        files: what was written: what it is, to its path.
+        undo_command: the command line that takes the edit back.
+        comparison, pictures, classes: what `compare` was given and gave; without a comparison the
+            report is about texts alone.
+        curve: of `strength_curve`; left out when empty, as for an edit of the text tower.
+
+    Raises:
+        ValueError: for a comparison without its pictures and classes, or a picture that cannot be
+            read any more.
+        OSError: when the file cannot be written.
+        ImportError: without jinja2 or Pillow.
+    """
+    gallery = bars = None
+    if comparison is not None:
+        if pictures is None or classes is None:
+            raise ValueError("write_report: a comparison must come with its pictures and classes")
+        gallery, bars = _gallery(comparison, pictures, classes), _bars(comparison)
+    provenance = projector.provenance
+    names = provenance.get("forget", {}).get("names") or [receipt.label]
+    html = _template().render(
+        title=f"Erasing {wording.listed(names)} from {provenance.get('model', 'a model')}",
+        names=wording.listed(names),
+        projector=projector,
+        provenance=provenance,
+        shown_texts=texts.shown(TEXTS if comparison is None else 5),
+        texts=texts,
+        verdict=verdict,
+        receipt=receipt,
+        edit_time=wording.duration(edit_seconds),
+        files=files,
+        undo_command=undo_command,
+        comparison=comparison,
+        gallery=gallery,
+        chart=_Chart.of(curve, receipt.strength) if curve else None,
+        bars=bars,
+    )
+    with artefacts.atomic(path) as part:
+        part.write_text(html, encoding="utf-8")
+
+
+def _template() -> Template:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError("the report is made by jinja2: install clipproj[cli]") from error
+    environment = Environment(
+        loader=PackageLoader("clipproj"),
+        autoescape=True,  # class and file names come from users
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": wording.percent, "cosine": wording.cosine}
+    environment.globals |= {
+        "count": wording.count, "result": wording.result, "caveat": wording.caveat,
+        "text_result": wording.text_result,
+    }  # fmt: skip
+    return environment.get_template("report.html.j2")
+
+
+def _gallery(
+    comparison: Comparison, pictures: Pictures, classes: Embeddings
+) -> list[dict[str, Any]]:
+    """Two groups of pictures whose answer changed: of forgotten classes, and of others."""
+    forgotten, others = [], []
+    for i in comparison.changed.tolist():
+        name = pictures.classes[pictures.labels[i]]
+        (forgotten if name in comparison.forget else others).append((i, name))
+    few = min(len(forgotten), len(others), GALLERY // 2)
+    groups = []
+    for title, found, total, room in (
+        ("Forgotten", forgotten, comparison.pictures_forget, GALLERY - min(few, len(others))),
+        ("Others", others, comparison.pictures_retain, GALLERY - min(few, len(forgotten))),
+    ):
+        cards = [
+            {
+                "name": name,
+                "source": _data_uri(pictures.paths[i]),
+                "before": _answer(int(comparison.before.predictions[i]), classes),
+                "after": _answer(int(comparison.after.predictions[i]), classes),
+            }
+            for i, name in _spread(found, room)
+        ]
+        groups.append({"title": title, "cards": cards, "changed": len(found), "total": total})
+    return groups
+
+
+def _spread(items: list, room: int) -> list:
+    """At most `room` of the items, evenly from all of them."""
+    if len(items) <= room:
+        return items
+    return [items[i * len(items) // room] for i in range(room)]
+
+
+def _answer(prediction: int, classes: Embeddings) -> str | None:
+    return None if prediction == NO_ANSWER else classes.names[prediction]
+
+
+def _data_uri(path: os.PathLike[str]) -> str:
+    image = open_picture(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _bars(comparison: Comparison) -> dict[str, Any]:
+    """Classes with pictures: the forgotten ones, then the others by what they lost."""
+    before, after = comparison.before.per_class, comparison.after.per_class
+    rows = [
+        {"name": n, "before": before[n], "after": after[n], "forgotten": n in comparison.forget}
+        for n in before
+    ]
+    rows.sort(key=lambda r: (not r["forgotten"], r["after"] - r["before"], r["name"]))
+    return {"shown": rows[:BARS], "folded": rows[BARS:]}
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """The strength curve in the units of its SVG."""
+
+    left, right, top, bottom = 44, 560, 20, 250
+    points: tuple[CurvePoint, ...]
+    lines: tuple[dict[str, Any], ...]
+    chosen: float
+    strength: float
+
+    @classmethod
+    def of(cls, curve: Sequence[CurvePoint], strength: float) -> _Chart:
+        lines = []
+        for key, label in (
+            ("retain", "all others"), ("neighbours", "nearest five"), ("forget", "forgotten"),
+        ):  # fmt: skip
+            values = [(p.strength, getattr(p, key)) for p in curve]
+            spots = [(cls.x(s), cls.y(v)) for s, v in values if not math.isnan(v)]
+            if spots:
+                path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+                lines.append({"key": key, "label": label, "path": path, "y": spots[-1][1]})
+        lines.sort(key=lambda line: line["y"])
+        for above, line in zip([None, *lines], lines, strict=False):  # labels must not overlap
+            line["label_y"] = max(line["y"], above["label_y"] + 17 if above else 0)
+        over = max(0.0, lines[-1]["label_y"] - cls.bottom) if lines else 0.0
+        for line in lines:
+            line["label_y"] -= over
+        return cls(tuple(curve), tuple(lines), cls.x(strength), strength)
+
+    @classmethod
+    def x(cls, strength: float) -> float:
+        return cls.left + (cls.right - cls.left) * strength / 2
+
+    @classmethod
+    def y(cls, share: float) -> float:
+        return cls.bottom - (cls.bottom - cls.top) * share

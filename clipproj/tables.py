@@ -1,0 +1,79 @@
+"""The tables that the command prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipproj.evaluate import Comparison
+from clipproj.texttable import TextTable
+from clipproj.wording import caveat, cosine, count, duration, listed, percent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(comparison: Comparison, edit_seconds: float) -> Table:
+    """The four numbers, the nearest classes one by one, and the limit of what they say.
+
+    Raises ImportError without rich.
+    """
+    before, after = comparison.before, comparison.after
+    forgotten = count(comparison.pictures_forget, "picture")
+    others = count(comparison.pictures_retain, "picture")
+    out = _table("before", "after", caption=caveat(comparison))
+
+    def row(name: str, one: str, other: str, style: str = "") -> None:
+        out.add_row(_text(name), _text(one), _text(other, style))
+
+    names = listed(comparison.forget)
+    row(f"{names} ({forgotten})", percent(before.forget), percent(after.forget), "bold")
+    row(f"all other classes ({others})", percent(before.retain), percent(after.retain), "bold")
+    row("the nearest of them", percent(before.neighbours), percent(after.neighbours), "bold")
+    for name in comparison.nearest:
+        row(f"    {name}", percent(before.per_class[name]), percent(after.per_class[name]))
+    row(f"a linear probe finds {names}", percent(before.probe), percent(after.probe), "bold")
+    out.add_section()
+    row("cosine to the unedited feature", cosine(1.0), cosine(comparison.cosine))
+    row("time of the edit", "", duration(edit_seconds))
+    return out
+
+
+def text_summary(texts: TextTable, edit_seconds: float) -> Table:
+    """What the edit does to the texts, for a run without pictures. ImportError without rich."""
+    limit = (
+        "Texts alone: accuracy and what a linear probe still finds are unknown without pictures. "
+        "The edit erases alignment with text, not information."
+    )
+    out = _table("itself", "nearest forgotten text", "answers to", caption=limit)
+    for one in texts.shown(5):
+        near = f"{cosine(one.before)} → {cosine(one.after)}"
+        out.add_row(
+            _text(one.name, "bold" if one.forgotten else ""),
+            _text(cosine(one.cosine)),
+            _text(near),
+            _text(one.answer or "nothing"),
+        )
+    out.add_section()
+    own = f"{texts.true_to_name} of {len(texts.kept)} to themselves"
+    out.add_row(_text("all kept texts"), _text(cosine(texts.cosine)), "", _text(own))
+    out.add_row(_text("time of the edit"), _text(duration(edit_seconds)), "", "")
+    return out
+
+
+def _table(*columns: str, caption: str) -> Table:
+    try:
+        from rich import box
+        from rich.table import Table
+    except ImportError as error:
+        raise ImportError("tables are printed by rich: install clipproj[cli]") from error
+    out = Table(box=box.SIMPLE_HEAD, caption=_text(caption), caption_justify="left")
+    out.add_column("")
+    for name in columns:
+        out.add_column(name, justify="right")
+    return out
+
+
+def _text(words: str, style: str = ""):  # names are shown as they are: no markup is read in them
+    from rich.text import Text
+
+    return Text(words, style=style)

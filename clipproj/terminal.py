@@ -1,0 +1,111 @@
+"""How the command talks: results and tables on stdout, progress, notes and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
+    from clipproj.erase import Outcome, Progress
+
+
+def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
+    """The table of an erasure and what was written."""
+    from clipproj import tables
+    from clipproj.wording import listed
+
+    history = outcome.projector.provenance
+    contrast = (history.get("parameters") or {}).get("contrast")
+    source = {"pictures": "other picture classes", "given": "given", "generic": "generic names"}
+    screen = console()
+    screen.print(
+        Text.assemble(
+            (f"Forgetting {listed(outcome.forget.names)}", "bold"),
+            f" in {outcome.model}, {outcome.tower} tower\n"
+            f"keep: {len(outcome.keep)} {source[outcome.keep_from]}; "
+            f"{history.get('method', 'projector')}"
+            f"{f' ({contrast} contrast)' if contrast else ''}, "
+            f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",
+        )
+    )
+    if outcome.comparison is None:
+        screen.print(tables.text_summary(outcome.texts, outcome.edit_seconds))
+    else:
+        screen.print(tables.table(outcome.comparison, outcome.edit_seconds))
+    style = "green" if outcome.verdict else "bold red"
+    screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
+    if dry_run:
+        screen.print("dry run: nothing written")
+    elif not outcome.verdict:
+        screen.print(Text("nothing written: the receipt failed", style="bold red"))
+    else:
+        names = ", ".join(path.name for path in outcome.files.values())
+        screen.print(Text(f"written to {out}: {names}"))
+        screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"))
+
+
+def console() -> Console:
+    """Standard output; words are not coloured because they look like numbers."""
+    return Console(highlight=False)
+
+
+@contextmanager
+def progress(as_json: bool) -> Iterator[Progress | None]:
+    """Bars on stderr while somebody watches."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), Left())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def say(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield say
+
+
+@contextmanager
+def quiet(as_json: bool) -> Iterator[list[str]]:
+    """Warnings as one line each, collected for JSON; what libraries log is left out."""
+    logging.getLogger().addHandler(logging.NullHandler())  # else open_clip's lines go to stderr
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield notes
+    notes += dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
+    if not as_json:
+        for note in notes:
+            Console(stderr=True, highlight=False).print(Text(f"note: {note}", style="yellow"))
+
+
+def show_error(command: str, text: str, as_json: bool) -> None:
+    """One line on stderr, or {"error": ...} on stdout."""
+    line = text if text.startswith(f"{command}: ") else f"{command}: {text}"
+    if as_json:
+        print(json.dumps({"error": line}))
+    else:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
+
+
+def message(error: Exception) -> str:
+    """An error's text as one line, an OSError's without its number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,277 @@
+"""From class names to unit text embeddings, the material every projector is built from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipproj.encoder import encode, evaluating
+from clipproj.heads import head_hash, unwrap
+from clipproj.words import (
+    Template,
+    distinct,
+    expand_names,
+    imagenet_names,
+    openai_templates,
+    simple_templates,
+    strings,
+    template_strings,
+)
+
+__all__ = ["Embeddings", "embed_classes", "expand_names", "generic_keep"]
+
+Progress = Callable[[int, int], None]
+
+# More templates than this on a thousand generic names take a CPU minutes to encode.
+_GENERIC_TEMPLATES_MAX = 8
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings:
+    """Unit text embeddings that remember what they embed and which model made them.
+
+    Args:
+        tensor: [m, d] float32, unit rows, m >= 1; kept detached, on the device it comes on.
+        names: m distinct class names, in row order.
+        templates: the prompts each row is an average over, each with one `{}`.
+        model: what the model is called.
+        head_hash: identity of the embedding space (`clipproj.heads.head_hash`), None if unknown.
+
+    Raises:
+        TypeError, ValueError: for a tensor of another dtype or shape, rows that are not finite or
+            not of length 1, names that are blank, repeated, or not one per row.
+    """
+
+    tensor: Tensor
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    model: str
+    head_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tensor, Tensor) or self.tensor.dtype != torch.float32:
+            got = getattr(self.tensor, "dtype", type(self.tensor).__name__)
+            raise TypeError(f"Embeddings: tensor must be a float32 tensor, got {got}")
+        rows = self.tensor.detach()
+        names = distinct("Embeddings", strings("Embeddings", "names", self.names))
+        if rows.ndim != 2 or rows.shape[0] != len(names):
+            raise ValueError(
+                f"Embeddings: tensor must be [m, d] with a row for each of the {len(names)} names, "
+                f"got {list(rows.shape)}"
+            )
+        off = (rows.norm(dim=1) - 1).abs()
+        bad = (~(off <= 1e-4)).nonzero().flatten().tolist()  # NaN too
+        if bad:
+            row, length = bad[0], float(rows[bad[0]].norm())
+            raise ValueError(
+                f"Embeddings: tensor must have unit rows, got length {length:.4g} in row {row} "
+                f"({names[row]!r})"
+            )
+        object.__setattr__(self, "tensor", rows)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "templates", strings("Embeddings", "templates", self.templates))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self) > 3 else "")
+        return (
+            f"Embeddings({len(self)} x {self.dim}, names=({shown}), "
+            f"templates={len(self.templates)}, model={self.model!r})"
+        )
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the embedding."""
+        return self.tensor.shape[1]
+
+    def select(self, names: Iterable[str]) -> Embeddings:
+        """The rows of these names, in the order asked for. ValueError for a name not embedded."""
+        names = strings("select", "names", names)
+        return self._rows(self._indices("select", names))
+
+    def drop(self, names: Iterable[str]) -> Embeddings:
+        """All other rows, order kept. ValueError for a name not embedded, or when none is left."""
+        gone = set(self._indices("drop", strings("drop", "names", names)))
+        if len(gone) == len(self):
+            raise ValueError(f"drop: names must leave at least one row, got all {len(self)}")
+        return self._rows([i for i in range(len(self)) if i not in gone])
+
+    def to(self, device: torch.device | str) -> Embeddings:
+        """The same embeddings on another device."""
+        return replace(self, tensor=self.tensor.to(device))
+
+    def _indices(self, op: str, names: Iterable[str]) -> list[int]:
+        index = {name: i for i, name in enumerate(self.names)}
+        for name in names:
+            if name not in index:
+                close = ", ".join(map(repr, difflib.get_close_matches(name, self.names)))
+                hint = f"; close: {close}" if close else ""
+                raise ValueError(
+                    f"{op}: names must be among the {len(self)} embedded, got {name!r}{hint}"
+                )
+        return [index[name] for name in names]
+
+    def _rows(self, indices: list[int]) -> Embeddings:
+        return replace(
+            self, tensor=self.tensor[indices], names=tuple(self.names[i] for i in indices)
+        )
+
+
+def embed_classes(
+    model: nn.Module,
+    tokenizer: Callable[..., Any],
+    names: Iterable[str],
+    templates: Iterable[Template] | None = None,
+    *,
+    batch_size: int = 256,
+    model_name: str | None = None,
+    progress: Progress | None = None,
+) -> Embeddings:
+    """One unit text embedding per class name, averaged over prompt templates.
+
+    As open_clip's `build_zero_shot_classifier`: unit features of every prompt, their mean, unit
+    again; in float32 whatever the model's dtype. Dropout and the like are off meanwhile.
+
+    Args:
+        model: open_clip or OpenAI CLIP (`encode_text`), or Hugging Face (`get_text_features`).
+        tokenizer: of the same family: `open_clip.get_tokenizer(...)`, `clip.tokenize`, or a Hugging
+            Face tokenizer or processor. Those of open_clip cut long prompts silently; for a Hugging
+            Face one a prompt longer than the model's context is an error.
+        names: distinct class names.
+        templates: strings with one `{}`, or callables such as open_clip's, recorded as what they
+            give for "{}". None: the 80 that OpenAI used on ImageNet.
+        batch_size: prompts (names x templates) per forward pass.
+        model_name: recorded; None: the Hugging Face name, else the class of the model.
+        progress: called with (prompts done, prompts in all) after each batch.
+
+    Returns:
+        Embeddings [len(names), d] on the model's device.
+
+    Raises:
+        TypeError: for a bare string as names or templates, an unknown model, a foreign tokenizer.
+        ValueError: for empty, blank or repeated names, a template without exactly one `{}`, a
+            prompt too long, or features that are zero or not finite.
+        ImportError: for templates=None without open_clip.
+    """
+    op = "embed_classes"
+    names = distinct(op, strings(op, "names", names))
+    templates = openai_templates() if templates is None else template_strings(op, templates, names)
+    if batch_size < 1:
+        raise ValueError(f"{op}: batch_size must be at least 1, got {batch_size}")
+    model = unwrap(model)
+    device = next(model.parameters()).device
+    prompts_in_all = len(names) * len(templates)
+    names_at_once = max(1, batch_size // len(templates))
+    means: list[Tensor] = []
+    done = 0
+    # inference_mode(False): a caller's inference mode must not make tensors that autograd refuses
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        for start in range(0, len(names), names_at_once):
+            block = names[start : start + names_at_once]
+            prompts = [template.replace("{}", name) for name in block for template in templates]
+            rows = []
+            for first in range(0, len(prompts), batch_size):
+                batch = prompts[first : first + batch_size]
+                rows.append(_unit(encode(model, tokenizer, batch, device).float(), batch))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, prompts_in_all)
+            mean = torch.cat(rows).view(len(block), len(templates), -1).mean(dim=1)
+            means.append(_unit(mean, block))
+        tensor = torch.cat(means)
+    name = model_name or getattr(model, "name_or_path", "") or type(model).__name__
+    return Embeddings(tensor, names, templates, name, _space(model))
+
+
+def generic_keep(
+    model: nn.Module,
+    tokenizer: Callable[..., Any],
+    forget: Embeddings,
+    *,
+    templates: Iterable[Template] | None = None,
+    threshold: float = 0.97,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Embeddings:
+    """A keep list for those who have none: ImageNet's class names, less what `forget` means too.
+
+    Dropped are names equal to a forget name but for case, and near-synonyms: cosine with a forget
+    text above `threshold`, both embedded with the same templates.
+
+    Args:
+        model, tokenizer, batch_size, progress: as for `embed_classes`.
+        forget: what will be erased, embedded by the same model.
+        templates: None: those of `forget` if there are at most 8, else open_clip's 7 simple ones:
+            1000 names times 80 templates is more text than a CPU encodes while somebody waits.
+        threshold: cosine in [-1, 1]; CLIP texts of different classes lie near 0.85.
+
+    Raises:
+        TypeError, ValueError: as `embed_classes`; also for embeddings of another model, and when no
+            name is left.
+        ImportError: without open_clip.
+    """
+    op = "generic_keep"
+    if not isinstance(forget, Embeddings):
+        raise TypeError(f"{op}: forget must be Embeddings, got {type(forget).__name__}")
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"{op}: threshold must be a cosine in [-1, 1], got {threshold}")
+    known = {forget.head_hash, _space(model)} - {None}
+    if len(known) > 1:
+        raise ValueError(
+            f"{op}: forget must be embedded by this model, got embeddings of {forget.model!r}, "
+            "whose text head differs"
+        )
+    if templates is None:
+        few = len(forget.templates) <= _GENERIC_TEMPLATES_MAX
+        templates = forget.templates if few else simple_templates()
+    own = {name.casefold() for name in forget.names}
+    names = [name for name in imagenet_names() if name.casefold() not in own]
+    keep = embed_classes(
+        model,
+        tokenizer,
+        names,
+        templates,
+        batch_size=batch_size,
+        model_name=forget.model,
+        progress=progress,
+    )
+    if keep.templates != forget.templates:
+        forget = embed_classes(
+            model, tokenizer, forget.names, keep.templates, batch_size=batch_size
+        )
+    nearest = (keep.tensor @ forget.tensor.to(keep.tensor.device).T).amax(dim=1)
+    close = [name for name, near in zip(names, nearest.tolist(), strict=True) if near > threshold]
+    if len(close) == len(names):
+        raise ValueError(
+            f"{op}: threshold must leave at least one of {len(names)} names, got {threshold} and a "
+            f"lowest cosine of {float(nearest.min()):.3f}"
+        )
+    return keep.drop(close) if close else keep
+
+
+def _space(model: nn.Module) -> str | None:
+    """The head hash, or None: a model too unusual to be edited can still be embedded."""
+    try:
+        return head_hash(model)
+    except ValueError:
+        return None
+
+
+def _unit(rows: Tensor, texts: Sequence[str]) -> Tensor:
+    """Rows divided by their length; texts say whose they are when that can't be done."""
+    lengths = rows.norm(dim=1)
+    bad = (~(lengths > 0) | lengths.isinf()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            "embed_classes: features must be finite and not zero, got length "
+            f"{float(lengths[bad[0]]):g} for {texts[bad[0]]!r}"
+        )
+    return F.normalize(rows, dim=1)

@@ -1,0 +1,91 @@
+"""The sentences that the printed table and the report share: one place where claims are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from clipproj.evaluate import Comparison
+from clipproj.texttable import TextTable
+
+_FORGOTTEN = 0.05  # accuracy from which on a class counts as no longer answered
+
+
+def percent(share: float) -> str:
+    """`0.975` as "97.5 %"; "n/a" for NaN, where there was nothing to measure."""
+    return "n/a" if math.isnan(share) else f"{100 * share:.1f}\u202f%"
+
+
+def cosine(value: float) -> str:
+    """Four places; "n/a" for NaN."""
+    return "n/a" if math.isnan(value) else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that leaves one to three digits before the point."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g}\u202f{unit}"
+    return f"{seconds / 1e-6:.3g}\u202fµs"
+
+
+def count(n: int, thing: str) -> str:
+    """ "1 picture", "40 pictures"."""
+    plural = thing + ("es" if thing.endswith("s") else "s")
+    return f"{n:,} {thing if n == 1 else plural}".replace(",", "\u202f")
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The names in quotes, as they read in a sentence."""
+    shown = [f"“{name}”" for name in names[:most]]
+    if len(names) > most:
+        shown.append(f"{len(names) - most} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def result(comparison: Comparison) -> str:
+    """What happened to the accuracies, in two sentences."""
+    before, after = comparison.before, comparison.after
+    return (
+        f"Top-1 accuracy on {listed(comparison.forget)} went from {percent(before.forget)} to "
+        f"{percent(after.forget)}. On all other classes it went from {percent(before.retain)} to "
+        f"{percent(after.retain)}."
+    )
+
+
+def text_result(texts: TextTable) -> str:
+    """What happened to the texts, in one sentence or two."""
+    own = (
+        f"{texts.true_to_name} of {count(len(texts.kept), 'kept class')} still answer to their name"
+    )
+    first = texts.rows[0]
+    answer = "nothing" if first.answer is None else f"“{first.answer}”"
+    return (
+        f"A perfect picture of “{first.name}” is now answered {answer}. {own}, at a mean cosine of "
+        f"{cosine(texts.cosine)} to what they were."
+    )
+
+
+def caveat(comparison: Comparison) -> str:
+    """What the numbers do not say: alignment with text is not information."""
+    before, after = comparison.before, comparison.after
+    if math.isnan(after.forget):
+        return "No picture of a forgotten class was given: what is left of it was not measured."
+    if after.forget <= _FORGOTTEN:
+        alignment, information = "erased", "is not"
+    elif after.forget < before.forget:
+        alignment, information = "weakened, not erased", "is in place"
+    else:
+        alignment, information = "not weakened", "is in place"
+    alignment = f"The alignment with the text is {alignment}."
+    pictures = f"{percent(after.probe)} of the forgotten class{_es(comparison)} pictures"
+    if math.isnan(after.probe):
+        unknown = "What else the features hold of it is unknown"
+        return f"{alignment} {unknown}: a linear probe needs two pictures of a class."
+    if after.probe >= 0.5 * before.probe:
+        return f"{alignment} The information {information}: a linear probe still finds {pictures}."
+    return f"{alignment} A linear probe finds {pictures}; a stronger one may find more."
+
+
+def _es(comparison: Comparison) -> str:
+    return "’s" if len(comparison.forget) == 1 else "es’"

@@ -1,0 +1,133 @@
+"""The words that go into prompts: class names and their other forms, prompt templates."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+
+Template = str | Callable[[str], str]
+
+
+def expand_names(
+    names: Iterable[str],
+    *,
+    plurals: bool = False,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """The names, each followed by its other forms; order kept, doubles (but for case) left out.
+
+    Args:
+        names: class names.
+        plurals: also the English plural of each name and synonym ("mouse": "mice"); a name that is
+            one already gets none.
+        synonyms: other words for some of the names, by name (case does not matter).
+
+    Raises:
+        TypeError: for a bare string as names or as the synonyms of a name.
+        ValueError: for blank words, or synonyms of a name that is not in names.
+        ImportError: for plurals without inflect.
+    """
+    op = "expand_names"
+    names = strings(op, "names", names)
+    known = {name.casefold() for name in names}
+    others: dict[str, tuple[str, ...]] = {}
+    for name, words in (synonyms or {}).items():
+        if name.casefold() not in known:
+            raise ValueError(f"{op}: synonyms must belong to one of the names, got {name!r}")
+        others[name.casefold()] = strings(op, f"synonyms of {name!r}", words)
+    plural = _pluralizer() if plurals else None
+    expanded: dict[str, str] = {}
+    for name in names:
+        for word in (name, *others.get(name.casefold(), ())):
+            for form in (word, plural(word)) if plural else (word,):
+                expanded.setdefault(form.casefold(), form)
+    return list(expanded.values())
+
+
+def openai_templates() -> tuple[str, ...]:
+    """The 80 prompt templates OpenAI used on ImageNet, from open_clip. ImportError without it."""
+    return tuple(make("{}") for make in _zero_shot_metadata().OPENAI_IMAGENET_TEMPLATES)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """ImageNet's class names from open_clip, in class order: 1000 classes, 998 distinct names.
+
+    "missile" and "sunglasses" name two classes each. ImportError without open_clip.
+    """
+    return tuple(dict.fromkeys(_zero_shot_metadata().IMAGENET_CLASSNAMES))
+
+
+def simple_templates() -> tuple[str, ...]:
+    """The 7 of them that do nearly as well, from open_clip. ImportError without it."""
+    return tuple(make("{}") for make in _zero_shot_metadata().SIMPLE_IMAGENET_TEMPLATES)
+
+
+def _zero_shot_metadata() -> ModuleType:
+    return _extra(
+        "open_clip.zero_shot_metadata",
+        "the default templates and ImageNet's names come from open_clip: install clipproj[cli], or "
+        'pass templates (such as ["a photo of a {}."]) and your own names to keep',
+    )
+
+
+def _pluralizer() -> Callable[[str], str]:
+    engine = _extra("inflect", "plurals come from inflect: install clipproj[cli]").engine()
+
+    def plural(word: str) -> str:
+        form = engine.plural_noun(word)
+        if word.endswith("s"):  # inflect makes "buses" of "bus", but "catss" of "cats"
+            return word if form == word + "s" else form
+        singular = engine.singular_noun(word)
+        return word if singular and engine.plural_noun(singular) == word else form
+
+    return plural
+
+
+def _extra(module: str, text: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(text) from error
+
+
+def strings(op: str, argument: str, values: Iterable[str]) -> tuple[str, ...]:
+    """The values as a tuple, checked: some strings, none of them blank."""
+    if isinstance(values, str):
+        raise TypeError(f"{op}: {argument} must be a list of strings, got the string {values!r}")
+    values = tuple(values)
+    if not values:
+        raise ValueError(f"{op}: {argument} must hold at least one string, got none")
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            got = type(value).__name__
+            raise TypeError(f"{op}: {argument} must be a list of strings, got {got} at index {i}")
+        if not value.strip():
+            raise ValueError(f"{op}: {argument} must not be blank, got {value!r} at index {i}")
+    return values
+
+
+def distinct(op: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, checked to be different ones: they are looked up by name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{op}: names must be distinct, got {name!r} twice")
+        seen.add(name)
+    return names
+
+
+def template_strings(
+    op: str, templates: Iterable[Template], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Templates as strings with one `{}`: what is recorded is what is embedded."""
+    if isinstance(templates, str):
+        raise TypeError(f"{op}: templates must be a list, got the string {templates!r}")
+    given = tuple(templates)
+    texts = tuple(make("{}") if callable(make) else make for make in given)
+    for make, text in zip(given, strings(op, "templates", texts), strict=True):
+        if text.count("{}") != 1:
+            raise ValueError(f"{op}: templates must hold {{}} exactly once, got {text!r}")
+        if callable(make) and any(make(name) != text.replace("{}", name) for name in names):
+            raise ValueError(f"{op}: templates must put the name in unchanged, got {text!r}")
+    return texts

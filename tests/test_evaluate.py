@@ -1,0 +1,391 @@
+"""Scores against answers known by construction, and pictures as they come."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from clipproj import evaluate
+from clipproj.evaluate import Pictures
+from clipproj.methods import nullspace
+from clipproj.probe import probe_recall
+from clipproj.projector import Projector
+from clipproj.text import Embeddings
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def embed(rows: Tensor, names: tuple[str, ...] = NAMES) -> Embeddings:
+    return Embeddings(F.normalize(rows.float(), dim=1), names, ("{}",), "made up")
+
+
+def pictures_of(labels: list[int], names: tuple[str, ...] = NAMES) -> Pictures:
+    paths = tuple(Path(f"{i}.png") for i in range(len(labels)))
+    return Pictures(paths, torch.tensor(labels), names)
+
+
+@pytest.fixture
+def classes() -> Embeddings:
+    return embed(torch.eye(4))
+
+
+def test_score_counts_right_answers(classes: Embeddings) -> None:
+    # two ants right, one of two bees, no cat, one dog right and one dog that answers nothing
+    features = torch.tensor([0, 0, 1, 0, 0, 1, 3, 0])
+    rows = 3.0 * torch.eye(4)[features]
+    rows[7] = 0
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    scores = evaluate.score(rows, labels, classes, ["cat"])
+    assert scores.predictions.tolist() == [0, 0, 1, 0, 0, 1, 3, -1]
+    assert scores.forget == 0
+    assert scores.retain == pytest.approx(4 / 6)
+    assert scores.per_class == {"ant": 1.0, "bee": 0.5, "cat": 0.0, "dog": 0.5}
+
+
+def test_neighbours_are_the_nearest_classes_that_have_pictures() -> None:
+    names = ("cat", "lion", "tiger", "car", "bus", "van", "tram", "ship")
+    rows = torch.eye(8)
+    rows[1, 0], rows[2, 0], rows[3:, 0] = 3, 2, torch.linspace(0.5, 0.1, 5)
+    texts = embed(rows, names)
+    assert evaluate.nearest(texts, ["cat"]) == ("lion", "tiger", "car", "bus", "van")
+    assert evaluate.nearest(texts, ["cat"], count=2) == ("lion", "tiger")
+    pictures = pictures_of([0, 0, 1, 1], ("cat", "tiger"))
+    features = texts.tensor[[0, 0, 2, 1]]
+    comparison = evaluate.compare(features, features, pictures, texts, ["cat"])
+    assert comparison.nearest == ("tiger",)
+    assert comparison.before.neighbours == 0.5
+
+
+def test_labels_are_matched_to_texts_by_name() -> None:
+    texts = embed(torch.eye(5), ("emu", *reversed(NAMES)))
+    pictures = pictures_of([0, 1, 2, 3])
+    features = torch.eye(5)[[4, 3, 2, 1]]
+    comparison = evaluate.compare(features, features, pictures, texts, ["dog"])
+    assert comparison.before.forget == comparison.before.retain == 1
+    assert (comparison.pictures_forget, comparison.pictures_retain) == (1, 3)
+
+
+def test_compare_lists_changed_answers_and_measures_cosines(classes: Embeddings) -> None:
+    before = torch.eye(4)
+    after = before.clone()
+    after[2] = torch.tensor([1.0, 0, 0, 0])
+    after[3] *= 7
+    comparison = evaluate.compare(before, after, pictures_of([0, 1, 2, 3]), classes, ["cat"])
+    assert comparison.changed.tolist() == [2]
+    assert comparison.cosine == pytest.approx(1)
+    assert comparison.cosine_forget == pytest.approx(0)
+    assert (comparison.before.forget, comparison.after.forget) == (1, 0)
+
+
+def test_compare_of_an_edit_of_the_texts(classes: Embeddings) -> None:
+    moved = embed(torch.eye(4)[[0, 1, 0, 3]])
+    features = torch.eye(4) + 0.1
+    pictures = pictures_of([0, 1, 2, 3])
+    comparison = evaluate.compare(
+        features, features, pictures, classes, ["cat"], classes_after=moved
+    )
+    assert (comparison.before.forget, comparison.after.forget) == (1, 0)
+    assert comparison.cosine == pytest.approx(1)
+
+
+def test_a_group_without_pictures_is_nan_and_null_in_json(classes: Embeddings) -> None:
+    features = torch.eye(4)[[0, 1]]
+    comparison = evaluate.compare(features, features, pictures_of([0, 1]), classes, ["cat"])
+    assert math.isnan(comparison.before.forget)
+    assert math.isnan(comparison.before.probe)
+    parsed = json.loads(json.dumps(evaluate.as_dict(comparison), allow_nan=False))
+    assert parsed["before"]["forget"] is None
+    assert parsed["before"]["retain"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"features": torch.zeros(4, 3)}, r"features must be \[n, 4\]"),
+        ({"features": torch.full((4, 4), math.nan)}, "NaN or inf in row 0"),
+        ({"labels": torch.tensor([0, 1, 2, 4])}, "rows of the 4 classes"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels must be \[4\]"),
+        ({"labels": torch.arange(4.0)}, "int64"),
+        ({"forget": ["cta"]}, "close: 'cat'"),
+        ({"forget": []}, "at least one"),
+    ],
+)
+def test_score_refuses(change: dict, text: str, classes: Embeddings) -> None:
+    good = {"features": torch.eye(4), "labels": torch.arange(4), "forget": ["cat"]}
+    with pytest.raises(ValueError, match=text):
+        evaluate.score(**(good | change), classes=classes)
+
+
+def test_nearest_refuses_to_forget_everything(classes: Embeddings) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        evaluate.nearest(classes, NAMES)
+
+
+def test_compare_refuses_pictures_of_a_class_without_a_text(classes: Embeddings) -> None:
+    pictures = pictures_of([0, 1], ("ant", "yak"))
+    with pytest.raises(ValueError, match="got none for 'yak'"):
+        evaluate.compare(torch.eye(4)[:2], torch.eye(4)[:2], pictures, classes, ["ant"])
+
+
+def test_probe_finds_what_is_separable_whatever_the_texts_say() -> None:
+    labels = torch.arange(4).repeat_interleave(25)
+    features = torch.randn(4, 32)[labels] + 0.1 * torch.randn(100, 32)
+    assert probe_recall(features, labels, torch.tensor([2])) == 1
+    assert probe_recall(features + 50, labels, torch.tensor([2, 3])) == 1  # the bias takes it
+
+
+def test_probe_is_near_chance_on_noise_and_does_not_see_what_it_is_tested_on() -> None:
+    labels = torch.arange(4).repeat(100)
+    features = torch.randn(400, 300)  # wide enough to memorise
+    assert probe_recall(features, labels, torch.tensor([1])) < 0.45
+
+
+def test_probe_sees_through_a_projection_of_one_direction() -> None:
+    labels = torch.arange(5).repeat_interleave(20)
+    texts = F.normalize(torch.randn(5, 64), dim=1)
+    features = 3 * texts[labels] + 0.3 * torch.randn(100, 64) + torch.randn(64)
+    projector = Projector(texts[:1])
+    assert probe_recall(projector(features), labels, torch.tensor([0])) > 0.8
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+def test_probe_is_nan_where_it_cannot_be_measured(labels: list[int]) -> None:
+    assert math.isnan(probe_recall(torch.randn(4, 3), torch.tensor(labels), torch.tensor([0])))
+
+
+def test_probe_takes_constant_features() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 10)
+    assert probe_recall(torch.zeros(15, 3), labels, torch.tensor([0])) == 0
+
+
+@pytest.fixture
+def clip_like() -> tuple[Tensor, Pictures, Embeddings, Projector]:
+    """Features in a cone around their texts, as CLIP's are."""
+    texts = embed(torch.randn(4, 32) + 3)
+    labels = torch.arange(4).repeat_interleave(10)
+    features = 5 * (texts.tensor[labels] + 0.05 * torch.randn(40, 32))
+    projector = nullspace(texts.select(["cat"]), texts.drop(["cat"]))
+    return features, pictures_of(labels.tolist()), texts, projector
+
+
+def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
+    features, pictures, classes, projector = clip_like
+    projector = projector.scaled(1.25)
+    comparison = evaluate.compare(features, projector(features), pictures, classes, ["cat"])
+    curve = evaluate.strength_curve(features, pictures, classes, ["cat"], projector)
+    assert [p.strength for p in curve][::11] == [0, 1.1]
+    assert len(curve) == 22  # its own strength too
+    for point, scores in (
+        (curve[0], comparison.before),
+        (next(p for p in curve if p.strength == 1.25), comparison.after),
+    ):
+        assert (point.forget, point.retain, point.neighbours) == (
+            scores.forget,
+            scores.retain,
+            scores.neighbours,
+        )
+    assert comparison.before.forget == 1
+    assert comparison.after.forget == 0
+    assert comparison.after.retain == 1
+    assert comparison.after.probe == 1
+
+
+def test_curve_takes_oblique_projectors_to_2_without_a_warning(
+    clip_like: tuple, recwarn: pytest.WarningsRecorder
+) -> None:
+    features, pictures, classes, projector = clip_like
+    oblique = Projector(projector.read, 1.1 * projector.read)
+    assert len(evaluate.strength_curve(features, pictures, classes, ["cat"], oblique)) == 21
+    assert not recwarn.list
+
+
+def test_curve_refuses_the_text_side(clip_like: tuple) -> None:
+    features, pictures, classes, projector = clip_like
+    with pytest.raises(ValueError, match="image side"):
+        evaluate.strength_curve(features, pictures, classes, ["cat"], projector.T)
+
+
+def test_text_table_shows_the_forgotten_class_answered_otherwise(clip_like: tuple) -> None:
+    _, _, classes, projector = clip_like
+    table = evaluate.text_table(classes.select(["cat"]), classes, projector)
+    assert len(table.rows) == 4
+    assert table.rows[0].name == "cat"
+    assert table.rows[0].answer not in ("cat", None)
+    assert table.true_to_name == 3
+    assert table.cosine > 0.99
+    nearness = [row.before for row in table.kept]
+    assert nearness == sorted(nearness, reverse=True)
+    assert table.shown(1) == table.rows[:2]
+
+
+@pytest.mark.parametrize(("side", "ant_to_cat"), [("image", 0), ("text", 1)])
+def test_text_table_edits_the_tower_of_the_projector(
+    side: str, ant_to_cat: float, classes: Embeddings
+) -> None:
+    ant, _, cat, _ = torch.eye(4)
+    projector = Projector(cat[None], (cat - ant)[None], side=side)  # what is cat becomes ant
+    table = evaluate.text_table(classes.select(["cat"]), classes.drop(["cat"]), projector)
+    rows = {row.name: row for row in table.rows}
+    assert rows["cat"].after == 0
+    assert rows["ant"].after == ant_to_cat
+
+
+def test_text_table_gives_no_answer_where_nothing_is_left() -> None:
+    texts = embed(torch.eye(4))
+    table = evaluate.text_table(
+        texts.select(["cat"]), texts.drop(["cat"]), Projector(texts.tensor[2:3])
+    )
+    assert table.rows[0].answer is None
+
+
+# ---- pictures ----
+
+
+def save(path: Path, mode: str = "RGB", color: object = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (8, 8), color).save(path)
+    return path
+
+
+def test_load_pictures_reads_class_folders(tmp_path: Path) -> None:
+    save(tmp_path / "red_panda" / "b.PNG")
+    save(tmp_path / "red_panda" / "a.jpg")
+    save(tmp_path / "Bear" / "c.webp")
+    save(tmp_path / ".cache" / "d.png")
+    save(tmp_path / "Bear" / ".hidden.png")
+    (tmp_path / "Bear" / "notes.txt").write_text("not looked at")
+    pictures = evaluate.load_pictures(tmp_path)
+    assert pictures.classes == ("Bear", "red panda")
+    assert [path.name for path in pictures.paths] == ["c.webp", "a.jpg", "b.PNG"]
+    assert pictures.labels.tolist() == [0, 1, 1]
+    assert len(pictures) == 3
+
+
+def test_load_pictures_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a folder"):
+        evaluate.load_pictures(tmp_path / "absent")
+    with pytest.raises(ValueError, match="a folder for each class"):
+        evaluate.load_pictures(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"got none in .*cat"):
+        evaluate.load_pictures(tmp_path)
+    (tmp_path / "cat" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        evaluate.load_pictures(tmp_path)
+    save(tmp_path / "cat" / "broken.png")
+    save(tmp_path / "a_b" / "x.png")
+    save(tmp_path / "a b" / "x.png")
+    with pytest.raises(ValueError, match="two folders 'a b'"):
+        evaluate.load_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (10, 0), (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("I;16", 256 * 77, (77, 77, 77)),
+    ],
+)
+def test_open_picture_gives_rgb_with_white_behind(
+    mode: str, color: object, expected: tuple, tmp_path: Path
+) -> None:
+    image = evaluate.open_picture(save(tmp_path / "x.png", mode, color))
+    assert image.mode == "RGB"
+    assert image.getpixel((3, 3)) == expected
+
+
+def test_open_picture_takes_palettes_with_a_transparent_entry(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.save(tmp_path / "x.gif", transparency=1)
+    assert evaluate.open_picture(tmp_path / "x.gif").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_open_picture_names_a_truncated_file(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"cut\.png"):
+        evaluate.open_picture(path)
+
+
+class Means(nn.Module):
+    """Image features that are the channel means, by open_clip's or Hugging Face's call."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.conv = nn.Conv2d(3, 3, 1, bias=False, dtype=dtype)
+        self.conv.weight.data.copy_(torch.eye(3)[:, :, None, None])
+
+    def means(self, pixels: Tensor) -> Tensor:
+        return self.drop(self.conv(pixels)).mean(dim=(2, 3))
+
+
+class OpenClip(Means):
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.means(pixels)
+
+
+class HuggingFace(Means):
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return self.means(pixel_values)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32).div(255)[:, None, None]
+
+
+def processor(images: list[Image.Image], return_tensors: str) -> dict[str, Tensor]:
+    assert return_tensors == "pt"
+    return {"pixel_values": torch.stack([to_tensor(image) for image in images])}
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess"),
+    [
+        (OpenClip(), to_tensor),
+        (OpenClip(torch.bfloat16), to_tensor),
+        (HuggingFace(), processor),
+    ],
+)
+def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) -> None:
+    for i, color in enumerate(["red", "lime", "blue"]):
+        save(tmp_path / color / f"{i}.png", "RGB", color)
+    pictures = evaluate.load_pictures(tmp_path)
+    seen = []
+    with torch.inference_mode():
+        features = evaluate.image_features(
+            model, preprocess, pictures, batch_size=2, progress=lambda *a: seen.append(a)
+        )
+    assert torch.equal(features, torch.eye(3)[[2, 1, 0]])  # blue, lime, red
+    assert features.dtype == torch.float32
+    assert not features.is_inference()
+    assert not features.requires_grad
+    assert model.training  # as it was
+    assert seen == [(2, 3), (3, 3)]
+
+
+def test_image_features_refuses(tmp_path: Path) -> None:
+    path = save(tmp_path / "cat" / "x.png")
+    pictures = evaluate.load_pictures(tmp_path)
+    with pytest.raises(TypeError, match="encode_image"):
+        evaluate.image_features(nn.Linear(2, 2), to_tensor, pictures)
+    with pytest.raises(ValueError, match="batch_size"):
+        evaluate.image_features(OpenClip(), to_tensor, pictures, batch_size=0)
+    broken = OpenClip()
+    broken.conv.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match=str(path)):
+        evaluate.image_features(broken, to_tensor, pictures)

@@ -1,0 +1,161 @@
+"""Trains the demo model on emoji drawings and writes it, with its held-out pictures, into the package.
+
+The loss is CLIP's, except that a batch's accidental matches (two dogs, "dog" and "animal") are left
+out of the negatives.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from demo_data import Drawings, Prompts, augment
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+PACKAGE = Path(__file__).parents[1] / "clipproj" / "demo"
+MODEL = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": 64,
+        "patch_size": 8,
+        "width": 192,
+        "layers": 6,
+        "head_width": 32,
+    },
+    "text_cfg": {
+        "context_length": 32,
+        "vocab_size": 49408,
+        "width": 64,
+        "heads": 4,
+        "layers": 3,
+    },
+}
+PREPROCESS = {
+    "mean": list(OPENAI_DATASET_MEAN),
+    "std": list(OPENAI_DATASET_STD),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+MEAN = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
+STD = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
+
+
+def clip_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tensor:
+    """image, text: [n, d] unit rows; true: [n, n] bool, text i is true of picture j."""
+    other = true & ~torch.eye(len(true), dtype=torch.bool)
+    logits = (scale * text @ image.T).masked_fill(other, -torch.inf)
+    target = torch.arange(len(true))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def batches(drawings: Drawings, size: int, rng: np.random.Generator):  # noqa: ANN201
+    """Half the pictures from the classes (each class alike), half from all concepts."""
+    train = drawings.train.numpy()
+    cls = drawings.cls.numpy()[train]
+    per_class = [train[cls == c] for c in range(len(drawings.classes))]
+    while True:
+        chosen = rng.integers(len(per_class), size=size // 2)
+        named = [per_class[c][rng.integers(len(per_class[c]))] for c in chosen]
+        yield torch.from_numpy(np.concatenate([named, rng.choice(train, size - size // 2)]))
+
+
+def save_model(model: open_clip.CLIP, tokens_seen: Tensor) -> None:
+    """float16; tokens never seen in training have no meaning and become zero, which packs well."""
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
+    state["token_embedding.weight"][~tokens_seen] = 0
+    PACKAGE.mkdir(exist_ok=True)
+    save_file(state, PACKAGE / "open_clip_model.safetensors", metadata={"format": "pt"})
+    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    (PACKAGE / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_pictures(drawings: Drawings, rgba: Tensor) -> None:
+    """On white, 96 x 96, named class/glyph-style.png."""
+    for old in PACKAGE.glob("pictures/*/*.png"):
+        old.unlink()
+    for i in drawings.shown.tolist():
+        folder = PACKAGE / "pictures" / drawings.classes[drawings.cls[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(rgba[i].permute(1, 2, 0).numpy())
+        page = Image.new("RGBA", picture.size, "white")
+        page.alpha_composite(picture)
+        name = f"{drawings.glyphs[drawings.glyph[i]]}-{drawings.styles[drawings.style[i]]}.png"
+        page.convert("RGB").save(folder / name, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("build/emoji"))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rng, torch_rng = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
+
+    drawings = Drawings.load(args.data, args.seed)
+    prompts = Prompts(drawings, json.loads((args.data / "concepts.json").read_text()))
+    save_pictures(drawings, drawings.rgba)
+    side = MODEL["vision_cfg"]["image_size"]
+    small = torch.cat(
+        [
+            F.interpolate(part, size=(side, side), mode="bicubic", antialias=True)
+            for part in drawings.rgba.split(1000)
+        ]
+    )
+    print(f"train {len(drawings.train)}, held out {len(drawings.shown)} + {len(drawings.repeats)}")
+
+    vision = MODEL["vision_cfg"] | {"patch_dropout": 0.5}  # half the patches: twice the steps
+    model = open_clip.CLIP(**MODEL | {"vision_cfg": vision})
+    tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
+    tokens_seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool)
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    warmup = min(200, args.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min(
+            (s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(1, s / args.steps)) + 1e-3
+        ),
+    )
+
+    start, running = time.time(), 0.0
+    for step, rows in zip(range(1, args.steps + 1), batches(drawings, args.batch, rng)):
+        texts, true = prompts.draw(rows, rng)
+        tokens = tokenizer(texts)
+        tokens_seen[tokens.unique()] = True
+        pictures = (augment(small[rows], torch_rng) - MEAN) / STD
+        with torch.autocast("cpu", torch.bfloat16):
+            image, text = model.encode_image(pictures), model.encode_text(tokens)
+        image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+        loss = clip_loss(image, text, model.logit_scale.exp(), true)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.logit_scale.data.clamp_(max=math.log(100))
+        running += loss.item()
+        if step % 100 == 0 or step == args.steps:
+            took = time.time() - start
+            print(f"{step} loss {running / 100:.3f} {took:.0f}s {step / took:.2f}/s", flush=True)
+            running = 0.0
+        if step % 500 == 0 or step == args.steps:
+            save_model(model, tokens_seen)
+
+
+if __name__ == "__main__":
+    main()
