@@ -119,15 +119,14 @@ def _source(name: str | None, pretrained: str | None) -> tuple[str, str, Path | 
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
         raise ValueError(
-            f"load_model: {name} needs pretrained weights, a checkpoint file or one of: "
-            f"{', '.join(tags) or '(open_clip has no tag for it)'}"
+            f"load_model: {name} needs pretrained weights, a checkpoint file or {_listed(tags)}"
         )
     if Path(pretrained).is_file():
         return name, f"{name} ({Path(pretrained).name})", Path(pretrained)
     if pretrained not in tags:
         raise ValueError(
-            f"load_model: pretrained must be a file or a tag of {name} "
-            f"({', '.join(tags) or 'it has none'}), got {pretrained!r}"
+            f"load_model: pretrained must be a file or {_listed(tags)}, got {pretrained!r}"
+            f"{_close(pretrained, tags)}"
         )
     return name, f"{name} ({pretrained})", None
 
@@ -179,9 +178,12 @@ def read_state(path: str | os.PathLike[str]) -> State:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except SafetensorError as error:
+        raise ValueError(f"read_state: path must be a whole file, got {path}: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        # not its text: torch advises to load the file without weights_only
         raise ValueError(
-            f"read_state: path must be a whole checkpoint, got {path}: {_brief(error)}"
+            f"read_state: path must be .safetensors or a whole torch file of tensors, got {path}"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -261,6 +263,12 @@ def undo(
 def size(state: Mapping[str, Tensor]) -> int:
     """Bytes that a state dict takes on disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _listed(tags: list[str]) -> str:
+    if not tags:
+        return "a tag (open_clip knows none for it)"
+    return f"one of the tags {', '.join(tags[:6])}{', ...' if len(tags) > 6 else ''}"
 
 
 def _close(name: str, known: list[str]) -> str:

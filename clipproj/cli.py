@@ -47,7 +47,7 @@ class Commands(TyperGroup):
                 raise
             if usage is None and not isinstance(error, known):
                 raise
-            command = next((arg for arg in args if not arg.startswith("-")), "clipproj")
+            command = next((arg for arg in args if arg in self.commands), "clipproj")
             text = usage() if usage else terminal.message(error)
             terminal.show_error(command, text, "--json" in args)
             raise SystemExit(WRONG) from None
@@ -75,15 +75,23 @@ ERASE_EPILOG = """
 
 [bold]What the numbers mean[/bold]
 
-[bold]forgotten[/bold]: zero-shot accuracy on the pictures of the erased classes; should fall to 0.
-[bold]all other classes[/bold], and [bold]the nearest[/bold] of them: should stay.
-[bold]cosine[/bold]: between a retained picture's feature before and after; 1 is untouched.
-[bold]linear probe[/bold]: how many erased pictures a classifier trained on edited features finds.
+  [bold]forgotten[/bold]: zero-shot accuracy on pictures of the erased classes; should fall to 0.
 
-The edit erases the alignment of pictures with the [italic]texts[/italic], not the information: a
-linear probe usually still finds the class. Do not rely on it to hide what a model has seen.
+  [bold]all other classes[/bold], and [bold]the nearest[/bold] of them: should stay.
 
-[bold]Exit codes[/bold]: 0 done and verified, 1 the receipt failed (nothing is written), 2 an error.
+  [bold]cosine[/bold]: between a retained picture's feature before and after; 1 is untouched.
+
+  [bold]linear probe[/bold]: how many erased pictures a classifier trained on features still finds.
+
+[bold]What it does not do[/bold]
+
+  It erases the alignment of pictures with the [italic]texts[/italic], not the information.
+
+  A linear probe usually still finds the class. Do not rely on it to hide what a model has seen.
+
+[bold]Exit codes[/bold]
+
+  0 done and verified, 1 the receipt failed (nothing is written), 2 an error.
 """
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -7,7 +7,7 @@ import os
 import warnings
 import weakref
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
@@ -32,7 +32,7 @@ class Original:
     names: tuple[str, str | None]
     before: str
     after: str
-    weights: Weights
+    weights: Weights = field(repr=False)
 
     def check(self, now: Weights, force: bool) -> None:
         """Refuse heads that these bits do not belong into, and, without force, edited ones."""
@@ -55,7 +55,7 @@ class Edit:
     """One projector folded into one head of a live model: its receipt and the way back.
 
     A context manager too: leaving the block undoes the edit unless that has been done. It refers
-    to the model weakly and keeps the head's original weights on their device (2 MB for ViT-L/14).
+    to the model weakly and keeps the head's original weights on their device (3 MB for ViT-L/14).
 
     Attributes:
         receipt: what was done, for `clipproj.verify`.
@@ -154,10 +154,10 @@ def edit(
 ) -> Edit:
     """Fold `projector` into the head of one tower, in place: the model's features come out edited.
 
-    Values change inside the existing Parameters: `requires_grad`, optimizers and compiled graphs go
-    on as before, without recompilation (not where a compiler froze weights into the graph:
-    inductor's `freezing`, torch.export, ONNX: edit before those). A pending backward through the
-    head raises, as after any in-place write. Works under no_grad, grad and inference mode, on
+    Values change inside the existing Parameters: `requires_grad`, optimizers, compiled graphs and
+    CUDA graphs go on as before, without recompilation (not where a compiler froze weights into the
+    graph: inductor's `freezing`, torch.export, ONNX: edit before those). A pending backward through
+    the head raises, as after any in-place write. Works under no_grad, grad and inference mode, on
     parameters that require grad or not, and on inference tensors.
 
     Either the whole edit happens or none of it: any exception leaves the head's bits as they were.
@@ -223,7 +223,7 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
     Args:
         target: a model: its head is restored in place, and if the edit is in the model's log it is
             undone there, in order. A state dict: left alone, and a shallow copy with the original
-            tensors (those named in the file, on the CPU if from a file) is returned.
+            tensors in place of the edited ones, on their device, is returned.
         edit: the handle, or the path that `Edit.save_undo` wrote.
         force: overwrite the head even if its bits are not those that the edit left.
 
@@ -244,7 +244,8 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
         restored = copy.copy(target)
         for name, tensor in zip(original.names, original.weights, strict=True):
             if name is not None:
-                restored[key_of("undo", target, name)] = tensor.clone()
+                key = key_of("undo", target, name)
+                restored[key] = tensor.to(target[key].device, copy=True)
         return restored
 
     on_head = log.entries(target, original.tower)

@@ -80,4 +80,5 @@ def _hugging_face_tokens(
         # Trained on texts padded to the full length and no mask: anything else is another feature.
         tokens = tokenizer(prompts, padding="max_length", max_length=limit, return_tensors="pt")
         return {"input_ids": tokens["input_ids"]}
-    return dict(tokenizer(prompts, padding=True, return_tensors="pt"))
+    tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+    return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}

@@ -161,7 +161,8 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         after = _features(loaded, pictures, "pictures after", say)
         if request.tower == "image":
             comparison = evaluate.compare(before, after, pictures, classes, names.forget)
-            curve = evaluate.strength_curve(before, pictures, classes, names.forget, projector)
+            folded = handle.projector
+            curve = evaluate.strength_curve(before, pictures, classes, names.forget, folded)
         else:
             edited = _texts(request, loaded, classes.names, "texts after", say)
             comparison = _compare_texts(before, pictures, classes, edited, names.forget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -37,7 +38,8 @@ class Receipt:
         tower, weight, bias, dim, dtype: the head: names of its parameters, the weight's embedding
             dimension, the type it had when edited.
         head_before, head_after: SHA-256 of weight and bias, before the edit and after.
-        projector: what was folded: with the strength used, swapped when the tower asked for it.
+        projector: what was folded: with the strength used, swapped when the tower asked for it. On
+            the CPU.
         projector_hash: `content_hash()` of the projector that `edit` was given.
         measured: [n, k] float64, the original rows times read^T.
         sketch: [n, 8] float64, the original rows times random vectors that follow from
@@ -78,7 +80,7 @@ class Receipt:
             dtype=_name(before[0].dtype),
             head_before=head_before,
             head_after=files.sha256(*after),
-            projector=folded.cpu(),
+            projector=copy.deepcopy(folded).cpu(),
             projector_hash=given.content_hash(),
             measured=(rows @ read.T).cpu(),
             sketch=(rows @ _probes(folded.dim, head_before).to(rows.device)).cpu(),
@@ -138,7 +140,8 @@ class Verdict:
             measure the same) or "tampered" (neither).
         exact: the bits are those after the edit (or those before it), by SHA-256.
         error: how far, at least, the row that is worst for its bound lies from where the edit
-            takes it; in units of the original rows' root mean square length.
+            takes it; in units of the original rows' root mean square length. NaN for a head with
+            NaN or inf.
         bound: what rounding explains for that row, same unit. error <= bound says edited.
         text: all of it in a sentence.
     """
@@ -171,9 +174,9 @@ def verify(
         |e| <= u (|A| + s |(A R^T - c) W|) + eps sqrt(d + k) (|A| + s (|A| |R| + |c|) |W|)
 
     row by row, plus half the smallest float16 number per element for what passed through float16.
-    |e r| <= |e| |r| and, but for one row in 1e11, |e G| <= 9 |e|. A change of one row is caught from
-    3 to 9 times its bound on: for a projection at d = 512 from 5e-5 of the row's length in float32,
-    5e-3 in float16, 4e-2 in bfloat16. Smaller ones show in the hash alone (`exact`).
+    |e r| <= |e| |r| and, but for one row in 1e11, |e G| <= 9 |e|. So a change of one row is caught
+    from 3 to 9 times its bound on: for a projection at d = 512 from 5e-5 of the row's length in
+    float32, 5e-3 in float16, 4e-2 in bfloat16. Smaller ones show in the hash alone (`exact`).
 
     It is a check against accidents and mix-ups. Whoever has the receipt can construct weights that
     measure right; only `exact` excludes those.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["table", "text_summary", "write_report"]
 
 THUMBNAIL = 96  # pixels, the longer side
-GALLERY = 24  # pictures
+GALLERY = 20  # pictures
 BARS = 20  # classes, the rest folded away
 TEXTS = 20  # kept texts where there are no pictures, 5 where there are
 
@@ -117,11 +117,11 @@ def _gallery(
     for i in comparison.changed.tolist():
         name = pictures.classes[pictures.labels[i]]
         (forgotten if name in comparison.forget else others).append((i, name))
-    few = min(len(forgotten), len(others), GALLERY // 2)
+    room = GALLERY - min(len(forgotten), len(others), GALLERY // 2)  # the rest is the other group's
     groups = []
-    for title, found, total, room in (
-        ("Forgotten", forgotten, comparison.pictures_forget, GALLERY - min(few, len(others))),
-        ("Others", others, comparison.pictures_retain, GALLERY - min(few, len(forgotten))),
+    for title, found, total in (
+        ("Forgotten", forgotten, comparison.pictures_forget),
+        ("Others", others, comparison.pictures_retain),
     ):
         cards = [
             {
@@ -170,7 +170,7 @@ def _bars(comparison: Comparison) -> dict[str, Any]:
 class _Chart:
     """The strength curve in the units of its SVG."""
 
-    left, right, top, bottom = 44, 560, 20, 250
+    left, right, top, bottom = 44, 548, 20, 250
     points: tuple[CurvePoint, ...]
     lines: tuple[dict[str, Any], ...]
     chosen: float
@@ -180,19 +180,17 @@ class _Chart:
     def of(cls, curve: Sequence[CurvePoint], strength: float) -> _Chart:
         lines = []
         for key, label in (
-            ("retain", "all others"), ("neighbours", "nearest five"), ("forget", "forgotten"),
+            ("retain", "all others"), ("neighbours", "nearest others"), ("forget", "forgotten"),
         ):  # fmt: skip
             values = [(p.strength, getattr(p, key)) for p in curve]
             spots = [(cls.x(s), cls.y(v)) for s, v in values if not math.isnan(v)]
             if spots:
                 path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
                 lines.append({"key": key, "label": label, "path": path, "y": spots[-1][1]})
-        lines.sort(key=lambda line: line["y"])
-        for above, line in zip([None, *lines], lines, strict=False):  # labels must not overlap
-            line["label_y"] = max(line["y"], above["label_y"] + 17 if above else 0)
-        over = max(0.0, lines[-1]["label_y"] - cls.bottom) if lines else 0.0
-        for line in lines:
-            line["label_y"] -= over
+        free = 0.0  # from where on down a label overlaps none
+        for line in sorted(lines, key=lambda line: line["y"]):
+            line["label_y"] = max(line["y"], free)
+            free = line["label_y"] + 17
         return cls(tuple(curve), tuple(lines), cls.x(strength), strength)
 
     @classmethod

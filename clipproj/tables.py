@@ -28,7 +28,12 @@ def table(comparison: Comparison, edit_seconds: float) -> Table:
     names = listed(comparison.forget)
     row(f"{names} ({forgotten})", percent(before.forget), percent(after.forget), "bold")
     row(f"all other classes ({others})", percent(before.retain), percent(after.retain), "bold")
-    row("the nearest of them", percent(before.neighbours), percent(after.neighbours), "bold")
+    row(
+        f"the {len(comparison.nearest)} nearest of them",
+        percent(before.neighbours),
+        percent(after.neighbours),
+        "bold",
+    )
     for name in comparison.nearest:
         row(f"    {name}", percent(before.per_class[name]), percent(after.per_class[name]))
     row(f"a linear probe finds {names}", percent(before.probe), percent(after.probe), "bold")
@@ -44,19 +49,19 @@ def text_summary(texts: TextTable, edit_seconds: float) -> Table:
         "Texts alone: accuracy and what a linear probe still finds are unknown without pictures. "
         "The edit erases alignment with text, not information."
     )
-    out = _table("itself", "nearest forgotten text", "answers to", caption=limit)
+    out = _table("to itself", "to the forgotten", "after", "answered", caption=limit)
     for one in texts.shown(5):
-        near = f"{cosine(one.before)} → {cosine(one.after)}"
         out.add_row(
             _text(one.name, "bold" if one.forgotten else ""),
             _text(cosine(one.cosine)),
-            _text(near),
+            _text(cosine(one.before)),
+            _text(cosine(one.after)),
             _text(one.answer or "nothing"),
         )
     out.add_section()
     own = f"{texts.true_to_name} of {len(texts.kept)} to themselves"
-    out.add_row(_text("all kept texts"), _text(cosine(texts.cosine)), "", _text(own))
-    out.add_row(_text("time of the edit"), _text(duration(edit_seconds)), "", "")
+    out.add_row(_text("all kept texts"), _text(cosine(texts.cosine)), "", "", _text(own))
+    out.add_row(_text("time of the edit"), _text(duration(edit_seconds)))
     return out
 
 

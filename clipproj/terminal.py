@@ -50,7 +50,8 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     else:
         names = ", ".join(path.name for path in outcome.files.values())
         screen.print(Text(f"written to {out}: {names}"))
-        screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"))
+        # one line however narrow the terminal, to be copied
+        screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"), soft_wrap=True)
 
 
 def console() -> Console:

@@ -77,13 +77,12 @@ def check_alone(model: nn.Module, head: Head) -> None:
 
 def _extent(t: Tensor) -> tuple[torch.device, int, int] | None:
     """Device, first byte, and one past the last byte of a dense tensor that has data."""
-    if t.is_meta or t.layout != torch.strided or t.numel() == 0:
-        return None
-    try:
-        first = t.data_ptr()
-    except RuntimeError:  # lazy, sharded and other wrappers own no memory of their own
+    if type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.layout != torch.strided:
+        return None  # sharded, lazy and other special kinds have no memory that a head could share
+    if t.numel() == 0:
         return None
     reach = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    first = t.data_ptr()
     return t.device, first, first + (reach + 1) * t.element_size()
 
 

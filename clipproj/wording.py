@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from clipproj.evaluate import Comparison
 from clipproj.texttable import TextTable
 
-_FORGOTTEN = 0.05  # accuracy from which on a class counts as no longer answered
+_FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
 
 
 def percent(share: float) -> str:
     """`0.975` as "97.5 %"; "n/a" for NaN, where there was nothing to measure."""
-    return "n/a" if math.isnan(share) else f"{100 * share:.1f}\u202f%"
+    return "n/a" if math.isnan(share) else f"{100 * share:.1f}\u00a0%"
 
 
 def cosine(value: float) -> str:
@@ -25,14 +25,14 @@ def duration(seconds: float) -> str:
     """In the unit that leaves one to three digits before the point."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{seconds / size:.3g}\u202f{unit}"
-    return f"{seconds / 1e-6:.3g}\u202fµs"
+            return f"{seconds / size:.3g}\u00a0{unit}"
+    return f"{seconds / 1e-6:.3g}\u00a0µs"
 
 
 def count(n: int, thing: str) -> str:
     """ "1 picture", "40 pictures"."""
     plural = thing + ("es" if thing.endswith("s") else "s")
-    return f"{n:,} {thing if n == 1 else plural}".replace(",", "\u202f")
+    return f"{n:,} {thing if n == 1 else plural}".replace(",", "\u00a0")
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -71,6 +71,8 @@ def caveat(comparison: Comparison) -> str:
     before, after = comparison.before, comparison.after
     if math.isnan(after.forget):
         return "No picture of a forgotten class was given: what is left of it was not measured."
+    if before.forget <= _FORGOTTEN:
+        return "The model did not know the class before the edit: there was nothing to erase."
     if after.forget <= _FORGOTTEN:
         alignment, information = "erased", "is not"
     elif after.forget < before.forget:
@@ -82,7 +84,7 @@ def caveat(comparison: Comparison) -> str:
     if math.isnan(after.probe):
         unknown = "What else the features hold of it is unknown"
         return f"{alignment} {unknown}: a linear probe needs two pictures of a class."
-    if after.probe >= 0.5 * before.probe:
+    if after.probe >= max(0.5 * before.probe, _FORGOTTEN):
         return f"{alignment} The information {information}: a linear probe still finds {pictures}."
     return f"{alignment} A linear probe finds {pictures}; a stronger one may find more."
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cctype>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -28,14 +29,24 @@ void require(bool ok, const char* op, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
-inline const char* dtype_name(ScalarType type) {
+// As Python prints it, without "torch.".
+inline std::string dtype_name(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";
     case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Half: return "float16";
-    default: return torch::headeronly::toString(type);
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: break;  // BFloat16, Bool, Float8_e4m3fn, ...: C++ differs by capitals only
   }
+  std::string name = torch::headeronly::toString(type);
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
 }
 
 inline std::string shape_text(const Tensor& t) {

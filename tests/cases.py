@@ -29,7 +29,8 @@ SHAPES = [
     (257, 512, 7),
     (33, 512, 16),
     (2, 768, 50),
-    (1, 768, 768),
+    (2, 256, 256),
+    (1, 768, 1),
 ]
 OPTIONS = ["symmetric", "oblique", "offset", "strength", "per-row"]
 

@@ -10,6 +10,9 @@ import torch
 from clipproj import _C
 
 
+torch.set_num_threads(1)  # matrices here are small: a busy pool costs more than it gives
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers whichever tests run, in whichever order."""

@@ -169,8 +169,8 @@ def test_probe_takes_constant_features() -> None:
 def clip_like() -> tuple[Tensor, Pictures, Embeddings, Projector]:
     """Features in a cone around their texts, as CLIP's are."""
     texts = embed(torch.randn(4, 32) + 3)
-    labels = torch.arange(4).repeat_interleave(10)
-    features = 5 * (texts.tensor[labels] + 0.05 * torch.randn(40, 32))
+    labels = torch.arange(4).repeat_interleave(40)
+    features = 5 * (texts.tensor[labels] + 0.05 * torch.randn(160, 32))
     projector = nullspace(texts.select(["cat"]), texts.drop(["cat"]))
     return features, pictures_of(labels.tolist()), texts, projector
 
@@ -194,7 +194,7 @@ def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
     assert comparison.before.forget == 1
     assert comparison.after.forget == 0
     assert comparison.after.retain == 1
-    assert comparison.after.probe == 1
+    assert comparison.after.probe > 0.9
 
 
 def test_curve_takes_oblique_projectors_to_2_without_a_warning(

@@ -1,8 +1,7 @@
-"""A receipt tells edited, unedited and tampered heads apart: every method, dtype, layout and cast."""
+"""Receipts tell edited, unedited and tampered heads apart: every method, dtype, layout and cast."""
 
 from __future__ import annotations
 
-import copy
 import re
 from types import SimpleNamespace
 
@@ -63,9 +62,7 @@ def fold(projector: Projector, before: Weights, dim: int = 0) -> tuple[Receipt, 
         ops.fold_(bias, **factors, dim=0)
     names = ("head.weight", None if bias is None else "head.bias")
     head = Head("image", *names, dim, D, True, None)
-    given = copy.deepcopy(projector)
-    receipt = Receipt.make(head, given, copy.deepcopy(projector), before, (weight, bias))
-    return receipt, (weight, bias)
+    return Receipt.make(head, projector, projector, before, (weight, bias)), (weight, bias)
 
 
 def cast(weights: Weights, *dtypes: torch.dtype) -> Weights:
@@ -156,7 +153,7 @@ def test_the_smallest_change_that_is_caught() -> None:
         ops.fold_(weight, *(read.contiguous(),) * 2, dim=1)
         head = Head("image", "proj", None, 1, 512, True, None)
         p = Projector(read)
-        receipt = Receipt.make(head, p, copy.deepcopy(p), before, (weight, None))
+        receipt = Receipt.make(head, p, p, before, (weight, None))
         for row in range(64):
             wrong = weight.double()
             change = torch.randn(512).double()
@@ -208,7 +205,7 @@ def test_an_edit_that_changes_nothing_counts_as_made(nothing: str) -> None:
 
 
 def test_zero_rows_and_zero_heads() -> None:
-    weight, bias = head_of()
+    weight, _ = head_of()
     weight[:, 3] = 0
     receipt, after = fold(METHODS["leace, affine"], (weight, torch.zeros(D)))
     assert verify(after, receipt)
@@ -313,7 +310,7 @@ def test_targets_that_are_refused(target: object, text: str) -> None:
 
 def test_a_path_is_no_target() -> None:
     receipt, _ = fold(METHODS["ccup"], head_of())
-    with pytest.raises(TypeError, match="target must be a model, .* got str"):
+    with pytest.raises(TypeError, match=r"target must be a model, .* got str"):
         verify("model.pt", receipt)
 
 

@@ -16,13 +16,14 @@ PACKAGE = Path(__file__).parents[1] / "clipproj" / "demo"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", action="store_true", help="also print every class")
+    parser.add_argument("--model", type=Path, default=PACKAGE)
     args = parser.parse_args()
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{PACKAGE}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{PACKAGE}")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{args.model}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{args.model}")
     model.eval()
     domains = json.loads((Path(__file__).parent / "styles.json").read_text())["domains"]
     domain_of = {style: d for d, styles in domains.items() for style in styles}
-    files = sorted((PACKAGE / "pictures").glob("*/*.png"))
+    files = sorted((args.model / "pictures").glob("*/*.png"))
     names = sorted({f.parent.name for f in files})
     label = torch.tensor([names.index(f.parent.name) for f in files])
     with torch.inference_mode():
@@ -33,9 +34,7 @@ def main() -> None:
     right = (z @ t.T).argmax(1) == label
     print(f"top-1 {right.float().mean():.3f} on {len(files)} pictures, {len(names)} classes")
     for domain in domains:
-        rows = torch.tensor([domain_of[f.stem.rsplit("-", 1)[1]] == domain for f in files]) if 0 else (
-            torch.tensor([any(f.stem.endswith("-" + s) for s in domains[domain]) for f in files])
-        )
+        rows = torch.tensor([domain_of[f.stem.split("-", 1)[1]] == domain for f in files])
         print(f"  {domain:16} {right[rows].float().mean():.3f} of {int(rows.sum())}")
     by_class = {n: right[label == c].float().mean().item() for c, n in enumerate(names)}
     for name, score in sorted(by_class.items(), key=lambda kv: kv[1]):

@@ -23,20 +23,9 @@ from torch import Tensor
 PACKAGE = Path(__file__).parents[1] / "clipproj" / "demo"
 MODEL = {
     "embed_dim": 128,
-    "vision_cfg": {
-        "image_size": 64,
-        "patch_size": 8,
-        "width": 192,
-        "layers": 6,
-        "head_width": 32,
-    },
-    "text_cfg": {
-        "context_length": 32,
-        "vocab_size": 49408,
-        "width": 64,
-        "heads": 4,
-        "layers": 3,
-    },
+    # ModifiedResNet, CLIP's own ResNet: with ten thousand drawings it learns far faster than a ViT
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 32},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 PREPROCESS = {
     "mean": list(OPENAI_DATASET_MEAN),
@@ -67,24 +56,27 @@ def batches(drawings: Drawings, size: int, rng: np.random.Generator):  # noqa: A
         yield torch.from_numpy(np.concatenate([named, rng.choice(train, size - size // 2)]))
 
 
-def save_model(model: open_clip.CLIP, tokens_seen: Tensor) -> None:
+def save_model(model: open_clip.CLIP, tokens_seen: Tensor, to: Path) -> None:
     """float16; tokens never seen in training have no meaning and become zero, which packs well."""
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
+    state = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in model.state_dict().items()
+        if k != "attn_mask"
+    }
     state["token_embedding.weight"][~tokens_seen] = 0
-    PACKAGE.mkdir(exist_ok=True)
-    save_file(state, PACKAGE / "open_clip_model.safetensors", metadata={"format": "pt"})
+    save_file(state, to / "open_clip_model.safetensors", metadata={"format": "pt"})
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
-    (PACKAGE / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (to / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def save_pictures(drawings: Drawings, rgba: Tensor) -> None:
+def save_pictures(drawings: Drawings, to: Path) -> None:
     """On white, 96 x 96, named class/glyph-style.png."""
-    for old in PACKAGE.glob("pictures/*/*.png"):
+    for old in to.glob("pictures/*/*.png"):
         old.unlink()
     for i in drawings.shown.tolist():
-        folder = PACKAGE / "pictures" / drawings.classes[drawings.cls[i]]
+        folder = to / "pictures" / drawings.classes[drawings.cls[i]]
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(rgba[i].permute(1, 2, 0).numpy())
+        picture = Image.fromarray(drawings.rgba[i].permute(1, 2, 0).numpy())
         page = Image.new("RGBA", picture.size, "white")
         page.alpha_composite(picture)
         name = f"{drawings.glyphs[drawings.glyph[i]]}-{drawings.styles[drawings.style[i]]}.png"
@@ -94,9 +86,10 @@ def save_pictures(drawings: Drawings, rgba: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("build/emoji"))
+    parser.add_argument("--to", type=Path, default=PACKAGE)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -104,9 +97,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rng, torch_rng = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
 
+    args.to.mkdir(parents=True, exist_ok=True)
     drawings = Drawings.load(args.data, args.seed)
     prompts = Prompts(drawings, json.loads((args.data / "concepts.json").read_text()))
-    save_pictures(drawings, drawings.rgba)
+    save_pictures(drawings, args.to)
     side = MODEL["vision_cfg"]["image_size"]
     small = torch.cat(
         [
@@ -116,14 +110,13 @@ def main() -> None:
     )
     print(f"train {len(drawings.train)}, held out {len(drawings.shown)} + {len(drawings.repeats)}")
 
-    vision = MODEL["vision_cfg"] | {"patch_dropout": 0.5}  # half the patches: twice the steps
-    model = open_clip.CLIP(**MODEL | {"vision_cfg": vision})
+    model = open_clip.CLIP(**MODEL)
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
     tokens_seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool)
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     warmup = min(200, args.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -149,12 +142,12 @@ def main() -> None:
         schedule.step()
         model.logit_scale.data.clamp_(max=math.log(100))
         running += loss.item()
-        if step % 100 == 0 or step == args.steps:
+        if step % 50 == 0 or step == args.steps:
             took = time.time() - start
-            print(f"{step} loss {running / 100:.3f} {took:.0f}s {step / took:.2f}/s", flush=True)
+            print(f"{step} loss {running / 50:.3f} {took:.0f}s {step / took:.2f}/s", flush=True)
             running = 0.0
-        if step % 500 == 0 or step == args.steps:
-            save_model(model, tokens_seen)
+        if step % 200 == 0 or step == args.steps:
+            save_model(model, tokens_seen, args.to)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,532 @@
+"""The main job: what it measures and writes, what it refuses, that nothing is left half done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from clipproj import Projector, files, load
+from clipproj import erase as job
+from clipproj.checkpoint import CONFIG, WEIGHTS, load_model, read_edits, undo
+from clipproj.erase import FILES, erase
+from clipproj.evaluate import image_features, load_pictures
+from clipproj.heads import head_hash
+from clipproj.receipt import Receipt, Verdict, verify
+from clipproj.request import Request
+
+WRITTEN = {*FILES.values(), CONFIG}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.pictures(tmp_path_factory.mktemp("pictures") / "p")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    return tiny.model(tmp_path_factory.mktemp("model") / "m", pictures)
+
+
+@pytest.fixture
+def ask(model: Path, pictures: Path, tmp_path: Path) -> Callable[..., Request]:
+    """A request for the tiny model, its pictures and a new output folder, with changes."""
+
+    def make(*names: str, **changes: Any) -> Request:
+        usual = {"model": str(model), "images": pictures, "out": tmp_path / "out"}
+        return Request(names, **usual | {"templates": [tiny.TEMPLATE]} | changes)
+
+    return make
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / WEIGHTS)
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.mark.parametrize("method", ["nullspace", "ccup"])
+def test_the_class_goes_and_the_others_stay(ask: Callable[..., Request], method: str) -> None:
+    outcome = erase(ask("cat", method=method))
+    before, after = outcome.comparison.before, outcome.comparison.after
+    assert (before.forget, before.retain) == (1, 1)
+    assert (after.forget, after.retain, after.neighbours) == (0, 1, 1)
+    assert after.probe == 1  # erased is the alignment, not the information
+    assert outcome.verdict.status == "edited"
+    assert outcome.verdict.exact
+    assert 0 < outcome.edit_seconds < outcome.seconds
+    assert outcome.keep.names == ("café", "dog", "fish", "owl", "tall tree")
+    assert outcome.keep_from == "pictures"
+
+
+def test_what_is_written(ask: Callable[..., Request], model: Path, pictures: Path) -> None:
+    request = ask("cat")
+    outcome = erase(request)
+    assert {path.name for path in request.out.iterdir()} == WRITTEN
+    assert [path.name for path in request.out.parent.iterdir()] == ["out"]
+    assert set(outcome.files.values()) == {request.out / name for name in FILES.values()}
+    assert (request.out / FILES["report"]).read_text().lower().startswith("<!doctype html>")
+    numbers = json.loads((request.out / FILES["numbers"]).read_text())
+    assert numbers["pictures"]["after"]["forget"] == 0
+    assert numbers["files"] == {what: str(path) for what, path in outcome.files.items()}
+    projector = load(request.out / FILES["projector"])
+    assert projector.content_hash() == outcome.projector.content_hash()
+    assert projector.provenance["forget"]["names"] == ["cat"]
+    receipt = Receipt.load(request.out / FILES["receipt"])
+    assert verify(weights(request.out), receipt).exact
+    assert verify(weights(model), receipt).status == "unedited"
+    assert read_edits(request.out / WEIGHTS)[0]["forget"] == ["cat"]
+
+
+def test_open_clip_loads_the_edited_model(
+    ask: Callable[..., Request], model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    request = ask("cat")
+    outcome = erase(request)
+    by_folder, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{request.out}")
+    (tmp_path / "clipproj-erase.json").write_text(json.dumps(tiny.CONFIG))
+    open_clip.add_model_config(tmp_path / "clipproj-erase.json")
+    by_file = open_clip.create_model("clipproj-erase", pretrained=str(request.out / WEIGHTS))
+    assert equal(dict(by_file.state_dict()), dict(by_folder.state_dict()))
+    found = load_pictures(pictures)
+    edited = image_features(by_folder, preprocess, found)
+    original = load_model(str(model))
+    on_the_fly = outcome.projector(image_features(original.model, original.preprocess, found))
+    torch.testing.assert_close(edited, on_the_fly, rtol=1e-3, atol=1e-4)
+
+
+def test_edits_in_a_row_and_back(ask: Callable[..., Request], model: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    erase(ask("cat", out=one))
+    outcome = erase(ask("dog", model=str(one), out=two))
+    assert outcome.comparison.after.per_class["cat"] == 0
+    assert outcome.comparison.after.per_class["dog"] == 0
+    assert [entry["forget"] for entry in read_edits(two / WEIGHTS)] == [["cat"], ["dog"]]
+    undo(two / WEIGHTS, two / FILES["undo"])
+    assert equal(weights(two), weights(one))
+    undo(two / WEIGHTS, one / FILES["undo"])
+    assert equal(weights(two), weights(model))
+
+
+def test_a_rehearsal_writes_nothing(
+    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = erase(ask("cat", out=None))
+    assert outcome.comparison.after.forget == 0
+    assert outcome.verdict
+    assert outcome.files == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pictures_the_generic_names_are_kept(ask: Callable[..., Request]) -> None:
+    outcome = erase(ask("cat", images=None, out=None))
+    assert outcome.keep_from == "generic"
+    assert len(outcome.keep) > 500
+    assert float(outcome.projector.strength) == 1.5
+    assert outcome.projector.provenance["parameters"]["contrast"] == "mean"
+    assert outcome.comparison is None
+    assert outcome.texts.rows[0].name == "cat"
+
+
+def test_given_names_are_kept(ask: Callable[..., Request]) -> None:
+    outcome = erase(ask("cat", keep=["Dog", "tall_tree", "zebra"], out=None))
+    assert outcome.keep.names == ("dog", "tall tree", "zebra")
+    assert outcome.keep_from == "given"
+    assert set(outcome.comparison.after.per_class) == {
+        name.replace("_", " ") for name in tiny.COLOURS
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "strength"),
+    [({}, 1.0), ({"contrast": "mean"}, 1.5), ({"contrast": "mean", "strength": 0.5}, 0.5),
+     ({"method": "ccup"}, 1.0), ({"method": "ccup", "strength": 0.25}, 0.25)],
+)  # fmt: skip
+def test_strength(ask: Callable[..., Request], changes: dict, strength: float) -> None:
+    outcome = erase(ask("cat", out=None, **changes))
+    assert float(outcome.projector.strength) == pytest.approx(strength)
+    assert float(outcome.projector.strength) == pytest.approx(outcome.as_dict()["strength"])
+
+
+def test_other_words_for_the_class(ask: Callable[..., Request]) -> None:
+    outcome = erase(ask("CAT", plurals=True, synonyms={"cat": ["kitty"]}, out=None))
+    assert outcome.forget.names == ("cat", "cats", "kitty", "kitties")
+    assert outcome.comparison.forget == ("cat",)
+    assert outcome.comparison.after.forget == 0
+
+
+@pytest.mark.filterwarnings("ignore:edit. an edit of the text head")
+def test_the_text_tower(ask: Callable[..., Request], model: Path) -> None:
+    outcome = erase(ask("cat", tower="text", contrast="none"))
+    before, after = weights(model), weights(ask().out)
+    assert [k for k in before if not torch.equal(before[k], after[k])] == ["text_projection"]
+    assert outcome.comparison.before.forget == 1
+    assert outcome.comparison.cosine == pytest.approx(1)  # pictures keep their features
+    assert outcome.curve == []
+
+
+def test_a_saved_projector_is_applied(ask: Callable[..., Request], tmp_path: Path) -> None:
+    first = erase(ask("cat", plurals=True))
+    saved = ask().out / FILES["projector"]
+    again = erase(ask(projector=saved, out=tmp_path / "again"))
+    assert again.comparison.forget == ("cat",)
+    assert again.projector.content_hash() == first.projector.content_hash()
+    assert equal(weights(tmp_path / "again"), weights(ask().out))
+    half = erase(ask(projector=saved, strength=0.5, out=None))
+    assert float(half.projector.strength) == 0.5
+
+
+def test_a_projector_without_names_needs_them(ask: Callable[..., Request], tmp_path: Path) -> None:
+    Projector(torch.eye(16)[:1]).save(tmp_path / "p")
+    with pytest.raises(ValueError, match="names must say what the projector forgets"):
+        erase(ask(projector=tmp_path / "p"))
+    assert erase(ask("cat", projector=tmp_path / "p", out=None)).comparison.forget == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "says"),
+    [
+        ([], {}, "at least one class to forget"),
+        (["cta"], {}, "among the 6 picture folders, got 'cta'; there is cat"),
+        (["nothing alike"], {}, "got 'nothing alike'; there is café, cat, dog"),
+        (["cat", " "], {}, "names must not be blank"),
+        (["cat", "Cat"], {}, "names must be distinct, got 'Cat' twice"),
+        (["cat"], {"keep": ["dog", "dog"]}, "keep must be distinct"),
+        (["cat"], {"keep": ["dog", "Cat"]}, r"keep must not hold .*\['cat'\] in both"),
+        (["cat"], {"synonyms": {"cat": ["dog"]}, "keep": ["dog"]}, "keep must not name"),
+        (["cat"], {"synonyms": {"dog": ["hound"]}}, "synonyms must belong to one of the names"),
+        ([name.replace("_", " ") for name in tiny.COLOURS], {}, "leave a class to keep"),
+        (["cat"], {"strength": 2.5}, r"strength must be in \[0, 2\], got 2.5"),
+        (["cat"], {"strength": -1.0}, r"strength must be in \[0, 2\], got -1"),
+        (["cat"], {"strength": math.nan}, r"strength must be in \[0, 2\], got nan"),
+        (["cat"], {"strength": 3.0, "method": "ccup"}, r"strength must be in \[0, 1\]"),
+        (["cat"], {"method": "magic"}, "method must be nullspace or ccup, got 'magic'"),
+        (["cat"], {"tower": "audio"}, "tower must be image or text, got 'audio'"),
+        (["cat"], {"contrast": "hard"}, "contrast must be"),
+        (["cat"], {"rank": 0}, "rank must be at least 1"),
+        (["cat"], {"rank": 1, "method": "ccup"}, "rank must be left out with method ccup"),
+        (["cat"], {"keep_weight": 1.0}, "keep_weight must be left out with method nullspace"),
+        (["cat"], {"forget_weight": 0.0, "method": "ccup"}, "forget_weight must be"),
+        (["cat"], {"projector": Path("p"), "plurals": True}, "plurals must be left out with a"),
+        (["cat"], {"templates": ["a picture"]}, "templates must hold {} exactly once"),
+        (["cat"], {"images": Path("nowhere")}, "folder must be a folder, got nowhere"),
+    ],
+)  # fmt: skip
+def test_a_request_that_makes_no_sense(
+    ask: Callable[..., Request], tmp_path: Path, names: list[str], changes: dict, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        erase(ask(*names, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def no_class_folders(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "cat.png").write_bytes(b"")
+
+
+def an_empty_class(folder: Path) -> None:
+    tiny.pictures(folder, 1)
+    (folder / "cat" / "0.png").unlink()
+
+
+def an_unreadable_picture(folder: Path) -> None:
+    tiny.pictures(folder, 1)
+    (folder / "dog" / "broken.png").write_bytes(b"no picture")
+
+
+def half_a_picture(folder: Path) -> None:
+    tiny.pictures(folder, 1)
+    whole = (folder / "dog" / "0.png").read_bytes()
+    (folder / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (empty, "a folder for each class"),
+        (no_class_folders, "a folder for each class"),
+        (an_empty_class, "a class must have pictures, got none in .*cat"),
+        (an_unreadable_picture, "broken.png"),
+        (half_a_picture, "cannot decode .*0.png"),
+    ],
+)
+def test_pictures_that_cannot_be_used(
+    ask: Callable[..., Request], tmp_path: Path, make: Callable[[Path], None], says: str
+) -> None:
+    make(tmp_path / "pictures")
+    with pytest.raises(ValueError, match=says):
+        erase(ask("cat", images=tmp_path / "pictures"))
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("text_projection", math.nan, "features must be finite"),
+        ("text_projection", 0.0, "features must be finite and not zero"),
+        ("visual.proj", math.nan, "must be finite, got NaN"),
+    ],
+)
+def test_a_model_that_is_broken(
+    ask: Callable[..., Request], model: Path, tmp_path: Path, name: str, value: float, says: str
+) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    save_file(weights(model) | {name: torch.full((32 if name[0] == "v" else 16, 16), value)},
+              tmp_path / "m" / WEIGHTS)  # fmt: skip
+    with pytest.raises(ValueError, match=says):
+        erase(ask("cat", model=str(tmp_path / "m")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("projector", "says"),
+    [
+        (Projector(torch.eye(8)[:1]), "must be of width 16 as the image head is, got 8"),
+        (
+            Projector(torch.eye(16)[:1], torch.eye(16)[:1], torch.ones(1)),
+            "visual.proj has no bias to hold it",
+        ),
+        (
+            Projector(torch.eye(16)[:1], provenance={"model": "other", "head_hash": "0" * 64}),
+            "must come from this model .* got one of other",
+        ),
+    ],
+    ids=["width", "offset", "other-model"],
+)
+def test_a_projector_that_does_not_fit(
+    ask: Callable[..., Request], tmp_path: Path, projector: Projector, says: str
+) -> None:
+    projector.save(tmp_path / "p")
+    with pytest.raises(ValueError, match=says):
+        erase(ask("cat", projector=tmp_path / "p"))
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_force_applies_the_projector_of_another_model(
+    ask: Callable[..., Request], model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    other = tiny.model(tmp_path / "other", pictures, seed=1)
+    erase(ask("cat", model=str(other), out=tmp_path / "first"))
+    saved = tmp_path / "first" / FILES["projector"]
+    assert load(saved).provenance["head_hash"] != head_hash(load_model(str(model)).model)
+    with pytest.raises(ValueError, match="must come from this model"):
+        erase(ask(projector=saved))
+    assert erase(ask(projector=saved, force=True)).verdict
+
+
+@pytest.mark.parametrize("damage", ["nan", "bit", "kind"])
+def test_a_projector_file_that_is_damaged(
+    ask: Callable[..., Request], tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "p"
+    read = torch.eye(16)[:1]
+    if damage == "nan":
+        meta = {"side": "image", "provenance": {}, "hash": ""}
+        tensors = {"read": read * math.nan, "strength": torch.tensor(1.0)}
+        files.write(path, "projector", tensors, meta)
+    elif damage == "kind":
+        files.write(path, "undo", {"weight": read}, {})
+    else:
+        Projector(read).save(path)
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.write_bytes(data)
+    says = {"nan": "read must be finite", "bit": "wrong digest", "kind": "got a undo"}[damage]
+    with pytest.raises(ValueError, match=says):
+        erase(ask("cat", projector=path))
+
+
+def test_the_output_must_not_be_the_model(ask: Callable[..., Request], model: Path) -> None:
+    before = tree(model)
+    with pytest.raises(ValueError, match="another folder than the model's own"):
+        erase(ask("cat", out=model))
+    assert tree(model) == before
+
+
+def test_the_output_must_not_hold_another_checkpoint(
+    ask: Callable[..., Request], model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "out")
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="must be empty or an earlier output of clipproj"):
+        erase(ask("cat"))
+    assert tree(tmp_path) == before
+
+
+def test_the_output_must_not_be_a_file(ask: Callable[..., Request], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out must be a folder, got the file"):
+        erase(ask("cat"))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_earlier_output_is_replaced_and_other_files_stay(
+    ask: Callable[..., Request], tmp_path: Path
+) -> None:
+    request = ask("cat", out=tmp_path / "deep" / "er")
+    erase(request)
+    (request.out / "notes.txt").write_text("mine")
+    (request.out / "folder").mkdir()
+    erase(ask("dog", out=request.out))
+    assert load(request.out / FILES["projector"]).provenance["forget"]["names"] == ["dog"]
+    assert {path.name for path in request.out.iterdir()} == {*WRITTEN, "notes.txt", "folder"}
+    assert (request.out / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Sets the size at which the disk is full, for one file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("size", [0, 3000, 1 << 20])
+def test_a_full_disk_changes_nothing(
+    ask: Callable[..., Request],
+    tmp_path: Path,
+    limit_files: Callable[[int], None],
+    size: int,
+    earlier: bool,
+) -> None:
+    if earlier:
+        erase(ask("dog"))
+    before = tree(tmp_path)
+    limit_files(size)
+    with pytest.raises(OSError, match=r"cannot write|File too large"):
+        erase(ask("cat"))
+    limit_files(1 << 30)
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] * earlier
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "projector", "undo", "receipt", "report"])
+def test_whatever_cannot_be_written_nothing_is(
+    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner, name = {
+        "checkpoint": (job, "write_state"),
+        "projector": (Projector, "save"),
+        "undo": (job.Edit, "save_undo"),
+        "receipt": (Receipt, "save"),
+        "report": (job.report, "write_report"),
+    }[what]
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(OSError, match="No space left"):
+        erase(ask("cat"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_asked_for_before_the_work(
+    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
+    with pytest.raises(OSError, match=r"needs \d+ MiB on the disk .* which has 0") as error:
+        erase(ask("cat"))
+    assert error.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_receipt_writes_nothing(
+    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "verify", lambda *_: Verdict("tampered", False, 1.0, 0.1, "no"))
+    outcome = erase(ask("cat"))
+    assert outcome.verdict.status == "tampered"
+    assert outcome.files == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_the_disk_changes_is_found_out(
+    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = job.read_state
+
+    def flipped(path: Path) -> dict[str, torch.Tensor]:
+        state = read(path)
+        state["visual.proj"][3, 5] += 0.5
+        return state
+
+    monkeypatch.setattr(job, "read_state", flipped)
+    outcome = erase(ask("cat"))
+    assert outcome.verdict.status == "tampered"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_up_to_the_end(ask: Callable[..., Request]) -> None:
+    seen: dict[str, list[int]] = {}
+    totals: dict[str, int] = {}
+
+    def note(stage: str, done: int, total: int) -> None:
+        seen.setdefault(stage, []).append(done)
+        totals[stage] = total
+
+    erase(ask("cat", out=None), note)
+    assert list(seen) == ["model", "texts", "pictures before", "pictures after"]
+    for stage, counts in seen.items():
+        assert counts == sorted(counts)
+        assert counts[-1] == totals[stage]
+
+
+def test_a_model_with_its_own_tokenizer_takes_it_along(
+    ask: Callable[..., Request], model: Path, tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = {word: i for i, word in enumerate(["<pad>", "a", "cat", "dog", "fish", "owl", "tree"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    shutil.copytree(model, tmp_path / "m")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
+    fast.save_pretrained(tmp_path / "m")
+    config = json.loads((model / CONFIG).read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "words"
+    (tmp_path / "m" / CONFIG).write_text(json.dumps(config))
+    request = ask("cat", model=str(tmp_path / "m"), keep=["dog", "owl"], images=None)
+    erase(request)
+    again = open_clip.get_tokenizer(f"local-dir:{request.out}")
+    assert again(["a cat"])[0, :2].tolist() == [1, 2]
+
+
+def test_the_embedded_model_forgets_a_class() -> None:
+    if not (Path(job.__file__).parent / "demo" / WEIGHTS).is_file():
+        pytest.skip("the embedded model is not built: see tools/")
+    outcome = erase(Request(["cat"]))
+    before, after = outcome.comparison.before, outcome.comparison.after
+    assert before.forget >= 0.75
+    assert after.forget == 0
+    assert after.retain >= before.retain - 0.02
+    assert outcome.comparison.cosine > 0.95

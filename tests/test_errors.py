@@ -1,0 +1,209 @@
+"""Every refusal, eager and under FakeTensorMode, with the same words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from clipproj import ops
+
+Make = Callable[..., Tensor]
+
+
+def t(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+R = (2, 8)
+FEATURES = "must be float32, bfloat16 or float16 (float64 on the CPU), got"
+
+# What to change in a good call (x [3, 8], rank 2), and the text after "op: ". Values are functions,
+# so that each mode makes its own tensors.
+FACTORS: list[tuple[dict[str, Any], str]] = [
+    ({"read": lambda: t(2, 7)}, "read must be [k, d] with d=8, got [2, 7]"),
+    ({"read": lambda: t(8)}, "read must be [k, d] with d=8, got [8]"),
+    ({"read": lambda: t(1, 2, 8)}, "read must be [k, d] with d=8, got [1, 2, 8]"),
+    ({"write": lambda: t(3, 8)}, "write must be [k, d] with k=2 and d=8, got [3, 8]"),
+    ({"write": lambda: t(2, 1)}, "write must be [k, d] with k=2 and d=8, got [2, 1]"),
+    ({"write": lambda: t(8)}, "write must be [k, d] with k=2 and d=8, got [8]"),
+    (
+        {"read": lambda: t(*R, dtype=torch.bfloat16)},
+        "read must be float32 for float32 features, got bfloat16",
+    ),
+    (
+        {"write": lambda: t(*R, dtype=torch.float64)},
+        "write must be float32 for float32 features, got float64",
+    ),
+    (
+        {"x": lambda: t(3, 8, dtype=torch.float64)},
+        "read must be float64 for float64 features, got float32",
+    ),
+    ({"offset": lambda: t(3)}, "offset must be [k] with k=2, got [3]"),
+    ({"offset": lambda: t(1, 2)}, "offset must be [k] with k=2, got [1, 2]"),
+    (
+        {"offset": lambda: t(2, dtype=torch.float16)},
+        "offset must be float32 for float32 features, got float16",
+    ),
+    (
+        {"strength": lambda: t(dtype=torch.float64)},
+        "strength must be float32 for float32 features, got float64",
+    ),
+]
+ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"x": lambda: t()}, "x must be [..., d] with d >= 1, got []"),
+    ({"x": lambda: t(3, 0)}, "x must be [..., d] with d >= 1, got [3, 0]"),
+    ({"x": lambda: t(3, 8, dtype=torch.int32)}, f"x {FEATURES} int32"),
+    ({"x": lambda: t(3, 8, dtype=torch.bool)}, f"x {FEATURES} bool"),
+    ({"strength": lambda: t(2)}, "strength must be 0-dim or [n] with n=3, got [2]"),
+    ({"strength": lambda: t(3, 1)}, "strength must be 0-dim or [n] with n=3, got [3, 1]"),
+    ({"x": lambda: t(3, 2, 8), "strength": lambda: t(3)},
+     "strength must be 0-dim or [n] with n=6, got [3]"),
+]
+OVERLAP = "must not overlap itself to be written in place, got strides that repeat elements"
+IN_PLACE: list[tuple[dict[str, Any], str]] = [
+    ({"x": lambda: t(1, 8).expand(3, 8)}, f"x {OVERLAP}"),
+    ({"x": lambda: t(3, 1).expand(3, 8)}, f"x {OVERLAP}"),
+    ({"x": lambda: t(20).as_strided((3, 8), (4, 1))}, f"x {OVERLAP}"),
+    (
+        {"x": lambda: t(3, 2, 8).transpose(0, 1)},
+        "x must have leading dims that flatten to one stride, got strides of a permuted view; "
+        "use project()",
+    ),
+]
+WEIGHT: list[tuple[dict[str, Any], str]] = [
+    ({"x": lambda: t()}, "weight must be [in, d], [d, in] or a bias [d], got []"),
+    ({"x": lambda: t(1, 3, 8)}, "weight must be [in, d], [d, in] or a bias [d], got [1, 3, 8]"),
+    ({"dim": lambda: 2}, "dim must be in [-2, 1], got 2"),
+    ({"dim": lambda: -3}, "dim must be in [-2, 1], got -3"),
+    ({"x": lambda: t(8), "dim": lambda: 1}, "dim must be in [-1, 0], got 1"),
+    ({"x": lambda: t(3, 0)}, "weight must have d >= 1 at dim 1, got [3, 0]"),
+    ({"x": lambda: t(0, 3), "dim": lambda: -2}, "weight must have d >= 1 at dim 0, got [0, 3]"),
+    ({"x": lambda: t(3, 8, dtype=torch.int32)}, f"weight {FEATURES} int32"),
+    ({"dim": lambda: 0}, "read must be [k, d] with d=3, got [2, 8]"),
+    (
+        {"offset": lambda: t(2)},
+        "offset must come with a bias [d] to hold it, got a weight [3, 8]",
+    ),
+    ({"strength": lambda: t(3)}, "strength must be 0-dim, got [3]"),
+    ({"x": lambda: t(1, 8).expand(3, 8)}, f"weight {OVERLAP}"),
+    ({"x": lambda: t(3, 1).expand(3, 8)}, f"weight {OVERLAP}"),
+]
+# fold_ takes an offset with a bias only, so its offset refusals are asked about a bias.
+BIAS = [({"x": lambda: t(8), "dim": lambda: 0} | change, text) for change, text in FACTORS[9:12]]
+WEIGHT_FACTORS = [*FACTORS[:9], FACTORS[12], *BIAS]
+TABLE = [
+    (name, change, text)
+    for name, rows in {
+        "project": FACTORS + ROWS,
+        "project_": FACTORS + ROWS + IN_PLACE,
+        "projected_norm": FACTORS + ROWS,
+        "fold_": WEIGHT_FACTORS + WEIGHT,
+    }.items()
+    for change, text in rows
+]
+
+
+def call(name: str, change: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {
+        "x": lambda: t(3, 8),
+        "read": lambda: t(*R),
+        "write": lambda: t(*R),
+        "offset": lambda: None,
+        "strength": lambda: None,
+    }
+    if name == "fold_":
+        arguments["dim"] = lambda: 1
+    made = {key: make() for key, make in (arguments | change).items()}
+    getattr(ops, name)(made.pop("x"), **made)
+
+
+@pytest.mark.parametrize("mode", ["eager", "fake"])
+@pytest.mark.parametrize(("name", "change", "text"), TABLE, ids=lambda v: v if isinstance(v, str) else "")
+def test_refused(name: str, change: dict[str, Any], text: str, mode: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        if mode == "fake":
+            with FakeTensorMode():
+                call(name, change)
+        else:
+            call(name, change)
+    assert str(caught.value) == f"{name}: {text}"
+
+
+@pytest.mark.parametrize("mode", ["eager", "fake"])
+@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+def test_the_call_that_the_table_changes_is_fine(name: str, mode: str) -> None:
+    if mode == "fake":
+        with FakeTensorMode():
+            call(name, {})
+    else:
+        call(name, {})
+
+
+@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+@pytest.mark.parametrize("strength", [1.0, 1, [1.0]])
+def test_strength_is_no_number(name: str, strength: object) -> None:
+    text = f"{name}: strength must be a tensor or None, got {type(strength).__name__}"
+    with pytest.raises(TypeError, match=re.escape(text)):
+        call(name, {"strength": lambda: strength})
+
+
+@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+def test_devices_must_agree(name: str) -> None:
+    for argument in ("read", "write", "strength"):
+        shape = () if argument == "strength" else R
+        with pytest.raises(RuntimeError) as caught:
+            call(name, {argument: lambda shape=shape: torch.empty(shape, device="meta")})
+        assert str(caught.value) == f"{name}: {argument} must be on cpu, got meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+def test_devices_must_agree_on_a_gpu(name: str) -> None:
+    for argument in ("read", "write"):
+        with pytest.raises(RuntimeError, match=f"{name}: {argument} must be on cpu, got cuda:0"):
+            call(name, {argument: lambda: t(*R).cuda()})
+    with pytest.raises(RuntimeError, match=f"{name}: .* float64 on the CPU"):
+        call(name, {"x": lambda: t(3, 8, dtype=torch.float64).cuda()})
+
+
+@pytest.mark.parametrize("argument", ["read", "write", "offset", "strength"])
+@pytest.mark.parametrize("name", ["project_", "fold_"])
+def test_memory_shared_with_a_factor_is_refused(name: str, argument: str) -> None:
+    buffer = torch.ones(64)
+    bias = name == "fold_" and argument == "offset"
+    x = buffer[:8] if bias else buffer[:24].view(3, 8)
+    other = {
+        "read": buffer[7:23].view(2, 8),
+        "write": buffer[7:23].view(2, 8),
+        "offset": buffer[7:9],
+        "strength": buffer[7],
+    }[argument]
+    change = {"x": lambda: x, argument: lambda: other} | ({"dim": lambda: 0} if bias else {})
+    subject = "x" if name == "project_" else "weight"
+    text = f"{name}: {argument} must not share memory with {subject}, got overlapping storage"
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        call(name, change)
+    assert (buffer == 1).all()
+    call(name, change | {"x": lambda: x.clone()})
+
+
+def test_neighbours_in_one_buffer_are_no_overlap() -> None:
+    buffer = torch.ones(64)
+    call("project_", {"x": lambda: buffer[:24].view(3, 8), "read": lambda: buffer[24:40].view(2, 8)})
+
+
+@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+def test_tensors_that_are_not_strided_are_refused(name: str) -> None:
+    with pytest.raises(NotImplementedError, match="Sparse"):
+        call(name, {"x": lambda: t(3, 8).to_sparse()})
+    with pytest.raises(NotImplementedError, match="Sparse"):
+        call(name, {"read": lambda: t(*R).to_sparse()})
+    with pytest.raises(RuntimeError, match="got complex64"):
+        call(name, {"x": lambda: t(3, 8, dtype=torch.complex64).conj()})

@@ -1,0 +1,98 @@
+"""`fold_`: the folded head gives the projected features, whatever layout its weight has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, assert_bits, assert_reference, factors, features
+from torch import Tensor, nn
+
+from clipproj import ops, reference
+
+OPTIONS = ["symmetric", "oblique", "strength"]
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
+    if request.param == torch.float64 and device == "cuda":
+        pytest.skip("float64 is for the CPU")
+    return request.param
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("rows", "d", "k"), [(1, 7, 2), (33, 17, 17), (100, 64, 7), (17, 100, 0)])
+def test_matches_reference_along_both_dims(
+    device: str, dtype: torch.dtype, rows: int, d: int, k: int, option: str
+) -> None:
+    given_factors = factors(option, rows, d, k, dtype, device)
+    weight = features(rows, d, dtype, device)  # [in, d] of x @ A
+    folded = weight.clone()
+    assert ops.fold_(folded, **given_factors, dim=1) is folded
+    assert_reference(folded, weight, **given_factors)
+    want = reference.fold(weight.T, **given_factors, dim=0).T
+    assert torch.equal(want, reference.fold(weight, **given_factors, dim=-1))
+
+    linear = weight.T.contiguous()  # [d, in] of nn.Linear
+    for dim in (0, -2):
+        assert_bits(ops.fold_(linear.clone(), **given_factors, dim=dim).T, folded)
+    assert_bits(ops.fold_(weight.clone(), **given_factors, dim=-1), folded)
+    assert_bits(ops.project(weight, **given_factors), folded)
+
+
+def test_bias_takes_the_offset(device: str, dtype: torch.dtype) -> None:
+    given_factors = factors("offset", 1, 17, 4, dtype, device)
+    given_factors["strength"] = given_factors["offset"].new_tensor(0.7)
+    bias = features(1, 17, dtype, device)[0]
+    folded = ops.fold_(bias.clone(), **given_factors, dim=0)
+    assert_reference(folded, bias, **given_factors)
+    assert_bits(ops.fold_(bias.clone(), **given_factors, dim=-1), folded)
+
+
+def strided(name: str, rows: int, d: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """A buffer and a [rows, d] view of it."""
+    buffer = features(2 * max(rows, d) + 3, 2 * max(rows, d) + 5, dtype, device)
+    view = {
+        "slice": buffer[3 : 3 + rows, 5 : 5 + d],
+        "transposed": buffer[3 : 3 + d, 5 : 5 + rows].T,
+        "every other column": buffer[:rows, 1 : 1 + 2 * d : 2],
+        "every other row": buffer[1 : 1 + 2 * rows : 2, :d],
+    }[name]
+    return buffer, view
+
+
+@pytest.mark.parametrize("name", ["slice", "transposed", "every other column", "every other row"])
+def test_strided_weights_change_and_nothing_else_does(
+    device: str, dtype: torch.dtype, name: str
+) -> None:
+    given_factors = factors("oblique", 20, 33, 5, dtype, device)
+    for dim in (0, 1):
+        buffer, view = strided(name, 20, 33, dtype, device)
+        weight = view if dim == 1 else view.T
+        before, want = buffer.clone(), ops.project(view, **given_factors)
+        ops.fold_(weight, **given_factors, dim=dim)
+        assert_bits(view, want)
+        view.copy_(before.as_strided(view.shape, view.stride(), view.storage_offset()))
+        assert_bits(buffer, before)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_folded_linear_gives_projected_features(device: str, bias: bool) -> None:
+    head = nn.Linear(48, 64, bias=bias, device=device).requires_grad_(False)
+    x = features(9, 48, device=device)
+    given_factors = factors("offset" if bias else "oblique", 9, 64, 6, device=device)
+    want = ops.project(head(x), **given_factors)
+    weight_factors = {name: given_factors[name] for name in ("read", "write")}
+    ops.fold_(head.weight, **weight_factors, dim=0)
+    if bias:
+        ops.fold_(head.bias, **given_factors, dim=0)
+    torch.testing.assert_close(head(x), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_bits_do_not_depend_on_threads(threads: None, cpu_isa: str, count: int) -> None:
+    given_factors = factors("oblique", 257, 136, 16)
+    weight = features(136, 257)
+    torch.set_num_threads(1)
+    want = ops.fold_(weight.clone(), **given_factors, dim=0)
+    torch.set_num_threads(count)
+    assert_bits(ops.fold_(weight.clone(), **given_factors, dim=0), want)

@@ -1,0 +1,207 @@
+"""The operators as PyTorch sees them: schemas, opcheck, torch.compile, export, AOTInductor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import DTYPES, assert_bits, factors, features
+from torch import Tensor, nn
+
+from clipproj import ops
+
+RAW = torch.ops.clipproj
+SCHEMAS = {
+    "project": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
+    "Tensor? strength=None, *, bool normalize=False) -> Tensor",
+    "project_": "(Tensor(a!) x, Tensor read, Tensor write, Tensor? offset=None, "
+    "Tensor? strength=None, *, bool normalize=False) -> ()",
+    "fold_": "(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
+    "Tensor? strength=None, *, int dim) -> ()",
+    "projected_norm": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
+    "Tensor? strength=None) -> Tensor",
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema(name: str) -> None:
+    assert str(getattr(RAW, name).default._schema) == f"clipproj::{name}{SCHEMAS[name]}"
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "requires grad"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
+    if layout == "requires grad" and name.endswith("_"):
+        pytest.skip("in-place operators refuse it: test_autograd.py")
+    x = features(6, 6, dtype).requires_grad_(layout == "requires grad")
+    x = x.T if layout == "transposed" else x
+    options = {"project": {"normalize": True}, "project_": {"normalize": True}, "fold_": {"dim": 0}}
+    option = "strength" if name == "fold_" else "per-row"
+    for given in (factors("oblique", 6, 6, 2, dtype), factors(option, 6, 6, 2, dtype)):
+        arguments = [given.get(key) for key in ("read", "write", "offset", "strength")]
+        torch.library.opcheck(
+            getattr(RAW, name).default, (x, *arguments), options.get(name, {})
+        )
+
+
+class Edited(nn.Module):
+    """An encoder's end with a projector after it, as a server would compile it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 16)
+        for name, factor in factors("strength", 1, 16, 3).items():
+            self.register_buffer(name, factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.head(x)
+        return ops.project(z, self.read, self.write, None, self.strength, normalize=True) * 2
+
+
+def test_compile_with_a_dynamic_batch_compiles_once() -> None:
+    model = Edited()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    x = features(7, 12)
+    torch._dynamo.mark_dynamic(x, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for n in (33, 2, 257):
+                x = features(n, 12)
+                torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_gradients(backend: str) -> None:
+    model = Edited()
+    x = features(7, 12)
+    want = torch.autograd.grad(model(x).square().sum(dim=-1)[3] + model(x)[0, 1], model.head.weight)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    y = compiled(x)
+    found = torch.autograd.grad(y.square().sum(dim=-1)[3] + y[0, 1], model.head.weight)
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_writes(backend: str) -> None:
+    given_factors = factors("strength", 4, 5, 2)
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def step(weight: Tensor, block: Tensor) -> Tensor:
+        ops.fold_(weight, **given_factors, dim=0)
+        ops.project_(block[:, 1:6], **given_factors)
+        return weight.sum() + block.sum()
+
+    weight, block = nn.Parameter(features(5, 4)), features(4, 8)
+    eager_weight, eager_block = weight.detach().clone(), block.clone()
+    ops.fold_(eager_weight, **given_factors, dim=0)
+    ops.project_(eager_block[:, 1:6], **given_factors)
+    version = weight._version
+    with torch.no_grad():
+        step(weight, block)
+    assert_bits(weight.detach(), eager_weight)
+    assert_bits(block, eager_block)
+    assert weight._version > version
+
+
+def test_compiled_refusals_say_what_eager_ones_say() -> None:
+    given_factors = factors("oblique", 4, 5, 2)
+    weight = nn.Parameter(features(5, 4))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def fold(weight: Tensor) -> None:
+        ops.fold_(weight, **given_factors, dim=0)
+
+    with pytest.raises(Exception, match="fold_: weight must not require grad in grad mode"):
+        fold(weight)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def project(x: Tensor) -> Tensor:
+        return ops.project(x, **given_factors)
+
+    with pytest.raises(Exception, match=r"project: read must be \[k, d\] with d=6, got \[2, 5\]"):
+        project(features(4, 6))
+
+
+def test_functionalization_keeps_the_write() -> None:
+    class Write(nn.Module):
+        def forward(self, x: Tensor, read: Tensor) -> Tensor:
+            y = x.clone()
+            ops.project_(y[1:], read, read)
+            return y + 1
+
+    x, read = features(4, 5), factors("symmetric", 1, 5, 2)["read"]
+    program = torch.export.export(Write(), (x, read)).run_decompositions()
+    assert not any(node.target is RAW.project_.default for node in program.graph.nodes)
+    assert_bits(program.module()(x, read), Write()(x, read))
+
+
+def export(model: nn.Module) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    return torch.export.export(model, (features(7, 12),), dynamic_shapes=({0: batch},))
+
+
+def test_export_with_a_dynamic_batch() -> None:
+    model = Edited().requires_grad_(False)
+    program = export(model)
+    assert any(node.target is RAW.project.default for node in program.graph.nodes)
+    for n in (2, 33):
+        x = features(n, 12)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_export_with_an_unbacked_batch() -> None:
+    class Mask(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor, read: Tensor) -> Tensor:
+            return ops.projected_norm(ops.project(x[mask], read, read), read, read)
+
+    x, mask = features(7, 12), torch.tensor([1, 0, 1, 1, 0, 0, 1], dtype=torch.bool)
+    read = factors("symmetric", 1, 12, 3)["read"]
+    program = torch.export.export(Mask(), (x, mask, read))
+    torch.testing.assert_close(program.module()(x, ~mask, read), Mask()(x, ~mask, read))
+
+
+def test_aot_inductor_round_trip(tmp_path: Path) -> None:
+    model = Edited().requires_grad_(False)
+    package = torch._inductor.aoti_compile_and_package(
+        export(model), package_path=str(tmp_path / "edited.pt2")
+    )
+    loaded = torch._inductor.aoti_load_package(package)
+    for n in (2, 33):
+        x = features(n, 12)
+        torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graph() -> None:
+    x = features(33, 64, device="cuda")
+    given_factors = factors("strength", 33, 64, 4, device="cuda")
+    ops.project(x, **given_factors, normalize=True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ops.project(x, **given_factors, normalize=True)
+        ops.project_(x, **given_factors)
+    x.copy_(features(33, 64))
+    given_factors["strength"].fill_(0.3)
+    want = ops.project(x, **given_factors, normalize=True)
+    graph.replay()
+    assert_bits(out, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_runs_on_the_current_stream() -> None:
+    x = features(4096, 768, device="cuda")
+    given_factors = factors("symmetric", 4096, 768, 64, device="cuda")
+    want = ops.project(x, **given_factors)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        x.mul_(2)
+        out = ops.project(x, **given_factors)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.testing.assert_close(out, want * 2)
