@@ -1,7 +1,7 @@
 """Two libraries: `_C` (schemas, CPU kernels, pybind11) and `_C_cu<major>` (CUDA kernels).
 
-CLIPPROJ_CUDA=auto|1|0 decides about the second one: `auto` builds it when this torch is a CUDA build
-and a toolkit of the same major version is found, `1` fails when that is not so, `0` leaves it out.
+CLIPPROJ_CUDA=auto|1|0 decides about the second one: `auto` builds it when this torch is a CUDA
+build and a toolkit of the same major version is found, `1` fails when not, `0` leaves it out.
 Whether a GPU is present is never asked: the build machine need not be the one that serves.
 TORCH_CUDA_ARCH_LIST, MAX_JOBS, NVCC_THREADS and DEBUG=1 work as in torch's own builds.
 """

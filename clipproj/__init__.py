@@ -1,10 +1,40 @@
 """Make a CLIP-like model forget a class: rank-k projector edits in closed form, fused kernels."""
 
-from clipproj import ops
+from clipproj import ops, reference
 from clipproj._C import build_info, cpu_isa, set_cpu_isa
 from clipproj._version import __version__
 from clipproj.algebra import compose, union
+from clipproj.edit import Edit, edit, edits, undo
 from clipproj.heads import find_heads
 from clipproj.methods import ccup, from_leace, nullspace
 from clipproj.projector import Projector, load
-from clipproj.text import Embeddings, embed_classes, generic_keep
+from clipproj.receipt import Receipt, Verdict, verify
+from clipproj.text import Embeddings, embed_classes, expand_names, generic_keep
+
+__all__ = [
+    "Edit",
+    "Embeddings",
+    "Projector",
+    "Receipt",
+    "Verdict",
+    "__version__",
+    "build_info",
+    "ccup",
+    "compose",
+    "cpu_isa",
+    "edit",
+    "edits",
+    "embed_classes",
+    "expand_names",
+    "find_heads",
+    "from_leace",
+    "generic_keep",
+    "load",
+    "nullspace",
+    "ops",
+    "reference",
+    "set_cpu_isa",
+    "undo",
+    "union",
+    "verify",
+]

@@ -5,6 +5,7 @@ unbacked one a check at run time. What only the run can know (memory that a fact
 tensor being written, strides that are symbols) is left to the kernels.
 """
 
+import itertools
 import math
 
 import torch
@@ -32,7 +33,8 @@ def _factor(op: str, name: str, t: Tensor, x: Tensor) -> None:
     torch._check(
         t.dtype == want,
         lambda: (
-            f"{op}: {name} must be {_name(want)} for {_name(x.dtype)} features, got {_name(t.dtype)}"
+            f"{op}: {name} must be {_name(want)} for {_name(x.dtype)} features, "
+            f"got {_name(t.dtype)}"
         ),
     )
     torch._check(
@@ -120,9 +122,7 @@ def weight(
     )
     torch._check(
         offset is None or dims == 1,
-        lambda: (
-            f"{op}: offset must come with a bias [d] to hold it, got a weight {_shape(weight)}"
-        ),
+        lambda: f"{op}: offset must come with a bias [d] to hold it, got a weight {_shape(weight)}",
     )
     torch._check(
         strength is None or strength.dim() == 0,
@@ -154,10 +154,7 @@ def writable(op: str, subject: str, x: Tensor, *, flat: bool) -> None:
     leading = dims[:-1] if x.shape[-1:] != (1,) else dims
     torch._check(
         not flat
-        or all(
-            outer[0] == inner[0] * inner[1]
-            for outer, inner in zip(leading, leading[1:], strict=False)
-        ),
+        or all(outer[0] == inner[0] * inner[1] for outer, inner in itertools.pairwise(leading)),
         lambda: (
             f"{op}: x must have leading dims that flatten to one stride, got strides of a "
             "permuted view; use project()"

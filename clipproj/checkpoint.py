@@ -97,7 +97,7 @@ def _source(name: str | None, pretrained: str | None) -> tuple[str, str, Path | 
         if pretrained:
             raise ValueError("load_model: pretrained must come with a model, got none")
         folder = demo.model_dir()
-        return f"local-dir:{folder}", "the embedded model", folder / WEIGHTS
+        return f"local-dir:{folder}", demo.NAME, folder / WEIGHTS
     folder = Path(name.removeprefix("local-dir:"))
     if name.startswith("local-dir:") or folder.is_dir():
         if pretrained:
@@ -256,7 +256,13 @@ def undo(
     if target.suffix != ".safetensors":
         raise ValueError(f"undo: out must be a .safetensors file, got {target}")
     restored = _undo(read_state(checkpoint), undo_file)
-    write_state(target, restored, read_edits(checkpoint)[:-1])
+    undone = files.read(undo_file, "undo").meta
+    edits = read_edits(checkpoint)
+    for entry in reversed(edits):  # the last one of this head, not always of the checkpoint
+        if (entry["projector"], entry["tower"]) == (undone["projector_hash"], undone["tower"]):
+            edits.remove(entry)
+            break
+    write_state(target, restored, edits)
     return target
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipproj import evaluate, ops, report
 from clipproj.checkpoint import (
+    CONFIG,
     WEIGHTS,
     Loaded,
     load_model,
@@ -48,12 +49,12 @@ FILES = {
 }
 
 
-ABOUT = {  # as the report says it
-    FILES["checkpoint"]: "the edited model; open_clip loads it",
-    FILES["projector"]: "the projector: apply it to another copy, or to features",
-    FILES["undo"]: "the original head",
-    FILES["receipt"]: "what clipproj verify checks a checkpoint against",
-    FILES["numbers"]: "the numbers of this report",
+ABOUT = {  # the report's words for the files beside it
+    "edited model, as open_clip loads it": FILES["checkpoint"],
+    "projector, for other copies or for features": FILES["projector"],
+    "the head as it was": FILES["undo"],
+    "receipt, for clipproj verify": FILES["receipt"],
+    "the numbers of this report": FILES["numbers"],
 }
 
 
@@ -110,7 +111,7 @@ class Outcome:
             "rank": self.projector.rank,
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
-            "pictures": measured,
+            "scores": measured,
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -144,7 +145,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     say("model", 1, 1)
     output = None
     if request.out is not None:
-        output = Output(request.out, FILES.values(), loaded.checkpoint)
+        output = Output(request.out, [*FILES.values(), CONFIG], loaded.checkpoint)
         output.need(size(loaded.model.state_dict()))
 
     forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
@@ -154,7 +155,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     how = {"tower": request.tower, "force": request.force}
     edit(loaded.model, projector, **how).undo()  # refuse now, not after an hour of pictures
 
-    before = _features(loaded, pictures, "pictures before", say)
+    before = pictures and _features(loaded, pictures, "pictures before", say)
     handle = edit(loaded.model, projector, **how)
     comparison, curve = None, []
     if pictures is not None:
@@ -176,7 +177,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         pictures=pictures,
         comparison=comparison,
         curve=curve,
-        texts=text_table(forget, keep, projector),
+        texts=text_table(forget, keep, handle.projector),
         verdict=verify(loaded.model, handle.receipt),
         edit_seconds=_fold_seconds(loaded, handle),
         seconds=time.perf_counter() - started,
@@ -245,9 +246,7 @@ def _build(request: Request, forget: Embeddings, keep: Embeddings, keep_from: st
     return made.scaled(1.5) if made.provenance["parameters"]["contrast"] == "mean" else made
 
 
-def _features(loaded: Loaded, pictures: Pictures | None, stage: str, say: Progress) -> Tensor:
-    if pictures is None:
-        return torch.empty(0)
+def _features(loaded: Loaded, pictures: Pictures, stage: str, say: Progress) -> Tensor:
     return image_features(
         loaded.model,
         loaded.preprocess,
@@ -260,7 +259,8 @@ def _fold_seconds(loaded: Loaded, handle: Edit) -> float:
     """The fold alone, on a copy of the head, warm: without checks, hashes and the receipt."""
     head = find_heads(loaded.model)[handle.tower]
     weight = head_tensors(loaded.model, head)[0].detach().clone()
-    factors = handle.projector.to(weight.device).factors(weight.dtype) | {"offset": None}
+    factors = handle.projector.factors(weight.dtype) | {"offset": None}
+    factors = {k: v if v is None else v.to(weight.device) for k, v in factors.items()}
     seconds = []
     for _ in range(3):
         if weight.is_cuda:

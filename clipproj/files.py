@@ -119,7 +119,7 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> Artefact:
     if header.get("digest") != _digest(header, tensors):
         raise ValueError(f"load: path must be an undamaged file, got a wrong digest in {path}")
     if kind is not None and header["kind"] != kind:
-        raise ValueError(f"load: path must hold a {kind}, got a {header['kind']} in {path}")
+        raise ValueError(f"load: path must hold kind {kind!r}, got {header['kind']!r} in {path}")
     return Artefact(header["kind"], tensors, json.loads(header["meta"]))
 
 

@@ -1,9 +1,9 @@
 """The operators: `torch.ops.clipproj.*` made whole for autograd and `torch.compile`, and their
 public forms.
 
-Schemas and kernels are C++ (csrc/). Here are what PyTorch wants in Python: fake kernels, the
-gradient in x, and for the in-place operators the two rules that a C++ kernel does not get by itself,
-refusing operands that autograd tracks and telling autograd about the write.
+Schemas and kernels are C++ (csrc/). Here is what PyTorch wants in Python: fake kernels, the
+gradient in x, and for the in-place operators two rules that a C++ kernel does not get by itself:
+operands that autograd tracks are refused, and autograd is told about the write.
 
 Every operator is the same rank-k update of feature rows,
 
@@ -13,13 +13,15 @@ which is the orthogonal projection of arXiv 2512.14137 with `read is write` = or
 directions, its CCUP edit and LEACE (arXiv 2306.03819) with two different factors.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipproj import _check, _load
+from clipproj import (
+    _check,
+    _load,  # noqa: F401  opens the libraries that define the operators
+)
 
 __all__ = ["fold_", "project", "project_", "projected_norm"]
 
@@ -32,25 +34,55 @@ _library = torch.library.Library("clipproj", "IMPL")  # registrations live as lo
 
 
 @torch.library.register_fake("clipproj::project")
-def _(x, read, write, offset=None, strength=None, *, normalize=False):
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
     _check.features("project", x, read, write, offset, strength)
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("clipproj::project_")
-def _(x, read, write, offset=None, strength=None, *, normalize=False):
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> None:
     _check.features("project_", x, read, write, offset, strength)
     _check.writable("project_", "x", x, flat=True)
 
 
 @torch.library.register_fake("clipproj::fold_")
-def _(weight, read, write, offset=None, strength=None, *, dim):
+def _(
+    weight: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    dim: int,
+) -> None:
     _check.weight("fold_", weight, read, write, offset, strength, dim)
     _check.writable("fold_", "weight", weight, flat=False)
 
 
 @torch.library.register_fake("clipproj::projected_norm")
-def _(x, read, write, offset=None, strength=None):
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+) -> Tensor:
     _check.features("projected_norm", x, read, write, offset, strength)
     return x.new_empty(x.shape[:-1], dtype=_wide(x.dtype))
 
@@ -63,7 +95,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _save(op: str, keep_x: bool, ctx: Any, inputs: tuple) -> None:
+def _save(op: str, keep_x: bool, ctx: Any, inputs: tuple[Tensor | None, ...]) -> None:
     x, *factors = inputs
     names = ("read", "write", "offset", "strength")
     for name, factor, tracked in zip(names, factors, ctx.needs_input_grad[1:], strict=False):
@@ -76,19 +108,23 @@ def _save(op: str, keep_x: bool, ctx: Any, inputs: tuple) -> None:
     ctx.save_for_backward(x if keep_x else None, *factors)
 
 
-def _transposed(grad: Tensor, factors: tuple, dtype: torch.dtype) -> tuple:
+def _transposed(
+    grad: Tensor, factors: list[Tensor | None], dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
     """The gradient through the update: the same update with its sides swapped and no offset."""
     read, write, _, strength = factors
     grad = _ops.project.default(grad, write, read, None, strength)
     return grad.to(dtype), None, None, None, None
 
 
-def _project_setup(ctx, inputs, keyword_only_inputs, output):
+def _project_setup(
+    ctx: Any, inputs: tuple, keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     ctx.normalize = keyword_only_inputs["normalize"]
     _save("project", ctx.normalize, ctx, inputs)
 
 
-def _project_backward(ctx, grad):
+def _project_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, *factors = ctx.saved_tensors
     if ctx.normalize:
         # Half types widen here: a projected row rounded to 8 bits before it divides its own
@@ -106,11 +142,11 @@ def _project_backward(ctx, grad):
     return _transposed(grad, factors, ctx.dtype)
 
 
-def _projected_norm_setup(ctx, inputs, output):
+def _projected_norm_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     _save("projected_norm", True, ctx, inputs)
 
 
-def _projected_norm_backward(ctx, grad):
+def _projected_norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, *factors = ctx.saved_tensors
     row = _ops.project.default(x.to(_wide(ctx.dtype)), *factors)
     length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
@@ -141,7 +177,7 @@ def _register_in_place(name: str, instead: str) -> None:
     op = getattr(_ops, name).default
     names = [argument.name for argument in op._schema.arguments]
 
-    def refuse_tracked(keyset, *args, **kwargs):
+    def refuse_tracked(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
         if torch.is_grad_enabled():
             for arg_name, arg in zip(names, args, strict=False):
                 if arg is not None and arg.requires_grad:
@@ -152,7 +188,7 @@ def _register_in_place(name: str, instead: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
-    def count_write(keyset, *args, **kwargs):
+    def count_write(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
         if args[0].is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{name}: {names[0]} must be a normal tensor outside inference mode, "
@@ -175,9 +211,7 @@ _register_in_place("fold_", "use torch.no_grad()")
 def _require_tensor(op: str, strength: object) -> None:
     # A number would be a constant of every graph that captures the call.
     if strength is not None and not isinstance(strength, Tensor):
-        raise TypeError(
-            f"{op}: strength must be a tensor or None, got {type(strength).__name__}"
-        )
+        raise TypeError(f"{op}: strength must be a tensor or None, got {type(strength).__name__}")
 
 
 def project(
@@ -280,8 +314,8 @@ def projected_norm(
 ) -> Tensor:
     """The length of each projected row, without writing the rows; arguments as in `project`.
 
-    It is the one stored scalar per vector that lets an index of unprojected vectors answer projected
-    queries. Measured on the projected row, not as `|x|^2 - |x read^T|^2`, which cancels.
+    It is the one stored scalar per vector with which an index of unprojected vectors answers
+    projected queries. Measured on the projected row, not as `|x|^2 - |x read^T|^2`, which cancels.
 
     Returns:
         `[...]`, the leading dims of x, float32 (float64 for float64 x). Differentiable in x; the

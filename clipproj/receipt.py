@@ -171,7 +171,7 @@ def verify(
     u the unit roundoffs of the edit's store and of a later cast to a coarser type (recognised by
     the values, also when widened again), eps that of the fold's sums (float32, or float64),
 
-        |e| <= u (|A| + s |(A R^T - c) W|) + eps sqrt(d + k) (|A| + s (|A| |R| + |c|) |W|)
+        |e| <= u (|A| + s |(A R^T - c) W|) + eps sqrt(d + k) (|A| + s (|A| |R| + |A R^T - c|) |W|)
 
     row by row, plus half the smallest float16 number per element for what passed through float16.
     |e r| <= |e| |r| and, but for one row in 1e11, |e G| <= 9 |e|. So a change of one row is caught
@@ -242,19 +242,19 @@ def _compare(
 ) -> tuple[float, float]:
     """(error, bound) of the worst row, had the original been edited with `strength`."""
     p = receipt.projector.factors(torch.float64)
-    read, write, n, d = p["read"], p["write"], len(receipt.norms), rows.shape[1]
-    lines, shift = receipt.measured, 0.0
+    read, write, d = p["read"], p["write"], rows.shape[1]
+    lines = receipt.measured
     if p["offset"] is not None:  # it moves the bias alone, the last row
         lines = lines.clone()
         lines[-1] -= p["offset"]
-        shift = torch.zeros(n, dtype=torch.float64)
-        shift[-1] = p["offset"].norm()
     probes = _probes(d, receipt.head_before)
     step = strength * lines @ write
     rows = rows.cpu()
     off_read = (rows @ read.T - receipt.measured + step @ read.T).abs()
     off_probe = (rows @ probes - receipt.sketch + step @ probes).norm(dim=1)
-    off = torch.cat([off_read / read.norm(dim=1), off_probe[:, None] / TAIL], dim=1).amax(1)
+    tiny = torch.finfo(torch.float64).tiny
+    lengths = read.norm(dim=1).clamp_min(tiny)
+    off = torch.cat([off_read / lengths, off_probe[:, None] / TAIL], dim=1).amax(1)
 
     unit, floor = cast
     wide = torch.finfo(torch.float64).eps
@@ -264,10 +264,10 @@ def _compare(
     bound = (unit + 4 * wide * math.sqrt(d)) * size + floor * math.sqrt(d)
     if strength:
         spans = [torch.linalg.matrix_norm(f, 2) if len(f) else 0.0 for f in (read, write)]
-        operands = receipt.norms + strength * (receipt.norms * spans[0] + shift) * spans[1]
+        taken = receipt.norms * spans[0] + lines.norm(dim=1)
         bound += torch.finfo(stored).eps / 2 * size
-        bound += sums * math.sqrt(d + len(read)) * operands
-    worst = int((off / bound.clamp_min(torch.finfo(torch.float64).tiny)).argmax())
+        bound += sums * math.sqrt(d + len(read)) * (receipt.norms + strength * taken * spans[1])
+    worst = int((off / bound.clamp_min(tiny)).argmax())
     unit_length = float(receipt.norms.square().mean().sqrt()) or 1.0
     return float(off[worst]) / unit_length, float(bound[worst]) / unit_length
 

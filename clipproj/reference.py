@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MOSTLY_ERASED = 1e-3  # of a row's length: below this a direction is noise, only its length is checked
+MOSTLY_ERASED = 1e-3  # of a row's length: the direction of what is left is noise below this
 
 
 def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -79,7 +79,7 @@ def plain(
     *,
     normalize: bool = False,
 ) -> Tensor:
-    """What one would write without this package: the same update by torch's kernels, in x's dtype."""
+    """What one would write without this package: the update by torch's kernels, in x's dtype."""
     factors = [None if t is None else t.to(x.dtype) for t in (read, write, offset, strength)]
     out = _update(x, *factors)
     return functional.normalize(out, dim=-1) if normalize else out

@@ -9,7 +9,6 @@ import torch
 
 from clipproj import _C
 
-
 torch.set_num_threads(1)  # matrices here are small: a busy pool costs more than it gives
 
 

@@ -190,17 +190,18 @@ def test_undo_restores_every_bit_and_the_log(folder: Path, tmp_path: Path) -> No
         texts = torch.randn(1, 16)
         projector = nullspace(texts, contrast="none", rank=1)
         edit(loaded.model, projector).save_undo(tmp_path / f"{i}.undo")
-        log.append({"number": i})
+        log.append({"projector": projector.content_hash(), "tower": "image"})
+    log.append({"projector": "of the other head", "tower": "text"})
     write_state(edited, loaded.model.state_dict(), log)
     with pytest.raises(RuntimeError, match="changed since"):
         undo(edited, tmp_path / "0.undo")
     assert undo(edited, tmp_path / "1.undo") == edited
-    assert read_edits(edited) == log[:1]
+    assert read_edits(edited) == [log[0], log[2]]
     out = tmp_path / "original.safetensors"
     assert undo(edited, tmp_path / "0.undo", out) == out
     assert same(read_state(out), load_file(folder / WEIGHTS))
-    assert read_edits(edited) == log[:1]
-    assert read_edits(out) == []
+    assert read_edits(edited) == [log[0], log[2]]
+    assert read_edits(out) == log[2:]
 
 
 def test_undo_writes_safetensors_only(folder: Path, tmp_path: Path) -> None:

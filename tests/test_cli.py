@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
-from click.testing import Result
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from clipproj.checkpoint import WEIGHTS
 from clipproj.cli import app
 from clipproj.receipt import Verdict
 
-Run = Callable[..., Result]
+Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_json_and_nothing_else(run: Run, usual: list[str]) -> None:
     said = json.loads(result.stdout)
     assert said["forget"] == ["cat"]
     assert said["keep"] == {"from": "given", "names": ["dog", "owl"]}
-    assert said["pictures"]["before"]["forget"] == 1
-    assert said["pictures"]["after"]["forget"] == 0
+    assert said["scores"]["before"]["forget"] == 1
+    assert said["scores"]["after"]["forget"] == 0
     assert said["receipt"]["status"] == "edited"
     assert said["notes"] == []
     assert Path(said["files"]["checkpoint"]).is_file()
@@ -209,7 +209,11 @@ def test_verify_by_exit_code(run: Run, edited: Path, model: Path) -> None:
     [
         ("none", "clipproj-out/receipt.safetensors", "verify: checkpoint: path must be a checkp"),
         ("clipproj-out", "none", "verify: load: path must be a file, got none"),
-        ("clipproj-out", "clipproj-out/undo.safetensors", "verify: load: path must hold a receipt"),
+        (
+            "clipproj-out",
+            "clipproj-out/undo.safetensors",
+            "verify: load: path must hold kind 'receipt'",
+        ),
         ("other.safetensors", "clipproj-out/receipt.safetensors", "verify: target must hold one"),
     ],
 )
@@ -312,7 +316,7 @@ def test_version(run: Run) -> None:
     assert run("--version").stdout == f"clipproj {__version__}\n"
 
 
-def script(*arguments: str, code: str = "from clipproj.cli import main; main()") -> Result:
+def script(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
     )

@@ -290,6 +290,7 @@ def test_inference_mode_and_normal_parameters(model: nn.Module) -> None:
     assert verify(model, made.receipt).exact
     assert not tensors(model)[0].is_inference()
     tensors(model)[0].sum().backward()  # still a parameter that trains
+    made.projector(torch.randn(2, WIDTH, requires_grad=True)).sum().backward()
     made.undo()
     assert bits(model) == untouched
 

@@ -87,9 +87,12 @@ def test_what_is_written(ask: Callable[..., Request], model: Path, pictures: Pat
     assert {path.name for path in request.out.iterdir()} == WRITTEN
     assert [path.name for path in request.out.parent.iterdir()] == ["out"]
     assert set(outcome.files.values()) == {request.out / name for name in FILES.values()}
-    assert (request.out / FILES["report"]).read_text().lower().startswith("<!doctype html>")
+    page = (request.out / FILES["report"]).read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert all(f"<code>{name}</code>" in page for name in set(FILES.values()) - {"report.html"})
+    assert outcome.undo_command in page
     numbers = json.loads((request.out / FILES["numbers"]).read_text())
-    assert numbers["pictures"]["after"]["forget"] == 0
+    assert numbers["scores"]["after"]["forget"] == 0
     assert numbers["files"] == {what: str(path) for what, path in outcome.files.items()}
     projector = load(request.out / FILES["projector"])
     assert projector.content_hash() == outcome.projector.content_hash()
@@ -359,7 +362,7 @@ def test_a_projector_file_that_is_damaged(
         data = bytearray(path.read_bytes())
         data[-3] ^= 1
         path.write_bytes(data)
-    says = {"nan": "read must be finite", "bit": "wrong digest", "kind": "got a undo"}[damage]
+    says = {"nan": "read must be finite", "bit": "wrong digest", "kind": "got 'undo'"}[damage]
     with pytest.raises(ValueError, match=says):
         erase(ask("cat", projector=path))
 
@@ -371,10 +374,12 @@ def test_the_output_must_not_be_the_model(ask: Callable[..., Request], model: Pa
     assert tree(model) == before
 
 
-def test_the_output_must_not_hold_another_checkpoint(
-    ask: Callable[..., Request], model: Path, tmp_path: Path
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_the_output_must_not_hold_another_model(
+    ask: Callable[..., Request], model: Path, tmp_path: Path, name: str
 ) -> None:
-    shutil.copytree(model, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    shutil.copy(model / name, tmp_path / "out")
     before = tree(tmp_path)
     with pytest.raises(ValueError, match="must be empty or an earlier output of clipproj"):
         erase(ask("cat"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clipproj import ops
 
-Make = Callable[..., Tensor]
+MODES = {"eager": nullcontext, "fake": FakeTensorMode}
 
 
 def t(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -21,6 +21,12 @@ def t(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 R = (2, 8)
+
+
+def label(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 FEATURES = "must be float32, bfloat16 or float16 (float64 on the CPU), got"
 
 # What to change in a good call (x [3, 8], rank 2), and the text after "op: ". Values are functions,
@@ -62,8 +68,10 @@ ROWS: list[tuple[dict[str, Any], str]] = [
     ({"x": lambda: t(3, 8, dtype=torch.bool)}, f"x {FEATURES} bool"),
     ({"strength": lambda: t(2)}, "strength must be 0-dim or [n] with n=3, got [2]"),
     ({"strength": lambda: t(3, 1)}, "strength must be 0-dim or [n] with n=3, got [3, 1]"),
-    ({"x": lambda: t(3, 2, 8), "strength": lambda: t(3)},
-     "strength must be 0-dim or [n] with n=6, got [3]"),
+    (
+        {"x": lambda: t(3, 2, 8), "strength": lambda: t(3)},
+        "strength must be 0-dim or [n] with n=6, got [3]",
+    ),
 ]
 OVERLAP = "must not overlap itself to be written in place, got strides that repeat elements"
 IN_PLACE: list[tuple[dict[str, Any], str]] = [
@@ -123,25 +131,18 @@ def call(name: str, change: dict[str, Any]) -> None:
     getattr(ops, name)(made.pop("x"), **made)
 
 
-@pytest.mark.parametrize("mode", ["eager", "fake"])
-@pytest.mark.parametrize(("name", "change", "text"), TABLE, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "change", "text"), TABLE, ids=label)
 def test_refused(name: str, change: dict[str, Any], text: str, mode: str) -> None:
-    with pytest.raises(RuntimeError) as caught:
-        if mode == "fake":
-            with FakeTensorMode():
-                call(name, change)
-        else:
-            call(name, change)
+    with MODES[mode](), pytest.raises(RuntimeError) as caught:
+        call(name, change)
     assert str(caught.value) == f"{name}: {text}"
 
 
-@pytest.mark.parametrize("mode", ["eager", "fake"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
 def test_the_call_that_the_table_changes_is_fine(name: str, mode: str) -> None:
-    if mode == "fake":
-        with FakeTensorMode():
-            call(name, {})
-    else:
+    with MODES[mode]():
         call(name, {})
 
 
@@ -196,7 +197,8 @@ def test_memory_shared_with_a_factor_is_refused(name: str, argument: str) -> Non
 
 def test_neighbours_in_one_buffer_are_no_overlap() -> None:
     buffer = torch.ones(64)
-    call("project_", {"x": lambda: buffer[:24].view(3, 8), "read": lambda: buffer[24:40].view(2, 8)})
+    x, read = buffer[:24].view(3, 8), buffer[24:40].view(2, 8)
+    call("project_", {"x": lambda: x, "read": lambda: read})
 
 
 @pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])

@@ -48,7 +48,7 @@ def test_truncated_file_is_refused(artefact):
 
 def test_foreign_newer_and_other_kinds_are_refused(artefact, tmp_path):
     path, _ = artefact
-    with pytest.raises(ValueError, match="must hold a projector, got a undo"):
+    with pytest.raises(ValueError, match="must hold kind 'projector', got 'undo'"):
         files.read(path, "projector")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.ones(1)}, foreign)

@@ -40,9 +40,7 @@ def test_build_info() -> None:
     assert info["version"] == clipproj.__version__
     assert info["torch_target"] == "2.10"
     assert info["cpu_isas"][0] == "scalar"
-    assert info["cpu_isas"] == sorted(
-        info["cpu_isas"], key=["scalar", "avx2", "avx512"].index
-    )
+    assert info["cpu_isas"] == sorted(info["cpu_isas"], key=["scalar", "avx2", "avx512"].index)
 
 
 def test_set_cpu_isa(cpu_isa: str) -> None:

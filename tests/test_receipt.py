@@ -191,6 +191,20 @@ def test_undecided_says_so() -> None:
     assert "too weak to tell" in found.text
 
 
+def test_the_read_directions_tell_weaker_edits_than_the_sketch_could() -> None:
+    receipt, after = fold(METHODS["nullspace span"].scaled(0.03), head_of())
+    assert verify(cast(after, torch.bfloat16), receipt).status == "edited"
+
+
+def test_a_large_offset_brings_its_own_rounding() -> None:
+    # b - (b R^T - c) W with c far larger than b R^T, as LEACE has it for features far from zero
+    rows = torch.linalg.qr(texts(2, 5).T)[0].T
+    p = Projector(rows, rows * 1e-3, torch.full((2,), 1e7))
+    receipt, after = fold(p, head_of())
+    assert after[1].norm() > 1e3
+    assert verify(cast(after, torch.float64), receipt).status == "edited"
+
+
 @pytest.mark.parametrize("nothing", ["rank 0", "strength 0"])
 def test_an_edit_that_changes_nothing_counts_as_made(nothing: str) -> None:
     p = Projector(torch.zeros(0, D)) if nothing == "rank 0" else METHODS["ccup"].scaled(0.0)
@@ -217,6 +231,14 @@ def test_zero_rows_and_zero_heads() -> None:
     receipt, after = fold(METHODS["ccup"], (torch.zeros(D, N), None))
     assert verify(after[0], receipt)
     assert verify(after[0] + 1e-6, receipt).status == "tampered"
+
+
+def test_a_zero_row_in_the_factors() -> None:
+    read = torch.eye(D)[:2] * torch.tensor([[1.0], [0.0]])
+    before = head_of()
+    receipt, after = fold(Projector(read, torch.eye(D)[:2]), before)
+    assert verify(cast(after, torch.float16), receipt).status == "edited"
+    assert verify(cast(before, torch.float16), receipt).status == "unedited"
 
 
 def test_tiny_weights_survive_float16_subnormals() -> None:

@@ -41,9 +41,7 @@ def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
     option = "strength" if name == "fold_" else "per-row"
     for given in (factors("oblique", 6, 6, 2, dtype), factors(option, 6, 6, 2, dtype)):
         arguments = [given.get(key) for key in ("read", "write", "offset", "strength")]
-        torch.library.opcheck(
-            getattr(RAW, name).default, (x, *arguments), options.get(name, {})
-        )
+        torch.library.opcheck(getattr(RAW, name).default, (x, *arguments), options.get(name, {}))
 
 
 class Edited(nn.Module):

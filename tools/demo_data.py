@@ -16,7 +16,8 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 HERE = Path(__file__).parent
-TEMPLATES = tuple(t("{}") for t in OPENAI_IMAGENET_TEMPLATES) + (
+TEMPLATES = (
+    *(t("{}") for t in OPENAI_IMAGENET_TEMPLATES),
     "{}",
     "a {}",
     "the {}",
@@ -61,6 +62,7 @@ class Drawings:
     domain: Tensor
     cls: Tensor
     held_out: Tensor
+    repeats: Tensor  # rows held out that look like a training drawing
     glyphs: list[str]
     styles: list[str]
     domains: list[str]
@@ -83,6 +85,7 @@ class Drawings:
             domain=torch.tensor(domain_of)[style],
             cls=torch.tensor([class_of.get(g, -1) for g in data["glyphs"].tolist()]),
             held_out=torch.zeros(len(glyph), dtype=torch.bool),
+            repeats=torch.zeros(0, dtype=torch.long),
             glyphs=glyphs,
             styles=styles,
             domains=list(domains),
@@ -160,7 +163,8 @@ class Prompts:
     def draw(self, rows: Tensor, rng: np.random.Generator) -> tuple[list[str], Tensor]:
         """-> texts, and [n, n] bool: row i's text is true of column j's picture."""
         texts, label, domain = [], [], []
-        for glyph, dom in zip(self.d.glyph[rows].tolist(), self.d.domain[rows].tolist()):
+        glyphs, domains = self.d.glyph[rows].tolist(), self.d.domain[rows].tolist()
+        for glyph, dom in zip(glyphs, domains, strict=True):
             names = self.class_labels[glyph]
             is_class = bool(names) and rng.random() < 0.65
             if not is_class:
@@ -181,9 +185,9 @@ class Prompts:
             texts.append(text)
             label.append(self.index[name] if name else len(self.labels))
             domain.append(dom if shown else -1)
-        domains = torch.tensor(domain)[:, None]
+        wanted = torch.tensor(domain)[:, None]
         true = self.carries[torch.tensor(label)][:, self.d.glyph[rows]]
-        return texts, true & ((domains < 0) | (domains == self.d.domain[rows]))
+        return texts, true & ((wanted < 0) | (wanted == self.d.domain[rows]))
 
 
 def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -197,7 +201,10 @@ def on_white(rgba: Tensor) -> Tensor:
 
 
 def augment(rgba: Tensor, rng: torch.Generator) -> Tensor:
-    """Moves, recolours and sets drawings on backgrounds: [n, 4, s, s] uint8 -> [n, 3, s, s] float32."""
+    """Moves and recolours drawings and gives them paper.
+
+    [n, 4, s, s] uint8 -> [n, 3, s, s] float32 in 0..1.
+    """
     n = len(rgba)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -208,10 +215,10 @@ def augment(rgba: Tensor, rng: torch.Generator) -> Tensor:
 
     x = rgba.float() / 255
     colour, alpha = x[:, :3], x[:, 3:]
-    angle, size = uniform(-0.25, 0.25), uniform(0.85, 1.35)
-    stretch, flip = uniform(0.88, 1.14), 1 - 2 * some(0.5).flatten()
+    angle, size = uniform(-0.2, 0.2), uniform(0.88, 1.2)
+    stretch, flip = uniform(0.92, 1.09), 1 - 2 * some(0.5).flatten()
     cos, sin = angle.cos() * size, angle.sin() * size
-    shift = uniform(-0.16, 0.16, 2)
+    shift = uniform(-0.1, 0.1, 2)
     theta = torch.stack(
         [cos * flip * stretch, -sin, shift[:, 0], sin * flip * stretch, cos, shift[:, 1]], 1
     ).view(n, 2, 3)
@@ -221,7 +228,7 @@ def augment(rgba: Tensor, rng: torch.Generator) -> Tensor:
     ink, alpha = moved[:, :3], moved[:, 3:]
 
     # colour: mix channels a little, sometimes down to grey, on white or on a pale colour
-    mix = torch.eye(3) + some(0.7)[..., 0] * (torch.rand(n, 3, 3, generator=rng) - 0.5) * 0.5
+    mix = torch.eye(3) + some(0.5)[..., 0] * (torch.rand(n, 3, 3, generator=rng) - 0.5) * 0.5
     ink = torch.einsum("nij,njhw->nihw", mix, ink)
     grey = some(0.25)
     ink = ink * (1 - grey) + ink.mean(1, keepdim=True) * grey

@@ -127,7 +127,8 @@ def draw(source: str) -> np.ndarray:
 
 def symbola() -> Path:
     query = ["fc-match", "-f", "%{family}\n%{file}", "Symbola"]
-    family, file = subprocess.run(query, capture_output=True, check=True, text=True).stdout.split("\n")
+    answer = subprocess.run(query, capture_output=True, check=True, text=True).stdout
+    family, file = answer.split("\n")
     if not family.startswith("Symbola"):
         raise RuntimeError("render_emoji: the font Symbola must be installed (fonts-symbola)")
     return Path(file)

@@ -1,4 +1,4 @@
-"""Trains the demo model on emoji drawings and writes it, with its held-out pictures, into the package.
+"""Trains the demo model on emoji drawings and writes it, with held-out pictures, into the package.
 
 The loss is CLIP's, except that a batch's accidental matches (two dogs, "dog" and "animal") are left
 out of the negatives.
@@ -8,6 +8,8 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ PACKAGE = Path(__file__).parents[1] / "clipproj" / "demo"
 MODEL = {
     "embed_dim": 128,
     # ModifiedResNet, CLIP's own ResNet: with ten thousand drawings it learns far faster than a ViT
-    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 32},
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 2, 1], "width": 16, "head_width": 32},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 PREPROCESS = {
@@ -45,21 +47,24 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tenso
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def batches(drawings: Drawings, size: int, rng: np.random.Generator):  # noqa: ANN201
-    """Half the pictures from the classes (each class alike), half from all concepts."""
+def batches(
+    drawings: Drawings, size: int, rng: np.random.Generator, share: float = 0.7
+) -> Iterator[Tensor]:
+    """Of the pictures, `share` from the classes (each class alike), the rest from all concepts."""
     train = drawings.train.numpy()
     cls = drawings.cls.numpy()[train]
     per_class = [train[cls == c] for c in range(len(drawings.classes))]
+    named_size = round(share * size)
     while True:
-        chosen = rng.integers(len(per_class), size=size // 2)
+        chosen = rng.integers(len(per_class), size=named_size)
         named = [per_class[c][rng.integers(len(per_class[c]))] for c in chosen]
-        yield torch.from_numpy(np.concatenate([named, rng.choice(train, size - size // 2)]))
+        yield torch.from_numpy(np.concatenate([named, rng.choice(train, size - named_size)]))
 
 
 def save_model(model: open_clip.CLIP, tokens_seen: Tensor, to: Path) -> None:
     """float16; tokens never seen in training have no meaning and become zero, which packs well."""
     state = {
-        k: v.half() if v.is_floating_point() else v
+        k: (v.half() if v.is_floating_point() else v).contiguous()
         for k, v in model.state_dict().items()
         if k != "attn_mask"
     }
@@ -111,6 +116,7 @@ def main() -> None:
     print(f"train {len(drawings.train)}, held out {len(drawings.shown)} + {len(drawings.repeats)}")
 
     model = open_clip.CLIP(**MODEL)
+    model.visual.to(memory_format=torch.channels_last)  # three times faster on a CPU
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
     tokens_seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool)
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -126,11 +132,12 @@ def main() -> None:
     )
 
     start, running = time.time(), 0.0
-    for step, rows in zip(range(1, args.steps + 1), batches(drawings, args.batch, rng)):
+    for step, rows in enumerate(islice(batches(drawings, args.batch, rng), args.steps), 1):
         texts, true = prompts.draw(rows, rng)
         tokens = tokenizer(texts)
         tokens_seen[tokens.unique()] = True
         pictures = (augment(small[rows], torch_rng) - MEAN) / STD
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             image, text = model.encode_image(pictures), model.encode_text(tokens)
         image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)

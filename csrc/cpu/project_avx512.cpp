@@ -64,7 +64,7 @@ struct Vec {
   void store(Half* p, int64_t lanes) const { _mm256_mask_storeu_epi16(p, mask(lanes), to_f16()); }
 
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-  static Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+  Vec operator-(Vec b) const { return {_mm512_sub_ps(v, b.v)}; }
   Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
 

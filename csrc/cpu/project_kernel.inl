@@ -101,12 +101,13 @@ void dot_block(const typename V::A* tile, int64_t ld, const typename V::A* read,
 }
 
 // tile[r, j..j + C lanes) -= coef[r] . write[:, j..]; `count` is how many of the columns exist.
+// What is taken out is summed by itself: k steps round at its size, only the last at that of x.
 template <class V, int R, int C>
 void update_block(typename V::A* tile, int64_t ld, const typename V::A* write, int64_t d, int64_t k,
                   const typename V::A* coef, int64_t j, int64_t count) {
-  V y[R][C];
+  V sum[R][C];
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) y[r][c] = V::load(tile + r * ld + j + c * V::kLanes);
+    for (int c = 0; c < C; ++c) sum[r][c] = V::zero();
   }
   for (int64_t i = 0; i < k; ++i) {
     V w[C];
@@ -116,11 +117,14 @@ void update_block(typename V::A* tile, int64_t ld, const typename V::A* write, i
     }
     for (int r = 0; r < R; ++r) {
       const V s = V::set1(coef[r * k + i]);
-      for (int c = 0; c < C; ++c) y[r][c] = V::fnma(s, w[c], y[r][c]);
+      for (int c = 0; c < C; ++c) sum[r][c] = V::fma(s, w[c], sum[r][c]);
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) y[r][c].store(tile + r * ld + j + c * V::kLanes);
+    for (int c = 0; c < C; ++c) {
+      typename V::A* at = tile + r * ld + j + c * V::kLanes;
+      (V::load(at) - sum[r][c]).store(at);
+    }
   }
 }
 

@@ -50,9 +50,9 @@ struct Vec {
     for (int64_t i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
   }
-  static Vec fnma(Vec a, Vec b, Vec c) {
-    for (int64_t i = 0; i < kLanes; ++i) c.v[i] -= a.v[i] * b.v[i];
-    return c;
+  Vec operator-(Vec b) const {
+    for (int64_t i = 0; i < kLanes; ++i) b.v[i] = v[i] - b.v[i];
+    return b;
   }
   Vec operator*(Vec b) const {
     for (int64_t i = 0; i < kLanes; ++i) b.v[i] *= v[i];

@@ -2,9 +2,10 @@
 // x' = x - s (x R^T - c) W and its length, one block a row, no torch headers.
 //
 // The row is widened to float in shared memory once; each warp takes every kWarps-th direction for
-// the dot products; then each thread owns every kThreads-th column, subtracts over k in order,
-// squares, and stores once. Sums have one order, so a row's bits do not depend on n. Plain and
-// right; tiles of rows, which read the factors once for many rows, come with tuning on a GPU.
+// the dot products; then each thread owns every kThreads-th column, sums over k in order,
+// subtracts, squares, and stores once. Sums have one order, so a row's bits do not depend on n.
+// Plain and right; tiles of rows, which read the factors once for many rows, come with tuning on a
+// GPU.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -70,8 +71,9 @@ __global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> 
 
     float squares = 0;
     for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
-      float y = row[j];
-      for (int64_t g = 0; g < p.k; ++g) y = fmaf(-coef[g], p.write[g * p.d + j], y);
+      float taken = 0;  // summed by itself: k steps round at its size, only the last at that of x
+      for (int64_t g = 0; g < p.k; ++g) taken = fmaf(coef[g], p.write[g * p.d + j], taken);
+      const float y = row[j] - taken;
       row[j] = y;  // read again below by this thread only
       squares = fmaf(y, y, squares);
     }
