@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from clipproj import Projector, __version__, terminal
-from clipproj import erase as job
+from clipproj import Projector, __version__
 from clipproj.checkpoint import WEIGHTS
-from clipproj.cli import app
+from clipproj.cli import erase as job
+from clipproj.cli import terminal
+from clipproj.cli.app import app
 from clipproj.receipt import Verdict
 
 Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from clipproj import evaluate
-from clipproj.evaluate import Pictures
+from clipproj import audit
+from clipproj.audit import evaluate
+from clipproj.audit.evaluate import Pictures
+from clipproj.audit.probe import probe_recall
 from clipproj.methods import nullspace
-from clipproj.probe import probe_recall
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -214,7 +215,7 @@ def test_curve_refuses_the_text_side(clip_like: tuple) -> None:
 
 def test_text_table_shows_the_forgotten_class_answered_otherwise(clip_like: tuple) -> None:
     _, _, classes, projector = clip_like
-    table = evaluate.text_table(classes.select(["cat"]), classes, projector)
+    table = audit.text_table(classes.select(["cat"]), classes, projector)
     assert len(table.rows) == 4
     assert table.rows[0].name == "cat"
     assert table.rows[0].answer not in ("cat", None)
@@ -231,7 +232,7 @@ def test_text_table_edits_the_tower_of_the_projector(
 ) -> None:
     ant, _, cat, _ = torch.eye(4)
     projector = Projector(cat[None], (cat - ant)[None], side=side)  # what is cat becomes ant
-    table = evaluate.text_table(classes.select(["cat"]), classes.drop(["cat"]), projector)
+    table = audit.text_table(classes.select(["cat"]), classes.drop(["cat"]), projector)
     rows = {row.name: row for row in table.rows}
     assert rows["cat"].after == 0
     assert rows["ant"].after == ant_to_cat
@@ -239,7 +240,7 @@ def test_text_table_edits_the_tower_of_the_projector(
 
 def test_text_table_gives_no_answer_where_nothing_is_left() -> None:
     texts = embed(torch.eye(4))
-    table = evaluate.text_table(
+    table = audit.text_table(
         texts.select(["cat"]), texts.drop(["cat"]), Projector(texts.tensor[2:3])
     )
     assert table.rows[0].answer is None
@@ -261,7 +262,7 @@ def test_load_pictures_reads_class_folders(tmp_path: Path) -> None:
     save(tmp_path / ".cache" / "d.png")
     save(tmp_path / "Bear" / ".hidden.png")
     (tmp_path / "Bear" / "notes.txt").write_text("not looked at")
-    pictures = evaluate.load_pictures(tmp_path)
+    pictures = audit.load_pictures(tmp_path)
     assert pictures.classes == ("Bear", "red panda")
     assert [path.name for path in pictures.paths] == ["c.webp", "a.jpg", "b.PNG"]
     assert pictures.labels.tolist() == [0, 1, 1]
@@ -270,20 +271,20 @@ def test_load_pictures_reads_class_folders(tmp_path: Path) -> None:
 
 def test_load_pictures_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a folder"):
-        evaluate.load_pictures(tmp_path / "absent")
+        audit.load_pictures(tmp_path / "absent")
     with pytest.raises(ValueError, match="a folder for each class"):
-        evaluate.load_pictures(tmp_path)
+        audit.load_pictures(tmp_path)
     (tmp_path / "cat").mkdir()
     with pytest.raises(ValueError, match=r"got none in .*cat"):
-        evaluate.load_pictures(tmp_path)
+        audit.load_pictures(tmp_path)
     (tmp_path / "cat" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
-        evaluate.load_pictures(tmp_path)
+        audit.load_pictures(tmp_path)
     save(tmp_path / "cat" / "broken.png")
     save(tmp_path / "a_b" / "x.png")
     save(tmp_path / "a b" / "x.png")
     with pytest.raises(ValueError, match="two folders 'a b'"):
-        evaluate.load_pictures(tmp_path)
+        audit.load_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_load_pictures_refuses(tmp_path: Path) -> None:
 def test_open_picture_gives_rgb_with_white_behind(
     mode: str, color: object, expected: tuple, tmp_path: Path
 ) -> None:
-    image = evaluate.open_picture(save(tmp_path / "x.png", mode, color))
+    image = audit.open_picture(save(tmp_path / "x.png", mode, color))
     assert image.mode == "RGB"
     assert image.getpixel((3, 3)) == expected
 
@@ -310,7 +311,7 @@ def test_open_picture_takes_palettes_with_a_transparent_entry(tmp_path: Path) ->
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 9, 9, 9])
     image.save(tmp_path / "x.gif", transparency=1)
-    assert evaluate.open_picture(tmp_path / "x.gif").getpixel((0, 0)) == (255, 255, 255)
+    assert audit.open_picture(tmp_path / "x.gif").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_open_picture_names_a_truncated_file(tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_open_picture_names_a_truncated_file(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(ValueError, match=r"cut\.png"):
-        evaluate.open_picture(path)
+        audit.open_picture(path)
 
 
 class Means(nn.Module):
@@ -364,10 +365,10 @@ def processor(images: list[Image.Image], return_tensors: str) -> dict[str, Tenso
 def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) -> None:
     for i, color in enumerate(["red", "lime", "blue"]):
         save(tmp_path / color / f"{i}.png", "RGB", color)
-    pictures = evaluate.load_pictures(tmp_path)
+    pictures = audit.load_pictures(tmp_path)
     seen = []
     with torch.inference_mode():
-        features = evaluate.image_features(
+        features = audit.image_features(
             model, preprocess, pictures, batch_size=2, progress=lambda *a: seen.append(a)
         )
     assert torch.equal(features, torch.eye(3)[[2, 1, 0]])  # blue, lime, red
@@ -380,12 +381,12 @@ def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) ->
 
 def test_image_features_refuses(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / "x.png")
-    pictures = evaluate.load_pictures(tmp_path)
+    pictures = audit.load_pictures(tmp_path)
     with pytest.raises(TypeError, match="encode_image"):
-        evaluate.image_features(nn.Linear(2, 2), to_tensor, pictures)
+        audit.image_features(nn.Linear(2, 2), to_tensor, pictures)
     with pytest.raises(ValueError, match="batch_size"):
-        evaluate.image_features(OpenClip(), to_tensor, pictures, batch_size=0)
+        audit.image_features(OpenClip(), to_tensor, pictures, batch_size=0)
     broken = OpenClip()
     broken.conv.weight.data.fill_(math.nan)
     with pytest.raises(ValueError, match=str(path)):
-        evaluate.image_features(broken, to_tensor, pictures)
+        audit.image_features(broken, to_tensor, pictures)

@@ -238,7 +238,7 @@ def test_undo_needs_the_right_file_and_target(model: nn.Module, tmp_path: Path) 
     p, path = projector(), tmp_path / "undo"
     made = edit(model, p)
     p.save(path)
-    with pytest.raises(ValueError, match="must hold a undo, got a projector"):
+    with pytest.raises(ValueError, match="must hold kind 'undo', got 'projector'"):
         undo(model, path)
     with pytest.raises(FileNotFoundError):
         undo(model, tmp_path / "none")

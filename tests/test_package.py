@@ -8,7 +8,16 @@ from pathlib import Path
 import clipproj
 
 CORE = ("clipproj", "torch", "numpy", "safetensors")
-HEAVY = ("open_clip", "transformers", "timm", "torchvision", "typer", "rich", "matplotlib", "jinja2")
+HEAVY = (
+    "open_clip",
+    "transformers",
+    "timm",
+    "torchvision",
+    "typer",
+    "rich",
+    "matplotlib",
+    "jinja2",
+)
 HEAVY += ("PIL", "inflect", "pytest", "faiss", "ray")
 
 

@@ -275,7 +275,7 @@ def test_file_round_trip(tmp_path) -> None:
     with pytest.raises(ValueError, match="wrong digest"):
         Receipt.load(path)
     METHODS["ccup"].save(path)
-    with pytest.raises(ValueError, match="must hold a receipt, got a projector"):
+    with pytest.raises(ValueError, match="must hold kind 'receipt', got 'projector'"):
         Receipt.load(path)
 
 

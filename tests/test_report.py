@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 
-from clipproj import evaluate, ops, report, wording
-from clipproj.evaluate import Comparison
+from clipproj import audit, ops
+from clipproj.audit import evaluate, report, tables, wording
+from clipproj.audit.evaluate import Comparison
 from clipproj.heads import Head
 from clipproj.methods import nullspace
 from clipproj.receipt import Receipt, verify
@@ -71,8 +72,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
         (folder / f"{i}").mkdir()
         for j in range(30):
             Image.new("RGB", (200, 150), colour).save(folder / f"{i}" / f"{j}.png")
-    loaded = evaluate.load_pictures(folder)
-    pictures = evaluate.Pictures(loaded.paths, loaded.labels, NAMES)
+    loaded = audit.load_pictures(folder)
+    pictures = audit.Pictures(loaded.paths, loaded.labels, NAMES)
     noise = 0.1 * torch.randn(240, 32, generator=generator)
     features = rows[pictures.labels] + noise
     forget, keep = classes.select([EVIL]), classes.drop([EVIL])
@@ -89,7 +90,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
         "pictures": pictures,
         "classes": classes,
         "projector": projector,
-        "texts": evaluate.text_table(forget, keep, projector),
+        "texts": audit.text_table(forget, keep, projector),
         "verdict": verify(edited, receipt),
         "receipt": receipt,
         "edit_seconds": 41e-6,
@@ -256,7 +257,7 @@ def printed(table: object) -> str:
 
 
 def test_table_gives_the_four_numbers_and_their_limit(case: dict) -> None:
-    text = printed(report.table(case["comparison"], 41e-6))
+    text = printed(tables.table(case["comparison"], 41e-6))
     lines = [line.strip() for line in text.splitlines()]
     assert any(line.startswith(f"“{EVIL}” (30 pictures)") for line in lines)
     assert any(line.startswith("all other classes (210 pictures)") for line in lines)
@@ -269,7 +270,7 @@ def test_table_gives_the_four_numbers_and_their_limit(case: dict) -> None:
 
 
 def test_text_summary_claims_no_accuracy(case: dict) -> None:
-    text = printed(report.text_summary(case["texts"], 41e-6))
+    text = printed(tables.text_summary(case["texts"], 41e-6))
     assert EVIL in text
     assert "7 of 7 to themselves" in text
     assert "not information" in re.sub(r"\s+", " ", text)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipproj.pictures import image_features, load_pictures
+from clipproj.audit.pictures import image_features, load_pictures
 
 TEMPLATE = "a {}"
 CONFIG = {

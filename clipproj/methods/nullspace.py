@@ -65,7 +65,7 @@ def nullspace(
         if k is None:
             warnings.warn(
                 "nullspace: without keep the direction that all texts share is erased too, and "
-                "about half of a real CLIP's class survives; give keep, e.g. clipproj.generic_keep()",
+                "half of a real CLIP's class survives; give keep, or clipproj.generic_keep()",
                 stacklevel=2,
             )
     if contrast != "none" and k is None:

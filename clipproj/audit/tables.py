@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipproj.evaluate import Comparison
-from clipproj.texttable import TextTable
-from clipproj.wording import caveat, cosine, count, duration, listed, percent
+from clipproj.audit.evaluate import Comparison
+from clipproj.audit.texttable import TextTable
+from clipproj.audit.wording import caveat, cosine, count, duration, listed, percent
 
 if TYPE_CHECKING:
     from rich.table import Table

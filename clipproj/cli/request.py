@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipproj.pictures import Pictures
+from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
 

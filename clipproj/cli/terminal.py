@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
-    from clipproj.erase import Outcome, Progress
+    from clipproj.cli.erase import Outcome, Progress
 
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
-    from clipproj import tables
-    from clipproj.wording import listed
+    from clipproj.audit import tables
+    from clipproj.audit.wording import listed
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")

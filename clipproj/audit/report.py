@@ -11,19 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipproj import files as artefacts
-from clipproj import wording
-from clipproj.evaluate import NO_ANSWER, Comparison, CurvePoint
-from clipproj.pictures import Pictures, open_picture
+from clipproj.audit import wording
+from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint
+from clipproj.audit.pictures import Pictures, open_picture
+from clipproj.audit.texttable import TextTable
 from clipproj.projector import Projector
 from clipproj.receipt import Receipt, Verdict
-from clipproj.tables import table, text_summary
 from clipproj.text import Embeddings
-from clipproj.texttable import TextTable
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-__all__ = ["table", "text_summary", "write_report"]
 
 THUMBNAIL = 96  # pixels, the longer side
 GALLERY = 20  # pictures
@@ -95,7 +92,7 @@ def _template() -> Template:
     except ImportError as error:
         raise ImportError("the report is made by jinja2: install clipproj[cli]") from error
     environment = Environment(
-        loader=PackageLoader("clipproj"),
+        loader=PackageLoader("clipproj.audit"),
         autoescape=True,  # class and file names come from users
         undefined=StrictUndefined,
         trim_blocks=True,

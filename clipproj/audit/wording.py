@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from clipproj.evaluate import Comparison
-from clipproj.texttable import TextTable
+from clipproj.audit.evaluate import Comparison
+from clipproj.audit.texttable import TextTable
 
 _FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
 

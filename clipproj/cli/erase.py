@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipproj import evaluate, ops, report
+from clipproj import ops
+from clipproj.audit import evaluate, report
+from clipproj.audit.evaluate import Comparison, CurvePoint
+from clipproj.audit.pictures import Pictures, image_features, load_pictures
+from clipproj.audit.texttable import TextTable, text_table
 from clipproj.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -25,17 +29,14 @@ from clipproj.checkpoint import (
     size,
     write_state,
 )
+from clipproj.cli.output import Output
+from clipproj.cli.request import Names, Request, check, resolve
 from clipproj.edit import Edit, edit
-from clipproj.evaluate import Comparison, CurvePoint
 from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import ccup, nullspace
-from clipproj.output import Output
-from clipproj.pictures import Pictures, image_features, load_pictures
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
-from clipproj.request import Names, Request, check, resolve
 from clipproj.text import Embeddings, embed_classes, generic_keep
-from clipproj.texttable import TextTable, text_table
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -166,7 +167,9 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
             curve = evaluate.strength_curve(before, pictures, classes, names.forget, folded)
         else:
             edited = _texts(request, loaded, classes.names, "texts after", say)
-            comparison = _compare_texts(before, pictures, classes, edited, names.forget)
+            comparison = evaluate.compare(
+                before, before, pictures, classes, names.forget, classes_after=edited
+            )
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
@@ -271,26 +274,6 @@ def _fold_seconds(loaded: Loaded, handle: Edit) -> float:
             torch.cuda.synchronize(weight.device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _compare_texts(
-    features: Tensor,
-    pictures: Pictures,
-    before: Embeddings,
-    after: Embeddings,
-    forget: Sequence[str],
-) -> Comparison:
-    """An edit of the text tower: the pictures' features stay, the class texts move."""
-    old = evaluate.compare(features, features, pictures, before, forget)
-    new = evaluate.compare(features, features, pictures, after, forget).after
-    near = torch.isin(
-        pictures.labels, torch.tensor([pictures.classes.index(name) for name in old.nearest])
-    )
-    # the nearest classes are those of the unedited texts, on both sides of the comparison
-    correct = (new.predictions == pictures.labels)[near].double()
-    new = replace(new, neighbours=float(correct.mean()))
-    changed = (old.before.predictions != new.predictions).nonzero().flatten()
-    return replace(old, after=new, changed=changed)
 
 
 def _write(

@@ -20,7 +20,7 @@ except ImportError as error:
     )
     raise SystemExit(2) from error
 
-from clipproj import terminal
+from clipproj.cli import terminal
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
 
@@ -243,8 +243,8 @@ def erase(
     Writes the projector, the checkpoint (open_clip loads it), an undo file, a receipt and a report.
     Names alone are enough; pictures in class folders are only needed to measure.
     """
-    from clipproj.erase import erase as run
-    from clipproj.request import Request
+    from clipproj.cli.erase import erase as run
+    from clipproj.cli.request import Request
 
     request = Request(
         names=names or (),
@@ -336,7 +336,7 @@ def info(
     traceback: Traceback = False,
 ) -> None:
     """Say what a file is and what is in it."""
-    from clipproj.info import describe
+    from clipproj.cli.info import describe
 
     facts = describe(file)
     if as_json:

@@ -16,17 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.pictures import Pictures, image_features, load_pictures, open_picture
-from clipproj.probe import probe_recall
+from clipproj.audit.pictures import Pictures
+from clipproj.audit.probe import probe_recall
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
-from clipproj.texttable import TextRow, TextTable, text_table
-
-__all__ = [
-    "Comparison", "CurvePoint", "Pictures", "Scores", "TextRow", "TextTable", "as_dict", "compare",
-    "image_features", "load_pictures", "nearest", "open_picture", "score", "strength_curve",
-    "text_table",
-]  # fmt: skip
 
 NO_ANSWER = -1
 _CHUNK = 8192  # rows compared with the class texts at once

@@ -1,0 +1,5 @@
+"""The `clipproj` command. What it does without a terminal is `clipproj.cli.erase.erase`."""
+
+from clipproj.cli.app import main
+
+__all__ = ["main"]
