@@ -49,7 +49,8 @@ def compose(p: Projector, q: Projector) -> Projector:
         ValueError: for different sides or widths; for affine projectors of rank sum above d.
     """
     _check_pair("compose", p, q)
-    f, g = p.factors(torch.float64), q.to(p.read.device).factors(torch.float64)
+    f, g = p.factors(torch.float64), q.factors(torch.float64)
+    g = {name: None if t is None else t.to(p.read.device) for name, t in g.items()}
     crossed = g["strength"] * f["write"] @ g["read"].T @ g["write"]
     read = torch.cat([f["read"], g["read"]])
     write = torch.cat([f["strength"] * (f["write"] - crossed), g["strength"] * g["write"]])
@@ -62,13 +63,22 @@ def compose(p: Projector, q: Projector) -> Projector:
         offset = torch.cat([read.new_zeros(len(one["read"])) if one["offset"] is None
                             else one["offset"] for one in (f, g)])  # fmt: skip
         return Projector(read, write, offset, side=p.side, provenance=history)
-    left, singular, right = torch.linalg.svd(read, full_matrices=False)
+    lengths = torch.linalg.vector_norm(read, dim=1, keepdim=True)
+    lengths = torch.where(
+        lengths > 0, lengths, 1
+    )  # which rows are one must not hang on their scale
+    left, singular, right = torch.linalg.svd(read / lengths, full_matrices=False)
     live = singular > _TOL * singular.amax() if len(singular) else singular.bool()
-    write = (singular[live, None] * left[:, live].T) @ write  # R^T W = right^T (S left^T W)
+    write = (singular[live, None] * left[:, live].T) @ (
+        lengths * write
+    )  # R^T W = right^T (S left^T W)
     return Projector(right[live], write, side=p.side, provenance=history)
 
 
 def _check_pair(op: str, p: Projector, q: Projector) -> None:
+    for name, one in (("p", p), ("q", q)):
+        if not isinstance(one, Projector):
+            raise TypeError(f"{op}: {name} must be a Projector, got {type(one).__name__}")
     if p.side != q.side:
         raise ValueError(f"{op}: q must be of side {p.side!r} as p is, got {q.side!r}; use .T")
     if p.dim != q.dim:

@@ -55,7 +55,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Readers see the old file or the new one, never half of one. Raises OSError when the folder
     cannot be written or the disk is full; `path` is then as it was.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # through a link, not over it
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         part.touch(exist_ok=False)
@@ -68,7 +68,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(part, "rb+") as written:  # a rename may reach the disk before the data does
             os.fsync(written.fileno())
         part.chmod(mode)  # safetensors writes a file of its own that only its owner can read
-        os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"write: cannot write {target}: {reason}") from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise

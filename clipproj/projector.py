@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -30,11 +32,13 @@ class Projector(nn.Module):
         strength: 0 leaves rows alone, 1 projects. A symmetric projector takes [0, 2] (2 reflects,
             and no row gets longer); others [0, 1], up to 2 with a warning: they lengthen rows.
         side: the tower whose features it edits, "image" or "text". The other one needs `.T`.
-        provenance: where it comes from: method, parameters, class names, model; kept in files.
+        provenance: where it comes from, as plain JSON: method, parameters, model, head_hash, and
+            forget and keep, each with the class names; kept in files and state dicts.
 
     Raises:
-        TypeError, ValueError: for factors that are not tensors, of other shapes, or not finite; for
-            a symmetric read whose rows are not orthonormal; for a strength out of range.
+        TypeError, ValueError: for factors that are not tensors, of other shapes, or not finite in
+            float32; for a symmetric read whose rows are not orthonormal; for a strength out of
+            range; for a provenance that is no JSON.
     """
 
     read: Tensor
@@ -73,12 +77,13 @@ class Projector(nn.Module):
         if write is None:
             _check_orthonormal(read)
         self.side = side
-        self.provenance = dict(provenance or {})
+        self.provenance = _plain_json(provenance)
         self.register_buffer("read", read)
         self.register_buffer("_write", write)
         self.register_buffer("offset", offset)
-        self.register_buffer("strength", torch.empty((), dtype=torch.float32, device=read.device))
-        self.strength.copy_(self._checked(strength))
+        with torch.inference_mode(False):
+            number = torch.tensor(self._checked(strength), device=read.device, dtype=torch.float32)
+        self.register_buffer("strength", number)
 
     @property
     def write(self) -> Tensor:
@@ -111,9 +116,19 @@ class Projector(nn.Module):
                 value per row, [...] or flattened. Numbers are checked, tensors are not: they may
                 live on a device that must not be waited for.
             normalize: also divide each row by its length, in the same pass.
+
+        Raises:
+            TypeError, ValueError: for x that is no tensor or of another width; for a strength that
+                is out of range, or of another shape than x's leading dims.
         """
+        self._check_rows("Projector", x)
         factors = self.factors(x.dtype)
         if isinstance(strength, Tensor):
+            if strength.ndim > 1 and strength.shape != x.shape[:-1]:
+                raise ValueError(
+                    f"Projector: strength must be 0-dim, [n] or {list(x.shape[:-1])} as the rows "
+                    f"of x are, got {list(strength.shape)}"
+                )
             per_row = strength.flatten() if strength.ndim else strength
             factors["strength"] = per_row.to(factors["read"].dtype)
         elif strength is not None:
@@ -176,15 +191,15 @@ class Projector(nn.Module):
         return (f["strength"] * offset @ f["write"]).float()
 
     def residual(self, x: Tensor) -> Tensor:
-        """How much of each row of x [..., d] lies along what is erased: [...] float64 in [0, 1].
+        """How much of each row of x [..., d] lies along what is erased: [...] float64.
 
-        The part of a row inside span(read), relative to the row's length (with an offset: its
-        distance to the place that full strength moves rows to). Measures x as it is: give edited
-        features and read near 0 at strength 1. Zero rows have residual 0.
+        The part of a row inside span(read), relative to the row's length: in [0, 1], 0 for zero
+        rows. Measures x as it is. Features that a symmetric projector has edited at strength 1 give
+        rounding errors; CCUP leaves what its weights leave. With an offset, where a projection does
+        not aim at 0, it is the distance to the offset's place instead, in units of the length.
         """
+        self._check_rows("residual", x)
         rows = x.detach().double()
-        if rows.shape[-1:] != (self.dim,):
-            raise ValueError(f"residual: x must be [..., {self.dim}], got {list(x.shape)}")
         f = self.factors(torch.float64)
         measured = rows @ f["read"].T
         if f["offset"] is not None:
@@ -194,28 +209,57 @@ class Projector(nn.Module):
         return inside.norm(dim=-1) / rows.norm(dim=-1).clamp_min(torch.finfo(rows.dtype).tiny)
 
     def content_hash(self) -> str:
-        """SHA-256 hex over side, factors and strength: equal exactly when the edit is."""
+        """SHA-256 hex over side, factors and strength: equal hashes mean the same edit."""
         text = f"projector side={self.side} symmetric={self.symmetric}"
         return files.sha256(self.read, self._write, self.offset, self.strength, text=text)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write factors and provenance to a safetensors file, atomically. Raises OSError."""
+        """Write factors and provenance to a safetensors file, atomically.
+
+        Raises OSError; ValueError for a strength that was set out of range.
+        """
+        self._checked(self.strength, warn=False)
         tensors = {"read": self.read, "write": self._write, "offset": self.offset}
         tensors = {name: t for name, t in tensors.items() if t is not None}
         meta = {"side": self.side, "provenance": self.provenance, "hash": self.content_hash()}
         files.write(path, "projector", tensors | {"strength": self.strength}, meta)
 
-    def _checked(self, strength: float | Tensor) -> float:
+    def get_extra_state(self) -> Tensor:
+        """Side, provenance and hash, for `state_dict`: as bytes, which every format can hold."""
+        digest = None if self.read.is_meta else self.content_hash()
+        state = {"side": self.side, "provenance": self.provenance, "hash": digest}
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """What `load_state_dict` calls last. ValueError for other factors than were saved."""
+        meta = json.loads(bytes(state.tolist()))
+        self.side, self.provenance = meta["side"], meta["provenance"]
+        if meta["hash"] is not None and self.content_hash() != meta["hash"]:
+            raise ValueError(
+                "load_state_dict: state_dict must hold a projector's factors as they were saved, "
+                "got others: cast, or of another form (symmetric, oblique, affine)"
+            )
+
+    def _check_rows(self, op: str, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+        if x.ndim == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"{op}: x must be [..., {self.dim}], got {list(x.shape)}")
+
+    def _checked(self, strength: float | Tensor, warn: bool = True) -> float:
         """The number, if it is one that this projector may have."""
-        if isinstance(strength, Tensor) and strength.ndim:
-            shape = list(strength.shape)
-            raise ValueError(f"Projector: strength must be a number or 0-dim, got {shape}")
+        if isinstance(strength, Tensor) and (strength.ndim or strength.is_complex()):
+            got = f"{strength.dtype} {list(strength.shape)}"
+            raise ValueError(f"Projector: strength must be a number or 0-dim, got {got}")
+        if not isinstance(strength, Real | Tensor):
+            got = type(strength).__name__
+            raise TypeError(f"Projector: strength must be a number or a tensor, got {got}")
         number = float(strength)
         shrinks = self.symmetric and self.offset is None
         if not 0 <= number <= 2:
             limit = "[0, 2]" if shrinks else "[0, 1] (at most 2)"
             raise ValueError(f"Projector: strength must be in {limit}, got {number:g}")
-        if number > 1 and not shrinks:
+        if number > 1 and not shrinks and warn and not torch.compiler.is_compiling():
             what = "read and write differ" if self.offset is None else "it has an offset"
             text = f"Projector: strength {number:g} above 1 can lengthen rows, because {what}"
             warnings.warn(text, stacklevel=3)
@@ -234,7 +278,7 @@ class Projector(nn.Module):
     def extra_repr(self) -> str:
         kind = "symmetric" if self.symmetric else "oblique" if self.offset is None else "affine"
         text = f"dim={self.dim}, rank={self.rank}, {kind}, side={self.side!r}"
-        text += f", strength={float(self.strength):g}"
+        text += "" if self.strength.is_meta else f", strength={float(self.strength):g}"
         names = self.provenance.get("forget", {}).get("names")
         return f"{text}, forget={names}" if names else text
 
@@ -266,9 +310,25 @@ def _factor(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"Projector: {name} must be a floating point tensor, got {got}")
-    if not value.isfinite().all():
-        raise ValueError(f"Projector: {name} must be finite, got NaN or inf")
-    return value.detach().to(torch.float32, copy=True).contiguous()
+    with torch.inference_mode(False):  # autograd refuses tensors made in a caller's inference mode
+        narrow = value.detach().to(torch.float32, copy=True).contiguous()
+    if not narrow.isfinite().all():
+        raise ValueError(f"Projector: {name} must be finite in float32, got NaN or inf")
+    return narrow
+
+
+def _plain_json(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        plain = json.loads(json.dumps(dict(provenance or {})))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Projector: provenance must be plain JSON, got {error}") from None
+    for key, kind in (("forget", dict), ("keep", dict), ("model", str), ("head_hash", str)):
+        if plain.get(key) is None:
+            plain.pop(key, None)
+        elif not isinstance(plain[key], kind):
+            got = type(plain[key]).__name__
+            raise TypeError(f"Projector: provenance[{key!r}] must be a {kind.__name__}, got {got}")
+    return plain
 
 
 def _check_orthonormal(read: Tensor) -> None:

@@ -100,3 +100,21 @@ def test_what_cannot_be_combined_is_refused():
             combine(p, Projector(torch.eye(3)[:1]))
         with pytest.raises(ValueError, match="must come from the model that p comes from"):
             combine(p, foreign)
+
+
+def test_compose_does_not_hang_on_the_scale_of_read():
+    e = torch.eye(D)
+    p, q = Projector(1e-6 * e[:1], 1e6 * e[:1]), Projector(e[1:2])
+    x = random(4, D).float()
+    torch.testing.assert_close(compose(p, q)(x), q(p(x)))
+    assert compose(p, p).rank == 1
+
+
+def test_compose_and_union_leave_their_arguments_alone():
+    p, q = symmetric(2), symmetric(2, seed=1)
+    on_meta = symmetric(2).to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        compose(on_meta, q)
+    assert q.read.device.type == p.read.device.type == "cpu"
+    with pytest.raises(TypeError, match="union: q must be a Projector, got NoneType"):
+        union(p, None)

@@ -110,3 +110,16 @@ def test_meta_that_is_not_json_is_an_error_and_writes_nothing(tmp_path):
     with pytest.raises(TypeError):
         files.write(tmp_path / "a", "undo", {}, {"x": object()})
     assert json.dumps([p.name for p in tmp_path.iterdir()]) == "[]"
+
+
+def test_a_link_is_written_through_and_a_folder_refused(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    files.write(real, "undo", {}, {"n": 1})
+    link.symlink_to(real)
+    files.write(link, "undo", {}, {"n": 2})
+    assert link.is_symlink()
+    assert files.read(real).meta == {"n": 2}
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"write: cannot write .*folder"):
+        files.write(tmp_path / "folder", "undo", {}, {})
+    assert len(list(tmp_path.iterdir())) == 3

@@ -179,12 +179,13 @@ def test_bad_texts_are_refused(method):
         ({"rank": 0}, "rank must be at least 1"),
         ({"tol": 0.0}, r"tol must be in \(0, 1\)"),
         ({"strength": 2.5}, r"strength must be in \[0, 2\]"),
+        ({"forget": torch.eye(D), "keep": None, "contrast": "none"}, "span all of them; give rank"),
         ({"side": "both"}, "side must be"),
     ],
 )
 def test_bad_options_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
-        nullspace(cone(1), **({"keep": cone(4, seed=1)} | options))
+        nullspace(**({"forget": cone(1), "keep": cone(4, seed=1)} | options))
 
 
 def test_a_class_inside_the_span_of_keep_is_refused_by_name():
@@ -212,6 +213,18 @@ def test_leace_eraser_is_taken_over(affine):
     p = from_leace(eraser)
     assert p.rank == 3
     torch.testing.assert_close(p(x), x - (delta @ right) @ left.T, atol=1e-6, rtol=1e-6)
+
+
+def test_numpy_numbers_are_saved_as_numbers(tmp_path):
+    nullspace(cone(3), cone(9, seed=5), rank=np.int64(2)).save(tmp_path / "p")
+    ccup(cone(1), cone(9, seed=5), np.float32(10), torch.tensor(100.0)).save(tmp_path / "q")
+    with pytest.raises(ValueError, match=r"ccup: forget must be \[m, d\] with m <= d"):
+        ccup(cone(D + 1), cone(9, seed=5))
+
+
+def test_embeddings_of_an_unknown_head_are_not_refused():
+    unknown = Embeddings(cone(9, seed=5).float(), tuple("abcdefghi"), ("a {}",), "m", None)
+    assert nullspace(texts(1), unknown).provenance["head_hash"] == "0" * 64
 
 
 def test_what_is_no_leace_eraser_is_refused():

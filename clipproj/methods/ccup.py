@@ -46,6 +46,9 @@ def ccup(
     if keep is None:
         raise ValueError("ccup: keep must be Embeddings or a tensor [m, d], got None")
     f, k = forget_and_keep("ccup", forget, keep)
+    if len(f) > f.shape[1]:
+        raise ValueError(f"ccup: forget must be [m, d] with m <= d, got {list(f.shape)}")
+    forget_weight, keep_weight = float(forget_weight), float(keep_weight)
     if not (math.isfinite(forget_weight) and forget_weight > 0):
         raise ValueError(f"ccup: forget_weight must be finite and above 0, got {forget_weight}")
     if not (math.isfinite(keep_weight) and keep_weight >= 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime, timezone
 from typing import Any
 
@@ -49,11 +50,18 @@ def forget_and_keep(
     if f.shape[1] != k.shape[1]:
         raise ValueError(f"{op}: keep must be [m, {f.shape[1]}] as forget is, got {list(k.shape)}")
     if isinstance(forget, Embeddings) and isinstance(keep, Embeddings):
-        if forget.head_hash != keep.head_hash:
+        if None not in (forget.head_hash, keep.head_hash) and forget.head_hash != keep.head_hash:
             raise ValueError(
                 f"{op}: keep must come from the model that forget comes from, got {keep.model} "
                 f"with head {str(keep.head_hash)[:12]}, not {forget.model} with head "
                 f"{str(forget.head_hash)[:12]}"
+            )
+        if forget.templates != keep.templates:
+            warnings.warn(
+                f"{op}: keep and forget were embedded with different templates "
+                f"({len(keep.templates)} and {len(forget.templates)}): what sets those apart is "
+                "erased with the class; embed both alike",
+                stacklevel=3,
             )
         kept = {name.casefold() for name in keep.names}
         both = [name for name in forget.names if name.casefold() in kept]
@@ -76,7 +84,8 @@ def provenance(
     for name, value in (("forget", forget), ("keep", keep)):
         if isinstance(value, Embeddings):
             out[name] = {"names": list(value.names), "templates": list(value.templates)}
-            out |= {"model": value.model, "head_hash": value.head_hash}
+            known = {"model": value.model, "head_hash": value.head_hash}
+            out = {key: told for key, told in known.items() if told is not None} | out
         elif isinstance(value, Tensor):
             out[name] = {"rows": len(value)}
     return out

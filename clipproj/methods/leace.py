@@ -35,10 +35,9 @@ def from_leace(eraser: Any, side: str = "image") -> Projector:
             "from_leace: eraser must have proj_left [d, k] and proj_right [k, d], got "
             f"{list(left.shape)} and {list(right.shape)}"
         )
-    if bias is not None and bias.shape != right.shape[1:]:
-        raise ValueError(
-            f"from_leace: eraser must have a bias [{right.shape[1]}], got {list(bias.shape)}"
-        )
+    if bias is not None and getattr(bias, "shape", None) != right.shape[1:]:
+        got = list(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
+        raise ValueError(f"from_leace: eraser must have a bias [{right.shape[1]}], got {got}")
     read, write = right.detach().double(), left.detach().double().T
     live = read.any(1) & write.any(1)
     read, write = read[live], write[live]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 
 import torch
@@ -50,12 +51,14 @@ def nullspace(
 
     Raises:
         ValueError: for NaN, inf or zero rows, for texts on both lists, for a forget row inside
-            span(keep) or equal to mean(keep), for options out of range.
+            span(keep) or equal to mean(keep), for rows that span everything, for options out of
+            range.
     """
     f, k = forget_and_keep("nullspace", forget, keep)
     if contrast not in ("auto", "none", "span", "mean"):
         options = '"auto", "none", "span" or "mean"'
         raise ValueError(f"nullspace: contrast must be {options}, got {contrast!r}")
+    rank = None if rank is None else operator.index(rank)
     if rank is not None and rank < 1:
         raise ValueError(f"nullspace: rank must be at least 1 or None, got {rank}")
     if not 0 < tol < 1:
@@ -81,6 +84,11 @@ def nullspace(
 
     basis, singular, found = _row_basis(rows, tol)
     basis = basis[:rank]
+    if len(basis) == f.shape[1]:
+        raise ValueError(
+            f"nullspace: forget must leave something of the {f.shape[1]} dimensions, got rows that "
+            "span all of them; give rank"
+        )
     parameters = {
         "contrast": contrast,
         "tol": tol,
