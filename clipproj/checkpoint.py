@@ -238,24 +238,27 @@ def undo(
     checkpoint: str | os.PathLike[str],
     undo_file: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
 ) -> Path:
     """Write `checkpoint` with the weights that `undo_file` keeps: the original's, bit for bit.
 
     Args:
         out: where to; None: replace the checkpoint, atomically.
+        force: overwrite the head even if its bits are not those that the edit left.
 
     Returns:
         The file written.
 
     Raises:
-        RuntimeError: the head is not the one that the edit left (edited again, or never).
+        RuntimeError: the head is not the one that the edit left (edited again, or never), without force.
         ValueError: no such head, a file that is not what it must be, or an output that is not
             .safetensors. OSError: when it cannot be written; the checkpoint is then as it was.
     """
     target = Path(checkpoint if out is None else out)
     if target.suffix != ".safetensors":
         raise ValueError(f"undo: out must be a .safetensors file, got {target}")
-    restored = _undo(read_state(checkpoint), undo_file)
+    restored = _undo(read_state(checkpoint), undo_file, force=force)
     undone = files.read(undo_file, "undo").meta
     edits = read_edits(checkpoint)
     for entry in reversed(edits):  # the last one of this head, not always of the checkpoint

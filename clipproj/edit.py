@@ -7,7 +7,7 @@ import os
 import warnings
 import weakref
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from numbers import Real
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,47 +15,37 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, log, ops
-from clipproj.heads import TOWERS, Head, find_heads, head_hash, head_tensors, unwrap
+from clipproj.heads import (
+    TOWERS,
+    Head,
+    check_module,
+    find_heads,
+    head_hash,
+    head_tensors,
+    unwrap,
+)
 from clipproj.projector import Projector
 from clipproj.receipt import Receipt
-from clipproj.weights import Weights, check_alone, check_finite, clone, commit, key_of, weights_of
+from clipproj.weights import (
+    Original,
+    Weights,
+    check_alone,
+    check_finite,
+    clone,
+    commit,
+    key_of,
+    weights_of,
+)
 
 Target = TypeVar("Target", nn.Module, MutableMapping[str, Tensor])
-
-
-@dataclass(frozen=True, eq=False)
-class Original:
-    """A head as it was: what undo needs, in a handle or from a file."""
-
-    label: str
-    tower: str
-    names: tuple[str, str | None]
-    before: str
-    after: str
-    weights: Weights = field(repr=False)
-
-    def check(self, now: Weights, force: bool) -> None:
-        """Refuse heads that these bits do not belong into, and, without force, edited ones."""
-        for name, want, got in zip(self.names, self.weights, now, strict=True):
-            if want is not None and (want.shape, want.dtype) != (got.shape, got.dtype):
-                raise ValueError(
-                    f"undo: {name} must be {want.dtype} {list(want.shape)} as it was when edited, "
-                    f"got {got.dtype} {list(got.shape)}"
-                )
-        digest = files.sha256(*now)
-        if digest != self.after and not force:
-            state = "a head without the edit" if digest == self.before else "one changed since"
-            raise RuntimeError(
-                f'undo: {self.tower} head must have the bits that edit "{self.label}" left '
-                f"({self.after[:12]}), got {state} ({digest[:12]}); force=True overwrites it"
-            )
 
 
 class Edit:
     """One projector folded into one head of a live model: its receipt and the way back.
 
-    A context manager too: leaving the block undoes the edit unless that has been done. It refers
-    to the model weakly and keeps the head's original weights on their device (3 MB for ViT-L/14).
+    A context manager too: leaving the block undoes the edit unless that has been done; where that
+    fails while an exception leaves the block, it warns and lets that one through. It refers to the
+    model weakly and keeps the head's original weights on their device (3 MB for ViT-L/14).
 
     Attributes:
         receipt: what was done, for `clipproj.verify`.
@@ -80,14 +70,19 @@ class Edit:
 
     @property
     def active(self) -> bool:
-        """Whether the edit is in its model now: not undone, and the model still exists."""
+        """Whether the edit is in its model's log: not undone, and the model still exists.
+
+        The weights are not looked at: after `load_state_dict` of the original, say, the edit is
+        active until `undo()` finds that out. `clipproj.verify` looks.
+        """
         model = self._model()
         return model is not None and self in log.entries(model)
 
     def undo(self, *, force: bool = False) -> None:
         """Put the original bits back, into the same Parameters.
 
-        Edits of one head are undone last in, first out; those of the other tower do not count.
+        Edits of one head are undone last in, first out; those of the other tower do not count. A
+        head that has its original bits already is left alone, and the edit leaves the log.
 
         Args:
             force: overwrite the head even if its bits are not those that this edit left.
@@ -95,7 +90,7 @@ class Edit:
         Raises:
             RuntimeError: the edit is not active; it is not the last one on its head; the head was
                 changed since (without force).
-            ValueError: the head has another dtype or shape now.
+            ValueError: the head has another dtype or shape now: cast it back first.
         """
         model = self._model()
         if model is None or not self.active:
@@ -110,6 +105,9 @@ class Edit:
                 f"{len(on_head)}; undo {order} first"
             )
         now = weights_of("undo", model, *self.original.names)
+        if files.sha256(*now) == self.original.before:
+            log.remove(model, self)
+            return
         self.original.check(now, force)
         commit(now, self.original.weights, lambda: log.remove(model, self))
 
@@ -119,12 +117,13 @@ class Edit:
         Raises OSError when it cannot be written; no partial file is left, and the edit stays as
         undoable as it was.
         """
-        original, tensors = self.original, dict(zip(("weight", "bias"), self.original.weights))  # noqa: B905
-        meta = {"label": original.label, "tower": original.tower, "names": original.names}
-        meta |= {"before": original.before, "after": original.after}
-        meta |= {"projector_hash": self.receipt.projector_hash, "strength": self.receipt.strength}
-        meta |= {"created": self.receipt.created}
-        files.write(path, "undo", {k: t for k, t in tensors.items() if t is not None}, meta)
+        receipt = self.receipt
+        self.original.save(
+            path,
+            projector_hash=receipt.projector_hash,
+            strength=receipt.strength,
+            created=receipt.created,
+        )
 
     def __enter__(self) -> Edit:
         return self
@@ -135,8 +134,16 @@ class Edit:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.active:
+        if not self.active:
+            return
+        try:
             self.undo()
+        except (RuntimeError, ValueError) as failure:
+            if kind is None:
+                raise
+            warnings.warn(
+                f"edit: {self!r} stays in its model after {kind.__name__}: {failure}", stacklevel=2
+            )
 
     def __repr__(self) -> str:
         state = "active" if self.active else "undone"
@@ -180,10 +187,13 @@ def edit(
             works); another width; a projector of another model; an offset for a head without bias
             or for the other tower; a strength out of range; a head that shares memory with another
             parameter, holds NaN or inf, or would after the edit.
-        TypeError: not a Projector, not a module.
+        TypeError: not a Projector, not a module, a strength that is no number.
     """
+    check_module("edit", model)
     if not isinstance(projector, Projector):
         raise TypeError(f"edit: projector must be a Projector, got {type(projector).__name__}")
+    if not isinstance(strength, Real | Tensor | None):
+        raise TypeError(f"edit: strength must be a number, got {type(strength).__name__}")
     if tower not in TOWERS:
         raise ValueError(f'edit: tower must be "image" or "text", got {tower!r}')
     head = find_heads(model)[tower]
@@ -222,7 +232,8 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
 
     Args:
         target: a model: its head is restored in place, and if the edit is in the model's log it is
-            undone there, in order. A state dict: left alone, and a shallow copy with the original
+            undone there, in order (of two edits with the same bits, a file means the newer). A
+            state dict: left alone, and a shallow copy with the original
             tensors in place of the edited ones, on their device, is returned.
         edit: the handle, or the path that `Edit.save_undo` wrote.
         force: overwrite the head even if its bits are not those that the edit left.
@@ -235,7 +246,10 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
         ValueError: no such head in target (name, shape, dtype), or no readable undo file.
         FileNotFoundError, TypeError.
     """
-    original = edit.original if isinstance(edit, Edit) else _read(edit)
+    if not isinstance(edit, Edit | str | os.PathLike):
+        got = type(edit).__name__
+        raise TypeError(f"undo: edit must be an Edit or the path of an undo file, got {got}")
+    original = edit.original if isinstance(edit, Edit) else Original.load(edit)
     if not isinstance(target, nn.Module):
         if not isinstance(target, MutableMapping):
             got = type(target).__name__
@@ -249,10 +263,11 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
         return restored
 
     on_head = log.entries(target, original.tower)
-    for entry in on_head:
-        if (entry.original.before, entry.original.after) == (original.before, original.after):
-            entry.undo(force=force)
-            return target
+    key = original.before, original.after
+    same = [e for e in on_head if (e.original.before, e.original.after) == key]
+    if same:
+        (edit if edit in same else same[-1]).undo(force=force)
+        return target
     if on_head:
         order = ", ".join(f'"{entry.receipt.label}"' for entry in reversed(on_head))
         raise RuntimeError(
@@ -267,15 +282,6 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
 def edits(model: nn.Module) -> tuple[Edit, ...]:
     """The edits in `model` now, oldest first, both towers. A copied or reloaded model has none."""
     return tuple(log.entries(model))
-
-
-def _read(path: str | os.PathLike[str]) -> Original:
-    artefact = files.read(path, "undo")
-    meta, weights = artefact.meta, (artefact.tensors["weight"], artefact.tensors.get("bias"))
-    if files.sha256(*weights) != meta["before"]:
-        raise ValueError(f"undo: path must hold the head it names, got other tensors in {path}")
-    names = tuple(meta["names"])
-    return Original(meta["label"], meta["tower"], names, meta["before"], meta["after"], weights)
 
 
 def _check_fits(head: Head, projector: Projector) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
+from clipproj._factors import check_orthonormal, factor, plain_json
 
 SIDES = ("image", "text")
 
@@ -58,26 +59,26 @@ class Projector(nn.Module):
         super().__init__()
         if side not in SIDES:
             raise ValueError(f'Projector: side must be "image" or "text", got {side!r}')
-        read = _factor("read", read)
+        read = factor("read", read)
         if read.ndim != 2 or read.shape[1] < 1 or read.shape[0] > read.shape[1]:
             raise ValueError(
                 "Projector: read must be [k, d] with 0 <= k <= d and d >= 1, got "
                 f"{list(read.shape)}"
             )
-        write = None if write is None else _factor("write", write)
+        write = None if write is None else factor("write", write)
         if write is not None and write.shape != read.shape:
             raise ValueError(
                 f"Projector: write must be {list(read.shape)} as read is, got {list(write.shape)}"
             )
-        offset = None if offset is None else _factor("offset", offset)
+        offset = None if offset is None else factor("offset", offset)
         if offset is not None and offset.shape != read.shape[:1]:
             raise ValueError(
                 f"Projector: offset must be [{read.shape[0]}], got {list(offset.shape)}"
             )
         if write is None:
-            _check_orthonormal(read)
+            check_orthonormal(read)
         self.side = side
-        self.provenance = _plain_json(provenance)
+        self.provenance = plain_json(provenance)
         self.register_buffer("read", read)
         self.register_buffer("_write", write)
         self.register_buffer("offset", offset)
@@ -304,38 +305,3 @@ def load(path: str | os.PathLike[str]) -> Projector:
     if projector.content_hash() != meta["hash"]:
         raise ValueError(f"load: path must hold the projector it names, got another hash in {path}")
     return projector
-
-
-def _factor(name: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"Projector: {name} must be a floating point tensor, got {got}")
-    with torch.inference_mode(False):  # autograd refuses tensors made in a caller's inference mode
-        narrow = value.detach().to(torch.float32, copy=True).contiguous()
-    if not narrow.isfinite().all():
-        raise ValueError(f"Projector: {name} must be finite in float32, got NaN or inf")
-    return narrow
-
-
-def _plain_json(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        plain = json.loads(json.dumps(dict(provenance or {})))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Projector: provenance must be plain JSON, got {error}") from None
-    for key, kind in (("forget", dict), ("keep", dict), ("model", str), ("head_hash", str)):
-        if plain.get(key) is None:
-            plain.pop(key, None)
-        elif not isinstance(plain[key], kind):
-            got = type(plain[key]).__name__
-            raise TypeError(f"Projector: provenance[{key!r}] must be a {kind.__name__}, got {got}")
-    return plain
-
-
-def _check_orthonormal(read: Tensor) -> None:
-    wide = read.double()
-    off = (wide @ wide.T - torch.eye(len(wide), dtype=wide.dtype, device=wide.device)).abs()
-    if off.numel() and off.max() > 1e-4:
-        raise ValueError(
-            "Projector: read must have orthonormal rows when write is None, got rows that are off "
-            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace"
-        )

@@ -189,8 +189,14 @@ def verify(
             text names the later edit if this process made it.
 
     Raises:
-        TypeError, ValueError: when target holds no such head: name, shape, dtype.
+        TypeError, ValueError: when target holds no such head: name, shape, dtype; when receipt is
+            none.
     """
+    if not isinstance(receipt, Receipt):
+        got = type(receipt).__name__
+        raise TypeError(
+            f"verify: receipt must be a Receipt (edit.receipt, or Receipt.load(path)), got {got}"
+        )
     weights = weights_of("verify", target, receipt.weight, receipt.bias)
     _check_shapes(weights, receipt)
     digest = files.sha256(*weights)

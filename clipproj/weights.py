@@ -1,17 +1,73 @@
-"""The tensors of one head: find them by name, refuse what cannot be edited, write all or none."""
+"""The tensors of one head: find them by name, refuse what cannot be edited, write all or none, keep
+them as they were."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clipproj import files
 from clipproj.heads import Head, unwrap
 
 WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DataParallel put into names
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """A head as it was: what undo needs, in a handle or from a file."""
+
+    label: str
+    tower: str
+    names: tuple[str, str | None]
+    before: str
+    after: str
+    weights: Weights = field(repr=False)
+
+    def check(self, now: Weights, force: bool) -> None:
+        """Refuse heads that these bits do not belong into, and, without force, edited ones."""
+        for name, want, got in zip(self.names, self.weights, now, strict=True):
+            if want is not None and (want.shape, want.dtype) != (got.shape, got.dtype):
+                text = f"undo: {name} must be {want.dtype} {list(want.shape)} as it was when edited, "
+                text += f"got {got.dtype} {list(got.shape)}"
+                if want.shape == got.shape:
+                    text += (
+                        f"; cast it back first, as with .to({want.dtype}) or .float(), with "
+                        "force=True where that made other bits: the handle and the undo file hold "
+                        "the original ones"
+                    )
+                raise ValueError(text)
+        digest = files.sha256(*now)
+        if digest != self.after and not force:
+            state = "a head without the edit" if digest == self.before else "one changed since"
+            raise RuntimeError(
+                f'undo: {self.tower} head must have the bits that edit "{self.label}" left '
+                f"({self.after[:12]}), got {state} ({digest[:12]}); force=True overwrites it"
+            )
+
+    def save(self, path: str | os.PathLike[str], **more: Any) -> None:
+        """Write it as an undo file, atomically. Raises OSError."""
+        tensors = {"weight": self.weights[0]}
+        if self.weights[1] is not None:
+            tensors["bias"] = self.weights[1]
+        meta = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
+        files.write(path, "undo", tensors, meta | more)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Original:
+        """Read an undo file. Raises FileNotFoundError, or ValueError where it is not one."""
+        artefact = files.read(path, "undo")
+        meta, weights = artefact.meta, (artefact.tensors["weight"], artefact.tensors.get("bias"))
+        if files.sha256(*weights) != meta["before"]:
+            raise ValueError(f"undo: path must hold the head it names, got other tensors in {path}")
+        names = tuple(meta["names"])
+        return cls(meta["label"], meta["tower"], names, meta["before"], meta["after"], weights)
 
 
 def weights_of(

@@ -20,16 +20,20 @@ def expand_names(
     Args:
         names: class names.
         plurals: also the English plural of each name and synonym ("mouse": "mice"); a name that is
-            one already gets none.
+            one already gets none, nor does one that ends in a digit or a sign ("C++").
         synonyms: other words for some of the names, by name (case does not matter).
 
     Raises:
-        TypeError: for a bare string as names or as the synonyms of a name.
+        TypeError: for a bare string as names or as the synonyms of a name; for synonyms that are
+            no mapping.
         ValueError: for blank words, or synonyms of a name that is not in names.
         ImportError: for plurals without inflect.
     """
     op = "expand_names"
     names = strings(op, "names", names)
+    if not isinstance(synonyms, Mapping | None):
+        got = type(synonyms).__name__
+        raise TypeError(f"{op}: synonyms must be a mapping from name to words, got {got}")
     known = {name.casefold() for name in names}
     others: dict[str, tuple[str, ...]] = {}
     for name, words in (synonyms or {}).items():
@@ -75,7 +79,11 @@ def _pluralizer() -> Callable[[str], str]:
     engine = _extra("inflect", "plurals come from inflect: install clipproj[cli]").engine()
 
     def plural(word: str) -> str:
+        if word[-1].lower() == word[-1].upper():  # a digit, a sign, a script without case
+            return word
         form = engine.plural_noun(word)
+        if form == word + "S":  # "NASAS" reads as another acronym
+            return word + "s"
         if word.endswith("s"):  # inflect makes "buses" of "bus", but "catss" of "cats"
             return word if form == word + "s" else form
         singular = engine.singular_noun(word)
@@ -93,8 +101,9 @@ def _extra(module: str, text: str) -> ModuleType:
 
 def strings(op: str, argument: str, values: Iterable[str]) -> tuple[str, ...]:
     """The values as a tuple, checked: some strings, none of them blank."""
-    if isinstance(values, str):
-        raise TypeError(f"{op}: {argument} must be a list of strings, got the string {values!r}")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        got = f"the string {values!r}" if isinstance(values, str) else type(values).__name__
+        raise TypeError(f"{op}: {argument} must be a list of strings, got {got}")
     values = tuple(values)
     if not values:
         raise ValueError(f"{op}: {argument} must hold at least one string, got none")
@@ -121,8 +130,9 @@ def template_strings(
     op: str, templates: Iterable[Template], names: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Templates as strings with one `{}`: what is recorded is what is embedded."""
-    if isinstance(templates, str):
-        raise TypeError(f"{op}: templates must be a list, got the string {templates!r}")
+    if isinstance(templates, str) or not isinstance(templates, Iterable):
+        got = f"the string {templates!r}" if isinstance(templates, str) else type(templates).__name__
+        raise TypeError(f"{op}: templates must be a list, got {got}")
     given = tuple(templates)
     texts = tuple(make("{}") if callable(make) else make for make in given)
     for make, text in zip(given, strings(op, "templates", texts), strict=True):

@@ -313,6 +313,9 @@ def undo(
         Path | None,
         typer.Option(metavar="FILE", help="Write here. Default: replace the checkpoint."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the head though it changed since the edit.")
+    ] = False,
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -320,7 +323,7 @@ def undo(
     from clipproj import checkpoint as files
 
     file = files.locate(checkpoint)
-    written = files.undo(file, undo_file, out)
+    written = files.undo(file, undo_file, out, force=force)
     if as_json:
         print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
     else:

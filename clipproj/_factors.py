@@ -1,0 +1,49 @@
+"""What a `Projector` demands of what it is made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def factor(name: str, value: Tensor) -> Tensor:
+    """A float32 copy. TypeError for what is no real tensor, ValueError for NaN and inf."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"Projector: {name} must be a floating point tensor, got {got}")
+    with torch.inference_mode(False):  # autograd refuses tensors made in a caller's inference mode
+        narrow = value.detach().to(torch.float32, copy=True).contiguous()
+    if not narrow.isfinite().all():
+        raise ValueError(f"Projector: {name} must be finite in float32, got NaN or inf")
+    return narrow
+
+
+def plain_json(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy as JSON gives it back. TypeError for anything it can't hold, or where readers of a
+    provenance expect something else."""
+    try:
+        plain = json.loads(json.dumps(dict(provenance or {})))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Projector: provenance must be plain JSON, got {error}") from None
+    for key, kind in (("forget", dict), ("keep", dict), ("model", str), ("head_hash", str)):
+        if plain.get(key) is None:
+            plain.pop(key, None)
+        elif not isinstance(plain[key], kind):
+            got = type(plain[key]).__name__
+            raise TypeError(f"Projector: provenance[{key!r}] must be a {kind.__name__}, got {got}")
+    return plain
+
+
+def check_orthonormal(read: Tensor) -> None:
+    """ValueError unless rows are orthonormal, as a symmetric projector's must be."""
+    wide = read.double()
+    off = (wide @ wide.T - torch.eye(len(wide), dtype=wide.dtype, device=wide.device)).abs()
+    if off.numel() and off.max() > 1e-4:
+        raise ValueError(
+            "Projector: read must have orthonormal rows when write is None, got rows that are off "
+            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace"
+        )
