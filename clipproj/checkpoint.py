@@ -251,7 +251,8 @@ def undo(
         The file written.
 
     Raises:
-        RuntimeError: the head is not the one that the edit left (edited again, or never), without force.
+        RuntimeError: the head is not the one that the edit left (edited again, or never), and no
+            force.
         ValueError: no such head, a file that is not what it must be, or an output that is not
             .safetensors. OSError: when it cannot be written; the checkpoint is then as it was.
     """

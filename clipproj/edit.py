@@ -177,7 +177,7 @@ def edit(
         tower: "image" or "text".
         strength: replaces the projector's own.
         force: fold it even though it comes from another model (its provenance names a head that
-            this model does not have, now or before its logged edits).
+            this model does not have, in any dtype, now or before its logged edits).
 
     Returns:
         The handle, also the newest entry of `edits(model)`.
@@ -206,7 +206,7 @@ def edit(
 
     with torch.inference_mode(False), torch.no_grad():
         now = head_tensors(model, head)
-        folded = copy.deepcopy(projector) if strength is None else projector.scaled(strength)
+        folded = projector.scaled(projector.strength if strength is None else strength)
         folded = (folded if tower == projector.side else folded.T).to(now[0].device)
         before, after = clone(now), clone(now)
         check_finite(head, before, "before the edit")

@@ -1,4 +1,4 @@
-"""Text features of a model, whichever family it and its tokenizer come from."""
+"""Features out of a model, whichever family it and its tokenizer come from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipproj.heads import features
+
+def features(output: object) -> Tensor:
+    """The feature tensor in what a tower's encode function returned.
+
+    Takes a tensor (`encode_image`, `get_image_features` of transformers 4), or the output object
+    of transformers 5, where `get_*_features` puts the projected features in `pooler_output` and a
+    `*WithProjection` model in `image_embeds` or `text_embeds`. TypeError for anything else; tuples
+    and the output of a whole model's `forward` hold several tensors, so they are refused.
+    """
+    if isinstance(output, Tensor):
+        return output
+    names = ("image_embeds", "text_embeds", "pooler_output")
+    found = [value for name in names if isinstance(value := getattr(output, name, None), Tensor)]
+    if len(found) != 1:
+        raise TypeError(
+            "features: output must be a tensor or hold exactly one of image_embeds, text_embeds "
+            f"and pooler_output, got {type(output).__name__} with {len(found)}"
+        )
+    return found[0]
 
 
 @contextmanager
@@ -41,6 +59,9 @@ def _encode(
     model: nn.Module, tokenizer: Callable[..., Any], prompts: list[str], device: torch.device
 ) -> Tensor:
     if hasattr(model, "encode_text"):
+        if not callable(tokenizer):
+            got = type(tokenizer).__name__
+            raise TypeError(f"embed_classes: tokenizer must be callable, got {got}")
         tokens = tokenizer(prompts)
         if not isinstance(tokens, Tensor):
             raise TypeError(

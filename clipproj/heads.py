@@ -193,26 +193,6 @@ def head_hash(model: nn.Module, tower: str | None = None) -> str | None:
     return None
 
 
-def features(output: object) -> Tensor:
-    """The feature tensor in what a tower's encode function returned.
-
-    Takes a tensor (`encode_image`, `get_image_features` of transformers 4), or the output object
-    of transformers 5, where `get_*_features` puts the projected features in `pooler_output` and a
-    `*WithProjection` model in `image_embeds` or `text_embeds`. TypeError for anything else; tuples
-    and the output of a whole model's `forward` hold several tensors, so they are refused.
-    """
-    if isinstance(output, Tensor):
-        return output
-    names = ("image_embeds", "text_embeds", "pooler_output")
-    found = [value for name in names if isinstance(value := getattr(output, name, None), Tensor)]
-    if len(found) != 1:
-        raise TypeError(
-            "features: output must be a tensor or hold exactly one of image_embeds, text_embeds "
-            f"and pooler_output, got {type(output).__name__} with {len(found)}"
-        )
-    return found[0]
-
-
 def _image_site(visual: nn.Module, package: str) -> _Site:
     if _is(visual, package, "VisionTransformer"):
         return "visual.proj"

@@ -255,7 +255,7 @@ def generic_keep(
         forget = embed_classes(
             model, tokenizer, forget.names, keep.templates, batch_size=batch_size
         )
-    # in float64 and on the CPU: autocast would take the product in bfloat16, 0.97 for 0.9727
+    # in float64 and on the CPU: autocast would round cosines to bfloat16's steps of 0.004
     nearest = (keep.tensor.cpu().double() @ forget.tensor.cpu().double().T).amax(dim=1)
     close = [name for name, near in zip(names, nearest.tolist(), strict=True) if near > threshold]
     if len(close) == len(names):

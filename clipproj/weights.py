@@ -1,5 +1,4 @@
-"""The tensors of one head: find them by name, refuse what cannot be edited, write all or none, keep
-them as they were."""
+"""The tensors of one head: find them by name, refuse what cannot be edited, write all or none."""
 
 from __future__ import annotations
 
@@ -34,15 +33,12 @@ class Original:
         """Refuse heads that these bits do not belong into, and, without force, edited ones."""
         for name, want, got in zip(self.names, self.weights, now, strict=True):
             if want is not None and (want.shape, want.dtype) != (got.shape, got.dtype):
-                text = f"undo: {name} must be {want.dtype} {list(want.shape)} as it was when edited, "
-                text += f"got {got.dtype} {list(got.shape)}"
-                if want.shape == got.shape:
-                    text += (
-                        f"; cast it back first, as with .to({want.dtype}) or .float(), with "
-                        "force=True where that made other bits: the handle and the undo file hold "
-                        "the original ones"
-                    )
-                raise ValueError(text)
+                way = f"; cast it back first, .to({want.dtype}), and undo with force=True if that "
+                way += "left other bits: the handle and the undo file hold the original ones"
+                raise ValueError(
+                    f"undo: {name} must be {want.dtype} {list(want.shape)} as it was when edited, "
+                    f"got {got.dtype} {list(got.shape)}{way if want.shape == got.shape else ''}"
+                )
         digest = files.sha256(*now)
         if digest != self.after and not force:
             state = "a head without the edit" if digest == self.before else "one changed since"

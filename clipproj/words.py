@@ -101,9 +101,10 @@ def _extra(module: str, text: str) -> ModuleType:
 
 def strings(op: str, argument: str, values: Iterable[str]) -> tuple[str, ...]:
     """The values as a tuple, checked: some strings, none of them blank."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        got = f"the string {values!r}" if isinstance(values, str) else type(values).__name__
-        raise TypeError(f"{op}: {argument} must be a list of strings, got {got}")
+    if isinstance(values, str):
+        raise TypeError(f"{op}: {argument} must be a list of strings, got the string {values!r}")
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{op}: {argument} must be a list of strings, got {type(values).__name__}")
     values = tuple(values)
     if not values:
         raise ValueError(f"{op}: {argument} must hold at least one string, got none")
@@ -130,9 +131,8 @@ def template_strings(
     op: str, templates: Iterable[Template], names: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Templates as strings with one `{}`: what is recorded is what is embedded."""
-    if isinstance(templates, str) or not isinstance(templates, Iterable):
-        got = f"the string {templates!r}" if isinstance(templates, str) else type(templates).__name__
-        raise TypeError(f"{op}: templates must be a list, got {got}")
+    if isinstance(templates, str):
+        raise TypeError(f"{op}: templates must be a list, got the string {templates!r}")
     given = tuple(templates)
     texts = tuple(make("{}") if callable(make) else make for make in given)
     for make, text in zip(given, strings(op, "templates", texts), strict=True):

@@ -22,7 +22,8 @@ from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
 from clipproj import ops
-from clipproj.heads import features, find_heads, head_tensors
+from clipproj.encoder import features
+from clipproj.heads import find_heads, head_tensors
 
 WIDTH = 32  # the embedding width of all models here, unless a family fixes it
 ROWS = 3

@@ -240,6 +240,19 @@ def test_undo_in_place(run: Run, edited: Path, model: Path) -> None:
     assert "a head without the edit" in again.stderr
 
 
+def test_undo_of_a_head_that_changed_since_takes_force(run: Run, edited: Path, model: Path) -> None:
+    state = load_file(edited / WEIGHTS)
+    state["visual.proj"][0, 0] += 0.1
+    save_file(state, "other.safetensors")
+    refused = run("undo", "other.safetensors", edited / "undo.safetensors")
+    assert (refused.exit_code, "one changed since" in refused.stderr) == (2, True)
+    forced = run("undo", "other.safetensors", edited / "undo.safetensors", "--force")
+    assert forced.exit_code == 0
+    assert torch.equal(
+        load_file("other.safetensors")["visual.proj"], load_file(model / WEIGHTS)["visual.proj"]
+    )
+
+
 def test_undo_into_another_file(run: Run, edited: Path, model: Path) -> None:
     before = (edited / WEIGHTS).read_bytes()
     result = run("undo", edited, edited / "undo.safetensors", "--out", "o.safetensors", "--json")

@@ -151,6 +151,7 @@ def test_a_text_edit_warns_that_it_can_vanish(model: nn.Module) -> None:
         ({"tower": "audio"}, ValueError, 'tower must be "image" or "text", got \'audio\''),
         ({"strength": 2.5}, ValueError, "strength must be in [0, 2], got 2.5"),
         ({"strength": float("nan")}, ValueError, "strength must be in [0, 2], got nan"),
+        ({"strength": "a"}, TypeError, "edit: strength must be a number, got str"),
         (
             {"projector": projector("affine"), "tower": "text"},
             ValueError,
@@ -183,8 +184,13 @@ def test_an_offset_needs_a_bias() -> None:
 def test_a_model_that_is_not_known() -> None:
     with pytest.raises(ValueError, match="find_heads: model must be"):
         edit(nn.Linear(4, 4), projector())
-    with pytest.raises(TypeError, match="find_heads: model must be an nn"):
-        edit("ViT-B-32", projector())
+    for target, got in (
+        (None, "NoneType"),
+        ("ViT-B-32", "str"),
+        ((nn.Linear(4, 4), 1), "tuple; un"),
+    ):
+        with pytest.raises(TypeError, match=f"^edit: model must be an nn.Module, got {got}"):
+            edit(target, projector())
 
 
 def test_a_projector_of_this_model_fits_before_and_after_edits(model: nn.Module) -> None:
@@ -196,6 +202,19 @@ def test_a_projector_of_this_model_fits_before_and_after_edits(model: nn.Module)
     edit(model, projector(head_hash=head_hash(model)))  # as does the one that it is
     edit(model, projector(head_hash="f" * 64), force=True)
     assert len(edits(model)) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_projector_fits_its_model_in_another_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    p = projector(head_hash=head_hash(model), model="RN50")
+    other = FAMILIES[BIASED].build()
+    with torch.no_grad():
+        other.text_projection += 0.01 * other.text_projection.std() * torch.randn(WIDTH)
+    for tower in TOWERS:
+        edit(model.to(dtype), p, tower)
+    for same_family in (other, other.to(dtype)):
+        with pytest.raises(ValueError, match="must come from this model"):
+            edit(same_family, p)
 
 
 @pytest.mark.parametrize("how", ["one Parameter", "one storage", "a buffer"])

@@ -6,6 +6,7 @@ worked out from each configuration's text alone.
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from families import FAMILIES, WIDTH, fold_matches
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from clipproj import heads
+from clipproj import encoder, heads
 from clipproj.heads import find_heads
 
 # Family -> image weight, text weight (+ when there is a bias); None: no head to fold into.
@@ -402,16 +403,54 @@ def test_head_tensors_are_the_parameters_themselves() -> None:
 def test_hash_is_of_one_tower_and_by_default_of_the_text_tower() -> None:
     model = FAMILIES["FlavaModel"].build()
     text, image = heads.head_hash(model, "text"), heads.head_hash(model, "image")
-    assert heads.head_hash(model) == text != image
+    space = heads.head_hash(model)
+    assert len({text, image, space}) == 3
     with torch.no_grad():
         model.image_projection.bias[0] += 1
-    assert heads.head_hash(model) == text
+    assert (heads.head_hash(model), heads.head_hash(model, "text")) == (space, text)
     assert heads.head_hash(model, "image") != image
     vision = FAMILIES["CLIPVisionModelWithProjection"].build()
-    assert heads.head_hash(vision) == heads.head_hash(vision, "image") is not None
+    assert heads.head_hash(vision, "text") is None is not heads.head_hash(vision)
     assert heads.head_hash(FAMILIES["open_clip SigLIP i18n"].build()) is None
     with pytest.raises(ValueError, match="tower must be"):
         heads.head_hash(model, "audio")
+
+
+HALF, BFLOAT = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["open_clip ViT", "FlavaModel", "CLIPVisionModelWithProjection"])
+def test_the_space_outlives_casts_but_not_training(family: str) -> None:
+    model = FAMILIES[family].build()
+    head = next(head for head in (*find_heads(model),)[::-1] if head.foldable)
+    weight = heads.head_tensors(model, head)[0]
+    with torch.no_grad():
+        weight.view(-1)[:4] = torch.tensor([-1e-30, 1e-30, -0.0, 0.0])  # float16 has no 1e-30
+    space = heads.head_hash(model)
+    for casts in (
+        (HALF,),
+        (BFLOAT,),
+        (torch.float64,),
+        (HALF, BFLOAT),
+        (BFLOAT, HALF, torch.float),
+    ):
+        twin = copy.deepcopy(model)
+        for dtype in casts:
+            twin.to(dtype)
+        assert heads.head_hash(twin) == space, casts
+        assert heads.head_hash(twin, head.tower) != heads.head_hash(model, head.tower)
+    with torch.no_grad():
+        weight += 0.01 * weight.std() * torch.randn_like(weight)
+    assert heads.head_hash(model) != space
+    assert heads.head_hash(FAMILIES["CLIPModel"].build()) != space
+
+
+def test_the_space_sees_noise_below_the_rounding_of_bfloat16() -> None:
+    # the figures in head_hash's docstring
+    weight = torch.randn(512, 512)
+    turned = weight.signbit() != (weight + 1e-4 * torch.randn(512, 512)).signbit()
+    assert 3 <= turned.sum() <= 16
+    assert ((weight.bfloat16() - weight) / weight).square().mean().sqrt() > 1e-3
 
 
 def test_features_reads_both_versions_of_transformers() -> None:
@@ -421,15 +460,15 @@ def test_features_reads_both_versions_of_transformers() -> None:
     pooled = model.vision_model(**inputs).pooler_output
     want = model.visual_projection(pooled)
     now = model.get_image_features(**inputs)
-    assert torch.equal(heads.features(now), want)
-    assert heads.features(want) is want  # transformers 4
+    assert torch.equal(encoder.features(now), want)
+    assert encoder.features(want) is want  # transformers 4
     single = FAMILIES["CLIPVisionModelWithProjection"].build()
     output = single(**inputs)
-    assert heads.features(output) is output.image_embeds
+    assert encoder.features(output) is output.image_embeds
     whole = model(**inputs, **family.inputs("text"))
     for several in (whole, (want, pooled), None):
         with pytest.raises(TypeError, match="features: output must be a tensor or hold exactly"):
-            heads.features(several)
+            encoder.features(several)
 
 
 def test_prints_a_table() -> None:

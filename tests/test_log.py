@@ -133,6 +133,22 @@ def test_context_manager(model: nn.Module) -> None:
     assert bits(model) == untouched
 
 
+def test_an_exception_comes_out_of_the_block_though_undo_fails(model: nn.Module) -> None:
+    def train_in_block() -> None:
+        with edit(model, projector()):
+            with torch.no_grad():
+                tensors(model)[0][0, 0] += 1
+            raise ZeroDivisionError
+
+    text = r"edit: Edit.*stays in its model after ZeroDivisionError: .* one changed since"
+    with pytest.warns(UserWarning, match=text), pytest.raises(ZeroDivisionError):
+        train_in_block()
+    (made,) = edits(model)
+    with pytest.raises(RuntimeError, match="one changed since"), made:
+        pass
+    made.undo(force=True)
+
+
 def test_a_head_that_changed_since(model: nn.Module) -> None:
     untouched, made = bits(model), edit(model, projector())
     with torch.no_grad():
@@ -146,11 +162,34 @@ def test_a_head_that_changed_since(model: nn.Module) -> None:
 
 
 def test_a_head_in_another_dtype(model: nn.Module) -> None:
+    original = [t.detach().clone() for t in tensors(model)]
     made = edit(model, projector())
     model.half()
     for force in (False, True):
-        with pytest.raises(ValueError, match=r"must be torch\.float32 .* got torch\.float16"):
+        text = r"must be torch\.float32 .* got torch\.float16 .*; cast it back first"
+        with pytest.raises(ValueError, match=text):
             made.undo(force=force)
+    model.float()
+    with pytest.raises(RuntimeError, match="force=True overwrites it"):
+        made.undo()
+    made.undo(force=True)
+    assert all(map(torch.equal, tensors(model), original))
+
+
+def test_a_reloaded_model(model: nn.Module) -> None:
+    original = copy.deepcopy(model.state_dict())
+    untouched = bits(model)
+    first = edit(model, projector())
+    once = copy.deepcopy(model.state_dict())
+    second = edit(model, projector(seed=4))
+    model.load_state_dict(once)
+    assert second.active
+    versions = [t._version for t in tensors(model)]
+    second.undo()  # nothing to write
+    assert (edits(model), [t._version for t in tensors(model)]) == ((first,), versions)
+    model.load_state_dict(original)
+    undo(model, first)
+    assert (bits(model), edits(model)) == (untouched, ())
 
 
 def test_models_are_not_kept_alive() -> None:
@@ -175,6 +214,19 @@ def test_copies_have_no_log_but_the_receipt_holds(model: nn.Module) -> None:
     undo(twin, made)  # by its bits, though the handle is another model's
     assert bits(twin) == untouched
     assert made.active
+
+
+def test_edits_with_the_same_bits_are_told_apart(model: nn.Module, tmp_path: Path) -> None:
+    nothing = projector().scaled(0.0)
+    first, second = edit(model, nothing), edit(model, nothing)
+    first.save_undo(tmp_path / "undo")
+    with pytest.raises(RuntimeError, match="got 1 of 2"):
+        undo(model, first)
+    undo(model, tmp_path / "undo")  # a file means the newest that it fits
+    assert edits(model) == (first,)
+    assert not second.active
+    undo(model, first)
+    assert edits(model) == ()
 
 
 # Undo from files and on state dicts
@@ -246,6 +298,9 @@ def test_undo_needs_the_right_file_and_target(model: nn.Module, tmp_path: Path) 
         undo([1], made)
     with pytest.raises(ValueError, match=r"must hold one visual\.attnpool\.c_proj\.weight, got 0"):
         undo(FAMILIES["open_clip ViT"].build(), made)
+    for foreign in (None, made.receipt, b"path"):
+        with pytest.raises(TypeError, match="undo: edit must be an Edit or the path of an undo f"):
+            undo(model, foreign)
     wide = {name: torch.zeros(3) for name in model.state_dict()}
     with pytest.raises(ValueError, match=r"must be torch.float32 \[32, 256\] .* got .* \[3\]"):
         undo(wide, made, force=True)

@@ -336,6 +336,13 @@ def test_a_path_is_no_target() -> None:
         verify("model.pt", receipt)
 
 
+def test_what_is_no_receipt_is_refused() -> None:
+    _, after = fold(METHODS["ccup"], head_of())
+    for wrong in ("receipt.safetensors", None, METHODS["ccup"]):
+        with pytest.raises(TypeError, match=r"^verify: receipt must be a Receipt \(edit\.receipt"):
+            verify(after, wrong)
+
+
 def test_label_and_verdict() -> None:
     names = {"names": ["cat", "dog", "fox", "owl", "pig"]}
     p = Projector(METHODS["ccup"].read, METHODS["ccup"].write, provenance={"forget": names})

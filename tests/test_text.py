@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from dataclasses import replace
@@ -149,6 +150,7 @@ def test_wrapped_models_are_embedded_as_what_they_wrap(clip, tokenize, forget):
     ("names", "templates", "error", "text"),
     [
         ("cat", TEMPLATES, TypeError, "names must be a list of strings, got the string 'cat'"),
+        (None, TEMPLATES, TypeError, "names must be a list of strings, got NoneType"),
         (["cat", 3], TEMPLATES, TypeError, "names must be a list of strings, got int at index 1"),
         ([], TEMPLATES, ValueError, "names must hold at least one string, got none"),
         (["cat", " "], TEMPLATES, ValueError, "names must not be blank, got ' ' at index 1"),
@@ -199,6 +201,20 @@ def test_refuses_foreign_models_tokenizers_and_batch_sizes(clip, tokenize):
         embed_classes(clip, list, NAMES, TEMPLATES)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         embed_classes(clip, tokenize, NAMES, TEMPLATES, batch_size=0)
+    with pytest.raises(TypeError, match=r"batch_size must be an integer, got 2\.5"):
+        embed_classes(clip, tokenize, NAMES, TEMPLATES, batch_size=2.5)
+    with pytest.raises(
+        TypeError, match=r"^embed_classes: tokenizer must be callable, got NoneType"
+    ):
+        embed_classes(clip, None, NAMES, TEMPLATES)
+    with pytest.raises(ValueError, match="model must have parameters, got Identity with none"):
+        embed_classes(nn.Identity(), tokenize, NAMES, TEMPLATES)
+    with pytest.raises(TypeError, match=r"^embed_classes: model must be an nn\.Module, got str$"):
+        embed_classes("ViT-B-32", tokenize, NAMES, TEMPLATES)
+    with pytest.raises(
+        TypeError, match="got tuple; unpack what create_model_and_transforms returns"
+    ):
+        embed_classes((clip, None, None), tokenize, NAMES, TEMPLATES)
 
 
 # ---- Hugging Face ----
@@ -416,6 +432,29 @@ def test_generic_keep_refusals(clip, tokenize, forget):
         generic_keep(clip, tokenize, replace(forget, head_hash="0" * 64))
     with pytest.raises(TypeError, match="forget must be Embeddings, got list"):
         generic_keep(clip, tokenize, NAMES)
+    with pytest.raises(TypeError, match=r"^generic_keep: model must be an nn\.Module, got tuple"):
+        generic_keep((clip,), tokenize, forget)
+
+
+@pytest.mark.usefixtures("few_names")
+def test_generic_keep_takes_the_model_in_another_dtype(clip, tokenize, forget):
+    keep = generic_keep(copy.deepcopy(clip).bfloat16(), tokenize, forget)
+    assert keep.head_hash == forget.head_hash
+
+
+@pytest.mark.usefixtures("few_names")
+def test_generic_keep_does_not_round_cosines_under_autocast(clip, tokenize, monkeypatch):
+    forget = embed_classes(clip, tokenize, ["beer  glass"], ["a {}"])
+    keep = generic_keep(clip, tokenize, forget, threshold=0.9999)
+    cosines = (keep.tensor @ forget.tensor.T).flatten().sort().values
+    middle = len(keep) // 2
+    threshold = float(cosines[middle - 1 : middle + 1].mean())
+    plain = embed_classes(clip, tokenize, keep.names, ["a {}"])
+    monkeypatch.setattr("clipproj.text.imagenet_names", lambda: keep.names)
+    monkeypatch.setattr("clipproj.text.embed_classes", lambda *_, **__: plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = generic_keep(clip, tokenize, forget, threshold=threshold)
+    assert len(half) == middle
 
 
 # ---- names ----
@@ -431,6 +470,9 @@ def test_expand_names():
         expand_names(names, synonyms={"moose": ["elk"]})
     with pytest.raises(TypeError, match=r"synonyms of 'bus' must be a list .* string 'coach'"):
         expand_names(names, synonyms={"bus": "coach"})
+    for wrong in (["rodent"], "rodent"):
+        with pytest.raises(TypeError, match=r"^expand_names: synonyms must be a mapping .* got "):
+            expand_names(names, synonyms=wrong)
     with pytest.raises(TypeError, match=r"^expand_names: names must be a list"):
         expand_names("mouse")
 
@@ -450,6 +492,14 @@ def test_expand_names():
         ("cats", None),
         ("sunglasses", None),
         ("mice", None),
+        ("NASA", "NASAs"),
+        ("vitamin C", "vitamin Cs"),
+        ("AT&T", "AT&Ts"),
+        ("café", "cafés"),
+        ("3", None),
+        ("iPhone 12", None),
+        ("C++", None),
+        ("猫", None),
     ],
 )
 def test_plurals(name, plural):

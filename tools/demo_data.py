@@ -95,25 +95,31 @@ class Drawings:
         return drawings
 
     def _hold_out(self, spec: dict, seed: int) -> None:
-        """Of every class: the whole glyphs it names, and in each domain one more drawing.
+        """Of every class: the whole glyphs it names, and in each domain one more drawing, or two.
 
-        A drawing that a training drawing repeats (fonts draw all books alike) is no test of
+        A drawing that a training drawing nearly repeats (fonts draw all books alike) is no test of
         anything; such a drawing is neither trained on nor shown.
         """
         rng = torch.Generator().manual_seed(seed)
+
+        def named(entry: dict, key: str) -> Tensor:
+            numbers = [self.glyphs.index(g) for g in entry.get(key, [])]
+            return torch.isin(self.glyph, torch.tensor(numbers, dtype=torch.long))
+
         for c, entry in enumerate(spec.values()):
-            whole = [self.glyphs.index(g) for g in entry.get("held_out", [])]
-            is_whole = torch.isin(self.glyph, torch.tensor(whole, dtype=torch.long))
-            self.held_out |= is_whole
+            whole = named(entry, "held_out")
+            self.held_out |= whole
+            free = (self.cls == c) & ~whole & ~named(entry, "train_only")
             for d in range(len(self.domains)):
-                cells = ((self.cls == c) & (self.domain == d) & ~is_whole).nonzero()[:, 0]
+                cells = (free & (self.domain == d)).nonzero()[:, 0]
                 # a class of one glyph keeps its only drawing of a domain for training
-                if len(cells) > 1:
-                    self.held_out[cells[torch.randint(len(cells), (), generator=rng)]] = True
+                count = min(2, len(cells) // 2)
+                order = torch.randperm(len(cells), generator=rng)
+                self.held_out[cells[order[:count]]] = True
         small = F.adaptive_avg_pool2d(on_white(self.rgba), 24).flatten(1)
         held = self.held_out.nonzero()[:, 0]
         nearest = torch.cdist(small[held], small[~self.held_out], p=1).min(1).values
-        self.repeats = held[nearest / small.shape[1] < 0.01]
+        self.repeats = held[nearest / small.shape[1] < 0.02]
 
     @property
     def train(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import OPENAI_IMAGENET_TEMPLATES, build_zero_shot_classifier
 from PIL import Image
+from torch import Tensor
 
 PACKAGE = Path(__file__).parents[1] / "clipproj" / "demo"
 
@@ -41,19 +42,42 @@ def main() -> None:
         if args.classes or score < 0.6:
             print(f"  {name:16} {score:.2f} of {int((label == names.index(name)).sum())}")
 
-    print("erase t_f - mean(keep): strength, forget accuracy, accuracy lost on the others")
-    for strength in (1.0, 1.5, 2.0):
-        rows = []
-        for c in range(len(names)):
-            keep = torch.arange(len(names)) != c
-            u = F.normalize(t[c] - t[keep].mean(0), dim=0)
-            edited = ((z - strength * (z @ u)[:, None] * u) @ t.T).argmax(1) == label
-            rest = label != c
-            lost = right[rest].float().mean() - edited[rest].float().mean()
-            rows.append((edited[~rest].float().mean().item(), lost.item()))
-        cat = rows[names.index("cat")]
-        mean = torch.tensor(rows).mean(0)
-        print(f"  {strength}: cat {cat[0]:.3f} {cat[1]:+.3f}, mean {mean[0]:.3f} {mean[1]:+.3f}")
+    print("erase each class in turn: accuracy on it, accuracy lost on the others")
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for c in range(len(names)):
+        mine = label == c
+        for edit, matrix in edits(t, c).items():
+            edited = (z @ matrix @ t.T).argmax(1) == label
+            lost = right[~mine].float().mean() - edited[~mine].float().mean()
+            row = (edited[mine].float().mean().item(), lost.item())
+            scores.setdefault(edit, []).append(row)
+    for edit, rows in scores.items():
+        cat, mean = rows[names.index("cat")], torch.tensor(rows).mean(0)
+        print(f"  {edit:24} cat {cat[0]:.3f} {cat[1]:+.3f}, mean {mean[0]:.3f} {mean[1]:+.3f}")
+
+
+def edits(t: Tensor, c: int) -> dict[str, Tensor]:
+    """What can be multiplied to feature rows to erase text c of t [m, d]: name -> [d, d]."""
+    f, keep = t[c], t[torch.arange(len(t)) != c]
+    span = torch.linalg.qr(keep.T).Q
+    eye = torch.eye(t.shape[1])
+
+    def without(u: Tensor, strength: float = 1.0) -> Tensor:
+        u = F.normalize(u, dim=0)
+        return eye - strength * torch.outer(u, u)
+
+    def ccup(lam: float, mu: float) -> Tensor:
+        kept = (eye + mu * keep.T @ keep).double()
+        return (kept @ torch.linalg.inv(kept + lam * torch.outer(f, f).double())).float()
+
+    return {
+        "t_f": without(f),
+        "t_f - mean(keep)": without(f - keep.mean(0)),
+        "t_f - mean(keep), s=1.5": without(f - keep.mean(0), 1.5),
+        "t_f - its part in span": without(f - span @ (span.T @ f)),
+        "CCUP lam=10 mu=1": ccup(10, 1),
+        "CCUP lam=10 mu=100": ccup(10, 100),
+    }
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clipproj.encoder import evaluating
-from clipproj.heads import features, unwrap
+from clipproj.encoder import evaluating, features
+from clipproj.heads import unwrap
 
 if TYPE_CHECKING:
     from PIL.Image import Image

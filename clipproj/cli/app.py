@@ -146,7 +146,8 @@ def erase(
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help="A prompt with one {}; repeat. Default: OpenAI's 80.", rich_help_panel=WHAT
+            help="A prompt with one {}; repeat. Default: OpenAI's 80, 7 with generic names.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     projector: Annotated[
@@ -214,7 +215,7 @@ def erase(
     ] = None,
     keep_weight: Annotated[
         float | None,
-        typer.Option(help="ccup: mu. Default: 100, with the generic names 1.", rich_help_panel=HOW),
+        typer.Option(help="ccup: mu. Default: 100, above 16 kept names 1.", rich_help_panel=HOW),
     ] = None,
     tower: Annotated[
         str,

@@ -34,9 +34,11 @@ from clipproj.cli.request import Names, Request, check, resolve
 from clipproj.edit import Edit, edit
 from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import ccup, nullspace
+from clipproj.methods.nullspace import SPAN_UP_TO
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
 from clipproj.text import Embeddings, embed_classes, generic_keep
+from clipproj.words import simple_templates
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -150,7 +152,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         output.need(size(loaded.model.state_dict()))
 
     forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
-    projector = saved or _build(request, forget, keep, keep_from)
+    projector = saved or _build(request, forget, keep)
     if request.strength is not None:
         projector = projector.scaled(request.strength)
     how = {"tower": request.tower, "force": request.force}
@@ -166,7 +168,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
             folded = handle.projector
             curve = evaluate.strength_curve(before, pictures, classes, names.forget, folded)
         else:
-            edited = _texts(request, loaded, classes.names, "texts after", say)
+            edited = _texts(loaded, classes.names, classes.templates, "texts after", say)
             comparison = evaluate.compare(
                 before, before, pictures, classes, names.forget, classes_after=edited
             )
@@ -204,13 +206,17 @@ def _pictures(request: Request) -> Pictures | None:
 
 
 def _texts(
-    request: Request, loaded: Loaded, names: Sequence[str], stage: str, say: Progress
+    loaded: Loaded,
+    names: Sequence[str],
+    templates: Sequence[str] | None,
+    stage: str,
+    say: Progress,
 ) -> Embeddings:
     return embed_classes(
         loaded.model,
         loaded.tokenizer,
         names,
-        request.templates or None,
+        templates,
         model_name=loaded.name,
         progress=lambda done, total: say(stage, done, total),
     )
@@ -222,7 +228,9 @@ def _embed(
     """Texts to forget, to keep, and that compete for the pictures; where the kept ones are from."""
     classes = names.forget if pictures is None else pictures.classes
     everything = dict.fromkeys([*classes, *names.forms, *(names.keep or ())])
-    texts = _texts(request, loaded, tuple(everything), "texts", say)
+    # a thousand generic names with 80 templates each are a wait; both lists get the same few
+    few = simple_templates() if names.keep is None else None
+    texts = _texts(loaded, tuple(everything), request.templates or few, "texts", say)
     forget = texts.select(names.forms)
     if names.keep is not None:
         keep_from = "given" if request.keep else "pictures"
@@ -231,16 +239,16 @@ def _embed(
         loaded.model,
         loaded.tokenizer,
         forget,
-        templates=request.templates or None,
+        templates=forget.templates,
         progress=lambda done, total: say("generic texts", done, total),
     )
     return forget, keep, texts.select(classes), "generic"
 
 
-def _build(request: Request, forget: Embeddings, keep: Embeddings, keep_from: str) -> Projector:
+def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
     if request.method == "ccup":
         lam = 10.0 if request.forget_weight is None else request.forget_weight
-        mu = 1.0 if keep_from == "generic" else 100.0
+        mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0  # more would protect the class with them
         mu = mu if request.keep_weight is None else request.keep_weight
         return ccup(forget, keep, lam, mu, side=request.tower)
     contrast = request.contrast or "auto"
