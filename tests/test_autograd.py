@@ -1,4 +1,4 @@
-"""Gradients in x, and the rules for operators that write in place."""
+"""Derivatives in x, backward, forward and in torch.func, and the rules for writes in place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import HALF, OPTIONS, factors, features
-from torch import Tensor
+from torch import Tensor, func
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from clipproj import ops
@@ -15,18 +17,44 @@ from clipproj import ops
 RAW = torch.ops.clipproj
 
 
+def differentiable(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Each operator that has derivatives, as a function of x."""
+    return {
+        "project": lambda x: ops.project(x, **given_factors),
+        "normalize": lambda x: ops.project(x, **given_factors, normalize=True),
+        "projected_norm": lambda x: ops.projected_norm(x, **given_factors),
+    }
+
+
+def plain(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The same functions out of torch's own operators, for factors without per-row strength."""
+
+    def update(x: Tensor) -> Tensor:
+        read, write = given_factors["read"], given_factors["write"]
+        coordinates = x @ read.T - given_factors.get("offset", 0)
+        return x - given_factors.get("strength", 1) * coordinates @ write
+
+    return {
+        "project": update,
+        "normalize": lambda x: functional.normalize(update(x), dim=-1),
+        "projected_norm": lambda x: torch.linalg.vector_norm(update(x), dim=-1),
+    }
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("k", [0, 3])
 def test_gradcheck(option: str, k: int) -> None:
     x = features(6, 5, torch.float64).view(2, 3, 5).requires_grad_()
     given_factors = factors(option, 6, 5, k, torch.float64)
-    for function in (
-        lambda x: ops.project(x, **given_factors),
-        lambda x: ops.project(x, **given_factors, normalize=True),
-        lambda x: ops.projected_norm(x, **given_factors),
-    ):
-        assert torch.autograd.gradcheck(function, x)
-        assert torch.autograd.gradgradcheck(function, x)
+    for function in differentiable(given_factors).values():
+        assert torch.autograd.gradcheck(
+            function,
+            x,
+            check_forward_ad=True,
+            check_batched_grad=True,
+            check_batched_forward_grad=True,
+        )
+        assert torch.autograd.gradgradcheck(function, x, check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "permuted", "one", "expanded"])
@@ -93,17 +121,145 @@ def test_gradient_of_a_sum_comes_expanded() -> None:
     assert torch.equal(found, want)
 
 
+def dual_tangent(function: Callable, x: Tensor, tangent: Tensor) -> Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent))).tangent
+
+
+# Of a function f at rows x with tangents v. Each composes the transforms in another way.
+TRANSFORMS: dict[str, Callable[[Callable, Tensor, Tensor], Tensor]] = {
+    "dual numbers": dual_tangent,
+    "jvp": lambda f, x, v: func.jvp(f, (x,), (v,))[1],
+    "jvp under no_grad": lambda f, x, v: torch.no_grad()(func.jvp)(f, (x,), (v,))[1],
+    "linearize": lambda f, x, v: func.linearize(f, x)[1](v),
+    "vjp": lambda f, x, v: func.vjp(f, x)[1](f(v))[0],
+    "grad": lambda f, x, v: func.grad(lambda r: f(r).sin().sum())(x),
+    "jacfwd": lambda f, x, v: func.jacfwd(f)(x[0]),
+    "jacrev": lambda f, x, v: func.jacrev(f)(x[0]),
+    "hessian": lambda f, x, v: func.hessian(lambda r: f(r).sin().sum())(x[0]),
+    "forward twice": lambda f, x, v: func.jacfwd(func.jacfwd(f))(x[0]),
+    "backward over forward": lambda f, x, v: func.jacrev(func.jacfwd(f))(x[0]),
+    "vmap": lambda f, x, v: func.vmap(f, in_dims=1)(x.view(2, 3, -1)),
+    "per-sample gradients": lambda f, x, v: func.vmap(func.grad(lambda r: f(r).sin().sum()))(x),
+    "another level's input": lambda f, x, v: func.jvp(
+        lambda r: func.grad(lambda s: s.square().sum() * f(r).sum())(r), (x,), (v,)
+    )[1],
+    "autograd over func": lambda f, x, v: torch.autograd.functional.jacobian(
+        func.grad(lambda r: f(r).sin().sum()), x[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["project", "normalize", "projected_norm"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("option", ["symmetric", "offset", "strength"])
+def test_transforms(option: str, transform: str, name: str) -> None:
+    given_factors = factors(option, 6, 5, 2, torch.float64)
+    x, v = features(6, 5, torch.float64), features(6, 5, torch.float64)
+    derive = TRANSFORMS[transform]
+    found = derive(differentiable(given_factors)[name], x, v)
+    torch.testing.assert_close(found, derive(plain(given_factors)[name], x, v))
+
+
+@pytest.mark.parametrize("transform", ["dual numbers", "jvp", "grad", "hessian"])
+def test_compiled_transforms(transform: str) -> None:
+    given_factors = factors("strength", 6, 5, 2)
+    function = differentiable(given_factors)["normalize"]
+    x, v = features(6, 5), features(6, 5)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def derive(x: Tensor, v: Tensor) -> Tensor:
+        return TRANSFORMS[transform](function, x, v)
+
+    torch.testing.assert_close(derive(x, v), TRANSFORMS[transform](function, x, v))
+
+
+@pytest.mark.parametrize("name", ["project", "normalize", "projected_norm"])
+def test_compiled_autograd(name: str) -> None:
+    function = differentiable(factors("strength", 6, 5, 2))[name]
+    x = features(6, 5).requires_grad_()
+    (want,) = torch.autograd.grad(function(x).sin().sum(), x)
+    loss = function(x).sin().sum()
+
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: loss.backward(), backend="aot_eager")()
+    torch.testing.assert_close(x.grad, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_tangent_is_rounded_once(device: str, dtype: torch.dtype) -> None:
+    given_factors = factors("oblique", 9, 64, 8, dtype, device)
+    x, v = features(9, 64, dtype, device), features(9, 64, dtype, device)
+    wide = {name: factor.double() for name, factor in given_factors.items()}
+    for name, function in differentiable(given_factors).items():
+        found = dual_tangent(function, x, v)
+        want = dual_tangent(plain(wide)[name], x.double(), v.double())
+        assert found.dtype == function(x).dtype
+        eps = max(torch.finfo(found.dtype).eps / 2, 32 * torch.finfo(torch.float32).eps)
+        assert ((found.double() - want).abs() <= 1.05 * eps * want.abs() + 1e-5).all()
+
+
+def test_vmap_keeps_the_bits() -> None:
+    x = features(24, 5).view(4, 6, 5)
+    given_factors = factors("per-row", 6, 5, 2)
+    for name, function in differentiable(given_factors).items():
+        want = torch.stack([function(one) for one in x])
+        assert torch.equal(func.vmap(function)(x), want), name
+        assert torch.equal(func.vmap(function, in_dims=1)(x.transpose(0, 1)), want), name
+    many = [factors("per-row", 6, 5, 2) for _ in x]
+    stacked = {name: torch.stack([one[name] for one in many]) for name in given_factors}
+    found = func.vmap(lambda x, given: ops.project(x, **given))(x, stacked)
+    want = torch.stack([ops.project(x, **given) for x, given in zip(x, many, strict=True)])
+    assert torch.equal(found, want)
+
+
 @pytest.mark.parametrize("name", ["read", "write", "offset", "strength"])
 @pytest.mark.parametrize("operator", [ops.project, ops.projected_norm])
 def test_factors_that_require_grad_are_refused(operator: Callable, name: str) -> None:
     given_factors = factors("per-row", 4, 5, 2)
     given_factors[name].requires_grad_()
-    text = rf"{operator.__name__}: {name} must not require grad, got requires_grad=True; train"
+    text = rf"{operator.__name__}: {name} must not require grad in grad mode, got .*; train"
     for x in (features(4, 5), features(4, 5).requires_grad_()):
         with pytest.raises(RuntimeError, match=text):
             operator(x, **given_factors)
         with torch.no_grad():
             operator(x, **given_factors)
+
+
+def test_tracing_adds_no_nodes() -> None:
+    given_factors = factors("strength", 6, 5, 2)
+
+    def function(x: Tensor) -> None:
+        ops.project(x, **given_factors)
+        ops.projected_norm(x, **given_factors)
+        ops.project_(x, **given_factors)
+        ops.fold_(x, **given_factors, dim=1)
+
+    graph = make_fx(function)(features(6, 5)).graph
+    calls = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert calls == [
+        RAW.project.default,
+        RAW.projected_norm.default,
+        RAW.project_.default,
+        RAW.fold_.default,
+    ]
+
+
+@pytest.mark.parametrize("name", ["read", "write", "offset", "strength"])
+@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm])
+def test_factors_with_a_tangent_are_refused(operator: Callable, name: str) -> None:
+    x, given_factors = features(4, 5), factors("per-row", 4, 5, 2)
+    factor = given_factors.pop(name)
+
+    def function(factor: Tensor) -> Tensor:
+        return operator(x, **given_factors, **{name: factor})
+
+    text = f"{operator.__name__}: {name} must have no forward-mode tangent, got one; differentiate"
+    for derive in (dual_tangent, TRANSFORMS["jvp"]):
+        with pytest.raises(RuntimeError, match=text):
+            derive(function, factor, torch.ones_like(factor))
+    with pytest.raises(RuntimeError, match=f"{name} must not require grad in grad mode"):
+        TRANSFORMS["grad"](function, factor, factor)
 
 
 def in_place_calls() -> dict[str, Callable]:
@@ -162,6 +318,45 @@ def test_operands_that_autograd_tracks_are_refused(write: Callable, tracked: str
         with torch.no_grad():
             write(x, **given_factors)
         assert not torch.equal(x, before)
+
+
+@pytest.mark.parametrize("tracked", [0, "read", "write", "strength"])
+def test_operands_with_a_tangent_are_refused(write: Callable, tracked: str | int) -> None:
+    x, given_factors = features(4, 5), factors("strength", 4, 5, 2)
+    target = x if tracked == 0 else given_factors[tracked]
+
+    def function(operand: Tensor) -> Tensor:
+        operand = operand.clone()
+        if tracked == 0:
+            write(operand, **given_factors)
+            return operand
+        out = x.clone()
+        write(out, **given_factors | {tracked: operand})
+        return out
+
+    text = "must have no forward-mode tangent, got one; differentiate project"
+    for derive in (dual_tangent, TRANSFORMS["jvp"], TRANSFORMS["jvp under no_grad"]):
+        with pytest.raises(RuntimeError, match=text):
+            derive(function, target, torch.ones_like(target))
+    compiled = torch.compile(dual_tangent, backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match=text):
+        compiled(function, target, torch.ones_like(target))
+    with pytest.raises(RuntimeError, match=r"must not require grad in grad mode, got"):
+        TRANSFORMS["grad"](function, target, target)
+
+
+def test_writes_beside_a_transform(write: Callable) -> None:
+    given_factors = factors("strength", 4, 5, 2)
+    x = features(4, 5)
+    want = ops.project(x, **given_factors)
+
+    def function(other: Tensor) -> Tensor:
+        write(x, **given_factors)
+        return other * 2
+
+    tangent = TRANSFORMS["jvp"](function, features(4, 5), torch.ones(4, 5))
+    assert torch.equal(x, want)
+    assert (tangent == 2).all()
 
 
 def test_inference_tensors(write: Callable) -> None:

@@ -1,0 +1,239 @@
+"""Derivatives of the operators in x, backward, forward and in torch.func, and autograd's rules for
+those that write in place.
+
+The kernels here sit at the dispatcher's keys, where torch.library.custom_op puts its own, so they
+also hold for callers of torch.ops, under no_grad, inference mode and torch.compile.
+torch.library.register_autograd would be shorter, but it drops forward-mode tangents without a word
+and fails in torch.func.grad.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from clipproj import _load  # noqa: F401  opens the libraries that define the operators
+
+EPS = 1e-12  # of torch.nn.functional.normalize, and of csrc/cpu/project_kernel.inl
+PLAIN = "x - strength * (x @ read.T - offset) @ write"  # what texts of errors send people to
+_ops = torch.ops.clipproj
+_library = torch.library.Library("clipproj", "IMPL")  # registrations live as long as this object
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums of a dtype are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# What autograd tracks
+
+
+def _backward_mode(args: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+
+
+def _forward_mode() -> bool:
+    """Whether arguments may have tangents. To ask them at every call would double its cost."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _tracing() -> bool:
+    """Whether a graph may be traced. One that was captured enters forward mode behind the back of
+    forward_ad, so when it is traced again tangents may come unannounced. Refusals were made at its
+    capture, and must not be sought again: asking for a tangent would add nodes.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def _refuse_tracked(
+    op: str, names: Sequence[str], args: Sequence[Tensor | None], instead: str
+) -> None:
+    """Refuses arguments that autograd tracks and that no formula is for."""
+    backward, forward = torch.is_grad_enabled(), _forward_mode()
+    for name, arg in zip(names, args, strict=False):
+        if arg is None:
+            continue
+        if backward and arg.requires_grad:
+            raise RuntimeError(
+                f"{op}: {name} must not require grad in grad mode, got requires_grad=True; "
+                f"{instead}"
+            )
+        if forward and _unpack_dual(arg).tangent is not None:
+            raise RuntimeError(
+                f"{op}: {name} must have no forward-mode tangent, got one; "
+                f"differentiate project() in x, or {PLAIN} in plain torch"
+            )
+
+
+def _unpack_dual(x: Tensor) -> Any:
+    """Primal and tangent, at the one level that torch has; those of torch.func come one by one."""
+    return torch._VF._unpack_dual(x, level=0)
+
+
+# Formulas
+
+
+def _update(x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """A tangent of x through the update, which is linear up to its offset."""
+    read, write, _, strength = factors
+    return _ops.project.default(x, read, write, None, strength)
+
+
+def _transposed(grad: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """A gradient back through the update: the same update with its sides swapped."""
+    read, write, _, strength = factors
+    return _ops.project.default(grad, write, read, None, strength)
+
+
+def _row(x: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The projected row and its length, wide: a row rounded to 8 bits before it divides its own
+    derivative costs what the forward's single rounding saved.
+
+    Computed again by the operator rather than saved, so that formulas are differentiable in x.
+    """
+    row = _ops.project.default(x.to(wide(x.dtype)), *factors)
+    return row, torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+
+
+def _through_normalize(v: Tensor, x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """v times the derivative of normalize at the projected row, a symmetric matrix."""
+    row, length = _row(x, factors)
+    v = v.to(row.dtype)
+    divisor = length.clamp_min(EPS)
+    unit = row / divisor
+    # Below EPS the divisor is a constant, as in torch.nn.functional.normalize.
+    along = torch.where(length >= EPS, (unit * v).sum(-1, keepdim=True), 0)
+    return (v - unit * along) / divisor
+
+
+def _direction(x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """The derivative of the length at the projected row."""
+    row, length = _row(x, factors)
+    return row / torch.where(length > 0, length, 1)  # zero rows have subgradient zero
+
+
+class _Differentiable(torch.autograd.function._SingleLevelFunction):
+    """An operator with its derivatives. Single-level, because it runs inside the dispatcher, where
+    torch.func has come down to one of its levels.
+
+    Inputs of apply: `call`, which runs the operator below autograd; what it does `after` the
+    update, None, "normalize" or "norm"; x, read, write, offset and strength.
+    """
+
+    # Compiled autograd asks for it, and only torch.autograd.Function has it.
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
+
+    @staticmethod
+    def forward(call: Callable[[], Tensor], after: str | None, *args: Tensor | None) -> Tensor:
+        # Both are off in here, for this level. More levels of torch.func may be below.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return call()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.after, x, *factors = inputs
+        ctx.dtype = x.dtype
+        saved = (x if ctx.after else None, *factors)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *factors = ctx.saved_tensors
+        if ctx.after == "normalize":
+            grad = _through_normalize(grad, x, factors)
+        if ctx.after == "norm":
+            grad = grad.unsqueeze(-1) * _direction(x, factors)
+        return None, None, _transposed(grad, factors).to(ctx.dtype), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, *factors = ctx.saved_tensors
+        # Off in here, which would drop the tangents of an outer torch.func.jvp; x has one of its
+        # own at this level, which is not to be followed.
+        with forward_ad._set_fwd_grad_enabled(True):
+            if ctx.after is None:
+                return _update(tangents[2], factors)
+            x = _unpack_dual(x).primal
+            tangent = _update(tangents[2].to(wide(ctx.dtype)), factors)
+            if ctx.after == "normalize":
+                return _through_normalize(tangent, x, factors).to(ctx.dtype)
+            return (tangent * _direction(x, factors)).sum(-1)
+
+
+# Registrations
+
+
+def _padded(args: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """x, read, write, offset and strength; the dispatcher leaves out those that are the default."""
+    return (*args, *[None] * (5 - len(args)))
+
+
+def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | None]) -> None:
+    """Autograd for an operator that returns a new tensor, and torch.vmap."""
+    op = getattr(_ops, name).default
+    names = ("read", "write", "offset", "strength")
+    instead = f"train factors in plain torch, {PLAIN}"
+
+    def derive(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+        def call() -> Tensor:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+        if not (_backward_mode(args) or _forward_mode() or _tracing()):
+            return call()
+        _refuse_tracked(name, names, args[1:], instead)
+        with enable_single_level_autograd_function():
+            return _Differentiable.apply(call, after(kwargs), *_padded(args))
+
+    def batch(info: Any, in_dims: tuple, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        if any(dim is not None for dim in in_dims[1:]):
+
+            def one(i: int) -> Tensor:
+                pairs = zip(args, in_dims, strict=True)
+                return op(*(x if dim is None else x.select(dim, i) for x, dim in pairs), **kwargs)
+
+            return torch.stack([one(i) for i in range(info.batch_size)]), 0
+        # Rows know nothing of one another, so a batch of x is x with one leading dim more.
+        x, *factors, strength = _padded(args)
+        if strength is not None and strength.ndim:
+            strength = strength.repeat(info.batch_size)
+        return op(x.movedim(in_dims[0], 0), *factors, strength, **kwargs), 0
+
+    _library.impl(name, derive, "Autograd", with_keyset=True)
+    torch.library.register_vmap(op, batch, lib=_library)
+
+
+def _register_in_place(name: str, instead: str) -> None:
+    """Autograd's two rules for an operator that writes its first argument: operands that are
+    tracked are refused, and the write is counted.
+    """
+    op = getattr(_ops, name).default
+    names = [argument.name for argument in op._schema.arguments]
+
+    def refuse(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
+        if _backward_mode(args) or _forward_mode():
+            _refuse_tracked(name, names, args, instead)
+        with torch._C._AutoDispatchBelowAutograd():
+            op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+    def count_write(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
+        if args[0].is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{name}: {names[0]} must be a normal tensor outside inference mode, "
+                "got an inference tensor; clone it"
+            )
+        torch.autograd.graph.increment_version(args[0])
+        op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+
+    _library.impl(name, refuse, "Autograd", with_keyset=True)
+    _library.impl(name, count_write, "ADInplaceOrView", with_keyset=True)
+
+
+_register_derivatives("project", lambda options: "normalize" if options.get("normalize") else None)
+_register_derivatives("projected_norm", lambda options: "norm")
+_register_in_place("project_", "use project() or torch.no_grad()")
+_register_in_place("fold_", "use torch.no_grad()")
