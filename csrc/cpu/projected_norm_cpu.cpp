@@ -4,29 +4,9 @@
 #include "launch_cpu.h"
 
 namespace clipproj {
-namespace {
-
-Tensor projected_norm_cpu(Tensor x, Tensor read, Tensor write, std::optional<Tensor> offset,
-                          std::optional<Tensor> strength) {
-  const int64_t d = check_features("projected_norm", x), n = x.numel() / d;
-  const Factors f = check_factors("projected_norm", "x", x, read, write, offset, strength, d, n);
-  const auto type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor norm = torch::stable::new_empty(x, leading_sizes(x), type);
-  auto stride = row_stride(x);
-  if (!stride) {  // the one case with a copy of x: leading dims without a common stride
-    x = torch::stable::contiguous(x);
-    stride = d;
-  }
-  const Rows rows{n, d, *stride, x.stride(x.dim() - 1)};
-  launch_cpu(x.scalar_type(), f, x.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(),
-             false);
-  return norm;
-}
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CPU, m) {
-  m.impl("projected_norm", TORCH_BOX(&projected_norm_cpu));
+  m.impl("projected_norm", TORCH_BOX(&projected_norm<launch_cpu>));
 }
 
 }  // namespace clipproj

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// From checked tensors to a kernel launch: device guard, torch's current stream, launch check.
+// Device guard, torch's current stream, launch, launch check.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "../check.h"
+#include "../host.h"
 #include "project_kernel.cuh"
 
 namespace clipproj {
@@ -31,32 +30,13 @@ void launch_rows(const ProjectParams<float>& p, const Tensor& x, cudaStream_t st
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Projects rows of x to out (may be x), or only measures them into norm.
-inline void launch_cuda(const Factors& f, const Tensor& x, const void* from_data, Rows from,
-                        void* out, Rows to, float* norm, bool normalize) {
+inline void launch_cuda(const Tensor& x, const Factors& f, const void* from_data, Rows from,
+                        void* out, Rows to, void* norm, bool normalize) {
   if (from.n == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  auto pointer = [](const std::optional<Tensor>& t) {
-    return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
-  };
-  const ProjectParams<float> p{from_data,
-                               out,
-                               norm,
-                               static_cast<const float*>(f.read.const_data_ptr()),
-                               static_cast<const float*>(f.write.const_data_ptr()),
-                               pointer(f.offset),
-                               pointer(f.strength),
-                               from.n,
-                               from.d,
-                               f.k,
-                               from.row,
-                               from.col,
-                               to.row,
-                               to.col,
-                               f.strength && f.strength->dim() == 1 ? 1 : 0,
-                               normalize};
+  const auto p = make_params<float>(f, from_data, from, out, to, norm, normalize);
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, x, (cudaStream_t)stream);
     case ScalarType::BFloat16: return launch_rows<c10::BFloat16>(p, x, (cudaStream_t)stream);
