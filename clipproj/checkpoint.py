@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ CONFIG = "open_clip_config.json"
 EDITS = "clipproj"  # metadata key: JSON list of the edits in a checkpoint, oldest first
 
 State = dict[str, Tensor]
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,15 @@ def _close(name: str, known: list[str]) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """One line of an error of somebody else's."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """One line of an error of somebody else's, without colours."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, pickle.UnpicklingError):
+            # not its text: torch advises to load the file without weights_only
+            return (
+                "the weights must be a state dict file, got a pickle of other things or a "
+                "damaged file"
+            )
+        link = link.__cause__ or link.__context__
+    text = " ".join(_ANSI.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."

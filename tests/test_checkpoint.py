@@ -17,6 +17,7 @@ from clipproj import Projector, nullspace
 from clipproj.checkpoint import (
     CONFIG,
     WEIGHTS,
+    _brief,
     load_model,
     locate,
     read_edits,
@@ -174,6 +175,23 @@ def test_a_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"cannot load clipproj-other .*Missing key") as error:
         load_model("clipproj-other", str(tmp_path / "w.safetensors"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), b"no torch file"])
+def test_a_pickle_of_other_things(folder: Path, tmp_path: Path, content: object) -> None:
+    (tmp_path / "clipproj-pickle.json").write_text(json.dumps(tiny.CONFIG))
+    open_clip.add_model_config(tmp_path / "clipproj-pickle.json")
+    if isinstance(content, bytes):
+        (tmp_path / "w.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(RuntimeError, match=r"\(w\.pt\): the weights must be a state dict") as error:
+        load_model("clipproj-pickle", str(tmp_path / "w.pt"))
+    assert "weights_only" not in str(error.value)
+
+
+def test_errors_of_others_lose_their_colours() -> None:
+    assert _brief(RuntimeError("\x1b[1mno\x1b[0m such\nlayer")) == "no such layer"
 
 
 def test_random_weights_are_refused(folder: Path, tmp_path: Path) -> None:

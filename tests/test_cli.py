@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,18 @@ def test_names_to_keep_from_a_file(run: Run, usual: list[str], tmp_path: Path) -
     assert json.loads(result.stdout)["keep"]["names"] == ["owl", "dog", "tall tree"]
 
 
+def test_names_to_keep_from_a_file_of_another_editor(
+    run: Run, usual: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "keep.txt").write_text("dog\nowl\n", encoding="utf-8-sig")
+    result = run("erase", "cat", "--json", "--keep-file", "keep.txt", *usual)
+    assert json.loads(result.stdout)["keep"]["names"] == ["dog", "owl"]
+    (tmp_path / "keep.txt").write_text("café\n", encoding="latin-1")
+    result = run("erase", "cat", "--keep-file", "keep.txt", *usual)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("erase: keep-file must be UTF-8 text, got keep.txt")
+
+
 @pytest.mark.parametrize("columns", ["20", "200"])
 def test_names_of_any_letters_in_any_width(
     run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch, columns: str
@@ -132,11 +145,13 @@ def test_a_failed_receipt_is_exit_code_1(
     ("arguments", "says"),
     [
         (["cta"], "erase: names must be among the 6 picture folders, got 'cta'; there is cat"),
-        (["cat", "CAT"], "erase: names must be distinct, got 'CAT' twice"),
+        (["cat", "CAT"], "erase: names must be distinct, got 'cat' and 'CAT'"),
         (["cat", "--keep", "cat"], "erase: keep must not hold what is forgotten"),
         (["cat", "--strength", "2.1"], "erase: Projector: strength must be in [0, 2], got 2.1"),
-        (["cat", "--images", "none"], "erase: load_pictures: folder must be a folder, got none"),
+        (["cat", "--images", "none"], "erase: images must be a folder, got none"),
         (["cat", "--synonym", "cat"], "erase: synonym must be NAME=OTHER, got 'cat'"),
+        (["cat", "--out", ""], "erase: out must be a folder, got ''"),
+        (["cat", "--device", "abacus"], "erase: device must be one that torch has here, such as "),
         (["cat", "--keep-file", "none"], "erase: keep-file must be a file, got none"),
         (["cat", "--projector", "none"], "erase: load: path must be a file, got none"),
         (["cat", "--model", "none"], "erase: load_model: model must be a folder, "),
@@ -168,6 +183,7 @@ def test_a_projector_of_another_model_needs_force(
     result = run("erase", "--projector", "p", *usual)
     assert result.exit_code == 2
     assert "projector must come from this model" in result.stderr
+    assert "; --force folds it anyway" in result.stderr
     assert not Path("clipproj-out").exists()
     assert run("erase", "--projector", "p", "--force", *usual).exit_code == 0
 
@@ -180,10 +196,16 @@ def test_a_traceback_for_who_asks(
     assert isinstance(run("erase", "cta", *usual).exception, ValueError)
 
 
-def test_a_bug_keeps_its_traceback(
+def test_a_bug_is_no_failed_receipt(
     run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "check", lambda _: {}["bug"])
+    result = run("erase", "cat", *usual)
+    says = "erase: internal error: KeyError: 'bug'; CLIPPROJ_TRACEBACK=1 shows where"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{says}\n")
+    result = run("erase", "cat", *usual, "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (2, {"error": says})
+    monkeypatch.setenv("CLIPPROJ_TRACEBACK", "1")
     assert isinstance(run("erase", "cat", *usual).exception, KeyError)
 
 
@@ -192,7 +214,7 @@ def test_verify_by_exit_code(run: Run, edited: Path, model: Path) -> None:
     for checkpoint in (edited, edited / WEIGHTS):
         result = run("verify", checkpoint, receipt)
         assert result.exit_code == 0
-        assert result.stdout.startswith("edited")
+        assert result.stdout.startswith("image head edited, bit for bit")
         assert "bound" in result.stdout
     result = run("verify", model, receipt, "--json")
     assert result.exit_code == 1
@@ -202,7 +224,18 @@ def test_verify_by_exit_code(run: Run, edited: Path, model: Path) -> None:
     save_file(state, "other.safetensors")
     result = run("verify", "other.safetensors", receipt)
     assert result.exit_code == 1
-    assert result.stdout.startswith("tampered")
+    assert result.stdout.startswith("image head neither edited")
+    assert "since" not in result.stdout
+
+
+def test_a_later_edit_is_named_by_the_log(run: Run, usual: list[str], edited: Path) -> None:
+    rest = usual[2:]
+    assert run("erase", "dog", "--model", edited, *rest, "--out", "two").exit_code == 0
+    says = 'edited again since by "dog": undo that first'
+    verdict = run("verify", "two", edited / "receipt.safetensors", "--json")
+    assert says in json.loads(verdict.stdout)["text"]
+    refused = run("undo", "two", edited / "undo.safetensors")
+    assert (refused.exit_code, refused.stderr.strip().endswith(says)) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +264,17 @@ def test_verify_says_what_it_can_not_use(
 def test_undo_in_place(run: Run, edited: Path, model: Path) -> None:
     result = run("undo", edited, edited / "undo.safetensors")
     assert result.exit_code == 0
-    assert "restored, bit for bit: clipproj-out/open_clip_model.safetensors" in result.stdout
+    assert (
+        "the image head is restored, bit for bit: clipproj-out/open_clip_model.safetensors"
+        in result.stdout
+    )
     restored, original = load_file(edited / WEIGHTS), load_file(model / WEIGHTS)
     assert restored.keys() == original.keys()
     assert all(torch.equal(restored[name], original[name]) for name in original)
     again = run("undo", edited, edited / "undo.safetensors")
     assert again.exit_code == 2
     assert "a head without the edit" in again.stderr
+    assert "--force overwrites it" in again.stderr
 
 
 def test_undo_of_a_head_that_changed_since_takes_force(run: Run, edited: Path, model: Path) -> None:
@@ -351,6 +388,28 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert result.returncode == 2
     assert 'pip install "clipproj[cli]"' in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_nobody_reads_on(edited: Path, extra: list[str]) -> None:
+    code = "from clipproj.cli import main; main()"
+    command = [sys.executable, "-c", code, "info", str(edited / "projector.safetensors"), *extra]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_hub_does_not_report_every_retry() -> None:
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "import logging\nfrom clipproj.cli import terminal\nwith terminal.quiet(False):\n"
+        "    import huggingface_hub.utils\n"
+        "    logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s')\n"
+    )
+    result = script(code=code)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_installed_command() -> None:

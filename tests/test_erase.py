@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from clipproj.audit import image_features, load_pictures
 from clipproj.checkpoint import CONFIG, WEIGHTS, load_model, read_edits, undo
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
+from clipproj.cli.output import Output
 from clipproj.cli.request import Request
 from clipproj.heads import head_hash
 from clipproj.receipt import Receipt, Verdict, verify
@@ -152,6 +154,11 @@ def test_without_pictures_the_generic_names_are_kept(ask: Callable[..., Request]
     assert outcome.projector.provenance["parameters"]["contrast"] == "mean"
     assert outcome.comparison is None
     assert outcome.texts.rows[0].name == "cat"
+    texts = outcome.as_dict()["texts"]
+    assert [row["name"] for row in texts["forgotten"]] == ["cat"]
+    assert texts["forgotten"][0]["after"] < texts["forgotten"][0]["before"] == pytest.approx(1)
+    assert len(texts["nearest"]) == 5
+    assert 0 < texts["kept_true_to_name"] <= texts["kept"] == len(outcome.keep)
 
 
 def test_given_names_are_kept(ask: Callable[..., Request]) -> None:
@@ -202,6 +209,29 @@ def test_a_saved_projector_is_applied(ask: Callable[..., Request], tmp_path: Pat
     assert float(half.projector.strength) == 0.5
 
 
+def test_a_projector_is_told_what_it_forgets_only_to_confirm(
+    ask: Callable[..., Request], tmp_path: Path
+) -> None:
+    erase(ask("cat", "dog", plurals=True))
+    saved = ask().out / FILES["projector"]
+    with pytest.raises(ValueError, match=r"what the projector forgets, \['cat', .* got 'owl'"):
+        erase(ask("owl", projector=saved, out=None))
+    with pytest.raises(ValueError, match=r"keep must not hold .*\['dog'\] in both"):
+        erase(ask(projector=saved, keep=["dog"], out=None))
+    outcome = erase(ask("Cat", projector=saved, out=tmp_path / "again"))
+    assert outcome.comparison.forget == ("cat", "dog")
+    assert "dog" not in outcome.keep.names
+    log = read_edits(tmp_path / "again" / WEIGHTS)
+    assert log[0]["forget"] == ["cat", "cats", "dog", "dogs"]
+
+
+def test_a_form_that_is_a_class_of_its_own_is_forgotten(ask: Callable[..., Request]) -> None:
+    outcome = erase(ask("cat", synonyms={"cat": ["Dog", "tall_tree"]}, out=None))
+    assert outcome.comparison.forget == ("cat", "dog", "tall tree")
+    assert outcome.keep.names == ("café", "fish", "owl")
+    assert outcome.comparison.after.forget == 0
+
+
 def test_a_projector_without_names_needs_them(ask: Callable[..., Request], tmp_path: Path) -> None:
     Projector(torch.eye(16)[:1]).save(tmp_path / "p")
     with pytest.raises(ValueError, match="names must say what the projector forgets"):
@@ -216,10 +246,13 @@ def test_a_projector_without_names_needs_them(ask: Callable[..., Request], tmp_p
         (["cta"], {}, "among the 6 picture folders, got 'cta'; there is cat"),
         (["nothing alike"], {}, "got 'nothing alike'; there is café, cat, dog"),
         (["cat", " "], {}, "names must not be blank"),
-        (["cat", "Cat"], {}, "names must be distinct, got 'Cat' twice"),
+        (["cat", "Cat"], {}, "names must be distinct, got 'cat' and 'Cat'"),
+        (["tall_tree", "Tall  tree"], {}, "must be distinct, got 'tall_tree' and 'Tall  tree'"),
         (["cat"], {"keep": ["dog", "dog"]}, "keep must be distinct"),
-        (["cat"], {"keep": ["dog", "Cat"]}, r"keep must not hold .*\['cat'\] in both"),
-        (["cat"], {"synonyms": {"cat": ["dog"]}, "keep": ["dog"]}, "keep must not name"),
+        (["tall tree"], {"keep": ["tall_tree"]}, r"keep must not hold .*\['tall_tree'\] in both"),
+        (["cat"], {"device": "abacus"}, "device must be one that torch has here, .* got 'abacus'"),
+        (["cat"], {"keep": ["dog", "Cat"]}, r"keep must not hold .*\['Cat'\] in both"),
+        (["cat"], {"synonyms": {"cat": ["dog"]}, "keep": ["dog"]}, r"not hold .*\['dog'\] in both"),
         (["cat"], {"synonyms": {"dog": ["hound"]}}, "synonyms must belong to one of the names"),
         ([name.replace("_", " ") for name in tiny.COLOURS], {}, "leave a class to keep"),
         (["cat"], {"strength": 2.5}, r"strength must be in \[0, 2\], got 2.5"),
@@ -325,9 +358,14 @@ def test_a_model_that_is_broken(
     ids=["width", "offset", "other-model"],
 )
 def test_a_projector_that_does_not_fit(
-    ask: Callable[..., Request], tmp_path: Path, projector: Projector, says: str
+    ask: Callable[..., Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    projector: Projector,
+    says: str,
 ) -> None:
     projector.save(tmp_path / "p")
+    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
     with pytest.raises(ValueError, match=says):
         erase(ask("cat", projector=tmp_path / "p"))
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
@@ -390,7 +428,77 @@ def test_the_output_must_not_be_a_file(ask: Callable[..., Request], tmp_path: Pa
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="out must be a folder, got the file"):
         erase(ask("cat"))
+    with pytest.raises(ValueError, match=r"out must be a folder, got .*deep, below the file .*out"):
+        erase(ask("cat", out=tmp_path / "out" / "deep"))
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_output_must_not_be_a_dangling_link(
+    ask: Callable[..., Request], tmp_path: Path
+) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="out must be a folder, got the dangling link"):
+        erase(ask("cat"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_where_a_file_is_to_be_is_found_before_the_work(
+    ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ask("cat")
+    erase(request)
+    (request.out / FILES["undo"]).unlink()
+    (request.out / FILES["undo"]).mkdir()
+    before = tree(request.out)
+    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
+    with pytest.raises(ValueError, match=r"out must have no folder .* got .*undo.safetensors"):
+        erase(ask("dog"))
+    assert tree(request.out) == before
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("count", [0, 1, 4, 7, 10])
+def test_whatever_happens_between_two_renames(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: bool,
+    error: type[BaseException],
+    count: int,
+) -> None:
+    folder, names = tmp_path / "deep" / "out", sorted(WRITTEN)
+    output = Output(folder, names, None)
+    if earlier:
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text("old")
+    before, replace, calls = tree(tmp_path), os.replace, iter(range(100))
+
+    def fails_once(source: Path, target: Path) -> None:
+        if next(calls) == (count if earlier else count // 2):
+            raise error
+        replace(source, target)
+
+    with output.staged() as stage:
+        for name in names:
+            (stage / name).write_text("new")
+        monkeypatch.setattr(os, "replace", fails_once)
+        with pytest.raises(error):
+            output.publish(stage)
+    assert tree(tmp_path) == before
+    assert (tmp_path / "deep").exists() == earlier
+
+
+def test_the_weights_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(os, "replace", lambda source, _: moved.append(source.name))
+    output = Output(tmp_path / "out", WRITTEN, None)
+    with output.staged() as stage:
+        for name in WRITTEN:
+            (stage / name).touch()
+        output.publish(stage)
+    assert set(moved) == WRITTEN
+    assert moved[-1] == WEIGHTS
 
 
 def test_an_earlier_output_is_replaced_and_other_files_stay(

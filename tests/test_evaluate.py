@@ -187,11 +187,8 @@ def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
         (curve[0], comparison.before),
         (next(p for p in curve if p.strength == 1.25), comparison.after),
     ):
-        assert (point.forget, point.retain, point.neighbours) == (
-            scores.forget,
-            scores.retain,
-            scores.neighbours,
-        )
+        for number in ("forget", "retain", "neighbours", "probe"):
+            assert getattr(point, number) == getattr(scores, number)
     assert comparison.before.forget == 1
     assert comparison.after.forget == 0
     assert comparison.after.retain == 1
@@ -205,6 +202,17 @@ def test_curve_takes_oblique_projectors_to_2_without_a_warning(
     oblique = Projector(projector.read, 1.1 * projector.read)
     assert len(evaluate.strength_curve(features, pictures, classes, ["cat"], oblique)) == 21
     assert not recwarn.list
+
+
+def test_curve_leaves_the_probe_out_where_it_takes_long(
+    clip_like: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, pictures, classes, projector = clip_like
+    monkeypatch.setattr(evaluate, "_PROBE_WORK", features.numel())
+    curve = evaluate.strength_curve(features, pictures, classes, ["cat"], projector, [0.0, 1.0])
+    assert [math.isnan(point.probe) for point in curve] == [True, True]
+    comparison = evaluate.compare(features, features, pictures, classes, ["cat"])
+    assert [p["probe"] for p in evaluate.as_dict(comparison, curve)["curve"]] == [None, None]
 
 
 def test_curve_refuses_the_text_side(clip_like: tuple) -> None:
@@ -285,6 +293,27 @@ def test_load_pictures_refuses(tmp_path: Path) -> None:
     save(tmp_path / "a b" / "x.png")
     with pytest.raises(ValueError, match="two folders 'a b'"):
         audit.load_pictures(tmp_path)
+
+
+def test_load_pictures_refuses_classes_that_differ_in_case_alone(tmp_path: Path) -> None:
+    save(tmp_path / "Red_panda" / "x.png")
+    save(tmp_path / "red panda" / "x.png")
+    with pytest.raises(ValueError, match="'Red_panda' and 'red panda'"):
+        audit.load_pictures(tmp_path)
+
+
+def test_large_pictures_are_read_up_to_what_pillow_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = save(tmp_path / "cat" / "vast.png")  # 64 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow would warn
+    assert len(audit.load_pictures(tmp_path)) == 1
+    assert audit.open_picture(path).size == (8, 8)
+    assert not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)  # and refuse
+    for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_picture(path)):
+        with pytest.raises(ValueError, match=r"vast\.png: Image size \(64 pixels\)"):
+            read()
 
 
 @pytest.mark.parametrize(

@@ -183,10 +183,24 @@ def test_curve_marks_the_chosen_strength(case: dict, html: str) -> None:
     page = Page(html)
     assert "1.5, chosen" in page.text
     lines = page.all("polyline")
-    assert {line["class"] for line in lines} == {"forget", "retain", "neighbours"}
+    assert {line["class"] for line in lines} == {"forget", "retain", "neighbours", "probe"}
+    assert "not fitted" not in page.text
     assert all(len(line["points"].split()) == len(case["curve"]) for line in lines)
     forget = next(line["points"] for line in lines if line["class"] == "forget")
     assert float(forget.split()[-1].split(",")[1]) == 250  # the bottom: accuracy 0
+
+
+def test_curve_says_that_it_lacks_the_probe(case: dict, tmp_path: Path) -> None:
+    curve = [replace(point, probe=math.nan) for point in case["curve"]]
+    report.write_report(tmp_path / "report.html", **(case | {"curve": curve}))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {line["class"] for line in page.all("polyline")} == {"forget", "retain", "neighbours"}
+    assert "The linear probe was not fitted at every strength." in page.text
+
+
+def test_wide_tables_scroll_in_a_box_of_their_own(html: str) -> None:
+    boxes = [box for box in Page(html).all("div") if box.get("class") == "wide"]
+    assert [box["aria-label"] for box in boxes] == ["The values", "Class texts"]
 
 
 def test_is_readable_without_eyes(html: str) -> None:
@@ -207,6 +221,7 @@ def test_without_pictures_it_is_about_texts_and_says_so(case: dict, tmp_path: Pa
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "No pictures were given" in page.text
     assert "7 of 7 kept classes still answer to their name" in page.text
+    assert "5 of the 5 nearest among them" in page.text
     assert "Class by class" not in page.text
     assert not page.all("img")
 

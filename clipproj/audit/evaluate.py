@@ -23,6 +23,7 @@ from clipproj.text import Embeddings
 
 NO_ANSWER = -1
 _CHUNK = 8192  # rows compared with the class texts at once
+_PROBE_WORK = 2e9  # n * d * d up to which a probe takes about half a second on one core
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +74,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracies at one strength, as in `Scores`."""
+    """The four numbers at one strength, as in `Scores`; `probe` is NaN where it takes too long."""
 
     strength: float
     forget: float
     retain: float
     neighbours: float
+    probe: float
 
 
 def nearest(classes: Embeddings, forget: Sequence[str], count: int = 5) -> tuple[str, ...]:
@@ -162,7 +164,9 @@ def strength_curve(
     projector: Projector,
     strengths: Sequence[float] | None = None,
 ) -> list[CurvePoint]:
-    """Accuracies over the strength, from unedited features.
+    """The four numbers over the strength, from unedited features.
+
+    The probe is fitted anew at each strength where n * d * d is at most 2e9; it is NaN for more.
 
     Args:
         features: [n, d] before the edit.
@@ -180,12 +184,14 @@ def strength_curve(
         "strength_curve", _labels_in("strength_curve", pictures, classes), classes, forget
     )
     features = features.to(projector.read.device)
+    probed = len(features) * features.shape[1] ** 2 <= _PROBE_WORK
     points = []
     for strength in strengths:
         # A tensor: looking at a strength that lengthens rows is no reason for a warning.
         edited = projector(features, torch.tensor(strength, device=features.device))
         correct = _predict("strength_curve", edited, classes) == groups.labels
-        points.append(CurvePoint(float(strength), *groups.shares(correct)))
+        probe = groups.probe(edited) if probed else float("nan")
+        points.append(CurvePoint(float(strength), *groups.shares(correct), probe))
     return points
 
 
@@ -258,6 +264,10 @@ class _Groups:
         )
         return forget, retain, neighbours
 
+    def probe(self, features: Tensor) -> float:
+        """What a linear probe finds of the forgotten classes."""
+        return probe_recall(features.detach().cpu(), self.labels, self.labels[self.gone].unique())
+
 
 def _score(op: str, features: Tensor, groups: _Groups, classes: Embeddings) -> Scores:
     predictions, labels = _predict(op, features, classes), groups.labels
@@ -268,8 +278,7 @@ def _score(op: str, features: Tensor, groups: _Groups, classes: Embeddings) -> S
         classes.names[c]: float(correct[labels == c].double().mean())
         for c in labels.unique().tolist()
     }
-    probe = probe_recall(features.detach().cpu(), labels, labels[groups.gone].unique())
-    return Scores(*groups.shares(correct), probe, per_class, predictions)
+    return Scores(*groups.shares(correct), groups.probe(features), per_class, predictions)
 
 
 def _groups(op: str, labels: Tensor, classes: Embeddings, forget: Sequence[str]) -> _Groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
 
     Raises:
         ValueError: for no folder, no class folders, a class folder without pictures, two folders
-            of one name, or a file that is no picture.
+            of one name, upper and lower case alike, or a file that is no picture or one larger
+            than Pillow opens (twice its MAX_IMAGE_PIXELS).
         ImportError: without Pillow.
     """
     root = Path(folder)
@@ -57,10 +59,15 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     if not folders:
         raise ValueError(f"load_pictures: folder must hold a folder for each class, got {root}")
     by_name: dict[str, list[Path]] = {}
+    taken: dict[str, Path] = {}  # "cat" and "Cat" have one text: their pictures could only tie
     for path in folders:
         name = path.name.replace("_", " ").strip()
-        if name in by_name:
-            raise ValueError(f"load_pictures: classes must be distinct, got two folders {name!r}")
+        other = taken.setdefault(name.casefold(), path)
+        if other is not path:
+            raise ValueError(
+                f"load_pictures: classes must be distinct, got two folders {name!r}: "
+                f"{other.name!r} and {path.name!r}"
+            )
         by_name[name] = sorted(
             file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and _visible(file)
         )
@@ -159,8 +166,11 @@ def _open(path: str | os.PathLike[str]) -> Image:
     except ImportError as error:
         raise ImportError("pictures are read by Pillow: install clipproj[cli]") from error
     try:
-        return Image.open(path)
-    except OSError as error:  # Pillow's own error for a foreign file is one
+        with warnings.catch_warnings():
+            # Pillow warns of what is large and refuses what is twice as large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except (OSError, Image.DecompressionBombError) as error:  # OSError: a foreign file as well
         raise ValueError(
             f"load_pictures: a picture must be readable, got {path}: {error}"
         ) from error

@@ -177,7 +177,8 @@ class _Chart:
     def of(cls, curve: Sequence[CurvePoint], strength: float) -> _Chart:
         lines = []
         for key, label in (
-            ("retain", "all others"), ("neighbours", "nearest others"), ("forget", "forgotten"),
+            ("retain", "all others"), ("neighbours", "nearest others"),
+            ("probe", "linear probe"), ("forget", "forgotten"),
         ):  # fmt: skip
             values = [(p.strength, getattr(p, key)) for p in curve]
             spots = [(cls.x(s), cls.y(v)) for s, v in values if not math.isnan(v)]

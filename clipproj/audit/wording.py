@@ -55,8 +55,10 @@ def result(comparison: Comparison) -> str:
 
 def text_result(texts: TextTable) -> str:
     """What happened to the texts, in one sentence or two."""
+    near = texts.kept[:5]
     own = (
-        f"{texts.true_to_name} of {count(len(texts.kept), 'kept class')} still answer to their name"
+        f"{texts.true_to_name} of {count(len(texts.kept), 'kept class')} still answer to their "
+        f"name, {sum(row.answer == row.name for row in near)} of the {len(near)} nearest among them"
     )
     first = texts.rows[0]
     answer = "nothing" if first.answer is None else f"“{first.answer}”"

@@ -41,12 +41,9 @@ class Commands(TyperGroup):
         except typer.Abort:
             raise SystemExit(130) from None
         except Exception as error:
-            usage = getattr(error, "format_message", None)  # typer's own errors
-            known = (ValueError, TypeError, OSError, RuntimeError, ImportError)
             if os.environ.get("CLIPPROJ_TRACEBACK") == "1" or "--traceback" in args:
                 raise
-            if usage is None and not isinstance(error, known):
-                raise
+            usage = getattr(error, "format_message", None)  # typer's own errors
             command = next((arg for arg in args if arg in self.commands), "clipproj")
             text = usage() if usage else terminal.message(error)
             terminal.show_error(command, text, "--json" in args)
@@ -230,8 +227,8 @@ def erase(
         ),
     ] = False,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT)
-    ] = Path("clipproj-out"),
+        str, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT)
+    ] = "clipproj-out",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Do all of it, write nothing.", rich_help_panel=OUTPUT),
@@ -247,6 +244,8 @@ def erase(
     from clipproj.cli.erase import erase as run
     from clipproj.cli.request import Request
 
+    if not out.strip():  # as a Path it would be the current folder
+        raise ValueError(f"erase: out must be a folder, got {out!r}")
     request = Request(
         names=names or (),
         model=model,
@@ -264,16 +263,17 @@ def erase(
         synonyms=_synonyms(synonym or ()),
         projector=projector,
         tower=tower,
-        out=None if dry_run else out,
+        out=None if dry_run else Path(out),
         force=force,
         device=device or _device(),
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         outcome = run(request, progress)
-    if as_json:
-        print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
-    else:
-        terminal.show(outcome, out, dry_run)
+    with terminal.printing():
+        if as_json:
+            print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
+        else:
+            terminal.show(outcome, Path(out), dry_run)
     if not outcome.verdict:
         raise typer.Exit(FAILED)
 
@@ -287,21 +287,29 @@ def verify(
 ) -> None:
     """Check from its receipt whether a checkpoint holds an edit.
 
+    Only the edited head is looked at; the other weights may have changed.
+
     Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
     """
     from clipproj.checkpoint import locate, read_state
+    from clipproj.cli.info import edited_since
     from clipproj.receipt import Receipt
     from clipproj.receipt import verify as check
 
     file = locate(checkpoint)
-    verdict = check(read_state(file), Receipt.load(receipt))
-    if as_json:
-        numbers = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
-        print(json.dumps({"checkpoint": str(file), "text": verdict.text} | numbers, indent=2))
-    else:
-        style = "green" if verdict else "red"
-        terminal.console().print(Text(verdict.status, style=f"bold {style}"), Text(verdict.text))
-        terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
+    made = Receipt.load(receipt)
+    verdict = check(read_state(file), made)
+    text = verdict.text
+    if verdict.status == "tampered":
+        text += edited_since(file, made.projector_hash, made.tower)
+    with terminal.printing():
+        if as_json:
+            shown = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
+            print(json.dumps({"checkpoint": str(file), "text": text} | shown, indent=2))
+        else:
+            style = "bold green" if verdict else "bold red"
+            terminal.console().print(Text(text, style=style))
+            terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
     if not verdict:
         raise typer.Exit(FAILED)
 
@@ -321,14 +329,24 @@ def undo(
     traceback: Traceback = False,
 ) -> None:
     """Put the original weights back into an edited checkpoint, bit for bit."""
-    from clipproj import checkpoint as files
+    from clipproj import files
+    from clipproj.checkpoint import locate
+    from clipproj.checkpoint import undo as restore
+    from clipproj.cli.info import edited_since
 
-    file = files.locate(checkpoint)
-    written = files.undo(file, undo_file, out, force=force)
-    if as_json:
-        print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
-    else:
-        terminal.console().print(Text(f"restored, bit for bit: {written}"))
+    file = locate(checkpoint)
+    undone = files.read(undo_file, "undo").meta
+    try:
+        written = restore(file, undo_file, out, force=force)
+    except RuntimeError as error:
+        later = edited_since(file, undone["projector_hash"], undone["tower"])
+        raise RuntimeError(f"{error}{later}") from error
+    with terminal.printing():
+        if as_json:
+            print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
+        else:
+            text = f"the {undone['tower']} head is restored, bit for bit: {written}"
+            terminal.console().print(Text(text))
 
 
 @app.command()
@@ -344,7 +362,8 @@ def info(
 
     facts = describe(file)
     if as_json:
-        print(json.dumps(facts, indent=2))
+        with terminal.printing():
+            print(json.dumps(facts, indent=2))
         return
     from rich.table import Table
 
@@ -352,7 +371,8 @@ def info(
     for key, value in facts.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         grid.add_row(Text(key.replace("_", " "), style="bold"), Text(shown, overflow="fold"))
-    terminal.console().print(grid)
+    with terminal.printing():
+        terminal.console().print(grid)
 
 
 def _names_in(file: Path | None) -> list[str]:
@@ -360,7 +380,11 @@ def _names_in(file: Path | None) -> list[str]:
         return []
     if not file.is_file():
         raise ValueError(f"erase: keep-file must be a file, got {file}")
-    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
+    except UnicodeDecodeError as error:
+        raise ValueError(f"erase: keep-file must be UTF-8 text, got {file}: {error}") from error
+    lines = (line.strip() for line in text.splitlines())
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise ValueError(f"erase: keep-file must hold a name on each line, got none in {file}")

@@ -115,6 +115,7 @@ class Outcome:
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
             "scores": measured,
+            "texts": _texts_as_dict(self.texts),
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -140,7 +141,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     started = time.perf_counter()
     say = progress or (lambda *_: None)
     check(request)
-    saved = None if request.projector is None else load(request.projector)
+    saved = None if request.projector is None else _scaled(load(request.projector), request)
     pictures = _pictures(request)
     names = resolve(request, saved, pictures)
     say("model", 0, 1)
@@ -151,12 +152,12 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         output = Output(request.out, [*FILES.values(), CONFIG], loaded.checkpoint)
         output.need(size(loaded.model.state_dict()))
 
-    forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
-    projector = saved or _build(request, forget, keep)
-    if request.strength is not None:
-        projector = projector.scaled(request.strength)
     how = {"tower": request.tower, "force": request.force}
-    edit(loaded.model, projector, **how).undo()  # refuse now, not after an hour of pictures
+    if saved is not None:
+        edit(loaded.model, saved, **how).undo()  # refuse now, not after all the texts
+    forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
+    projector = saved or _scaled(_build(request, forget, keep), request)
+    edit(loaded.model, projector, **how).undo()  # nor after an hour of pictures
 
     before = pictures and _features(loaded, pictures, "pictures before", say)
     handle = edit(loaded.model, projector, **how)
@@ -193,6 +194,21 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         outcome = _write(outcome, output, loaded, handle, classes)
         say("files", 1, 1)
     return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _texts_as_dict(texts: TextTable) -> dict[str, Any]:
+    """For each class, cosines of a perfect picture of it to the nearest forgotten text."""
+    rows = [
+        {"name": row.name, "before": row.before, "after": row.after, "answer": row.answer}
+        for row in texts.shown(5)
+    ]
+    forgotten = len(texts.rows) - len(texts.kept)
+    return {
+        "forgotten": rows[:forgotten],
+        "nearest": rows[forgotten:],
+        "kept": len(texts.kept),
+        "kept_true_to_name": texts.true_to_name,
+    }
 
 
 def _pictures(request: Request) -> Pictures | None:
@@ -255,6 +271,10 @@ def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
     made = nullspace(forget, keep, contrast, rank=request.rank, side=request.tower)
     # Less than 1.5 leaves some of a class that is told apart from a long list by its mean alone.
     return made.scaled(1.5) if made.provenance["parameters"]["contrast"] == "mean" else made
+
+
+def _scaled(projector: Projector, request: Request) -> Projector:
+    return projector if request.strength is None else projector.scaled(request.strength)
 
 
 def _features(loaded: Loaded, pictures: Pictures, stage: str, say: Progress) -> Tensor:

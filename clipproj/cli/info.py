@@ -69,6 +69,24 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
+def edited_since(checkpoint: Path, projector: str, tower: str) -> str:
+    """What a checkpoint's own log knows about edits of a head after that with `projector`.
+
+    Args:
+        projector: its content hash.
+
+    Returns:
+        The end of a sentence; empty when there are none, or the log does not have that edit.
+    """
+    edits = [entry for entry in read_edits(checkpoint) if entry["tower"] == tower]
+    places = [i for i, entry in enumerate(edits) if entry["projector"] == projector]
+    later = edits[places[-1] + 1 :] if places else []
+    if not later:
+        return ""
+    names = ", ".join(f'"{", ".join(entry["forget"])}"' for entry in reversed(later))
+    return f"; edited again since by {names}: undo that first"
+
+
 def _ours(file: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as opened:

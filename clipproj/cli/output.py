@@ -25,21 +25,27 @@ class Output:
         source: the checkpoint that is read, which must not be overwritten by its own edit.
 
     Raises:
-        ValueError: for a file, the folder of `source`, or one where a name is taken by a file that
-            clipproj did not write.
+        ValueError: for what is no folder nor can become one, the folder of `source`, or one where
+            a name is taken by a folder, or by a file that clipproj did not write.
     """
 
     def __init__(self, folder: Path, names: Iterable[str], source: Path | None) -> None:
         self.folder = folder
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"erase: out must be a folder, got the file {folder}")
+        absolute = folder.absolute()
+        there = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            what = "file" if there.exists() else "dangling link"
+            below = f"{folder}, below " if there != absolute else ""
+            shown = there if below else folder
+            raise ValueError(f"erase: out must be a folder, got {below}the {what} {shown}")
         home = None if source is None else source if source.is_dir() else source.parent
         if home is not None and folder.exists() and folder.samefile(home):
             raise ValueError(
                 f"erase: out must be another folder than the model's own, got {folder}; its undo "
                 "and its original weights would be lost"
             )
-        taken = [name for name in names if (folder / name).exists()]
+        taken = [name for name in names if os.path.lexists(folder / name)]
+        self._refuse_folders(taken)
         if taken and not ((folder / WEIGHTS).is_file() and read_edits(folder / WEIGHTS)):
             raise ValueError(
                 f"erase: out must be empty or an earlier output of clipproj, got {folder} with "
@@ -74,10 +80,43 @@ class Output:
             shutil.rmtree(stage, ignore_errors=True)
 
     def publish(self, stage: Path) -> None:
-        """Move everything from the staging folder into place; only renames, which need no room."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(stage.iterdir()):
-            os.replace(path, self.folder / path.name)
+        """Move everything from the staging folder into place, or nothing where that fails.
+
+        Only renames, which need no room. The weights come last: whoever finds new ones finds the
+        undo file that belongs to them.
+        """
+        paths = sorted(stage.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
+        self._refuse_folders(path.name for path in paths)
+        old = stage / uuid.uuid4().hex
+        old.mkdir()
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        tried: list[Path] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                tried.append(path)
+                target = self.folder / path.name
+                if os.path.lexists(target):
+                    os.replace(target, old / path.name)
+                os.replace(path, target)
+        except BaseException:  # also Ctrl-C between two renames
+            for path in reversed(tried):
+                target = self.folder / path.name
+                if os.path.lexists(old / path.name):
+                    os.replace(old / path.name, target)
+                elif not path.exists():
+                    os.replace(target, path)
+            for folder in filter(Path.exists, made):
+                folder.rmdir()
+            raise
+
+    def _refuse_folders(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (self.folder / name).is_dir():
+                raise ValueError(
+                    "erase: out must have no folder of the name of a file to write, got "
+                    f"{self.folder / name}"
+                )
 
     def _existing(self) -> Path:
         folder = self.folder.absolute()

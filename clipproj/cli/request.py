@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
@@ -17,7 +19,8 @@ class Request:
     """What to erase, from what, and where to.
 
     Attributes:
-        names: classes to forget; with `projector` those to measure, by default its own.
+        names: classes to forget; with `projector` what it forgets, needed where its file does not
+            tell.
         model, pretrained: as `checkpoint.load_model`; no model is the embedded one.
         images: folder of class folders; None: the embedded model's own pictures, else none.
         keep: names to keep; empty: the other classes of the pictures, else a generic list.
@@ -59,8 +62,8 @@ class Names:
     """Names with one spelling: that of the picture folders where there are any.
 
     Attributes:
-        forget: classes to forget, as they are measured.
-        forms: what is embedded for them: also plurals and synonyms.
+        forget: classes to forget, as they are measured: also those that plurals and synonyms name.
+        forms: what is embedded for them: all plurals and synonyms.
         keep: names to keep; None: the generic list.
     """
 
@@ -97,55 +100,86 @@ def check(request: Request) -> None:
     if not request.names and request.projector is None:
         raise ValueError("erase: names must hold at least one class to forget, got none")
     for argument, given in (("names", request.names), ("keep", request.keep)):
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for name in given:
             if not name.strip():
                 raise ValueError(f"erase: {argument} must not be blank, got {name!r}")
-            if name.casefold() in seen:
-                raise ValueError(f"erase: {argument} must be distinct, got {name!r} twice")
-            seen.add(name.casefold())
-    both = {name.casefold() for name in request.names} & {name.casefold() for name in request.keep}
-    if both:
-        raise ValueError(f"erase: keep must not hold what is forgotten, got {sorted(both)} in both")
+            if first := seen.get(_plain(name)):
+                raise ValueError(f"erase: {argument} must be distinct, got {first!r} and {name!r}")
+            seen[_plain(name)] = name
+    _check_apart(request.names, request.keep)
+    try:
+        torch.empty(0, device=request.device)
+    except (RuntimeError, AssertionError):  # the latter where torch is built without CUDA
+        raise ValueError(
+            f"erase: device must be one that torch has here, such as cpu, got {request.device!r}"
+        ) from None
 
 
 def resolve(request: Request, saved: Projector | None, pictures: Pictures | None) -> Names:
-    """Which classes are meant. Raises ValueError for a name that no picture folder has."""
+    """Which classes are meant.
+
+    Raises ValueError for a name that no picture folder has, that the projector does not forget, or
+    that is on both lists.
+    """
     names, keep = tuple(request.names), tuple(request.keep)
-    if not names and saved is not None:
-        names = tuple(saved.provenance.get("forget", {}).get("names", ()))
-        if pictures is not None:  # it also lists plurals and synonyms, which have no pictures
-            names = tuple(n for n in names if _class_of(n, pictures.classes)) or names
-        if not names:
+    own = _forgotten_by(saved, names)
+    classes = () if pictures is None else pictures.classes
+    names = tuple(_class_of(name, classes) or name for name in names)
+    forms = own or tuple(expand_names(names, plurals=request.plurals, synonyms=request.synonyms))
+    _check_apart(forms, keep)
+    if pictures is None:
+        return Names(own or names, forms, keep or None)
+    forms = tuple(dict.fromkeys(_class_of(form, classes) or form for form in forms))
+    measured = tuple(form for form in forms if form in classes)
+    if not (own and measured):  # a projector also lists plurals and synonyms without pictures
+        for name in own or names:
+            _check_known(name, classes)
+    keep = tuple(_class_of(name, classes) or name for name in keep)
+    keep = keep or tuple(name for name in classes if name not in measured)
+    if not keep:
+        raise ValueError(f"erase: names must leave a class to keep, got all {len(measured)}")
+    return Names(measured, forms, keep)
+
+
+def _forgotten_by(saved: Projector | None, names: Sequence[str]) -> tuple[str, ...]:
+    """What a saved projector forgets, from its file; `names` may only repeat that."""
+    if saved is None:
+        return ()
+    own = tuple(saved.provenance.get("forget", {}).get("names", ()))
+    if not own and not names:
+        raise ValueError("erase: names must say what the projector forgets, its file does not")
+    known = {_plain(name) for name in own}
+    for name in names:
+        if own and _plain(name) not in known:
             raise ValueError(
-                "erase: names must say what the projector forgets, its file does not; they are "
-                "only measured"
+                f"erase: names must be among what the projector forgets, {list(own)}, got {name!r}"
             )
-    if pictures is not None:
-        names = tuple(_known(name, pictures.classes) for name in names)
-        keep = tuple(_class_of(name, pictures.classes) or name for name in keep)
-    forms = tuple(expand_names(names, plurals=request.plurals, synonyms=request.synonyms))
-    if not keep and pictures is not None:
-        gone = {form.casefold() for form in forms}
-        keep = tuple(name for name in pictures.classes if name.casefold() not in gone)
-        if not keep:
-            raise ValueError(f"erase: names must leave a class to keep, got all {len(names)}")
-    return Names(names, forms, keep or None)
+    return own
+
+
+def _check_apart(forget: Sequence[str], keep: Sequence[str]) -> None:
+    gone = {_plain(name) for name in forget}
+    both = [name for name in keep if _plain(name) in gone]
+    if both:
+        raise ValueError(f"erase: keep must not hold what is forgotten, got {both} in both")
+
+
+def _plain(name: str) -> str:
+    """A name as it is compared: without case, an underscore is a space."""
+    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def _class_of(name: str, classes: Sequence[str]) -> str | None:
-    """The class that a name means: case does not matter, nor does an underscore for a space."""
-    folded = {one.casefold(): one for one in classes}
-    return folded.get(name.replace("_", " ").strip().casefold())
+    """The class that a name means."""
+    return {_plain(one): one for one in classes}.get(_plain(name))
 
 
-def _known(name: str, classes: Sequence[str]) -> str:
-    found = _class_of(name, classes)
-    if found is None:
+def _check_known(name: str, classes: Sequence[str]) -> None:
+    if _class_of(name, classes) is None:
         close = difflib.get_close_matches(name.casefold(), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")
         raise ValueError(
             f"erase: names must be among the {len(classes)} picture folders, got {name!r}; "
             f"there is {listed}"
         )
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
     from clipproj.cli.erase import Outcome, Progress
+
+_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
+_WORDS = {"force=True": "--force", "load_pictures: folder": "images"}  # what it is called here
 
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
@@ -54,9 +58,25 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"), soft_wrap=True)
 
 
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:  # rich would exit with 1, which says that the receipt failed
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; words are not coloured because they look like numbers."""
-    return Console(highlight=False)
+    return _Screen(highlight=False)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """For what is said when the work is done: no error where nobody reads on, as in `| head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still in the buffer goes there when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -84,6 +104,8 @@ def progress(as_json: bool) -> Iterator[Progress | None]:
 def quiet(as_json: bool) -> Iterator[list[str]]:
     """Warnings as one line each, collected for JSON; what libraries log is left out."""
     logging.getLogger().addHandler(logging.NullHandler())  # else open_clip's lines go to stderr
+    # has a handler of its own; every retry without a network is a warning
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -99,14 +121,21 @@ def show_error(command: str, text: str, as_json: bool) -> None:
     """One line on stderr, or {"error": ...} on stdout."""
     line = text if text.startswith(f"{command}: ") else f"{command}: {text}"
     if as_json:
-        print(json.dumps({"error": line}))
+        with printing():
+            print(json.dumps({"error": line}))
     else:
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
 
 
 def message(error: Exception) -> str:
-    """An error's text as one line, an OSError's without its number."""
+    """An error's text as one line in the words of the command, an OSError's without its number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split())
+    if not isinstance(error, _EXPECTED):
+        what = type(error).__name__
+        return f"internal error: {what}: {text}; CLIPPROJ_TRACEBACK=1 shows where"
+    for python, command in _WORDS.items():
+        text = text.replace(python, command)
+    return text or type(error).__name__
