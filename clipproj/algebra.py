@@ -79,6 +79,8 @@ def _check_pair(op: str, p: Projector, q: Projector) -> None:
     for name, one in (("p", p), ("q", q)):
         if not isinstance(one, Projector):
             raise TypeError(f"{op}: {name} must be a Projector, got {type(one).__name__}")
+        if one.read.is_meta:
+            raise ValueError(f"{op}: {name} must have data, got one on the meta device")
     if p.side != q.side:
         raise ValueError(f"{op}: q must be of side {p.side!r} as p is, got {q.side!r}; use .T")
     if p.dim != q.dim:

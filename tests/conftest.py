@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from cases import DTYPES
 
 from clipproj import _C
 
@@ -26,13 +30,19 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@contextmanager
+def _isa(name: str) -> Iterator[None]:
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(name)
+    yield
+    _C.set_cpu_isa(before)
+
+
 @pytest.fixture(params=_C.build_info()["cpu_isas"])
 def cpu_isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of this machine, in force while the test runs."""
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa(before)
+    with _isa(request.param):
+        yield request.param
 
 
 @pytest.fixture(
@@ -45,7 +55,44 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
             pytest.skip("needs a CUDA device")
         yield "cuda"
         return
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(request.param)
-    yield "cpu"
-    _C.set_cpu_isa(before)
+    with _isa(request.param):
+        yield "cpu"
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
+    """Each type of features that the device takes."""
+    if request.param == torch.float64 and device == "cuda":
+        pytest.skip("float64 is for the CPU")
+    return request.param
+
+
+# The tiny CLIP of tiny.py, which knows its pictures, and what is asked of it. Read only.
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny
+
+    return tiny.pictures(tmp_path_factory.mktemp("tiny") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    import tiny
+
+    return tiny.model(tmp_path_factory.mktemp("tiny") / "model", pictures)
+
+
+@pytest.fixture
+def ask(model: Path, pictures: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A request for the tiny model, its pictures and a new output folder, with changes."""
+    import tiny
+
+    from clipproj.cli.request import Request
+
+    def make(*names: str, **changes: Any) -> Request:
+        usual = {"model": str(model), "images": pictures, "out": tmp_path / "out"}
+        return Request(names, **usual | {"templates": [tiny.TEMPLATE]} | changes)
+
+    return make

@@ -110,11 +110,19 @@ def test_compose_does_not_hang_on_the_scale_of_read():
     assert compose(p, p).rank == 1
 
 
-def test_compose_and_union_leave_their_arguments_alone():
-    p, q = symmetric(2), symmetric(2, seed=1)
-    on_meta = symmetric(2).to("meta")
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        compose(on_meta, q)
-    assert q.read.device.type == p.read.device.type == "cpu"
+def test_compose_and_union_move_no_argument(monkeypatch):
+    def moved(*_):
+        raise AssertionError("Module.to moves in place: q may be serving somewhere")
+
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    for combine in (union, compose):
+        assert combine(symmetric(2), symmetric(2, seed=1)).rank == 4
+
+
+def test_what_is_no_projector_or_has_no_data_is_refused():
+    p = symmetric(2)
+    for combine in (union, compose):
+        with pytest.raises(ValueError, match="q must have data, got one on the meta device"):
+            combine(p, symmetric(2).to("meta"))
     with pytest.raises(TypeError, match="union: q must be a Projector, got NoneType"):
         union(p, None)

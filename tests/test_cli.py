@@ -27,16 +27,6 @@ from clipproj.receipt import Verdict
 Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.pictures(tmp_path_factory.mktemp("pictures") / "p", 2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    return tiny.model(tmp_path_factory.mktemp("model") / "m", pictures)
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command in an empty folder."""
@@ -63,7 +53,7 @@ def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path:
     out = result.stdout
     assert "Forgetting “cat”" in out
     assert "5 other picture classes; nullspace (span contrast), rank 1, strength 1" in out
-    for row in ("“cat” (2 pictures)", "all other classes (10 pictures)", "tall tree", "café",
+    for row in ("“cat” (3 pictures)", "all other classes (15 pictures)", "tall tree", "café",
                 "linear probe", "cosine", "time of the edit"):  # fmt: skip
         assert row in out
     assert "receipt: image head edited, bit for bit" in out

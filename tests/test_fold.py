@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, assert_bits, assert_reference, factors, features
+from cases import assert_bits, assert_reference, factors, features
 from torch import Tensor, nn
 
 from clipproj import ops, reference
 
 OPTIONS = ["symmetric", "oblique", "strength"]
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
-    if request.param == torch.float64 and device == "cuda":
-        pytest.skip("float64 is for the CPU")
-    return request.param
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -23,12 +23,6 @@ from clipproj.receipt import verify
 pytestmark = pytest.mark.filterwarnings("ignore:edit. an edit of the text head can vanish")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads: None) -> None:
-    """These models are too small for a second one."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def model() -> nn.Module:
     return FAMILIES[BIASED].build()

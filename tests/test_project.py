@@ -23,13 +23,6 @@ from torch.nn import functional
 from clipproj import _C, ops, reference
 
 
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
-    if request.param == torch.float64 and device == "cuda":
-        pytest.skip("float64 is for the CPU")
-    return request.param
-
-
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "d", "k"), SHAPES)
 def test_matches_reference(

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, OPTIONS, SHAPES, assert_bits, factors, features
+from cases import OPTIONS, SHAPES, assert_bits, factors, features
 
 from clipproj import ops, reference
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
-    if request.param == torch.float64 and device == "cuda":
-        pytest.skip("float64 is for the CPU")
-    return request.param
 
 
 @pytest.mark.parametrize("option", OPTIONS)

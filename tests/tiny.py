@@ -11,9 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipproj import checkpoint
 from clipproj.audit.pictures import image_features, load_pictures
+from clipproj.cli.erase import FILES
 
 TEMPLATE = "a {}"
+WRITTEN = {*FILES.values(), checkpoint.CONFIG}  # what erase leaves in its output folder
 CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
@@ -68,3 +71,12 @@ def _solve(rows: Tensor, targets: Tensor) -> Tensor:
     rows, targets = rows.double(), targets.double()
     ridge = 1e-6 * rows.square().sum() * torch.eye(rows.shape[1], dtype=torch.float64)
     return torch.linalg.solve(rows.T @ rows + ridge, rows.T @ targets)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

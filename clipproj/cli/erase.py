@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +153,18 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         output = Output(request.out, [*FILES.values(), CONFIG], loaded.checkpoint)
         output.need(size(loaded.model.state_dict()))
 
-    how = {"tower": request.tower, "force": request.force}
+    fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
     if saved is not None:
-        edit(loaded.model, saved, **how).undo()  # refuse now, not after all the texts
+        fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
-    projector = saved or _scaled(_build(request, forget, keep), request)
-    edit(loaded.model, projector, **how).undo()  # nor after an hour of pictures
+    if saved is None:
+        projector = _scaled(_build(request, forget, keep), request)
+        fold(projector).undo()  # nor after an hour of pictures
+    else:
+        projector = saved
 
     before = pictures and _features(loaded, pictures, "pictures before", say)
-    handle = edit(loaded.model, projector, **how)
+    handle = fold(projector)
     comparison, curve = None, []
     if pictures is not None:
         after = _features(loaded, pictures, "pictures after", say)
