@@ -2,7 +2,8 @@
 those that write in place.
 
 The kernels here sit at the dispatcher's keys, where torch.library.custom_op puts its own, so they
-also hold for callers of torch.ops, under no_grad, inference mode and torch.compile.
+also hold for callers of torch.ops, under no_grad, inference mode and torch.compile. Public forms go
+through `call` and `write`, which pass them by where they have nothing to do.
 torch.library.register_autograd would be shorter, but it drops forward-mode tangents without a word
 and fails in torch.func.grad.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from clipproj import _load  # noqa: F401  opens the libraries that define the operators
 
@@ -71,6 +73,45 @@ def _refuse_tracked(
 def _unpack_dual(x: Tensor) -> Any:
     """Primal and tangent, at the one level that torch has; those of torch.func come one by one."""
     return torch._VF._unpack_dual(x, level=0)
+
+
+# Calls from the public forms. Being Python, the kernels below double the cost of a small call.
+
+
+def _busy(args: Sequence[Tensor | None]) -> bool:
+    """Whether those kernels have more to do than to count a write, or a subclass or mode of the
+    user's takes over, which autograd must not be off for.
+    """
+    return _backward_mode(args) or _forward_mode() or _tracing() or has_torch_function(args)
+
+
+def call(op: torch._ops.OpOverload, *args: Tensor | None, **options: Any) -> Tensor:
+    """What op returns."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or _busy(args):
+        return op(*args, **options)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args, **options)
+
+
+def write(op: torch._ops.OpOverload, subject: str, *args: Tensor | None, **options: Any) -> Tensor:
+    """What op has written, its argument `subject`: the first, or a keyword."""
+    target = options.get(subject, args[0])
+    if torch.compiler.is_compiling() or _busy((*args, target)):
+        op(*args, **options)
+    else:
+        _count_write(op, subject, target)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            op(*args, **options)
+    return target
+
+
+def _count_write(op: torch._ops.OpOverload, subject: str, target: Tensor) -> None:
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{op._opname}: {subject} must be a normal tensor outside inference mode, "
+            "got an inference tensor; clone it"
+        )
+    torch.autograd.graph.increment_version(target)
 
 
 # Formulas
@@ -207,26 +248,24 @@ def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | Non
     torch.library.register_vmap(op, batch, lib=_library)
 
 
-def _register_in_place(name: str, instead: str) -> None:
-    """Autograd's two rules for an operator that writes its first argument: operands that are
-    tracked are refused, and the write is counted.
+def _register_write(name: str, instead: str) -> None:
+    """Autograd's two rules for an operator that writes an argument: operands that are tracked are
+    refused, and the write is counted.
     """
     op = getattr(_ops, name).default
-    names = [argument.name for argument in op._schema.arguments]
+    tensors = [arg for arg in op._schema.arguments if "Tensor" in str(arg.type)]
+    names = [arg.name for arg in tensors]
+    (subject,) = (arg.name for arg in tensors if arg.alias_info is not None)
 
     def refuse(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
-        if _backward_mode(args) or _forward_mode():
-            _refuse_tracked(name, names, args, instead)
+        operands = (*_padded(args), kwargs.get(subject))
+        if _backward_mode(operands) or _forward_mode():
+            _refuse_tracked(name, names, operands, instead)
         with torch._C._AutoDispatchBelowAutograd():
             op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
     def count_write(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
-        if args[0].is_inference() and not torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                f"{name}: {names[0]} must be a normal tensor outside inference mode, "
-                "got an inference tensor; clone it"
-            )
-        torch.autograd.graph.increment_version(args[0])
+        _count_write(op, subject, kwargs.get(subject, args[0]))
         op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
 
     _library.impl(name, refuse, "Autograd", with_keyset=True)
@@ -235,5 +274,6 @@ def _register_in_place(name: str, instead: str) -> None:
 
 _register_derivatives("project", lambda options: "normalize" if options.get("normalize") else None)
 _register_derivatives("projected_norm", lambda options: "norm")
-_register_in_place("project_", "use project() or torch.no_grad()")
-_register_in_place("fold_", "use torch.no_grad()")
+_register_write("project_", "use project() or torch.no_grad()")
+_register_write("project_out", "use project() or torch.no_grad()")
+_register_write("fold_", "use torch.no_grad()")

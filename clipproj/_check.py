@@ -37,6 +37,10 @@ def _factor(op: str, name: str, t: Tensor, x: Tensor) -> None:
             f"got {_name(t.dtype)}"
         ),
     )
+    _place(op, name, t, x)
+
+
+def _place(op: str, name: str, t: Tensor, x: Tensor) -> None:
     torch._check(
         t.device == x.device, lambda: f"{op}: {name} must be on {x.device}, got {t.device}"
     )
@@ -136,6 +140,16 @@ def weight(
     factors(op, "weight", weight, read, write, offset, strength, d, rows)
 
 
+def out(op: str, out: Tensor, x: Tensor) -> None:
+    """A place for the result of x: of the same shape, dtype and device."""
+    text = f"{op}: out must be {{}} as x is, got {{}}".format
+    torch._check(out.dim() == x.dim(), lambda: text(_shape(x), _shape(out)))
+    for size, want in zip(out.shape, x.shape, strict=True):
+        torch._check(size == want, lambda: text(_shape(x), _shape(out)))
+    torch._check(out.dtype == x.dtype, lambda: text(_name(x.dtype), _name(out.dtype)))
+    _place(op, "out", out, x)
+
+
 def writable(op: str, subject: str, x: Tensor, *, flat: bool) -> None:
     """Each element of x at an address of its own; `flat`: leading dims flatten to one stride."""
     if not all(isinstance(value, int) for value in (*x.shape, *x.stride())) or x.numel() == 0:
@@ -146,7 +160,7 @@ def writable(op: str, subject: str, x: Tensor, *, flat: bool) -> None:
         torch._check(
             stride >= reach,
             lambda: (
-                f"{op}: {subject} must not overlap itself to be written in place, "
+                f"{op}: {subject} must not overlap itself to be written, "
                 "got strides that repeat elements"
             ),
         )
@@ -156,7 +170,7 @@ def writable(op: str, subject: str, x: Tensor, *, flat: bool) -> None:
         not flat
         or all(outer[0] == inner[0] * inner[1] for outer, inner in itertools.pairwise(leading)),
         lambda: (
-            f"{op}: x must have leading dims that flatten to one stride, got strides of a "
+            f"{op}: {subject} must have leading dims that flatten to one stride, got strides of a "
             "permuted view; use project()"
         ),
     )

@@ -19,9 +19,13 @@ from clipproj import (
     _load,  # noqa: F401  opens the libraries that define the operators
 )
 
-__all__ = ["fold_", "project", "project_", "projected_norm"]
+__all__ = ["fold_", "project", "project_", "project_out", "projected_norm"]
 
-_ops = torch.ops.clipproj
+_project = torch.ops.clipproj.project.default
+_project_ = torch.ops.clipproj.project_.default
+_project_out = torch.ops.clipproj.project_out.default
+_fold_ = torch.ops.clipproj.fold_.default
+_projected_norm = torch.ops.clipproj.projected_norm.default
 
 
 # Fake kernels
@@ -53,6 +57,22 @@ def _(
 ) -> None:
     _check.features("project_", x, read, write, offset, strength)
     _check.writable("project_", "x", x, flat=True)
+
+
+@torch.library.register_fake("clipproj::project_out")
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    out: Tensor,
+) -> None:
+    _check.features("project_out", x, read, write, offset, strength)
+    _check.out("project_out", out, x)
+    _check.writable("project_out", "out", out, flat=True)
 
 
 @torch.library.register_fake("clipproj::fold_")
@@ -123,7 +143,7 @@ def project(
         TypeError: `strength` is a Python number, which every compiled graph would bake in.
     """
     _require_tensor("project", strength)
-    return _ops.project.default(x, read, write, offset, strength, normalize=normalize)
+    return _autograd.call(_project, x, read, write, offset, strength, normalize=normalize)
 
 
 def project_(
@@ -144,8 +164,41 @@ def project_(
         TypeError: `strength` is a Python number.
     """
     _require_tensor("project_", strength)
-    _ops.project_.default(x, read, write, offset, strength, normalize=normalize)
-    return x
+    return _autograd.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
+
+
+def project_out(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    out: Tensor,
+) -> Tensor:
+    """`project` written into `out`, with the same bits; arguments as there. Returns out.
+
+    Memory that is written again and again is spared the page faults of a large new result, and a
+    small one the allocator.
+
+    Args:
+        out: of the shape, dtype and device of x; any strides whose leading dims flatten to one
+            stride, such as a slice of columns. May be x itself (then this is `project_`) or lie
+            beside it in one buffer (`buffer[:, :d]` and `buffer[:, d:]`). Under `torch.compile`
+            contiguous, which Dynamo asks of every `out`.
+
+    Raises:
+        RuntimeError: as `project`; also when an argument requires grad in grad mode, when `out` has
+            another shape, dtype or device than x, when two of its elements share an address, when
+            it shares memory with a factor or with other elements of x than the ones they become, or
+            when its leading dims do not flatten to one stride.
+        TypeError: `strength` is a Python number.
+    """
+    _require_tensor("project_out", strength)
+    return _autograd.write(
+        _project_out, "out", x, read, write, offset, strength, normalize=normalize, out=out
+    )
 
 
 def fold_(
@@ -177,8 +230,7 @@ def fold_(
         TypeError: `strength` is a Python number.
     """
     _require_tensor("fold_", strength)
-    _ops.fold_.default(weight, read, write, offset, strength, dim=dim)
-    return weight
+    return _autograd.write(_fold_, "weight", weight, read, write, offset, strength, dim=dim)
 
 
 def projected_norm(
@@ -201,4 +253,4 @@ def projected_norm(
         RuntimeError, TypeError: as `project`.
     """
     _require_tensor("projected_norm", strength)
-    return _ops.projected_norm.default(x, read, write, offset, strength)
+    return _autograd.call(_projected_norm, x, read, write, offset, strength)

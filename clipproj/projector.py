@@ -107,7 +107,12 @@ class Projector(nn.Module):
         return self.read.shape[1]
 
     def forward(
-        self, x: Tensor, strength: float | Tensor | None = None, normalize: bool = False
+        self,
+        x: Tensor,
+        strength: float | Tensor | None = None,
+        normalize: bool = False,
+        *,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The edited rows, in the shape and dtype of x.
 
@@ -117,10 +122,13 @@ class Projector(nn.Module):
                 value per row, [...] or flattened. Numbers are checked, tensors are not: they may
                 live on a device that must not be waited for.
             normalize: also divide each row by its length, in the same pass.
+            out: where to write the rows, as `clipproj.ops.project_out` takes it; x itself edits in
+                place. It is returned. A new tensor without it.
 
         Raises:
             TypeError, ValueError: for x that is no tensor or of another width; for a strength that
                 is out of range, or of another shape than x's leading dims.
+            RuntimeError: for an `out` that cannot be written, or where autograd would follow x.
         """
         self._check_rows("Projector", x)
         factors = self.factors(x.dtype)
@@ -135,6 +143,8 @@ class Projector(nn.Module):
         elif strength is not None:
             value = self._checked(strength)
             factors["strength"] = torch.full_like(factors["strength"], value)
+        if out is not None:
+            return ops.project_out(x, **factors, normalize=normalize, out=out)
         return ops.project(x, **factors, normalize=normalize)
 
     def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:

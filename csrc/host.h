@@ -4,9 +4,8 @@
 //   launch(x, factors, from data, from rows, to data, to rows, norm data, normalize)
 // which projects rows from one place to another (may be the same), or only measures them.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
 #include "check.h"
+#include "layout.h"
 #include "params.h"
 
 namespace clipproj {
@@ -38,44 +37,61 @@ ProjectParams<A> make_params(const Factors& f, const void* x, Rows from, void* o
   return p;
 }
 
+// Projects the rows of x into those of `out`, which may be x itself.
 template <auto launch>
-Tensor project(Tensor x, Tensor read, Tensor write, std::optional<Tensor> offset,
-               std::optional<Tensor> strength, bool normalize) {
+void project_into(Tensor out, Rows to, const Tensor& x, const Factors& f, bool normalize) {
+  const auto from = rows_of(x, to.n, to.d);
+  void* data = out.mutable_data_ptr();
+  const bool in_place = data == x.const_data_ptr();
+  const bool identity = is_identity(f, normalize);
+  if ((identity && !in_place) || !from) torch::stable::copy_(out, x);
+  if (identity) return;
+  // Leading dims that are no single stride have been copied: project the copy.
+  launch(x, f, from ? x.const_data_ptr() : data, from.value_or(to), data, to, nullptr, normalize);
+}
+
+// `make` is new_dense or the device's own.
+template <auto launch, auto make = new_dense>
+Tensor project(const Tensor& x, const Tensor& read, const Tensor& write,
+               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+               bool normalize) {
   const int64_t d = check_features("project", x), n = x.numel() / d;
   const Factors f = check_factors("project", "x", x, read, write, offset, strength, d, n);
-  Tensor out = torch::stable::new_empty(x, x.sizes());
-  const Rows to{n, d, d, 1};
-  const auto stride = row_stride(x);
-  if (!stride || is_identity(f, normalize)) torch::stable::copy_(out, x);
-  if (is_identity(f, normalize)) return out;
-  // Leading dims that are no single stride have been copied into the result: project them there.
-  const Rows from = stride ? Rows{n, d, *stride, x.stride(x.dim() - 1)} : to;
-  launch(x, f, stride ? x.const_data_ptr() : out.const_data_ptr(), from, out.mutable_data_ptr(), to,
-         nullptr, normalize);
+  Tensor out = make(x, x.sizes());
+  project_into<launch>(out, {n, d, d, 1}, x, f, normalize);
   return out;
 }
 
 template <auto launch>
-void project_(Tensor x, Tensor read, Tensor write, std::optional<Tensor> offset,
-              std::optional<Tensor> strength, bool normalize) {
+void project_(const Tensor& x, const Tensor& read, const Tensor& write,
+              const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+              bool normalize) {
   const int64_t d = check_features("project_", x), n = x.numel() / d;
   const Factors f = check_factors("project_", "x", x, read, write, offset, strength, d, n);
   check_writable("project_", "x", x, f);
-  const auto stride = row_stride(x);
-  require(stride.has_value(), "project_",
-          "x must have leading dims that flatten to one stride, got strides of a permuted view; "
-          "use project()");
-  if (is_identity(f, normalize)) return;
-  const Rows rows{n, d, *stride, x.stride(x.dim() - 1)};
-  void* data = x.mutable_data_ptr();
-  launch(x, f, data, rows, data, rows, nullptr, normalize);
+  const Rows rows = check_flat("project_", "x", x, n, d);
+  project_into<launch>(x, rows, x, f, normalize);
+}
+
+template <auto launch>
+void project_out(const Tensor& x, const Tensor& read, const Tensor& write,
+                 const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+                 bool normalize, const Tensor& out) {
+  const int64_t d = check_features("project_out", x), n = x.numel() / d;
+  const Factors f = check_factors("project_out", "x", x, read, write, offset, strength, d, n);
+  check_out("project_out", out, x);
+  check_writable("project_out", "out", out, f);
+  const Rows rows = check_flat("project_out", "out", out, n, d);
+  check_apart("project_out", out, rows, x);
+  project_into<launch>(out, rows, x, f, normalize);
 }
 
 // Folding is projecting the weight's own vectors: its rows for x @ A heads, its columns for
 // nn.Linear, the one row that is a bias. Kernels take strides, so nothing is transposed.
 template <auto launch>
-void fold_(Tensor weight, Tensor read, Tensor write, std::optional<Tensor> offset,
-           std::optional<Tensor> strength, int64_t dim) {
+void fold_(const Tensor& weight, const Tensor& read, const Tensor& write,
+           const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+           int64_t dim) {
   const Rows rows = check_weight("fold_", weight, offset, strength, dim);
   const Factors f =
       check_factors("fold_", "weight", weight, read, write, offset, strength, rows.d, rows.n);
@@ -86,19 +102,16 @@ void fold_(Tensor weight, Tensor read, Tensor write, std::optional<Tensor> offse
 }
 
 template <auto launch>
-Tensor projected_norm(Tensor x, Tensor read, Tensor write, std::optional<Tensor> offset,
-                      std::optional<Tensor> strength) {
+Tensor projected_norm(const Tensor& x, const Tensor& read, const Tensor& write,
+                      const std::optional<Tensor>& offset, const std::optional<Tensor>& strength) {
   const int64_t d = check_features("projected_norm", x), n = x.numel() / d;
   const Factors f = check_factors("projected_norm", "x", x, read, write, offset, strength, d, n);
-  const auto type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor norm = torch::stable::new_empty(x, leading_sizes(x), type);
-  auto stride = row_stride(x);
-  if (!stride) {  // the one case with a copy of x: leading dims without a common stride
-    x = torch::stable::contiguous(x);
-    stride = d;
-  }
-  const Rows rows{n, d, *stride, x.stride(x.dim() - 1)};
-  launch(x, f, x.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(), false);
+  Tensor norm = new_dense(f.read, {x.sizes().data(), x.sizes().size() - 1});
+  const auto flat = rows_of(x, n, d);
+  // The one case with a copy of x: leading dims without a common stride.
+  const Tensor from = flat ? x : dense(x);
+  const Rows rows = flat.value_or(Rows{n, d, d, 1});
+  launch(x, f, from.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(), false);
   return norm;
 }
 

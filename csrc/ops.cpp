@@ -11,6 +11,9 @@ STABLE_TORCH_LIBRARY(clipproj, m) {
       "project_(Tensor(a!) x, Tensor read, Tensor write, Tensor? offset=None, "
       "Tensor? strength=None, *, bool normalize=False) -> ()");
   m.def(
+      "project_out(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
+      "Tensor? strength=None, *, bool normalize=False, Tensor(a!) out) -> ()");
+  m.def(
       "fold_(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
       "Tensor? strength=None, *, int dim) -> ()");
   m.def(

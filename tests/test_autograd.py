@@ -234,6 +234,7 @@ def test_tracing_adds_no_nodes() -> None:
         ops.projected_norm(x, **given_factors)
         ops.project_(x, **given_factors)
         ops.fold_(x, **given_factors, dim=1)
+        ops.project_out(x, **given_factors, out=x)
 
     graph = make_fx(function)(features(6, 5)).graph
     calls = [node.target for node in graph.nodes if node.op == "call_function"]
@@ -242,6 +243,7 @@ def test_tracing_adds_no_nodes() -> None:
         RAW.projected_norm.default,
         RAW.project_.default,
         RAW.fold_.default,
+        RAW.project_out.default,
     ]
 
 
@@ -262,12 +264,32 @@ def test_factors_with_a_tangent_are_refused(operator: Callable, name: str) -> No
         TRANSFORMS["grad"](function, factor, factor)
 
 
+def test_a_subclass_that_takes_over_keeps_its_gradients() -> None:
+    class Scaled(Tensor):
+        """Plain to look at, times a parameter when it is used."""
+
+        scale: Tensor
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            with torch._C.DisableTorchFunctionSubclass():
+                args = [a * a.scale if isinstance(a, Scaled) else a for a in args]
+                return function(*args, **kwargs or {})
+
+    x = features(4, 5).as_subclass(Scaled)
+    x.scale = torch.tensor(2.0, requires_grad=True)
+    for function in differentiable(factors("oblique", 4, 5, 2)).values():
+        assert function(x).requires_grad
+
+
 def in_place_calls() -> dict[str, Callable]:
     return {
         "project_": ops.project_,
         "raw project_": lambda *args, **kwargs: RAW.project_(*args, **kwargs),
         "fold_": lambda *args, **kwargs: ops.fold_(*args, **kwargs, dim=1),
         "raw fold_": lambda *args, **kwargs: RAW.fold_.default(*args, **kwargs, dim=1),
+        "project_out": lambda x, **kwargs: ops.project_out(x, **kwargs, out=x),
+        "raw project_out": lambda x, **kwargs: RAW.project_out(x, **kwargs, out=x),
     }
 
 

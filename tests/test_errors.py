@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clipproj import ops
 
+NAMES = ["project", "project_", "project_out", "projected_norm", "fold_"]
 MODES = {"eager": nullcontext, "fake": FakeTensorMode}
 
 
@@ -73,15 +74,26 @@ ROWS: list[tuple[dict[str, Any], str]] = [
         "strength must be 0-dim or [n] with n=6, got [3]",
     ),
 ]
-OVERLAP = "must not overlap itself to be written in place, got strides that repeat elements"
+OVERLAP = "must not overlap itself to be written, got strides that repeat elements"
+FLAT = (
+    "must have leading dims that flatten to one stride, got strides of a permuted view; "
+    "use project()"
+)
 IN_PLACE: list[tuple[dict[str, Any], str]] = [
     ({"x": lambda: t(1, 8).expand(3, 8)}, f"x {OVERLAP}"),
     ({"x": lambda: t(3, 1).expand(3, 8)}, f"x {OVERLAP}"),
     ({"x": lambda: t(20).as_strided((3, 8), (4, 1))}, f"x {OVERLAP}"),
+    ({"x": lambda: t(3, 2, 8).transpose(0, 1)}, f"x {FLAT}"),
+]
+OUT: list[tuple[dict[str, Any], str]] = [
+    ({"out": lambda: t(3, 7)}, "out must be [3, 8] as x is, got [3, 7]"),
+    ({"out": lambda: t(3, 1, 8)}, "out must be [3, 8] as x is, got [3, 1, 8]"),
+    ({"out": lambda: t(3, 8, dtype=torch.float16)}, "out must be float32 as x is, got float16"),
+    ({"out": lambda: t(1, 8).expand(3, 8)}, f"out {OVERLAP}"),
+    ({"out": lambda: t(20).as_strided((3, 8), (4, 1))}, f"out {OVERLAP}"),
     (
-        {"x": lambda: t(3, 2, 8).transpose(0, 1)},
-        "x must have leading dims that flatten to one stride, got strides of a permuted view; "
-        "use project()",
+        {"x": lambda: t(2, 3, 8), "out": lambda: t(3, 2, 8).transpose(0, 1)},
+        f"out {FLAT}",
     ),
 ]
 WEIGHT: list[tuple[dict[str, Any], str]] = [
@@ -110,6 +122,7 @@ TABLE = [
     for name, rows in {
         "project": FACTORS + ROWS,
         "project_": FACTORS + ROWS + IN_PLACE,
+        "project_out": FACTORS + ROWS + OUT,
         "projected_norm": FACTORS + ROWS,
         "fold_": WEIGHT_FACTORS + WEIGHT,
     }.items()
@@ -128,6 +141,8 @@ def call(name: str, change: dict[str, Any]) -> None:
     if name == "fold_":
         arguments["dim"] = lambda: 1
     made = {key: make() for key, make in (arguments | change).items()}
+    if name == "project_out":
+        made.setdefault("out", t(*made["x"].shape, dtype=made["x"].dtype))
     getattr(ops, name)(made.pop("x"), **made)
 
 
@@ -140,13 +155,13 @@ def test_refused(name: str, change: dict[str, Any], text: str, mode: str) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_call_that_the_table_changes_is_fine(name: str, mode: str) -> None:
     with MODES[mode]():
         call(name, {})
 
 
-@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strength", [1.0, 1, [1.0]])
 def test_strength_is_no_number(name: str, strength: object) -> None:
     text = f"{name}: strength must be a tensor or None, got {type(strength).__name__}"
@@ -154,7 +169,7 @@ def test_strength_is_no_number(name: str, strength: object) -> None:
         call(name, {"strength": lambda: strength})
 
 
-@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+@pytest.mark.parametrize("name", NAMES)
 def test_devices_must_agree(name: str) -> None:
     for argument in ("read", "write", "strength"):
         shape = () if argument == "strength" else R
@@ -165,7 +180,7 @@ def test_devices_must_agree(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+@pytest.mark.parametrize("name", NAMES)
 def test_devices_must_agree_on_a_gpu(name: str) -> None:
     for argument in ("read", "write"):
         with pytest.raises(RuntimeError, match=f"{name}: {argument} must be on cpu, got cuda:0"):
@@ -175,7 +190,7 @@ def test_devices_must_agree_on_a_gpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("argument", ["read", "write", "offset", "strength"])
-@pytest.mark.parametrize("name", ["project_", "fold_"])
+@pytest.mark.parametrize("name", ["project_", "project_out", "fold_"])
 def test_memory_shared_with_a_factor_is_refused(name: str, argument: str) -> None:
     buffer = torch.ones(64)
     bias = name == "fold_" and argument == "offset"
@@ -187,12 +202,14 @@ def test_memory_shared_with_a_factor_is_refused(name: str, argument: str) -> Non
         "strength": buffer[7],
     }[argument]
     change = {"x": lambda: x, argument: lambda: other} | ({"dim": lambda: 0} if bias else {})
-    subject = "x" if name == "project_" else "weight"
+    if name == "project_out":
+        change |= {"x": lambda: x.clone(), "out": lambda: x}
+    subject = {"project_": "x", "project_out": "out", "fold_": "weight"}[name]
     text = f"{name}: {argument} must not share memory with {subject}, got overlapping storage"
     with pytest.raises(RuntimeError, match=re.escape(text)):
         call(name, change)
     assert (buffer == 1).all()
-    call(name, change | {"x": lambda: x.clone()})
+    call(name, change | {"out" if name == "project_out" else "x": lambda: x.clone()})
 
 
 def test_neighbours_in_one_buffer_are_no_overlap() -> None:
@@ -201,7 +218,7 @@ def test_neighbours_in_one_buffer_are_no_overlap() -> None:
     call("project_", {"x": lambda: x, "read": lambda: read})
 
 
-@pytest.mark.parametrize("name", ["project", "project_", "projected_norm", "fold_"])
+@pytest.mark.parametrize("name", NAMES)
 def test_tensors_that_are_not_strided_are_refused(name: str) -> None:
     with pytest.raises(NotImplementedError, match="Sparse"):
         call(name, {"x": lambda: t(3, 8).to_sparse()})

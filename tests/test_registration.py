@@ -17,6 +17,8 @@ SCHEMAS = {
     "Tensor? strength=None, *, bool normalize=False) -> Tensor",
     "project_": "(Tensor(a!) x, Tensor read, Tensor write, Tensor? offset=None, "
     "Tensor? strength=None, *, bool normalize=False) -> ()",
+    "project_out": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
+    "Tensor? strength=None, *, bool normalize=False, Tensor(a!) out) -> ()",
     "fold_": "(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
     "Tensor? strength=None, *, int dim) -> ()",
     "projected_norm": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
@@ -33,11 +35,16 @@ def test_schema(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
-    if layout == "requires grad" and name.endswith("_"):
-        pytest.skip("in-place operators refuse it: test_autograd.py")
+    if layout == "requires grad" and name in ("project_", "project_out", "fold_"):
+        pytest.skip("operators that write refuse it: test_autograd.py")
     x = features(6, 6, dtype).requires_grad_(layout == "requires grad")
     x = x.T if layout == "transposed" else x
-    options = {"project": {"normalize": True}, "project_": {"normalize": True}, "fold_": {"dim": 0}}
+    options: dict[str, dict] = {
+        "project": {"normalize": True},
+        "project_": {"normalize": True},
+        "project_out": {"normalize": True, "out": torch.empty_like(x)},
+        "fold_": {"dim": 0},
+    }
     option = "strength" if name == "fold_" else "per-row"
     for given in (factors("oblique", 6, 6, 2, dtype), factors(option, 6, 6, 2, dtype)):
         arguments = [given.get(key) for key in ("read", "write", "offset", "strength")]
@@ -87,20 +94,24 @@ def test_compiled_writes(backend: str) -> None:
     given_factors = factors("strength", 4, 5, 2)
 
     @torch.compile(fullgraph=True, backend=backend)
-    def step(weight: Tensor, block: Tensor) -> Tensor:
+    def step(weight: Tensor, block: Tensor, buffer: Tensor) -> Tensor:
+        write(weight, block, buffer)
+        return weight.sum() + block.sum() + buffer.sum()
+
+    def write(weight: Tensor, block: Tensor, buffer: Tensor) -> None:
         ops.fold_(weight, **given_factors, dim=0)
         ops.project_(block[:, 1:6], **given_factors)
-        return weight.sum() + block.sum()
+        ops.project_out(block[:, 1:6], **given_factors, out=buffer[:4])
+        ops.project_out(buffer[4:], **given_factors, out=buffer[4:])
 
-    weight, block = nn.Parameter(features(5, 4)), features(4, 8)
-    eager_weight, eager_block = weight.detach().clone(), block.clone()
-    ops.fold_(eager_weight, **given_factors, dim=0)
-    ops.project_(eager_block[:, 1:6], **given_factors)
+    weight, block, buffer = nn.Parameter(features(5, 4)), features(4, 8), features(8, 5)
+    eager = weight.detach().clone(), block.clone(), buffer.clone()
+    write(*eager)
     version = weight._version
     with torch.no_grad():
-        step(weight, block)
-    assert_bits(weight.detach(), eager_weight)
-    assert_bits(block, eager_block)
+        step(weight, block, buffer)
+    for written, want in zip((weight.detach(), block, buffer), eager, strict=True):
+        assert_bits(written, want)
     assert weight._version > version
 
 
@@ -128,11 +139,13 @@ def test_functionalization_keeps_the_write() -> None:
         def forward(self, x: Tensor, read: Tensor) -> Tensor:
             y = x.clone()
             ops.project_(y[1:], read, read)
-            return y + 1
+            out = ops.project_out(x, read, read, out=torch.empty_like(x))
+            return y + out
 
     x, read = features(4, 5), factors("symmetric", 1, 5, 2)["read"]
     program = torch.export.export(Write(), (x, read)).run_decompositions()
-    assert not any(node.target is RAW.project_.default for node in program.graph.nodes)
+    written = (RAW.project_.default, RAW.project_out.default)
+    assert not any(node.target in written for node in program.graph.nodes)
     assert_bits(program.module()(x, read), Write()(x, read))
 
 

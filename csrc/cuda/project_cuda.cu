@@ -8,6 +8,7 @@ namespace clipproj {
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CUDA, m) {
   m.impl("project", TORCH_BOX(&project<launch_cuda>));
   m.impl("project_", TORCH_BOX(&project_<launch_cuda>));
+  m.impl("project_out", TORCH_BOX(&project_out<launch_cuda>));
 }
 
 }  // namespace clipproj

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory for large new results.
+#pragma once
+#include "../layout.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace clipproj {
+
+// Asks for huge pages, as numpy does for its large arrays and torch with THP_MEM_ALLOC_ENABLE=1:
+// where Linux gives them on request only (transparent_hugepage = madvise, the usual setting), the
+// first touch of 4 KiB pages takes a large result several times as long as its arithmetic. It is
+// advice: a kernel without huge pages may say no.
+inline Tensor new_result(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
+  Tensor made = new_dense(like, sizes);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096;
+  constexpr size_t kLarge = 4 << 20;
+  const size_t bytes = made.numel() * made.element_size();
+  if (bytes < kLarge) return made;
+  const auto first = reinterpret_cast<uintptr_t>(made.mutable_data_ptr());
+  const uintptr_t begin = (first + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), first + bytes - begin, MADV_HUGEPAGE);
+#endif
+  return made;
+}
+
+}  // namespace clipproj

@@ -1,0 +1,66 @@
+"""What the operators take of the machine's memory, by the kernel's own books."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import factors, features
+
+from clipproj import ops
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' /proc")
+
+# Peak resident memory in KiB before and after, of a process of its own.
+GROWTH = """
+import resource, torch
+from clipproj import ops
+
+torch.set_num_threads(1)
+read = torch.linalg.qr(torch.randn(512, 16))[0].T.contiguous()
+ops.project_(torch.ones(64, 512), read, read)
+x = torch.ones(1_000_000, 512)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ops.project_(x, read, read, normalize=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def available() -> int:
+    """Bytes that may be taken without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
+
+
+@linux
+def test_a_large_batch_is_projected_in_its_own_memory() -> None:
+    if available() < 4 << 30:
+        pytest.skip("needs 4 GB of available memory")
+    out = subprocess.run(
+        [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert int(out.stdout) << 10 < 64 << 20
+
+
+def flags(address: int) -> list[str]:
+    """VmFlags of the mapping that an address belongs to."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first:
+            begin, end = (int(part, 16) for part in first.split("-"))
+            inside = begin <= address < end
+        elif inside and first == "VmFlags:":
+            return rest
+    raise AssertionError(f"no mapping at {address:#x}")
+
+
+@linux
+def test_a_large_new_result_asks_for_huge_pages() -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no huge pages")
+    x = features(16384, 512)  # 32 MiB: a mapping of its own
+    out = ops.project(x, **factors("symmetric", 1, 512, 1))
+    assert "hg" in flags(out.data_ptr() + out.nbytes // 2)
