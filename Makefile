@@ -8,10 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SAY := @printf '\n\033[1m== %s\033[0m\n'
 
-.PHONY: help demo test lint builds bench clean
+.PHONY: help demo test lint builds bench bench-compare clean
+.PHONY: perf-guard perf-guard-update perf-guard-callgrind
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.cli  ## Erase "cat" from the embedded CLIP and write clipproj-out/report.html
 	$(SAY) "clipproj erase cat"
@@ -30,9 +31,29 @@ builds: $(VENV)/.dev  ## The extension without CUDA and, where a toolkit is foun
 	$(SAY) "builds with CLIPPROJ_CUDA=0 and, given a toolkit, CLIPPROJ_CUDA=1"
 	@PATH="$(abspath $(BIN)):$$PATH" .ci/builds
 
-bench: $(VENV)/.dev  ## Operators beside their peers
+# THREADS: all cores where it is not given. BENCH: more options (benchmarks/conftest.py), for a look at
+# a part; then nothing is kept.
+bench: $(VENV)/.bench  ## Operators beside their peers: tables, and benchmarks/results/<machine>.json
 	$(SAY) "pytest benchmarks"
-	@$(BIN)/python -m pytest benchmarks
+	@mkdir -p .benchmarks
+	@$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=.benchmarks/last.json \
+		$(if $(THREADS),--threads $(THREADS)) $(BENCH)
+	@$(BIN)/python benchmarks/tables.py .benchmarks/last.json $(if $(BENCH),,--keep benchmarks/results)
+
+bench-compare: $(VENV)/.torch  ## What moved between two result files: OLD=a.json NEW=b.json
+	@$(BIN)/python benchmarks/tables.py --compare $(OLD) $(NEW)
+
+perf-guard: $(VENV)/.torch  ## Fails when a CPU kernel executes over 5 % more instructions than kept
+	$(SAY) "instructions executed by the CPU kernels"
+	@$(BIN)/python benchmarks/guard/count.py
+
+perf-guard-update: $(VENV)/.torch  ## Keeps today's counts, after a change that was meant
+	$(SAY) "instructions executed by the CPU kernels, to keep"
+	@$(BIN)/python benchmarks/guard/count.py --update
+
+perf-guard-callgrind: $(VENV)/.torch  # the same with callgrind's counts beside (needs valgrind)
+	$(SAY) "instructions executed by the CPU kernels, counted twice"
+	@$(BIN)/python benchmarks/guard/count.py --callgrind
 
 # Builds share one torch (no isolation) and find the environment's ninja on the PATH.
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable
@@ -53,5 +74,10 @@ $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.cli
 
+$(VENV)/.bench: $(VENV)/.torch $(SOURCES)
+	$(SAY) "2/2  clipproj, and what it is measured beside: JAX, PEFT, faiss, concept-erasure"
+	@$(INSTALL) '.[bench]'
+	@touch $@ $(VENV)/.cli $(VENV)/.dev
+
 clean:  ## Remove what was built, keep the environment
-	rm -rf build dist *.egg-info clipproj/*.so clipproj-out $(VENV)/.cli $(VENV)/.dev
+	rm -rf build dist *.egg-info clipproj/*.so clipproj-out $(VENV)/.cli $(VENV)/.dev $(VENV)/.bench
