@@ -1,23 +1,103 @@
-"""Real CLIP sizes: embedding widths, batches and ranks that the operators meet."""
+"""Real CLIP sizes, the grids that the suites run, and the problem that every contestant gets."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
 
-class Head(NamedTuple):
-    """A final projection: the width of its tower and of the embedding space."""
+from clipproj import reference
 
-    tower: int
-    d: int
-
-
-HEADS = {
-    "ViT-B-32": Head(768, 512),
-    "ViT-L-14": Head(1024, 768),
-    "ViT-H-14": Head(1280, 1024),
-    "ViT-bigG-14": Head(1664, 1280),
-    "ViT-SO400M-14-SigLIP": Head(1152, 1152),
+HEADS = {  # the width of a tower and of the embedding space behind its final projection
+    "ViT-B-32": (768, 512),
+    "ViT-L-14": (1024, 768),
+    "ViT-H-14": (1280, 1024),
+    "ViT-bigG-14": (1664, 1280),
+    "ViT-SO400M-14-SigLIP": (1152, 1152),
 }
-BATCHES = (1, 256, 4096)  # one query, a serving batch, a page of an embedding store
-RANKS = (1, 16, 64)  # a name; a class with its synonyms; a small union of classes
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REFERENCE_ROWS = 4096  # so many rows of a result are held against float64
+
+
+class Shape(NamedTuple):
+    """n rows of width d (features, or the rows of a head's weight), k directions."""
+
+    n: int
+    d: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.n}x{self.d}-k{self.k}"
+
+
+# One query; a user's handful; serving batches; a page of an embedding store; a shard of one.
+BATCHES = (1, 8, 32, 256, 4096, 65536)
+# A name, a class with its synonyms, a small union of classes.
+RANKS = ((512, 1), (512, 8), (512, 16), (768, 64), (1024, 8), (1152, 32))
+FOLD_HEADS = ("ViT-B-32", "ViT-L-14", "ViT-bigG-14")
+FOLD_RANKS = (1, 16, 64)
+
+ROWS = {
+    "full": [Shape(n, d, k) for d, k in RANKS for n in BATCHES],
+    "small": [Shape(n, 512, 16) for n in (1, 256)],
+}
+FOLDS = {
+    "full": [Shape(*HEADS[head], k) for head in FOLD_HEADS for k in FOLD_RANKS],
+    "small": [Shape(*HEADS["ViT-B-32"], 16)],
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The update `x - (x read^T) write` with an orthogonal projector: `read` is `write`.
+
+    `x` is `[n, d]`; where `dim` is 0 it is the weight of an `nn.Linear`, `[d, n]`. Applied twice it
+    changes nothing more, so that timing an in-place call again and again keeps its numbers alive.
+    """
+
+    x: Tensor
+    read: Tensor
+    dim: int = -1
+
+    @property
+    def write(self) -> Tensor:
+        return self.read
+
+    @property
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """`read^T` and `write` in the dtype of x, as torch's products need them."""
+        return self.read.T.to(self.x.dtype), self.write.to(self.x.dtype)
+
+
+@functools.lru_cache(maxsize=2)
+def _rows(n: int, d: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(n, d), dim=-1)
+
+
+def problem(shape: Shape, dtype: torch.dtype, device: str = "cpu", dim: int = -1) -> Problem:
+    """Unit rows, as CLIP's features are, and orthonormal directions; the same at every call."""
+    x = _rows(shape.n, shape.d).to(device, dtype)
+    torch.manual_seed(1)
+    read = torch.linalg.qr(torch.randn(shape.d, shape.k))[0].T.contiguous().to(device)
+    return Problem(x.T.contiguous() if dim == 0 else x.clone(), read, dim)
+
+
+def sample(rows: Tensor, dim: int = -1) -> Tensor:
+    """At most about REFERENCE_ROWS of the rows, evenly spread."""
+    axis = 1 if dim == 0 else 0
+    step = max(1, rows.shape[axis] // REFERENCE_ROWS)
+    return rows[:, ::step] if axis else rows[::step]
+
+
+def expected(op: str, given: Problem) -> Tensor:
+    """What the operator must compute for the sampled rows, in float64."""
+    x = sample(given.x, given.dim)
+    if op == "project":
+        return reference.project(x, given.read, given.write, normalize=True)
+    if op == "projected_norm":
+        return reference.projected_norm(x, given.read, given.write)
+    return reference.fold(x, given.read, given.write, dim=given.dim)

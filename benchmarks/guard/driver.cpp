@@ -28,7 +28,7 @@
 namespace {
 
 using clipproj::CpuKernels;
-using clipproj::ProjectFn;
+using Kernel = decltype(clipproj::ProjectKernel<float>::rows);
 using Params = clipproj::ProjectParams<float>;
 
 enum Dtype { kFloat32, kBFloat16, kFloat16 };
@@ -161,7 +161,7 @@ void operator delete(void*, std::align_val_t) noexcept {}
 void operator delete(void*, size_t, std::align_val_t) noexcept {}
 
 // The call whose instructions count: callgrind finds it by its name.
-extern "C" [[gnu::noinline]] void counted_call(ProjectFn<float> kernel, const Params& p) {
+extern "C" [[gnu::noinline]] void counted_call(Kernel kernel, const Params& p) {
   kernel(p, 0, p.n);
 }
 
@@ -169,7 +169,7 @@ namespace {
 
 // In a process of its own, so that every call finds the same memory. The first call is not counted:
 // it binds symbols and leaves whatever the kernel keeps as later calls find it.
-pid_t start(ProjectFn<float> kernel, const Problem& problem, bool traced) {
+pid_t start(Kernel kernel, const Problem& problem, bool traced) {
   const pid_t child = fork();
   if (child < 0) fail(1, "fork");
   if (child > 0) return child;
@@ -199,7 +199,7 @@ bool stopped_by(int status, int signal) { return WIFSTOPPED(status) && WSTOPSIG(
   std::exit(1);
 }
 
-long count_steps(ProjectFn<float> kernel, const Problem& problem) {
+long count_steps(Kernel kernel, const Problem& problem) {
   const pid_t child = start(kernel, problem, true);
   int status = wait_for(child);
   if (WIFEXITED(status)) {
@@ -224,17 +224,17 @@ long count_steps(ProjectFn<float> kernel, const Problem& problem) {
   return steps;
 }
 
-pid_t just_call(ProjectFn<float> kernel, const Problem& problem) {
+pid_t just_call(Kernel kernel, const Problem& problem) {
   const pid_t child = start(kernel, problem, false);
   const int status = wait_for(child);
   if (status != 0) fail_kernel(child, problem, status);
   return child;
 }
 
-ProjectFn<float> kernel_for(const CpuKernels& kernels, Dtype dtype) {
-  return dtype == kFloat32    ? kernels.project_f32
-         : dtype == kBFloat16 ? kernels.project_bf16
-                              : kernels.project_f16;
+Kernel kernel_for(const CpuKernels& kernels, Dtype dtype) {
+  return dtype == kFloat32    ? kernels.project_f32.rows
+         : dtype == kBFloat16 ? kernels.project_bf16.rows
+                              : kernels.project_f16.rows;
 }
 
 // Parent and child take turns at every step: on one core that is some three times faster than
@@ -254,7 +254,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: driver steps|pids\n");
     return 1;
   }
-  const auto call = [&](ProjectFn<float> kernel, const Problem& problem) -> long {
+  const auto call = [&](Kernel kernel, const Problem& problem) -> long {
     return what == "steps" ? count_steps(kernel, problem) : just_call(kernel, problem);
   };
   stay_on_this_core();

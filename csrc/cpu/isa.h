@@ -9,13 +9,23 @@
 
 namespace clipproj {
 
-// Rows [begin, end) of one problem, on one thread.
+// body(context, begin, end) over all of [0, units), on at most `threads` threads. A plain function,
+// because the kernels' files may share no inline code with others (see project_avx2.cpp).
+using ParallelFor = void (*)(int64_t threads, int64_t units,
+                             void (*body)(void* context, int64_t begin, int64_t end),
+                             void* context);
+
+// One dtype of one instruction set. Both give a row the same bits.
 template <class A>
-using ProjectFn = void (*)(const ProjectParams<A>& p, int64_t begin, int64_t end);
+struct ProjectKernel {
+  void (*rows)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // on one thread
+  void (*split)(const ProjectParams<A>& p, int64_t threads, ParallelFor parallel_for);
+  int64_t block;  // rows that share the factors they load: what a thread should get a multiple of
+};
 
 struct CpuKernels {
   const char* isa;
-  ProjectFn<float> project_f32, project_bf16, project_f16;
+  ProjectKernel<float> project_f32, project_bf16, project_f16;
 };
 
 const CpuKernels& cpu_kernels();            // the table in force
@@ -25,7 +35,7 @@ void set_cpu_isa(const std::string& name);  // throws std::invalid_argument for 
 
 namespace scalar {
 extern const CpuKernels kernels;
-extern const ProjectFn<double> project_f64;  // gradcheck and float64 models need no other
+extern const ProjectKernel<double> project_f64;  // gradcheck and float64 models need no other
 }  // namespace scalar
 #if defined(__x86_64__)
 namespace avx2 {

@@ -6,13 +6,29 @@
 
 namespace clipproj {
 
+inline void run_parallel(int64_t threads, int64_t units, void (*body)(void*, int64_t, int64_t),
+                         void* context) {
+  const int64_t grain = std::max<int64_t>(1, (units + threads - 1) / threads);
+  torch::stable::parallel_for(0, units, grain,
+                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
 template <class A>
-void launch_threads(ProjectFn<A> kernel, const ProjectParams<A>& p) {
+void launch_threads(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
   // A thread is worth waking for some ten microseconds of work; bits do not depend on the split.
-  constexpr int64_t kWorkPerThread = 1 << 17;
-  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (p.d * (p.k + 2)));
-  torch::stable::parallel_for(0, p.n, grain,
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  constexpr int64_t kWorkPerThread = 1 << 19;
+  const int64_t worth = p.n * p.d * (p.k + 2) / kWorkPerThread;
+  if (worth <= 1) return kernel.rows(p, 0, p.n);
+  const int64_t threads = std::min<int64_t>(worth, torch::stable::get_num_threads());
+  const int64_t blocks = (p.n + kernel.block - 1) / kernel.block;
+  if (blocks < threads) return kernel.split(p, threads, run_parallel);
+  auto range = [&](int64_t begin, int64_t end) {
+    kernel.rows(p, begin * kernel.block, std::min(end * kernel.block, p.n));
+  };
+  run_parallel(
+      threads, blocks,
+      [](void* f, int64_t begin, int64_t end) { (*static_cast<decltype(range)*>(f))(begin, end); },
+      &range);
 }
 
 inline void launch_cpu(const Tensor& x, const Factors& f, const void* from_data, Rows from,

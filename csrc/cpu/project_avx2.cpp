@@ -10,9 +10,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <new>
+#include <type_traits>
 
 #include "isa.h"
+#include "kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -30,7 +31,7 @@ using c10::Half;
 struct Vec {
   using A = float;
   static constexpr int64_t kLanes = 8;
-  static constexpr int kDirections = 2, kColumns = 2;  // 4 rows x 2 sums fit the 16 registers
+  static constexpr int kRows = 4, kSums = 8;  // 8 sums, 4 norms and operands in 16 registers
   __m256 v;
 
   static Vec zero() { return {_mm256_setzero_ps()}; }
@@ -50,13 +51,62 @@ struct Vec {
   void store(BFloat16* p, int64_t lanes) const { store_16bit(p, to_bf16(), lanes); }
   void store(Half* p, int64_t lanes) const { store_16bit(p, to_f16(), lanes); }
 
+  // Past the caches; p is aligned to a vector.
+  void stream(float* p) const { _mm256_stream_ps(p, v); }
+  void stream(BFloat16* p) const { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bf16()); }
+  void stream(Half* p) const { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_f16()); }
+  static void fence() { _mm_sfence(); }
+
+  // In a register: an operand of several instructions is to be loaded once.
+  Vec held() const {
+    Vec out = *this;
+    asm("" : "+x"(out.v));
+    return out;
+  }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  Vec operator+(Vec b) const { return {_mm256_add_ps(v, b.v)}; }
   Vec operator-(Vec b) const { return {_mm256_sub_ps(v, b.v)}; }
   Vec operator*(Vec b) const { return {_mm256_mul_ps(v, b.v)}; }
-  float sum() const {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+
+  // out[i] <- the sum of the lanes of v[i], halves first.
+  template <int N>
+  static void sums(const Vec* v, float* out) {
+    static_assert(N <= 8);
+    __m256 t[8];
+    CLIPPROJ_UNROLL for (int i = 0; i < 8; ++i) {
+      const int from = i % 2 * 4 + i / 2;  // where shuffles leave the sum of t[i]
+      t[i] = from < N ? v[from].v : _mm256_setzero_ps();
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 4; ++i) {
+      t[i] = _mm256_add_ps(_mm256_permute2f128_ps(t[2 * i], t[2 * i + 1], 0x20),
+                           _mm256_permute2f128_ps(t[2 * i], t[2 * i + 1], 0x31));
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 2; ++i) {
+      t[i] = _mm256_add_ps(_mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44),
+                           _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0xee));
+    }
+    const Vec all{
+        _mm256_add_ps(_mm256_shuffle_ps(t[0], t[1], 0x88), _mm256_shuffle_ps(t[0], t[1], 0xdd))};
+    N == 8 ? all.store(out) : all.store(out, N);
+  }
+
+  // Eight vectors as the rows of a matrix.
+  static void transpose(Vec* v) {
+    __m256 t[8];
+    CLIPPROJ_UNROLL for (int i = 0; i < 8; i += 4) {
+      const __m256 a = _mm256_unpacklo_ps(v[i].v, v[i + 1].v);
+      const __m256 b = _mm256_unpackhi_ps(v[i].v, v[i + 1].v);
+      const __m256 c = _mm256_unpacklo_ps(v[i + 2].v, v[i + 3].v);
+      const __m256 d = _mm256_unpackhi_ps(v[i + 2].v, v[i + 3].v);
+      t[i] = _mm256_shuffle_ps(a, c, 0x44);
+      t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+      t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+      t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 4; ++i) {
+      v[i].v = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+      v[i + 4].v = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
+    }
   }
 
  private:
@@ -98,10 +148,12 @@ struct Vec {
 
 #include "project_kernel.inl"
 
+template <class T>
+constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>, Vec::kRows};
+
 }  // namespace
 
-const CpuKernels kernels{"avx2", project_rows<Vec, float>, project_rows<Vec, BFloat16>,
-                         project_rows<Vec, Half>};
+const CpuKernels kernels{"avx2", kProject<float>, kProject<BFloat16>, kProject<Half>};
 
 }  // namespace clipproj::avx2
 

@@ -14,9 +14,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <new>
+#include <type_traits>
 
 #include "isa.h"
+#include "kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -35,7 +36,7 @@ using c10::Half;
 struct Vec {
   using A = float;
   static constexpr int64_t kLanes = 16;
-  static constexpr int kDirections = 4, kColumns = 4;  // 4 rows x 4 sums of the 32 registers
+  static constexpr int kRows = 8, kSums = 16;  // 16 sums, 8 norms and operands in 32 registers
   __m512 v;
 
   static Vec zero() { return {_mm512_setzero_ps()}; }
@@ -63,10 +64,73 @@ struct Vec {
   }
   void store(Half* p, int64_t lanes) const { _mm256_mask_storeu_epi16(p, mask(lanes), to_f16()); }
 
+  // In a register: an operand of several instructions is to be loaded once.
+  Vec held() const {
+    Vec out = *this;
+    asm("" : "+v"(out.v));
+    return out;
+  }
+  // Past the caches; p is aligned to a vector.
+  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  void stream(BFloat16* p) const { _mm256_stream_si256((__m256i*)p, to_bf16()); }
+  void stream(Half* p) const { _mm256_stream_si256((__m256i*)p, to_f16()); }
+  static void fence() { _mm_sfence(); }
+
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  Vec operator+(Vec b) const { return {_mm512_add_ps(v, b.v)}; }
   Vec operator-(Vec b) const { return {_mm512_sub_ps(v, b.v)}; }
   Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
-  float sum() const { return _mm512_reduce_add_ps(v); }
+
+  // out[i] <- the sum of the lanes of v[i], halves first.
+  template <int N>
+  static void sums(const Vec* v, float* out) {
+    static_assert(N <= 16);
+    __m512 t[16];
+    CLIPPROJ_UNROLL for (int i = 0; i < 16; ++i) {
+      const int from = i % 4 * 4 + i / 4;  // where shuffles leave the sum of t[i]
+      t[i] = from < N ? v[from].v : _mm512_setzero_ps();
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 8; ++i) {
+      t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x44),
+                           _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xee));
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88),
+                           _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 2; ++i) {
+      t[i] = _mm512_add_ps(_mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44),
+                           _mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0xee));
+    }
+    const Vec all{
+        _mm512_add_ps(_mm512_shuffle_ps(t[0], t[1], 0x88), _mm512_shuffle_ps(t[0], t[1], 0xdd))};
+    N == 16 ? all.store(out) : all.store(out, N);
+  }
+
+  // Sixteen vectors as the rows of a matrix.
+  static void transpose(Vec* v) {
+    __m512 t[16], u[16];
+    CLIPPROJ_UNROLL for (int i = 0; i < 16; i += 4) {
+      const __m512 a = _mm512_unpacklo_ps(v[i].v, v[i + 1].v);
+      const __m512 b = _mm512_unpackhi_ps(v[i].v, v[i + 1].v);
+      const __m512 c = _mm512_unpacklo_ps(v[i + 2].v, v[i + 3].v);
+      const __m512 d = _mm512_unpackhi_ps(v[i + 2].v, v[i + 3].v);
+      t[i] = _mm512_shuffle_ps(a, c, 0x44);
+      t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+      t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 4; ++i) {
+      u[i] = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88);
+      u[i + 4] = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+      u[i + 8] = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
+      u[i + 12] = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+    }
+    CLIPPROJ_UNROLL for (int i = 0; i < 8; ++i) {
+      v[i].v = _mm512_shuffle_f32x4(u[i], u[i + 8], 0x88);
+      v[i + 8].v = _mm512_shuffle_f32x4(u[i], u[i + 8], 0xdd);
+    }
+  }
 
  private:
   static __mmask16 mask(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
@@ -90,10 +154,12 @@ struct Vec {
 
 #include "project_kernel.inl"
 
+template <class T>
+constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>, Vec::kRows};
+
 }  // namespace
 
-const CpuKernels kernels{"avx512", project_rows<Vec, float>, project_rows<Vec, BFloat16>,
-                         project_rows<Vec, Half>};
+const CpuKernels kernels{"avx512", kProject<float>, kProject<BFloat16>, kProject<Half>};
 
 }  // namespace clipproj::avx512
 

@@ -2,217 +2,203 @@
 // x' = x - s (x R^T - c) W, then x' / max(|x'|, 1e-12) when asked. Included once per instruction
 // set, after that set's `Vec` (lanes of the accumulator type), inside that set's namespace.
 //
-// A tile of rows is widened to the accumulator type once, stays in the first-level cache through
-// both products and the norm, and is rounded once, at the store: x is read once and written once.
-// `project`, `project_`, `fold_` and `projected_norm` all come through here, so a weight folded
-// along either dim and a feature projected on the fly get the same arithmetic.
-//
-// Each row's sums run over d in one order (lane by lane, then across lanes) and over k in one
-// order, whatever rows share its tile: the bits of a row depend neither on n nor on the thread
-// count.
+// A block of rows stays in the first-level cache through both products and the norm, and is rounded
+// once, at the store: x is read once and written once. float32 rows that lie in memory as a tile
+// would are read, and in the end scaled, where they are; others go through a tile.
+// `project`, `project_`, `project_out`, `fold_` and `projected_norm` all come through here, so a
+// weight folded along either dim and a feature projected on the fly get the same bits.
+#include "blocks.inl"
+#include "columns.inl"
+#include "tile.inl"
 
-constexpr int64_t kRowsPerBlock = 4;  // rows that share each loaded factor
-constexpr int64_t kUnitTile = 4;      // rows a tile when features are adjacent in memory
-constexpr int64_t kStridedTile = 16;  // and when they are not: one cache line of neighbouring rows
-constexpr double kNormEps = 1e-12;    // as torch.nn.functional.normalize
+constexpr double kNormEps = 1e-12;  // as torch.nn.functional.normalize
 
-// Cache-line aligned scratch of one thread.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t size)
-      : data_(static_cast<A*>(::operator new(sizeof(A) * (size + 1), std::align_val_t{64}))) {}
-  ~Scratch() { ::operator delete(data_, std::align_val_t{64}); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  A* get() { return data_; }
+// A result of this size would push everything else out of the last-level cache on its way to
+// memory: it is written past it, unless it is written over x.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
- private:
-  A* data_;
-};
-
-// tile [rows, ld] <- x, widened; columns d..ld are zero, so that later loops need no tail for it.
-template <class V, class T>
-void load_tile(const T* x, int64_t x_row, int64_t x_col, int64_t rows, int64_t d,
-               typename V::A* tile, int64_t ld) {
-  if (x_col == 1) {
-    for (int64_t r = 0; r < rows; ++r) {
-      int64_t j = 0;
-      for (; j + V::kLanes <= d; j += V::kLanes)
-        V::load(x + r * x_row + j).store(tile + r * ld + j);
-      if (j < d) V::load(x + r * x_row + j, d - j).store(tile + r * ld + j);
-    }
-    return;
-  }
-  for (int64_t j = 0; j < d; ++j) {
-    for (int64_t r = 0; r < rows; ++r) {
-      tile[r * ld + j] = static_cast<typename V::A>(x[r * x_row + j * x_col]);
-    }
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = d; j < ld; ++j) tile[r * ld + j] = 0;
+// f(R, first row) for blocks of kRows rows, then of half as many, down to one.
+template <int R, class F>
+void for_blocks(int64_t row, int64_t rows, F f) {
+  for (; row + R <= rows; row += R) f(std::integral_constant<int, R>{}, row);
+  if constexpr (R > 1) {
+    if (row < rows) for_blocks<R / 2>(row, rows, f);
   }
 }
 
-template <class V, class T>
-void store_tile(const typename V::A* tile, int64_t ld, int64_t rows, int64_t d, T* out,
-                int64_t out_row, int64_t out_col) {
-  if (out_col == 1) {
-    for (int64_t r = 0; r < rows; ++r) {
-      int64_t j = 0;
-      for (; j + V::kLanes <= d; j += V::kLanes) {
-        V::load(tile + r * ld + j).store(out + r * out_row + j);
-      }
-      if (j < d) V::load(tile + r * ld + j).store(out + r * out_row + j, d - j);
-    }
-    return;
-  }
-  for (int64_t j = 0; j < d; ++j) {
-    for (int64_t r = 0; r < rows; ++r) {
-      out[r * out_row + j * out_col] = static_cast<T>(tile[r * ld + j]);
-    }
-  }
-}
-
-// dots[r, g] <- tile[r] . read[g] for R rows and G directions; dots has row pitch k.
-template <class V, int R, int G>
-void dot_block(const typename V::A* tile, int64_t ld, const typename V::A* read, int64_t d,
-               typename V::A* dots, int64_t k) {
-  V sum[R][G];
-  for (int r = 0; r < R; ++r) {
-    for (int g = 0; g < G; ++g) sum[r][g] = V::zero();
-  }
-  int64_t j = 0;
-  for (; j + V::kLanes <= d; j += V::kLanes) {
-    for (int g = 0; g < G; ++g) {
-      const V f = V::load(read + g * d + j);
-      for (int r = 0; r < R; ++r) sum[r][g] = V::fma(V::load(tile + r * ld + j), f, sum[r][g]);
-    }
-  }
-  if (j < d) {
-    for (int g = 0; g < G; ++g) {
-      const V f = V::load(read + g * d + j, d - j);
-      for (int r = 0; r < R; ++r) sum[r][g] = V::fma(V::load(tile + r * ld + j), f, sum[r][g]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int g = 0; g < G; ++g) dots[r * k + g] = sum[r][g].sum();
-  }
-}
-
-// tile[r, j..j + C lanes) -= coef[r] . write[:, j..]; `count` is how many of the columns exist.
-// What is taken out is summed by itself: k steps round at its size, only the last at that of x.
-template <class V, int R, int C>
-void update_block(typename V::A* tile, int64_t ld, const typename V::A* write, int64_t d, int64_t k,
-                  const typename V::A* coef, int64_t j, int64_t count) {
-  V sum[R][C];
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) sum[r][c] = V::zero();
-  }
-  for (int64_t i = 0; i < k; ++i) {
-    V w[C];
-    for (int c = 0; c < C; ++c) {
-      const typename V::A* from = write + i * d + j + c * V::kLanes;
-      w[c] = count < V::kLanes ? V::load(from, count) : V::load(from);
-    }
-    for (int r = 0; r < R; ++r) {
-      const V s = V::set1(coef[r * k + i]);
-      for (int c = 0; c < C; ++c) sum[r][c] = V::fma(s, w[c], sum[r][c]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) {
-      typename V::A* at = tile + r * ld + j + c * V::kLanes;
-      (V::load(at) - sum[r][c]).store(at);
-    }
-  }
-}
-
-// Rows row..row+R of the problem, already in the tile.
+// coef <- strength (coef - offset), for directions [g, end) of rows row..row+R of the problem.
 template <class V, int R>
-void project_block(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* tile,
-                   int64_t ld, typename V::A* coef) {
+void scale_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* coef, int64_t g,
+                int64_t end) {
   using A = typename V::A;
-  constexpr int G = V::kDirections, C = V::kColumns;
-  int64_t g = 0;
-  for (; g + G <= p.k; g += G) dot_block<V, R, G>(tile, ld, p.read + g * p.d, p.d, coef + g, p.k);
-  for (; g < p.k; ++g) dot_block<V, R, 1>(tile, ld, p.read + g * p.d, p.d, coef + g, p.k);
-  for (int r = 0; r < R; ++r) {
-    const A s = p.strength ? p.strength[(row + r) * p.strength_row] : A(1);
-    for (int64_t i = 0; i < p.k; ++i) {
-      const A c = p.offset ? p.offset[i] : A(0);
-      coef[r * p.k + i] = s * (coef[r * p.k + i] - c);
+  if (!p.strength && !p.offset) return;
+  A s[R];
+  for (int r = 0; r < R; ++r) s[r] = p.strength ? p.strength[(row + r) * p.strength_row] : A(1);
+  for (; g < end; ++g) {
+    const A c = p.offset ? p.offset[g] : A(0);
+    for (int r = 0; r < R; ++r) coef[g * R + r] = s[r] * (coef[g * R + r] - c);
+  }
+}
+
+// From the sum of squares of a projected row to its length, which is returned, and the factor that
+// normalises it. A sum that leaves the type's range is taken again relative to the largest element;
+// `y` is then left divided by that.
+template <class A>
+A row_norm(A square, A* y, int64_t d, A* scale) {
+  A unit = 1;
+  if (square > std::numeric_limits<A>::max()) {  // NaN stays NaN
+    for (int64_t j = 0; j < d; ++j) unit = std::max(unit, std::abs(y[j]));
+    square = unit;
+    if (!std::isinf(unit)) {
+      square = 0;
+      for (int64_t j = 0; j < d; ++j) {
+        y[j] /= unit;
+        square += y[j] * y[j];
+      }
     }
   }
-  int64_t j = 0;
-  for (; j + C * V::kLanes <= p.d; j += C * V::kLanes) {
-    update_block<V, R, C>(tile, ld, p.write, p.d, p.k, coef, j, C * V::kLanes);
-  }
-  for (; j < p.d; j += V::kLanes) {
-    update_block<V, R, 1>(tile, ld, p.write, p.d, p.k, coef, j, p.d - j);
-  }
+  const A norm = std::sqrt(square);
+  *scale = 1 / (norm > A(kNormEps) || norm != norm ? norm : A(kNormEps));
+  return norm * unit;
 }
 
-// The length of one projected row of the tile. A sum of squares that leaves the type's range is
-// taken again relative to the largest element; `row` is then left divided by it and `scale` says
-// so.
-template <class V>
-typename V::A row_norm(typename V::A* row, int64_t ld, typename V::A* scale) {
+template <class V, class T>
+bool streams(const ProjectParams<typename V::A>& p) {
+  const int64_t row = p.out_row * static_cast<int64_t>(sizeof(T));
+  const bool aligned = (reinterpret_cast<uintptr_t>(p.out) | row) % (V::kLanes * sizeof(T)) == 0;
+  return p.out && p.out != p.x && p.out_col == 1 && aligned &&
+         p.n * p.d * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+}
+
+// The end of every path: lengths, and rows `y` scaled and rounded to their place.
+template <class V, class T>
+void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, typename V::A* y,
+            int64_t ld, const typename V::A* square, bool stream) {
   using A = typename V::A;
-  *scale = 1;
-  V sum = V::zero();
-  for (int64_t j = 0; j < ld; j += V::kLanes) {
-    const V y = V::load(row + j);
-    sum = V::fma(y, y, sum);
+  A scale[kStridedRows<V>];
+  for (int64_t r = 0; r < rows; ++r) {
+    scale[r] = 1;
+    if (!p.normalize && !p.norm) continue;
+    const A norm = row_norm(square[r], y + r * ld, p.d, &scale[r]);
+    if (p.norm) p.norm[first + r] = norm;
   }
-  const A total = sum.sum();
-  if (!(total > std::numeric_limits<A>::max())) return std::sqrt(total);  // NaN stays NaN
-  A largest = 0;
-  for (int64_t j = 0; j < ld; ++j) largest = std::max(largest, std::abs(row[j]));
-  if (std::isinf(largest)) return largest;
-  A rest = 0;
-  for (int64_t j = 0; j < ld; ++j) {
-    row[j] /= largest;
-    rest += row[j] * row[j];
-  }
-  *scale = largest;
-  return std::sqrt(rest);
+  T* out = static_cast<T*>(p.out) + first * p.out_row;
+  const bool there = static_cast<void*>(y) == static_cast<void*>(out);
+  if (!p.out || (there && !p.normalize)) return;
+  store_tile<V>(y, ld, rows, p.d, scale, out, p.out_row, p.out_col, stream);
 }
 
+// The most directions for which rows adjacent in memory are not worth turning round.
+constexpr int64_t kColumnDirections = 8;
+
+// Rows [begin, end), on one thread.
 template <class V, class T>
 void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t end) {
   using A = typename V::A;
   const T* x = static_cast<const T*>(p.x);
   T* out = static_cast<T*>(p.out);
+  const bool stream = streams<V, T>(p), measured = p.normalize || p.norm;
   const bool adjacent = p.x_col == 1 && (!out || p.out_col == 1);
-  const int64_t tile_rows = std::min(end - begin, adjacent ? kUnitTile : kStridedTile);
-  const int64_t ld = (p.d + V::kLanes - 1) / V::kLanes * V::kLanes;
-  Scratch<A> tile_memory(tile_rows * ld), coef_memory(kRowsPerBlock * p.k);
+  const bool from_x = std::is_same_v<T, A> && p.x_col == 1;
+  const bool to_out = std::is_same_v<T, A> && out && p.out_col == 1 && !stream;
+  if (p.x_row == 1 && p.x_col != 1 && p.out_row == 1 && p.out_col != 1 && !measured &&
+      p.k <= kColumnDirections) {
+    return project_columns<V, T>(p, begin, end);
+  }
+  const int64_t step = std::min<int64_t>(end - begin, adjacent ? V::kRows : kStridedRows<V>);
+  const int64_t ld = tile_pitch<V>(p.d);
+  Scratch<A> tile_memory(from_x && to_out ? 0 : step * ld), coef_memory(V::kRows * p.k);
+  A *tile = tile_memory.get(), *coef = coef_memory.get(), square[kStridedRows<V>];
+
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t rows = std::min(step, end - first);
+    const T* from = x + first * p.x_row;
+    const A* source = from_x ? reinterpret_cast<const A*>(from) : tile;
+    A* target = to_out ? reinterpret_cast<A*>(out + first * p.out_row) : tile;
+    const int64_t source_ld = from_x ? p.x_row : ld, target_ld = to_out ? p.out_row : ld;
+    if (!from_x) load_tile<V>(from, p.x_row, p.x_col, rows, p.d, tile, ld);
+    for_blocks<V::kRows>(0, rows, [&](auto block, int64_t r) {
+      constexpr int R = decltype(block)::value;
+      const A* rows_of_x = source + r * source_ld;
+      A* y = target + r * target_ld;
+      dot_blocks<V, R>(rows_of_x, source_ld, p.read, p.d, coef, 0, p.k);
+      scale_coef<V, R>(p, first + r, coef, 0, p.k);
+      const Ahead ahead{reinterpret_cast<const char*>(from + (r + step) * p.x_row),
+                        p.x_row * static_cast<int64_t>(sizeof(T)), sizeof(T)};
+      if (measured) {
+        update_and_measure_rows<V, R>(rows_of_x, source_ld, p.write, p.d, p.k, coef, y, target_ld,
+                                      square + r, ahead);
+      } else {
+        update_rows<V, R>(rows_of_x, source_ld, p.write, p.d, p.k, coef, y, target_ld, 0, p.d,
+                          ahead);
+      }
+    });
+    finish<V, T>(p, first, rows, target, target_ld, square, stream);
+  }
+  if (stream) V::fence();
+}
+
+// All rows, when they are too few to occupy the threads: each step of the work is split along the
+// directions or the columns too. Every sum is made whole by one thread, in the order of
+// project_rows.
+template <class V, class T>
+void project_split(const ProjectParams<typename V::A>& p, int64_t threads,
+                   ParallelFor parallel_for) {
+  using A = typename V::A;
+  constexpr int64_t kDirections = 2 * V::kRows, kColumns = V::kSums * V::kLanes;  // of one piece
+  const int64_t blocks = (p.n + V::kRows - 1) / V::kRows, ld = tile_pitch<V>(p.d);
+  const int64_t groups = (p.k + kDirections - 1) / kDirections;
+  const int64_t panels = (p.d + kColumns - 1) / kColumns;
+  Scratch<A> tile_memory(p.n * ld), coef_memory(p.n * p.k);
   A *tile = tile_memory.get(), *coef = coef_memory.get();
 
-  for (int64_t first = begin; first < end; first += tile_rows) {
-    const int64_t rows = std::min(tile_rows, end - first);
-    load_tile<V>(x + first * p.x_row, p.x_row, p.x_col, rows, p.d, tile, ld);
-    for (int64_t r = 0; r < rows; r += kRowsPerBlock) {
-      A* block = tile + r * ld;
-      switch (std::min(kRowsPerBlock, rows - r)) {
-        case 1: project_block<V, 1>(p, first + r, block, ld, coef); break;
-        case 2: project_block<V, 2>(p, first + r, block, ld, coef); break;
-        case 3: project_block<V, 3>(p, first + r, block, ld, coef); break;
-        default: project_block<V, 4>(p, first + r, block, ld, coef); break;
-      }
-    }
-    if (p.normalize || p.norm) {
-      for (int64_t r = 0; r < rows; ++r) {
-        A* row = tile + r * ld;
-        A scale;
-        const A norm = row_norm<V>(row, ld, &scale);
-        if (p.norm) p.norm[first + r] = norm * scale;
-        if (!p.normalize) continue;
-        const V inverse = V::set1(1 / (norm > A(kNormEps) || norm != norm ? norm : A(kNormEps)));
-        for (int64_t j = 0; j < ld; j += V::kLanes) (V::load(row + j) * inverse).store(row + j);
-      }
-    }
-    if (out) store_tile<V>(tile, ld, rows, p.d, out + first * p.out_row, p.out_row, p.out_col);
-  }
+  // body(block, piece) for all pieces of all blocks of rows.
+  auto in_pieces = [&](int64_t pieces, auto body) {
+    auto range = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i / pieces, i % pieces);
+    };
+    parallel_for(
+        threads, blocks * pieces,
+        [](void* f, int64_t begin, int64_t end) {
+          (*static_cast<decltype(range)*>(f))(begin, end);
+        },
+        &range);
+  };
+  // Rows row..row+R of a block, with their place in the tile and among the coefficients.
+  auto for_rows = [&](int64_t block, auto body) {
+    const int64_t first = block * V::kRows;
+    for_blocks<V::kRows>(
+        first, std::min<int64_t>(first + V::kRows, p.n),
+        [&](auto size, int64_t row) { body(size, row, tile + row * ld, coef + row * p.k); });
+  };
+
+  in_pieces(1, [&](int64_t block, int64_t) {
+    const int64_t first = block * V::kRows, rows = std::min<int64_t>(V::kRows, p.n - first);
+    load_tile<V>(static_cast<const T*>(p.x) + first * p.x_row, p.x_row, p.x_col, rows, p.d,
+                 tile + first * ld, ld);
+  });
+  in_pieces(groups, [&](int64_t block, int64_t group) {
+    const int64_t g = group * kDirections, end = std::min(g + kDirections, p.k);
+    for_rows(block, [&](auto size, int64_t row, A* y, A* c) {
+      constexpr int R = decltype(size)::value;
+      dot_blocks<V, R>(y, ld, p.read, p.d, c, g, end);
+      scale_coef<V, R>(p, row, c, g, end);
+    });
+  });
+  in_pieces(panels, [&](int64_t block, int64_t panel) {
+    const int64_t j = panel * kColumns, end = std::min(j + kColumns, p.d);
+    for_rows(block, [&](auto size, int64_t, A* y, A* c) {
+      constexpr int R = decltype(size)::value;
+      update_rows<V, R>(y, ld, p.write, p.d, p.k, c, y, ld, j, end,
+                        Ahead{reinterpret_cast<const char*>(y), 0, 0});
+    });
+  });
+  in_pieces(1, [&](int64_t block, int64_t) {
+    for_rows(block, [&](auto size, int64_t row, A* y, A*) {
+      constexpr int R = decltype(size)::value;
+      A square[R];
+      square_rows<V, R>(y, ld, p.d, square);
+      finish<V, T>(p, row, R, y, ld, square, false);
+    });
+  });
 }

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any machine, and float64 everywhere. Eight lanes written as plain loops: the compiler turns them
-// into whatever the target's baseline has.
+// Any machine, and float64 everywhere. 128-bit vectors of the compiler's own, which turns
+// them into whatever the target's baseline has.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
-#include <new>
+#include <type_traits>
 
 #include "isa.h"
+#include "kernel.h"
 
 namespace clipproj::scalar {
 namespace {
@@ -20,53 +22,75 @@ using c10::Half;
 template <class Accumulator>
 struct Vec {
   using A = Accumulator;
-  static constexpr int64_t kLanes = 8;
-  static constexpr int kDirections = 1, kColumns = 1;
-  A v[kLanes];
+  static constexpr int64_t kLanes = 16 / sizeof(A);
+  static constexpr int kRows = 4, kSums = 8;
+  typedef A Lanes __attribute__((vector_size(16)));
+  Lanes v;
 
-  static Vec set1(A value) {
+  static Vec set1(A value) { return {Lanes{} + value}; }
+  static Vec zero() { return {Lanes{}}; }
+  static Vec load(const A* p) {
     Vec out;
-    for (A& lane : out.v) lane = value;
-    return out;
-  }
-  static Vec zero() { return set1(0); }
-  template <class T>
-  static Vec load(const T* p) {
-    Vec out;
-    for (int64_t i = 0; i < kLanes; ++i) out.v[i] = static_cast<A>(p[i]);
+    std::memcpy(&out.v, p, sizeof(out.v));
     return out;
   }
   template <class T>
-  static Vec load(const T* p, int64_t lanes) {
+  static Vec load(const T* p, int64_t lanes = kLanes) {
     Vec out = zero();
     for (int64_t i = 0; i < lanes; ++i) out.v[i] = static_cast<A>(p[i]);
     return out;
   }
+  void store(A* p) const { std::memcpy(p, &v, sizeof(v)); }
   template <class T>
   void store(T* p, int64_t lanes = kLanes) const {
     for (int64_t i = 0; i < lanes; ++i) p[i] = static_cast<T>(v[i]);
   }
-  static Vec fma(Vec a, Vec b, Vec c) {
-    for (int64_t i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
-    return c;
+  template <class T>
+  void stream(T* p) const {
+    store(p);
   }
-  Vec operator-(Vec b) const {
-    for (int64_t i = 0; i < kLanes; ++i) b.v[i] = v[i] - b.v[i];
-    return b;
+  static void fence() {}
+
+  Vec held() const { return *this; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {c.v + a.v * b.v}; }
+  Vec operator+(Vec b) const { return {v + b.v}; }
+  Vec operator-(Vec b) const { return {v - b.v}; }
+  Vec operator*(Vec b) const { return {v * b.v}; }
+
+  // out[i] <- the sum of the lanes of v[i], halves first.
+  template <int N>
+  static void sums(const Vec* v, A* out) {
+    for (int i = 0; i < N; ++i) {
+      Vec t = v[i];
+      for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+        for (int64_t lane = 0; lane < half; ++lane) t.v[lane] = t.v[lane] + t.v[lane + half];
+      }
+      out[i] = t.v[0];
+    }
   }
-  Vec operator*(Vec b) const {
-    for (int64_t i = 0; i < kLanes; ++i) b.v[i] *= v[i];
-    return b;
+
+  // kLanes vectors as the rows of a matrix.
+  static void transpose(Vec* v) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      for (int64_t j = 0; j < i; ++j) {
+        const A upper = v[j].v[i];
+        v[j].v[i] = v[i].v[j];
+        v[i].v[j] = upper;
+      }
+    }
   }
-  A sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 };
 
 #include "project_kernel.inl"
 
+template <class A, class T>
+constexpr ProjectKernel<A> kProject{project_rows<Vec<A>, T>, project_split<Vec<A>, T>,
+                                    Vec<A>::kRows};
+
 }  // namespace
 
-const CpuKernels kernels{"scalar", project_rows<Vec<float>, float>,
-                         project_rows<Vec<float>, BFloat16>, project_rows<Vec<float>, Half>};
-const ProjectFn<double> project_f64 = project_rows<Vec<double>, double>;
+const CpuKernels kernels{"scalar", kProject<float, float>, kProject<float, BFloat16>,
+                         kProject<float, Half>};
+const ProjectKernel<double> project_f64 = kProject<double, double>;
 
 }  // namespace clipproj::scalar

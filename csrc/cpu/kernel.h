@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of all instruction sets share: how their loops are to be compiled, and scratch
+// memory. Included before the target pragma (see project_avx2.cpp).
+#pragma once
+#include <cstdint>
+#include <new>
+
+// Loops over registers: GCC keeps an array in registers only if the loops over it are gone early.
+#define CLIPPROJ_UNROLL _Pragma("GCC unroll 16")
+#define CLIPPROJ_INLINE __attribute__((always_inline)) inline
+// One copy with all registers to itself.
+#define CLIPPROJ_NOINLINE __attribute__((noinline))
+
+namespace clipproj {
+
+// Cache-line aligned memory of one thread.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : data_(static_cast<A*>(::operator new(sizeof(A) * (size + 1), std::align_val_t{64}))) {}
+  ~Scratch() { ::operator delete(data_, std::align_val_t{64}); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  A* get() { return data_; }
+
+ private:
+  A* data_;
+};
+
+}  // namespace clipproj
