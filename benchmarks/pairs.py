@@ -24,7 +24,7 @@ from roofline import Work
 from shapes import Problem, Shape, expected, sample
 from torch import Tensor
 
-BATCH_SECONDS = 1e-4  # a batch of calls takes at least this long: the clock and its call are 0.1 us
+BATCH_SECONDS = 2e-3  # a batch of calls: time for a contestant to be among its own data
 SHARE_SECONDS = 0.25  # what one contestant may use of a problem, the first calls apart
 MOST_ROUNDS = 41
 LEAST_ROUNDS = 5  # of clipproj; a slow peer may get one

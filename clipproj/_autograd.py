@@ -96,7 +96,8 @@ def call(op: torch._ops.OpOverload, *args: Tensor | None, **options: Any) -> Ten
 def write(op: torch._ops.OpOverload, subject: str, *args: Tensor | None, **options: Any) -> Tensor:
     """What op has written, its argument `subject`: the first, or a keyword."""
     target = options.get(subject, args[0])
-    if torch.compiler.is_compiling() or _busy((*args, target)):
+    uncounted = torch.is_inference_mode_enabled() and target.is_inference()
+    if torch.compiler.is_compiling() or uncounted or _busy((*args, target)):
         op(*args, **options)
     else:
         _count_write(op, subject, target)

@@ -26,8 +26,9 @@ def test_matches_reference_along_both_dims(
     assert torch.equal(want, reference.fold(weight, **given_factors, dim=-1))
 
     linear = weight.T.contiguous()  # [d, in] of nn.Linear
-    for dim in (0, -2):
-        assert_bits(ops.fold_(linear.clone(), **given_factors, dim=dim).T, folded)
+    got = ops.fold_(linear.clone(), **given_factors, dim=0).T
+    assert_reference(got, weight, **given_factors)
+    assert_bits(ops.fold_(linear.clone(), **given_factors, dim=-2).T, got)
     assert_bits(ops.fold_(weight.clone(), **given_factors, dim=-1), folded)
     assert_bits(ops.project(weight, **given_factors), folded)
 
@@ -63,7 +64,7 @@ def test_strided_weights_change_and_nothing_else_does(
         weight = view if dim == 1 else view.T
         before, want = buffer.clone(), ops.project(view, **given_factors)
         ops.fold_(weight, **given_factors, dim=dim)
-        assert_bits(view, want)
+        torch.testing.assert_close(view, want)
         view.copy_(before.as_strided(view.shape, view.stride(), view.storage_offset()))
         assert_bits(buffer, before)
 
@@ -81,11 +82,33 @@ def test_folded_linear_gives_projected_features(device: str, bias: bool) -> None
     torch.testing.assert_close(head(x), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_bits_do_not_depend_on_threads(threads: None, cpu_isa: str, count: int) -> None:
-    given_factors = factors("oblique", 257, 136, 16)
-    weight = features(136, 257)
+def test_bits_of_a_column_depend_on_that_column_alone(
+    threads: None, device: str, dtype: torch.dtype
+) -> None:
+    d, columns = 77, 1111
+    given_factors = factors("strength", columns, d, 18, dtype, device)
+    weight = features(d, columns, dtype, device)
+
+    def fold(part: Tensor) -> Tensor:
+        return ops.fold_(part.clone(memory_format=torch.contiguous_format), **given_factors, dim=0)
+
     torch.set_num_threads(1)
-    want = ops.fold_(weight.clone(), **given_factors, dim=0)
-    torch.set_num_threads(count)
-    assert_bits(ops.fold_(weight.clone(), **given_factors, dim=0), want)
+    want = fold(weight)
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        assert_bits(fold(weight), want)
+    # As rows of another length, so that they fall elsewhere into vectors and panels.
+    for part in (slice(0, 1), slice(3, 40), slice(63, 200), slice(1110, 1111)):
+        assert_bits(fold(weight[:, part]), want[:, part])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_inf_stay_in_their_column(device: str, dtype: torch.dtype, bad: float) -> None:
+    given_factors = factors("oblique", 21, 33, 5, dtype, device)
+    weight = features(33, 21, dtype, device)
+    clean = ops.fold_(weight.clone(), **given_factors, dim=0)
+    weight[7, 4] = bad
+    folded = ops.fold_(weight, **given_factors, dim=0)
+    others = torch.arange(21, device=device) != 4
+    assert_bits(folded[:, others], clean[:, others])
+    assert not folded[:, 4].isfinite().all()

@@ -226,9 +226,9 @@ def test_subnormal_rows(device: str, dtype: torch.dtype) -> None:
 def test_bits_depend_on_the_row_alone(
     threads: None, device: str, dtype: torch.dtype, normalize: bool
 ) -> None:
-    n, d = 257, 136
+    n, d = 1031, 136  # enough work for several threads
     x = features(n, d, dtype, device)
-    given_factors = factors("oblique", n, d, 16, dtype, device)
+    given_factors = factors("oblique", n, d, 32, dtype, device)
 
     def run(rows: Tensor) -> Tensor:
         return ops.project(rows, **given_factors, normalize=normalize)
@@ -239,11 +239,50 @@ def test_bits_depend_on_the_row_alone(
         torch.set_num_threads(count)
         assert_bits(run(x), want)
         assert_bits(run(x), want)
-    for rows in (slice(0, 1), slice(3, 5), slice(6, 9), slice(7, 40), slice(256, 257)):
+    for rows in (slice(0, 1), slice(3, 5), slice(6, 9), slice(7, 40), slice(1030, 1031)):
         assert_bits(run(x[rows]), want[rows])
     order = torch.randperm(n, device=device)
     assert_bits(run(x[order]), want[order])
     assert_bits(run(x.T.contiguous().T), want)
+
+
+@pytest.mark.parametrize("n", [1, 3, 13])
+def test_few_rows_split_over_threads_keep_their_bits(
+    threads: None, device: str, dtype: torch.dtype, n: int
+) -> None:
+    d, k = 1023, 401  # enough work for several threads
+    x = features(16, d, dtype, device)
+    given_factors = factors("per-row", 16, d, k, dtype, device)
+    strength = given_factors.pop("strength")
+
+    def run(rows: Tensor, s: Tensor, normalize: bool) -> list[Tensor]:
+        out = ops.project(rows, **given_factors, strength=s, normalize=normalize)
+        turned = ops.project(rows.T.contiguous().T, **given_factors, strength=s)
+        return [out, turned, ops.projected_norm(rows, **given_factors, strength=s)]
+
+    for normalize in (False, True):
+        torch.set_num_threads(1)
+        want = run(x, strength, normalize)
+        torch.set_num_threads(4)
+        for got, all_rows in zip(run(x[:n], strength[:n], normalize), want, strict=True):
+            assert_bits(got, all_rows[:n])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_results_too_large_for_caches_keep_their_bits(
+    cpu_isa: str, dtype: torch.dtype, normalize: bool
+) -> None:
+    d = 1032
+    n = (17 << 20) // (d * dtype.itemsize)
+    x = torch.randn(n, d).to(dtype)
+    given_factors = factors("symmetric", n, d, 2, dtype)
+    want = ops.project_(x.clone(), **given_factors, normalize=normalize)
+    assert_bits(ops.project(x, **given_factors, normalize=normalize), want)
+    # Rows that no vector's alignment fits.
+    out = torch.empty(n, d + 1, dtype=dtype)[:, 1:]
+    ops.project_out(x, **given_factors, normalize=normalize, out=out)
+    assert_bits(out, want)
 
 
 def test_strength_zero_changes_nothing(device: str, dtype: torch.dtype) -> None:

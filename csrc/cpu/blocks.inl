@@ -6,14 +6,6 @@
 // Register plan: R x G sums of the first product, R x C of the second, V::kSums of either, with R
 // from V::kRows down to one. Sizes that do not fill a block go on with half of it.
 
-// A pointer that the compiler can't see through. It would keep one for each row of a block through
-// the loop over columns, and spill the factors to make room for them.
-template <class P>
-CLIPPROJ_INLINE P opaque(P p) {
-  asm("" : "+r"(p));
-  return p;
-}
-
 // coef[g, r] <- x[r] . read[g] for R rows and G directions.
 template <class V, int R, int G>
 CLIPPROJ_NOINLINE void dot_block(const typename V::A* x, int64_t x_ld, const typename V::A* read,

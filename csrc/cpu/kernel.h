@@ -13,6 +13,14 @@
 
 namespace clipproj {
 
+// A pointer that the compiler can't see through. It would keep one for each row of a block through
+// the loop over blocks, and spill the factors to make room for them.
+template <class P>
+CLIPPROJ_INLINE P opaque(P p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 // Cache-line aligned memory of one thread.
 template <class A>
 class Scratch {

@@ -13,38 +13,54 @@ inline void run_parallel(int64_t threads, int64_t units, void (*body)(void*, int
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
+// body(begin, end) over all of [0, units).
+template <class F>
+void run_parallel(int64_t threads, int64_t units, F body) {
+  run_parallel(
+      threads, units,
+      [](void* f, int64_t begin, int64_t end) { (*static_cast<F*>(f))(begin, end); }, &body);
+}
+
+// How many threads a problem is worth: one for some ten microseconds of work.
 template <class A>
-void launch_threads(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
-  // A thread is worth waking for some ten microseconds of work; bits do not depend on the split.
+int64_t threads_for(const ProjectParams<A>& p) {
   constexpr int64_t kWorkPerThread = 1 << 19;
   const int64_t worth = p.n * p.d * (p.k + 2) / kWorkPerThread;
-  if (worth <= 1) return kernel.rows(p, 0, p.n);
-  const int64_t threads = std::min<int64_t>(worth, torch::stable::get_num_threads());
-  const int64_t blocks = (p.n + kernel.block - 1) / kernel.block;
+  return worth <= 1 ? 1 : std::min<int64_t>(worth, torch::stable::get_num_threads());
+}
+
+template <class A>
+void launch_rows(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
+  const int64_t threads = threads_for(p), blocks = (p.n + kernel.block - 1) / kernel.block;
+  if (threads == 1) return kernel.rows(p, 0, p.n);
   if (blocks < threads) return kernel.split(p, threads, run_parallel);
-  auto range = [&](int64_t begin, int64_t end) {
+  run_parallel(threads, blocks, [&](int64_t begin, int64_t end) {
     kernel.rows(p, begin * kernel.block, std::min(end * kernel.block, p.n));
-  };
-  run_parallel(
-      threads, blocks,
-      [](void* f, int64_t begin, int64_t end) { (*static_cast<decltype(range)*>(f))(begin, end); },
-      &range);
+  });
+}
+
+// launch(kernel, params) with the kernel of the dtype.
+template <class Launch>
+void for_dtype(ScalarType type, const Factors& f, const void* from_data, Rows from, void* out,
+               Rows to, void* norm, bool normalize, Launch launch) {
+  if (from.n == 0) return;
+  if (type == ScalarType::Double) {
+    return launch(scalar::project_f64,
+                  make_params<double>(f, from_data, from, out, to, norm, normalize));
+  }
+  const CpuKernels& kernels = cpu_kernels();
+  const auto p = make_params<float>(f, from_data, from, out, to, norm, normalize);
+  switch (type) {
+    case ScalarType::Float: return launch(kernels.project_f32, p);
+    case ScalarType::BFloat16: return launch(kernels.project_bf16, p);
+    default: return launch(kernels.project_f16, p);
+  }
 }
 
 inline void launch_cpu(const Tensor& x, const Factors& f, const void* from_data, Rows from,
                        void* out, Rows to, void* norm, bool normalize) {
-  if (from.n == 0) return;
-  if (x.scalar_type() == ScalarType::Double) {
-    return launch_threads(scalar::project_f64,
-                          make_params<double>(f, from_data, from, out, to, norm, normalize));
-  }
-  const CpuKernels& kernels = cpu_kernels();
-  const auto p = make_params<float>(f, from_data, from, out, to, norm, normalize);
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return launch_threads(kernels.project_f32, p);
-    case ScalarType::BFloat16: return launch_threads(kernels.project_bf16, p);
-    default: return launch_threads(kernels.project_f16, p);
-  }
+  for_dtype(x.scalar_type(), f, from_data, from, out, to, norm, normalize,
+            [](const auto& kernel, const auto& p) { launch_rows(kernel, p); });
 }
 
 }  // namespace clipproj

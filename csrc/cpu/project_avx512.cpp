@@ -152,10 +152,12 @@ struct Vec {
   }
 };
 
+#include "fold_kernel.inl"
 #include "project_kernel.inl"
 
 template <class T>
-constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>, Vec::kRows};
+constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>,
+                                        fold_columns<Vec, T>, Vec::kRows};
 
 }  // namespace
 

@@ -5,10 +5,8 @@
 // A block of rows stays in the first-level cache through both products and the norm, and is rounded
 // once, at the store: x is read once and written once. float32 rows that lie in memory as a tile
 // would are read, and in the end scaled, where they are; others go through a tile.
-// `project`, `project_`, `project_out`, `fold_` and `projected_norm` all come through here, so a
-// weight folded along either dim and a feature projected on the fly get the same bits.
+// All operators come through here but fold_ along dim 0 (fold_kernel.inl).
 #include "blocks.inl"
-#include "columns.inl"
 #include "tile.inl"
 
 constexpr double kNormEps = 1e-12;  // as torch.nn.functional.normalize
@@ -88,9 +86,6 @@ void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, 
   store_tile<V>(y, ld, rows, p.d, scale, out, p.out_row, p.out_col, stream);
 }
 
-// The most directions for which rows adjacent in memory are not worth turning round.
-constexpr int64_t kColumnDirections = 8;
-
 // Rows [begin, end), on one thread.
 template <class V, class T>
 void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t end) {
@@ -101,10 +96,6 @@ void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t 
   const bool adjacent = p.x_col == 1 && (!out || p.out_col == 1);
   const bool from_x = std::is_same_v<T, A> && p.x_col == 1;
   const bool to_out = std::is_same_v<T, A> && out && p.out_col == 1 && !stream;
-  if (p.x_row == 1 && p.x_col != 1 && p.out_row == 1 && p.out_col != 1 && !measured &&
-      p.k <= kColumnDirections) {
-    return project_columns<V, T>(p, begin, end);
-  }
   const int64_t step = std::min<int64_t>(end - begin, adjacent ? V::kRows : kStridedRows<V>);
   const int64_t ld = tile_pitch<V>(p.d);
   Scratch<A> tile_memory(from_x && to_out ? 0 : step * ld), coef_memory(V::kRows * p.k);

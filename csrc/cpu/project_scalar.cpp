@@ -81,11 +81,12 @@ struct Vec {
   }
 };
 
+#include "fold_kernel.inl"
 #include "project_kernel.inl"
 
 template <class A, class T>
 constexpr ProjectKernel<A> kProject{project_rows<Vec<A>, T>, project_split<Vec<A>, T>,
-                                    Vec<A>::kRows};
+                                    fold_columns<Vec<A>, T>, Vec<A>::kRows};
 
 }  // namespace
 
