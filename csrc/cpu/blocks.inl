@@ -88,6 +88,8 @@ CLIPPROJ_INLINE void update_block(const typename V::A* x, int64_t x_ld, const ty
   }
 }
 
+constexpr int64_t kLine = 64;  // bytes
+
 // Where the rows that come next lie in memory, to be fetched while these are computed.
 struct Ahead {
   const char* at;
@@ -101,12 +103,12 @@ CLIPPROJ_INLINE void update_blocks(const typename V::A* x, int64_t x_ld, const t
                                    typename V::A* y, int64_t y_ld, int64_t j, int64_t end,
                                    V* square, const Ahead& ahead) {
   for (; j + C * V::kLanes <= end; j += C * V::kLanes) {
-    if constexpr (R == V::kRows) {
+    if constexpr (R >= 4) {
       const char* next = opaque(ahead.at + j * ahead.item);
-      const int64_t last = C * V::kLanes * ahead.item - 1;
       CLIPPROJ_UNROLL for (int r = 0; r < R; ++r) {
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + last, 0, 2);
+        for (int64_t b = 0; b < C * V::kLanes * ahead.item; b += kLine) {
+          __builtin_prefetch(next + b, 0, 2);
+        }
         next = opaque(next + ahead.row);
       }
     }

@@ -8,8 +8,8 @@
 // registers, then over chunks: the bits of a column depend neither on n nor on the thread count.
 
 constexpr int64_t kPanelBytes = 512;  // of one row of a panel
-constexpr int64_t kChunk = 32;         // rows summed in registers
-constexpr int kFoldVectors = 4;        // that share each factor loaded, and the reverse
+constexpr int64_t kChunk = 32;        // rows summed in registers
+constexpr int kFoldVectors = 4;       // that share each factor loaded, and the reverse
 
 // dots[g, v] (+)= read[g, j..end) . a[j..end), for G directions and `lanes` of U vectors.
 template <class V, int G, int U, class T, class... Lanes>

@@ -13,7 +13,7 @@ constexpr double kNormEps = 1e-12;  // as torch.nn.functional.normalize
 
 // A result of this size would push everything else out of the last-level cache on its way to
 // memory: it is written past it, unless it is written over x.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
+constexpr int64_t kStreamBytes = int64_t{10} << 20;
 
 // f(R, first row) for blocks of kRows rows, then of half as many, down to one.
 template <int R, class F>
@@ -86,6 +86,18 @@ void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, 
   store_tile<V>(y, ld, rows, p.d, scale, out, p.out_row, p.out_col, stream);
 }
 
+// How many rows go through both products together: a whole block, which loads the factors least
+// often, or half of one where that leaves room for the factors beside it in the first-level cache.
+template <class V, class T>
+int64_t block_rows(const ProjectParams<typename V::A>& p) {
+  constexpr int64_t kFactorBytes = 32 << 10, kTileBytes = 32 << 10;
+  using A = typename V::A;
+  const int64_t row = p.d * static_cast<int64_t>(sizeof(A));
+  const bool light = p.k * row <= kFactorBytes;
+  const bool large = std::is_same_v<T, A> || V::kRows * row > kTileBytes;
+  return light && large ? std::min(V::kRows, 4) : V::kRows;
+}
+
 // Rows [begin, end), on one thread.
 template <class V, class T>
 void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t end) {
@@ -96,7 +108,8 @@ void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t 
   const bool adjacent = p.x_col == 1 && (!out || p.out_col == 1);
   const bool from_x = std::is_same_v<T, A> && p.x_col == 1;
   const bool to_out = std::is_same_v<T, A> && out && p.out_col == 1 && !stream;
-  const int64_t step = std::min<int64_t>(end - begin, adjacent ? V::kRows : kStridedRows<V>);
+  const int64_t step =
+      std::min<int64_t>(end - begin, adjacent ? block_rows<V, T>(p) : kStridedRows<V>);
   const int64_t ld = tile_pitch<V>(p.d);
   Scratch<A> tile_memory(from_x && to_out ? 0 : step * ld), coef_memory(V::kRows * p.k);
   A *tile = tile_memory.get(), *coef = coef_memory.get(), square[kStridedRows<V>];
