@@ -96,14 +96,18 @@ def call(op: torch._ops.OpOverload, *args: Tensor | None, **options: Any) -> Ten
 def write(op: torch._ops.OpOverload, subject: str, *args: Tensor | None, **options: Any) -> Tensor:
     """What op has written, its argument `subject`: the first, or a keyword."""
     target = options.get(subject, args[0])
-    uncounted = torch.is_inference_mode_enabled() and target.is_inference()
-    if torch.compiler.is_compiling() or uncounted or _busy((*args, target)):
+    if torch.compiler.is_compiling() or _uncounted(target) or _busy((*args, target)):
         op(*args, **options)
     else:
         _count_write(op, subject, target)
         with torch._C._AutoDispatchBelowADInplaceOrView():
             op(*args, **options)
     return target
+
+
+def _uncounted(target: Tensor) -> bool:
+    """Whether writes to the tensor are nobody's business."""
+    return torch.is_inference_mode_enabled() and target.is_inference()
 
 
 def _count_write(op: torch._ops.OpOverload, subject: str, target: Tensor) -> None:
