@@ -96,6 +96,10 @@ struct Ahead {
   int64_t row, item;  // in bytes
 };
 
+inline Ahead nothing_ahead(const void* anywhere) {
+  return {static_cast<const char*>(anywhere), 0, 0};
+}
+
 // Columns [j, end). `square`, unless null, gathers the squares of each row.
 template <class V, int R, int C = V::kSums / R>
 CLIPPROJ_INLINE void update_blocks(const typename V::A* x, int64_t x_ld, const typename V::A* write,

@@ -9,7 +9,11 @@
 
 constexpr int64_t kPanelBytes = 512;  // of one row of a panel
 constexpr int64_t kChunk = 32;        // rows summed in registers
-constexpr int kFoldVectors = 4;       // that share each factor loaded, and the reverse
+constexpr int kFoldFactors = 4;       // that share each vector loaded
+
+// Vectors of columns that share each factor loaded.
+template <class V>
+constexpr int kFoldVectors = V::kSums / kFoldFactors;
 
 // dots[g, v] (+)= read[g, j..end) . a[j..end), for G directions and `lanes` of U vectors.
 template <class V, int G, int U, class T, class... Lanes>
@@ -61,13 +65,14 @@ CLIPPROJ_NOINLINE void fold_update(T* a, int64_t a_row, const typename V::A* wri
   }
 }
 
-// f(U, first column, lanes...) for blocks of kFoldVectors vectors of columns, then for single ones,
+// f(U, first column, lanes...) for blocks of U vectors of columns, then for single ones,
 // the last of which may be cut short.
 template <class V, class F>
 void for_vectors(int64_t columns, F f) {
-  constexpr int64_t wide = kFoldVectors * V::kLanes;
+  constexpr int U = kFoldVectors<V>;
+  constexpr int64_t wide = U * V::kLanes;
   int64_t c = 0;
-  for (; c + wide <= columns; c += wide) f(std::integral_constant<int, kFoldVectors>{}, c);
+  for (; c + wide <= columns; c += wide) f(std::integral_constant<int, U>{}, c);
   for (; c + V::kLanes <= columns; c += V::kLanes) f(std::integral_constant<int, 1>{}, c);
   if (c < columns) f(std::integral_constant<int, 1>{}, c, columns - c);
 }
@@ -76,7 +81,7 @@ void for_vectors(int64_t columns, F f) {
 template <class V, class T>
 void fold_columns(const ProjectParams<typename V::A>& p, int64_t begin, int64_t end) {
   using A = typename V::A;
-  constexpr int B = kFoldVectors;
+  constexpr int B = kFoldFactors;
   constexpr int64_t kPanel = kPanelBytes / sizeof(A);
   const int64_t d = p.d, k = p.k;
   Scratch<A> scratch(k * kPanel);

@@ -13,7 +13,7 @@ constexpr double kNormEps = 1e-12;  // as torch.nn.functional.normalize
 
 // A result of this size would push everything else out of the last-level cache on its way to
 // memory: it is written past it, unless it is written over x.
-constexpr int64_t kStreamBytes = int64_t{10} << 20;
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
 // f(R, first row) for blocks of kRows rows, then of half as many, down to one.
 template <int R, class F>
@@ -127,8 +127,9 @@ void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t 
       A* y = target + r * target_ld;
       dot_blocks<V, R>(rows_of_x, source_ld, p.read, p.d, coef, 0, p.k);
       scale_coef<V, R>(p, first + r, coef, 0, p.k);
-      const Ahead ahead{reinterpret_cast<const char*>(from + (r + step) * p.x_row),
-                        p.x_row * static_cast<int64_t>(sizeof(T)), sizeof(T)};
+      Ahead ahead{reinterpret_cast<const char*>(from + (r + step) * p.x_row),
+                  p.x_row * static_cast<int64_t>(sizeof(T)), sizeof(T)};
+      if (!adjacent) ahead = nothing_ahead(y);
       if (measured) {
         update_and_measure_rows<V, R>(rows_of_x, source_ld, p.write, p.d, p.k, coef, y, target_ld,
                                       square + r, ahead);
@@ -193,8 +194,7 @@ void project_split(const ProjectParams<typename V::A>& p, int64_t threads,
     const int64_t j = panel * kColumns, end = std::min(j + kColumns, p.d);
     for_rows(block, [&](auto size, int64_t, A* y, A* c) {
       constexpr int R = decltype(size)::value;
-      update_rows<V, R>(y, ld, p.write, p.d, p.k, c, y, ld, j, end,
-                        Ahead{reinterpret_cast<const char*>(y), 0, 0});
+      update_rows<V, R>(y, ld, p.write, p.d, p.k, c, y, ld, j, end, nothing_ahead(y));
     });
   });
   in_pieces(1, [&](int64_t block, int64_t) {

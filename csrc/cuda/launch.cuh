@@ -4,8 +4,6 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include "../host.h"
 #include "project_kernel.cuh"
@@ -16,7 +14,7 @@ template <class T>
 void launch_rows(const ProjectParams<float>& p, const Tensor& x, cudaStream_t stream) {
   // One block a row: grid.x reaches 2^31 - 1 rows, beyond that blocks stride over the rest.
   const int64_t blocks = std::min<int64_t>(p.n, 2147483647);
-  const size_t shared = sizeof(float) * (p.d + p.k + kThreads / 32);
+  const size_t shared = project_shared_bytes(p.d, p.k);
   int limit = 0;
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                         x.get_device_index()));
@@ -39,8 +37,8 @@ inline void launch_cuda(const Tensor& x, const Factors& f, const void* from_data
   const auto p = make_params<float>(f, from_data, from, out, to, norm, normalize);
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, x, (cudaStream_t)stream);
-    case ScalarType::BFloat16: return launch_rows<c10::BFloat16>(p, x, (cudaStream_t)stream);
-    default: return launch_rows<c10::Half>(p, x, (cudaStream_t)stream);
+    case ScalarType::BFloat16: return launch_rows<__nv_bfloat16>(p, x, (cudaStream_t)stream);
+    default: return launch_rows<__half>(p, x, (cudaStream_t)stream);
   }
 }
 

@@ -8,9 +8,9 @@
 // GPU.
 #pragma once
 #include <cmath>
-#include <cstdint>
 
 #include "../params.h"
+#include "device.cuh"
 
 namespace clipproj {
 
@@ -18,16 +18,16 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
 __device__ inline float warp_sum(float value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  for (int step = 16; step > 0; step /= 2) value += shuffle_xor(value, step);
   return value;
 }
 
 // The sum over the block, in every thread; slots is [kWarps] of shared memory.
 __device__ inline float block_sum(float value, float* slots) {
   value = warp_sum(value);
-  __syncthreads();  // slots may still be read from an earlier sum
-  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = value;
-  __syncthreads();
+  sync_block();  // slots may still be read from an earlier sum
+  if (lane() == 0) slots[warp()] = value;
+  sync_block();
   float total = 0;
   for (int w = 0; w < kWarps; ++w) total += slots[w];
   return total;
@@ -35,39 +35,43 @@ __device__ inline float block_sum(float value, float* slots) {
 
 __device__ inline float block_max(float value, float* slots) {
   for (int step = 16; step > 0; step /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+    value = fmaxf(value, shuffle_xor(value, step));
   }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = value;
-  __syncthreads();
+  sync_block();
+  if (lane() == 0) slots[warp()] = value;
+  sync_block();
   float most = 0;
   for (int w = 0; w < kWarps; ++w) most = fmaxf(most, slots[w]);
   return most;
 }
 
+// What the launch must give.
+inline size_t project_shared_bytes(int64_t d, int64_t k) {
+  return shared_bytes<float>(d) + shared_bytes<float>(k) + shared_bytes<float>(kWarps);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> p) {
-  extern __shared__ float shared[];
-  float* row = shared;        // [d]
-  float* coef = row + p.d;    // [k]
-  float* slots = coef + p.k;  // [kWarps]
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  SharedParts shared;
+  float* row = shared.take<float>(p.d);
+  float* coef = shared.take<float>(p.k);
+  float* slots = shared.take<float>(kWarps);
 
   for (int64_t i = blockIdx.x; i < p.n; i += gridDim.x) {
     const T* x = static_cast<const T*>(p.x) + i * p.x_row;
     for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
-      row[j] = static_cast<float>(x[j * p.x_col]);
+      row[j] = to_float(x[j * p.x_col]);
     }
-    __syncthreads();
+    sync_block();
 
     const float s = p.strength ? p.strength[i * p.strength_row] : 1.0f;
-    for (int64_t g = warp; g < p.k; g += kWarps) {
+    for (int64_t g = warp(); g < p.k; g += kWarps) {
       float dot = 0;
-      for (int64_t j = lane; j < p.d; j += 32) dot = fmaf(row[j], p.read[g * p.d + j], dot);
+      for (int64_t j = lane(); j < p.d; j += 32) dot = fmaf(row[j], p.read[g * p.d + j], dot);
       dot = warp_sum(dot);
-      if (lane == 0) coef[g] = s * (dot - (p.offset ? p.offset[g] : 0.0f));
+      if (lane() == 0) coef[g] = s * (dot - (p.offset ? p.offset[g] : 0.0f));
     }
-    __syncthreads();
+    sync_block();
 
     float squares = 0;
     for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
@@ -106,10 +110,10 @@ __global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> 
     if (p.out) {
       T* out = static_cast<T*>(p.out) + i * p.out_row;
       for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
-        out[j * p.out_col] = static_cast<T>(p.normalize ? row[j] * factor : row[j]);
+        out[j * p.out_col] = from_float<T>(p.normalize ? row[j] * factor : row[j]);
       }
     }
-    __syncthreads();  // the next row overwrites what slow threads may still read
+    sync_block();  // the next row overwrites what slow threads may still read
   }
 }
 
