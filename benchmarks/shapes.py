@@ -69,7 +69,7 @@ class Problem:
     @property
     def directions(self) -> tuple[Tensor, Tensor]:
         """`read^T` and `write` in the dtype of x, as torch's products need them."""
-        return self.read.T.to(self.x.dtype), self.write.to(self.x.dtype)
+        return self.read.T.to(self.x.dtype).contiguous(), self.write.to(self.x.dtype)
 
 
 @functools.lru_cache(maxsize=2)

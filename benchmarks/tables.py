@@ -4,6 +4,7 @@
     python benchmarks/tables.py FILE.json --markdown      # for a README: us · best ratio
     python benchmarks/tables.py FILE.json --keep FOLDER   # ... and keep the small form of the file
     python benchmarks/tables.py --compare OLD.json NEW.json
+    python benchmarks/tables.py --fill README.md ...      # renew the tables that a text marks
 
 A ratio is a peer's time over clipproj's: below 1 clipproj is slower, and the row is marked `<`.
 `%roof` is the least possible time (roofline.py) over the time taken. `%busy` says how long threads
@@ -16,15 +17,22 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from results import Results, best, keep, key, load
 
+ROOT = Path(__file__).parents[1]
 NEAR_ROOF = 0.75  # of the roofline: the target for problems of at least BATCH rows
 BATCH = 256
 BUSY = 0.05  # of the time, above which a table says that the machine was not quiet
 MOVED = 0.1  # of a time or ratio: compare flags what moved more
+# A table in a text: a summary or one contest of a result file, between two comments.
+MARKED = re.compile(
+    r"<!-- table (?P<what>.+?) of (?P<file>\S+) -->\n(?P<table>.*?)<!-- end -->", re.S
+)
 
 Cell = dict[str, Any]
 
@@ -203,6 +211,20 @@ def comparison(old: Results, new: Results) -> str:
     return "\n\n".join([machine_line(old), machine_line(new), grid(head, rows), last])
 
 
+def filled(text: str) -> str:
+    """A text with its marked tables as the result files have them."""
+
+    def renew(mark: re.Match[str]) -> str:
+        cells = load(ROOT / mark["file"]).cells
+        if mark["what"] == "summary":
+            table = summary(cells, markdown=True)
+        else:
+            table = short_table(contests(cells)[tuple(mark["what"].split())])
+        return f"<!-- table {mark['what']} of {mark['file']} -->\n{table}\n<!-- end -->"
+
+    return MARKED.sub(renew, text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE")
@@ -210,7 +232,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--keep", metavar="FOLDER", help="write the small form of FILE there")
     parser.add_argument("--compare", action="store_true", help="two files: old and new")
     parser.add_argument("--anyway", action="store_true", help="compare across machines or threads")
+    parser.add_argument("--fill", action="store_true", help="renew the marked tables of texts")
     options = parser.parse_args(arguments)
+    if options.fill:
+        for text in map(Path, options.files):
+            text.write_text(filled(text.read_text()))
+        return
     if len(options.files) != 1 + options.compare:
         parser.error(f"expected {1 + options.compare} files, got {len(options.files)}")
     if options.compare:

@@ -99,9 +99,10 @@ def write(op: torch._ops.OpOverload, subject: str, *args: Tensor | None, **optio
     if torch.compiler.is_compiling() or _uncounted(target) or _busy((*args, target)):
         op(*args, **options)
     else:
-        _count_write(op, subject, target)
+        _refuse_inference(op, subject, target)
         with torch._C._AutoDispatchBelowADInplaceOrView():
             op(*args, **options)
+        torch.autograd.graph.increment_version(target)  # not for a call that was refused
     return target
 
 
@@ -110,13 +111,12 @@ def _uncounted(target: Tensor) -> bool:
     return torch.is_inference_mode_enabled() and target.is_inference()
 
 
-def _count_write(op: torch._ops.OpOverload, subject: str, target: Tensor) -> None:
+def _refuse_inference(op: torch._ops.OpOverload, subject: str, target: Tensor) -> None:
     if target.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{op._opname}: {subject} must be a normal tensor outside inference mode, "
             "got an inference tensor; clone it"
         )
-    torch.autograd.graph.increment_version(target)
 
 
 # Formulas
@@ -270,8 +270,10 @@ def _register_write(name: str, instead: str) -> None:
             op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
     def count_write(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
-        _count_write(op, subject, kwargs.get(subject, args[0]))
+        target = kwargs.get(subject, args[0])
+        _refuse_inference(op, subject, target)
         op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        torch.autograd.graph.increment_version(target)
 
     _library.impl(name, refuse, "Autograd", with_keyset=True)
     _library.impl(name, count_write, "ADInplaceOrView", with_keyset=True)

@@ -393,3 +393,12 @@ def test_inference_tensors(write: Callable) -> None:
     with pytest.raises(RuntimeError, match="must be a normal tensor outside inference mode"):
         write(x, **given_factors)
     assert torch.equal(ops.project(x, **inside), ops.project(want, **given_factors))
+
+
+def test_a_refused_write_is_not_counted(write: Callable) -> None:
+    x, given_factors = features(4, 5), factors("strength", 4, 5, 2)
+    given_factors["read"] = given_factors["read"][:, :3]
+    before = x._version
+    with pytest.raises(RuntimeError, match="read must be"):
+        write(x, **given_factors)
+    assert x._version == before

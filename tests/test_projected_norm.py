@@ -73,3 +73,10 @@ def test_does_not_cancel(device: str) -> None:
     x = read + across
     norm = ops.projected_norm(x, **given_factors)
     assert (norm.double() - reference.projected_norm(x, **given_factors)).abs() <= 1e-6
+
+
+@pytest.mark.parametrize("d", [16, 17, 33])
+def test_infinite_coefficients_do_not_depend_on_the_width(device: str, d: int) -> None:
+    read = torch.full((1, d), 1e20, device=device)
+    length = ops.projected_norm(torch.full((2, d), 1e20, device=device), read, read.sign())
+    assert length.isinf().all()

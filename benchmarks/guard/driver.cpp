@@ -37,11 +37,13 @@ constexpr const char* kDtypeNames[] = {"float32", "bfloat16", "float16"};
 enum Trait : unsigned {
   kNormalize = 1,  // divided by their length
   kNorms = 2,      // lengths only, no rows: projected_norm
-  kColumns = 4,    // columns of a matrix, in place: fold_ of a Linear
+  kColumns = 4,    // columns of a matrix, in place: fold_ of a Linear, a kernel of its own
   kOblique = 8,    // write is not read
   kAffine = 16,    // with an offset, and a strength per row
+  kTurned = 32,    // the transpose of a matrix, in place
 };
-constexpr const char* kTraitNames[] = {"normalize", "norms", "columns", "oblique", "affine"};
+constexpr const char* kTraitNames[] = {"normalize", "norms",  "columns",
+                                       "oblique",   "affine", "turned"};
 
 struct Problem {
   Dtype dtype;
@@ -67,6 +69,7 @@ constexpr Problem kProblems[] = {
     {kFloat32, 32, 64, 1, kColumns},
     {kFloat32, 32, 32, 16, kColumns},
     {kFloat32, 13, 50, 17, kColumns | kOblique},
+    {kFloat32, 32, 32, 16, kTurned | kNormalize},
     {kBFloat16, 1, 512, 16, kNormalize},
     {kBFloat16, 16, 128, 16, kNormalize},
     {kBFloat16, 13, 125, 1, kNormalize},
@@ -120,7 +123,7 @@ Params prepare(const Problem& problem) {
   fill(g_write, k * d, 3);
   fill(g_offset, k, 4);
   fill(g_strength, n, 5);
-  const bool columns = traits & kColumns;
+  const bool columns = traits & (kColumns | kTurned);
   Params p{};
   p.x = g_x;
   p.out = traits & kNorms ? nullptr : columns ? g_x : g_out;
@@ -143,7 +146,7 @@ std::string describe(const Problem& problem) {
   std::string text = kDtypeNames[problem.dtype];
   text += " n=" + std::to_string(problem.n) + " d=" + std::to_string(problem.d) +
           " k=" + std::to_string(problem.k);
-  for (int bit = 0; bit < 5; ++bit) {
+  for (int bit = 0; bit < 6; ++bit) {
     if (problem.traits >> bit & 1) text += std::string(" ") + kTraitNames[bit];
   }
   return text;
@@ -231,10 +234,11 @@ pid_t just_call(Kernel kernel, const Problem& problem) {
   return child;
 }
 
-Kernel kernel_for(const CpuKernels& kernels, Dtype dtype) {
-  return dtype == kFloat32    ? kernels.project_f32.rows
-         : dtype == kBFloat16 ? kernels.project_bf16.rows
-                              : kernels.project_f16.rows;
+Kernel kernel_for(const CpuKernels& kernels, const Problem& problem) {
+  const auto& kernel = problem.dtype == kFloat32    ? kernels.project_f32
+                       : problem.dtype == kBFloat16 ? kernels.project_bf16
+                                                    : kernels.project_f16;
+  return problem.traits & kColumns ? kernel.columns : kernel.rows;
 }
 
 // Parent and child take turns at every step: on one core that is some three times faster than
@@ -270,7 +274,7 @@ int main(int argc, char** argv) {
     for (Problem problem : kProblems) {
       if (isa == "avx2") problem.d /= 2;
       if (isa == "scalar") problem.d /= 4, problem.n = (problem.n + 1) / 2;
-      const long result = call(kernel_for(clipproj::cpu_kernels(), problem.dtype), problem);
+      const long result = call(kernel_for(clipproj::cpu_kernels(), problem), problem);
       std::printf("%s\t%s\t%ld\n", isa.c_str(), describe(problem).c_str(), result);
     }
   }

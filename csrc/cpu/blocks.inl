@@ -81,7 +81,11 @@ CLIPPROJ_INLINE void update_block(const typename V::A* x, int64_t x_ld, const ty
     CLIPPROJ_UNROLL for (int c = 0; c < C; ++c) {
       const V v = V::load(x + c * V::kLanes, lanes...) - sum[r * C + c];
       v.store(y + c * V::kLanes, lanes...);
-      if (square) square[r] = V::fma(v, v, square[r]);
+      if (square) {
+        // Lanes that do not exist hold inf * 0 when a coefficient is inf.
+        const V kept = sizeof...(lanes) ? V::load(y + c * V::kLanes, lanes...) : v;
+        square[r] = V::fma(kept, kept, square[r]);
+      }
     }
     x = opaque(x + x_ld);
     y = opaque(y + y_ld);

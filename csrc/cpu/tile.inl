@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows between memory of any dtype and stride and a tile [rows, ld] of the accumulator type.
-// Columns d..ld of a tile are zero, so that later loops need no tail for them.
+// Columns d.. of a tile are zero up to a whole vector, so that later loops need no tail for them.
 
 // Rows that fill a cache line when neighbouring rows, not columns, are adjacent in memory.
 template <class V>
@@ -92,6 +92,7 @@ void load_tile(const T* x, int64_t x_row, int64_t x_col, int64_t rows, int64_t d
       for (int64_t j = 0; j < d; ++j) {
         tile[r * ld + j] = static_cast<typename V::A>(x[r * x_row + j * x_col]);
       }
+      for (int64_t j = d; j % V::kLanes != 0; ++j) tile[r * ld + j] = 0;
     }
   }
 }
