@@ -67,6 +67,14 @@ def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The CUDA kernels, run on the CPU by cuda_on_cpu/."""
+    from cuda_on_cpu import build
+
+    return build.build_library(tmp_path_factory.mktemp("cuda-on-cpu"))
+
+
 # The tiny CLIP of tiny.py, which knows its pictures, and what is asked of it. Read only.
 
 

@@ -5,6 +5,7 @@
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace clipproj {
@@ -16,12 +17,12 @@ namespace clipproj {
 inline Tensor new_result(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
   Tensor made = new_dense(like, sizes);
 #ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 4096;
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   constexpr size_t kLarge = 4 << 20;
   const size_t bytes = made.numel() * made.element_size();
   if (bytes < kLarge) return made;
   const auto first = reinterpret_cast<uintptr_t>(made.mutable_data_ptr());
-  const uintptr_t begin = (first + kPage - 1) / kPage * kPage;
+  const uintptr_t begin = (first + page - 1) / page * page;
   madvise(reinterpret_cast<void*>(begin), first + bytes - begin, MADV_HUGEPAGE);
 #endif
   return made;

@@ -74,15 +74,26 @@ template <>
 __device__ inline __nv_bfloat16 from_float(float v) {
   return __float2bfloat16_rn(v);
 }
+// Both rounded; `low` in bits 0 to 15.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
 
 // Sixteen bytes at an address that is a multiple of sixteen.
 template <class T>
 __device__ inline Pack<T> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T>*>(from);
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  Pack<T> pack;
+  memcpy(&pack, &words, sizeof(pack));
+  return pack;
 }
 template <class T>
 __device__ inline void store_pack(T* to, const Pack<T>& pack) {
-  *reinterpret_cast<Pack<T>*>(to) = pack;
+  uint4 words;  // nvcc would store the elements one by one
+  memcpy(&words, &pack, sizeof(pack));
+  *reinterpret_cast<uint4*>(to) = words;
 }
 
 // Waits for all threads of the block, or of the warp; what they wrote before is seen after.

@@ -4,23 +4,17 @@
 // The row is widened to float in shared memory once; each warp takes every kWarps-th direction for
 // the dot products; then each thread owns every kThreads-th column, sums over k in order,
 // subtracts, squares, and stores once. Sums have one order, so a row's bits do not depend on n.
-// Plain and right; tiles of rows, which read the factors once for many rows, come with tuning on a
-// GPU.
+// Plain and right: for rows too wide for a tile (project_plan.h), and for what the kernels over
+// tiles are held against.
 #pragma once
 #include <cmath>
 
 #include "../params.h"
 #include "device.cuh"
+#include "project_plan.h"
+#include "warp.cuh"
 
 namespace clipproj {
-
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-
-__device__ inline float warp_sum(float value) {
-  for (int step = 16; step > 0; step /= 2) value += shuffle_xor(value, step);
-  return value;
-}
 
 // The sum over the block, in every thread; slots is [kWarps] of shared memory.
 __device__ inline float block_sum(float value, float* slots) {
@@ -34,20 +28,13 @@ __device__ inline float block_sum(float value, float* slots) {
 }
 
 __device__ inline float block_max(float value, float* slots) {
-  for (int step = 16; step > 0; step /= 2) {
-    value = fmaxf(value, shuffle_xor(value, step));
-  }
+  value = warp_max(value);
   sync_block();
   if (lane() == 0) slots[warp()] = value;
   sync_block();
   float most = 0;
   for (int w = 0; w < kWarps; ++w) most = fmaxf(most, slots[w]);
   return most;
-}
-
-// What the launch must give.
-inline size_t project_shared_bytes(int64_t d, int64_t k) {
-  return shared_bytes<float>(d) + shared_bytes<float>(k) + shared_bytes<float>(kWarps);
 }
 
 template <class T>
@@ -113,7 +100,6 @@ __global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> 
         out[j * p.out_col] = from_float<T>(p.normalize ? row[j] * factor : row[j]);
       }
     }
-    sync_block();  // the next row overwrites what slow threads may still read
   }
 }
 

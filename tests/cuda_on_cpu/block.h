@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,7 +22,7 @@ constexpr int kWarpSize = 32;
 // A cp.async under way.
 struct Copy {
   void* to;
-  const void* from;  // null: zeros
+  const void* from;        // null: zeros
   unsigned char seen[16];  // what `from` held at issue
   Where where;
 };
@@ -36,19 +35,24 @@ struct Thread {
   const char* waits = nullptr;  // for whom, null while it may run
   Where where;                  // and since which line
   bool done = false;
-  void* operands = nullptr;                // of the warp's operation that it waits for
-  std::vector<Copy> open;                  // copies not committed yet
-  std::deque<std::vector<Copy>> groups;    // committed
+  void* operands = nullptr;              // of the warp's operation that it waits for
+  std::vector<Copy> open;                // copies not committed yet
+  std::deque<std::vector<Copy>> groups;  // committed
 };
 
-// Threads that wait for each other.
+// Threads that wait for each other, at one line.
 struct Meeting {
-  unsigned size, arrived = 0;
-  Where where;              // of the first to arrive
-  const char* what;
-  char phases[2];           // tags for ThreadSanitizer: who leaves one meeting must not be
-  unsigned phase = 0;       // in order with who comes to the next
+  unsigned size = 0, arrived = 0;
+  const char* what = nullptr;
+  Where where{};
+  // Tags for ThreadSanitizer, in turn: who is slow to leave one meeting must not come to be in
+  // order with who is fast to reach the next.
+  char phases[2]{};
+  unsigned phase = 0;
 };
+
+// Carries out a warp's operation on the operands of its lanes.
+using Act = void (*)(void* (&operands)[kWarpSize]);
 
 struct Part {
   size_t start, bytes;
@@ -64,25 +68,27 @@ class Block {
 
   // For the running thread.
   Thread& thread() { return *thread_; }
-  // Waits until all have come here, and calls `act` in the last of them.
+  // Waits until all have come to this line.
   void meet_block(Where where);
-  void meet_warp(const char* what, void* operands, void (*act)(void* (&operands)[kWarpSize]),
-                 bool orders, Where where);
-  void* shared_part(int index, size_t start, size_t bytes);
+  // The same for its warp; the last to come acts. Without an act it is a barrier.
+  void meet_warp(const char* what, void* operands, Act act, Where where);
+  void* shared_part(int index, size_t start, size_t bytes, Where where);
   bool is_shared(const void* p, size_t bytes) const;
   [[noreturn]] void fail(const std::string& text, Where where);
+
+  uint64_t random();
 
   Index index{0}, size{0}, grid{0};
 
  private:
   static void thread_main();
-  bool arrive(Meeting& meeting, unsigned first, const char* what, Where where);
-  void wait(Meeting& meeting, unsigned first, bool last, bool orders);
+  bool arrive(Meeting& meeting, const char* what, Where where);
+  void part(Meeting& meeting, unsigned first);
   Thread* next();
   void pause(bool last = false);
   void check_end() const;
-  uint64_t random();
   void shuffle_warps();
+  void new_arena();
 
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<std::vector<Thread*>> ready_;  // of each warp
@@ -92,8 +98,10 @@ class Block {
   Fibre main_;
   Thread* thread_ = nullptr;
   const std::function<void()>* body_ = nullptr;
-  std::unique_ptr<unsigned char[]> memory_;
-  unsigned char* shared_;
+  // Shared memory, of each block its own till the end: in memory used again, ThreadSanitizer would
+  // take one block's accesses for races with another's.
+  std::vector<std::unique_ptr<unsigned char[]>> arenas_;
+  unsigned char* shared_ = nullptr;
   size_t shared_bytes_, arena_bytes_;
   std::vector<Part> parts_;
   uint64_t state_;

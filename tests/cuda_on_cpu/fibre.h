@@ -29,9 +29,9 @@ class Fibre {
   std::unique_ptr<char[]> memory_;
   const void* stack_ = nullptr;
   size_t size_ = 0;
-  void* top_ = nullptr;          // the stack pointer while another fibre runs
-  void* fake_stack_ = nullptr;   // AddressSanitizer's
-  void* tsan_ = nullptr;         // ThreadSanitizer's
+  void* top_ = nullptr;         // the stack pointer while another fibre runs
+  void* fake_stack_ = nullptr;  // AddressSanitizer's
+  void* tsan_ = nullptr;        // ThreadSanitizer's
   void (*entry_)() = nullptr;
 };
 

@@ -48,4 +48,8 @@ inline __half from_float(float v) {
   return out;
 }
 
+inline uint32_t pack_bf16(float low, float high) {
+  return from_float<__nv_bfloat16>(low).bits | uint32_t{from_float<__nv_bfloat16>(high).bits} << 16;
+}
+
 }  // namespace clipproj

@@ -29,19 +29,14 @@ const Index& block_index();
 const Index& block_size();
 const Index& grid_size();
 
-void* shared_part(int index, size_t start, size_t bytes);
+void* shared_part(int index, size_t start, size_t bytes, Where where);
 void check_aligned(const void* p, Where where);
 void wait_for_groups(int pending, Where where);
 void load_matrices(uint32_t* r, int matrices, bool transposed, const void* row, Where where);
-void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-              float (*widen)(uint16_t), Where where);
+template <class T>
+void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 // What `source` of this warp gives.
 uint32_t exchange(uint32_t value, int source, Where where);
-
-template <class T>
-float widen(uint16_t bits) {
-  return clipproj::to_float(T{bits});
-}
 
 }  // namespace cuda_on_cpu
 
@@ -62,8 +57,8 @@ struct Pack;
 class SharedParts {
  public:
   template <class T>
-  T* take(int64_t count) {
-    void* part = cuda_on_cpu::shared_part(parts_++, used_, sizeof(T) * count);
+  T* take(int64_t count, Where where = Where::current()) {
+    void* part = cuda_on_cpu::shared_part(parts_++, used_, sizeof(T) * count, where);
     used_ += shared_bytes<T>(count);
     return static_cast<T*>(part);
   }
@@ -126,11 +121,11 @@ inline void load_matrix_x2_trans(uint32_t (&r)[2], const void* row,
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                      Where where = Where::current()) {
-  cuda_on_cpu::multiply(d, a, b, cuda_on_cpu::widen<__nv_bfloat16>, where);
+  cuda_on_cpu::multiply<__nv_bfloat16>(d, a, b, where);
 }
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     Where where = Where::current()) {
-  cuda_on_cpu::multiply(d, a, b, cuda_on_cpu::widen<__half>, where);
+  cuda_on_cpu::multiply<__half>(d, a, b, where);
 }
 
 }  // namespace clipproj

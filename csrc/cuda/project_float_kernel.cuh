@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// x' = x - s (x R^T - c) W and its length for float32, in float32: a block holds M whole rows in
+// shared memory, and rows of a tile share each factor that a thread loads.
+#pragma once
+#include "tile.cuh"
+
+namespace clipproj {
+
+struct FloatTile {
+  float* x;      // [M, pitch] x, then x'
+  float* sums;   // [kWarps, M, kGroup]
+  float* coef;   // [M, coef_pitch]
+  float* slots;  // [panels, M]
+  int pitch, coef_pitch;
+};
+
+// c <- s (x R^T - offset): each warp sums over its pieces of every row, a lane those of the rows
+// lane % 8 + 8 i and the directions lane / 8 + 4 n; then each thread adds up the warps' parts.
+template <int M, bool packs>
+__device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>& read,
+                             const FloatTile& tile, int64_t first) {
+  const int row = lane() % 8, direction = lane() / 8;
+  for (int g0 = 0; g0 < read.k; g0 += kGroup) {
+    float dot[M / 8][4] = {};
+    for (int j0 = warp() * kPiece; j0 < read.d; j0 += kWarps * kPiece) {
+#pragma unroll 2
+      for (int j = j0; j < j0 + kPiece; j += 4) {
+        float r[4][4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          read.load(r[n], g0 + direction + 4 * n, j);
+        }
+#pragma unroll
+        for (int i = 0; i < M / 8; ++i) {
+          const Pack<float> x = load_pack(tile.x + (row + 8 * i) * tile.pitch + j);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+#pragma unroll
+            for (int t = 0; t < 4; ++t) dot[i][n] = fmaf(x.at[t], r[n][t], dot[i][n]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < M / 8; ++i) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        tile.sums[(warp() * M + row + 8 * i) * kGroup + direction + 4 * n] = dot[i][n];
+      }
+    }
+    sync_block();  // the sums are complete
+    for (int i = threadIdx.x; i < M * kGroup; i += kThreads) {
+      const int r = i / kGroup;
+      const int g = g0 + i % kGroup;
+      tile.coef[r * tile.coef_pitch + g] = coefficient(p, tile.sums, M, r, g, first);
+    }
+    sync_block();  // the coefficients are complete, the sums free
+  }
+}
+
+// x <- x - c W: warps take panels of 16 rows and kPanel columns, four of them a lane. Where the
+// length is wanted, the squares of each row in each panel are summed.
+template <int M, bool packs>
+__device__ void subtract(const Factor<packs>& write, const FloatTile& tile, bool measured) {
+  const int panels = (write.d + kPanel - 1) / kPanel;
+  for (int i = warp(); i < M / 16 * panels; i += kWarps) {
+    const int panel = i % panels, j = panel * kPanel + 4 * lane();
+    const int r0 = static_cast<int>(i / panels) * 16;
+    float taken[16][4] = {};  // summed by itself: only the last step rounds at the size of x
+#pragma unroll 1
+    for (int g = 0; g < write.k; g += 4) {
+      float w[4][4];
+#pragma unroll
+      for (int u = 0; u < 4; ++u) write.load(w[u], g + u, j);
+#pragma unroll
+      for (int r = 0; r < 16; ++r) {
+        const Pack<float> c = load_pack(tile.coef + (r0 + r) * tile.coef_pitch + g);
+#pragma unroll
+        for (int u = 0; u < 4; ++u) {
+#pragma unroll
+          for (int t = 0; t < 4; ++t) taken[r][t] = fmaf(c.at[u], w[u][t], taken[r][t]);
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 16; ++r) {
+      float squares = 0;
+      if (j < write.d) {
+        float* at = tile.x + (r0 + r) * tile.pitch + j;
+        Pack<float> x = load_pack(at);
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          x.at[t] -= taken[r][t];
+          squares = fmaf(x.at[t], x.at[t], squares);
+        }
+        store_pack(at, x);
+      }
+      if (measured) {
+        squares = warp_sum(squares);
+        if (lane() == 0) tile.slots[panel * M + r0 + r] = squares;
+      }
+    }
+  }
+}
+
+// The tile's rows, one at a time by a warp, to their lengths and to out.
+template <int M>
+__device__ void finish(const ProjectParams<float>& p, const FloatTile& tile, int64_t first,
+                       int left, bool measured) {
+  const int d = static_cast<int>(p.d);
+  float* out = p.out ? static_cast<float*>(p.out) + first * p.out_row : nullptr;
+  const Memory to = memory_of<float>(p.out, p.out_row, p.out_col, p.d);
+  if (!measured && to.row == 1) {  // neighbouring rows are adjacent: columns of a weight
+    for (int j = warp(); j < d; j += kWarps) {
+#pragma unroll 1
+      for (int r = lane(); r < left; r += 32) out[r + j * to.col] = tile.x[r * tile.pitch + j];
+    }
+    return;
+  }
+  for (int r = warp(); r < left; r += kWarps) {
+    const float* y = tile.x + r * tile.pitch;
+    Length length{0, 1, 1};
+    if (measured) {
+      float squares = 0;
+      for (int i = 0; i < (d + kPanel - 1) / kPanel; ++i) squares += tile.slots[i * M + r];
+      length = length_of(squares, d, [&](int j) { return y[j]; });
+      if (p.norm && lane() == 0) p.norm[first + r] = length.norm;
+    }
+    if (!out) continue;
+    float* row = out + r * to.row;
+    if (to.packs) {
+      for (int j = 4 * lane(); j < d; j += 4 * 32) {
+        Pack<float> pack = load_pack(y + j);
+#pragma unroll
+        for (int t = 0; t < 4; ++t) pack.at[t] = p.normalize ? length.unit(pack.at[t]) : pack.at[t];
+        store_pack(row + j, pack);
+      }
+    } else {
+#pragma unroll 1
+      for (int j = lane(); j < d; j += 32) {
+        row[j * to.col] = p.normalize ? length.unit(y[j]) : y[j];
+      }
+    }
+  }
+}
+
+template <int M>
+__global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParams<float> p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  // Both fit shared memory, so they and k d fit an int.
+  const int d = static_cast<int>(p.d), k = static_cast<int>(p.k);
+  const bool measured = p.normalize || p.norm;
+  const TileShared parts(4, M, d, p.k, measured);
+  SharedParts shared;
+  FloatTile tile;
+  tile.x = shared.take<float>(parts.tile);
+  tile.sums = reinterpret_cast<float*>(shared.take<unsigned char>(parts.scratch));
+  tile.coef = shared.take<float>(parts.coef);
+  tile.slots = shared.take<float>(parts.slots);
+  tile.pitch = static_cast<int>(tile_pitch(4, d));
+  tile.coef_pitch = whole(k, kGroup);
+
+  const Memory from = memory_of<float>(p.x, p.x_row, p.x_col, p.d);
+  const int64_t tiles = (p.n + M - 1) / M;
+  for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
+    const int64_t first = i * M;
+    const int left = p.n - first < M ? static_cast<int>(p.n - first) : M;
+    load_tile(static_cast<const float*>(p.x) + first * p.x_row, from, left, M, d, whole(d, kPiece),
+              tile.x, tile.pitch);
+    copy_async_wait<0>();
+    sync_block();
+    with_factor(p.read, p, [&](auto read) { coefficients<M>(p, read, tile, first); });
+    with_factor(p.write, p, [&](auto write) { subtract<M>(write, tile, measured); });
+    sync_block();  // the projected rows are complete
+    finish<M>(p, tile, first, left, measured);
+    sync_block();  // the next tile overwrites what slow warps may still read
+  }
+#else
+  __trap();  // a plan for another architecture than the code is for
+#endif
+}
+
+}  // namespace clipproj

@@ -1,0 +1,230 @@
+"""The CUDA kernels without a GPU: the same sources, run on the CPU by cuda_on_cpu/.
+
+What is shown: indexing, barriers, warps' operations and numerics. What is not: speed, the order of
+memory between blocks, and what nvcc makes of the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import HALF, OPTIONS, assert_bits, assert_reference, factors, features
+from cuda_on_cpu import build
+from torch import Tensor
+from torch.nn import functional
+
+from clipproj import reference
+
+# By which kernel: the rows of its tile, 0 for the plain one.
+PATHS = [(torch.float32, rows) for rows in (0, 16, 32)]
+PATHS += [(half, rows) for half in HALF for rows in (0, 16, 32, 48)]
+each_path = pytest.mark.parametrize(("dtype", "rows"), PATHS, ids=lambda one: str(one))
+
+ROWS = [1, 3, 17, 200]
+DIMS = [1, 2, 7, 33, 256, 500, 512, 640, 768, 1024, 1152]
+RANKS = [0, 1, 3, 8, 16, 50, 64, 100]
+SEEDS = range(8)
+LEAST_SPLIT = 256  # kLeastSplit of project_plan.h
+
+
+def poisoned(x: Tensor) -> Tensor:
+    return torch.full_like(x, torch.nan)
+
+
+def shapes(d: int) -> Iterator[tuple[int, int]]:
+    """(n, k) for a dim: all ranks, and each n with some; many rows only where that is quick."""
+    for i, k in enumerate([*[k for k in RANKS if k < d], d]):
+        n = ROWS[(i + d) % len(ROWS)]
+        yield (n if n * k * d < 2_000_000 else 3), k
+
+
+@each_path
+@pytest.mark.parametrize("d", DIMS)
+def test_matches_reference(library: build.Library, d: int, dtype: torch.dtype, rows: int) -> None:
+    for i, (n, k) in enumerate(shapes(d)):
+        x = features(n, d, dtype)
+        option = OPTIONS[(i + d) % len(OPTIONS)]
+        given = factors(option, n, d, k, dtype)
+        for normalize in (False, True):
+            in_place = i % 2 == normalize
+            source = x.clone()
+            out, norm = source if in_place else poisoned(x), torch.full((n,), torch.nan)
+            how = {"rows": rows, "blocks": 1 + i % 3, "seed": i, "normalize": normalize}
+            library.project(source, **given, out=out, norm=norm, **how)
+            assert_reference(out, x, **given, normalize=normalize)
+            assert_lengths(norm, x, rows, **given)
+            assert in_place or torch.equal(source, x)
+            if not normalize:  # without lengths, which tiles keep in float32
+                library.project(x, **given, out=out, **how)
+                assert_reference(out, x, **given)
+
+
+def assert_lengths(norm: Tensor, x: Tensor, rows: int, **given: Tensor) -> None:
+    """Within what float32 allows; and, at dims that no plan gives to tensor cores, what splitting
+    factors in two bfloat16 costs: five times 2^-18 of what is taken away."""
+    bound = reference.tolerance(x.float(), **given)
+    if rows > 0 and x.dtype != torch.float32 and x.shape[-1] < LEAST_SPLIT:
+        absolute = {name: one.abs() for name, one in given.items()}
+        bound += 5 * 2**-18 * (reference.project(-x.abs(), **absolute) + x.abs().double())
+    length = reference.projected_norm(x, **given)
+    assert ((norm - length).abs() <= bound.norm(dim=-1)).all()
+
+
+@each_path
+@pytest.mark.parametrize("d", [48, 500])
+def test_measuring_writes_lengths_only(
+    library: build.Library, d: int, dtype: torch.dtype, rows: int
+) -> None:
+    x = features(17, d, dtype)
+    given = factors("per-row", 17, d, 9, dtype)
+    before, norm, beside = x.clone(), torch.full((17,), torch.nan), torch.full((17,), torch.nan)
+    library.project(x, **given, norm=norm, rows=rows)
+    assert_bits(x, before)
+    assert_lengths(norm, x, rows, **given)
+    library.project(x, **given, out=poisoned(x), norm=beside, rows=rows, normalize=True)
+    assert_bits(norm, beside)
+
+
+def layouts(dtype: torch.dtype, d: int) -> dict[str, Tensor]:
+    block = features(40, 2 * d, dtype)
+    return {
+        "slice": block[1:34, 3 : 3 + d],
+        "slice of whole packs": block[1:34, 8 : 8 + d],
+        "every other": block[:, 1::2],
+        "every other row": block[::2, 1 : 1 + d],
+        "transposed": features(d, 33, dtype).T,
+        "transposed slice": features(2 * d, 40, dtype)[1 : 1 + d, 2:35].T,
+        "one column": features(d, 5, dtype)[:, 2][None],
+    }
+
+
+@each_path
+@pytest.mark.parametrize("d", [17, 64, 264])
+def test_layouts(library: build.Library, d: int, dtype: torch.dtype, rows: int) -> None:
+    for normalize in (False, True):
+        for name, x in layouts(dtype, d).items():
+            given = factors("per-row", len(x), d, 5, dtype)
+            dense, how = x.contiguous(), {"rows": rows, "normalize": normalize}
+            want, out = poisoned(dense), poisoned(dense)
+            library.project(dense, **given, out=want, **how)
+            assert_reference(want, dense, **given, normalize=normalize)
+            library.project(x, **given, out=out, **how)
+            assert_bits(out, want)
+            storage = torch.empty(0, dtype=dtype).set_(x.untyped_storage())
+            untouched = torch.ones_like(storage, dtype=torch.bool)
+            untouched.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(False)
+            before = storage.clone()
+            library.project(x, **given, out=x, **how)
+            assert_bits(x, want)
+            assert_bits(storage[untouched], before[untouched]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize(("d", "k"), [(40, 0), (500, 9), (512, 33)])
+def test_bits_depend_on_the_row_alone(
+    library: build.Library, d: int, k: int, dtype: torch.dtype
+) -> None:
+    n = 67
+    x = features(n, d, dtype)
+    given = factors("offset", n, d, k, dtype) | {"strength": torch.rand(n)}
+    for normalize in (False, True):
+
+        def run(take: slice, rows: int, blocks: int, seed: int, unit: bool = normalize) -> Tensor:
+            part = x[take].clone()
+            factor = given | {"strength": given["strength"][take].clone()}
+            how = {"rows": rows, "blocks": blocks, "seed": seed, "normalize": unit}
+            library.project(part, **factor, out=part, **how)
+            return part
+
+        for tiles in ([0], [rows for of, rows in PATHS if of == dtype and rows]):
+            want = run(slice(0, n), tiles[0], 1, 0)
+            for i, take in enumerate([slice(0, n), slice(0, 1), slice(3, 20), slice(5, n)]):
+                for rows in tiles:
+                    assert_bits(run(take, rows, 1 + i, i), want[take])
+
+
+@each_path
+def test_every_order_of_threads_gives_the_same_bits(
+    library: build.Library, dtype: torch.dtype, rows: int
+) -> None:
+    x = features(rows + 3, 328, dtype)
+    given = factors("per-row", len(x), 328, 19, dtype)
+    outs = []
+    for seed in SEEDS:
+        outs.append(poisoned(x))
+        library.project(
+            x, **given, out=outs[-1], normalize=True, rows=rows, blocks=1 + seed // 4, seed=seed
+        )
+    for out in outs[1:]:
+        assert_bits(out, outs[0])
+
+
+@each_path
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_inf_stay_in_their_row(
+    library: build.Library, dtype: torch.dtype, rows: int, bad: float
+) -> None:
+    x = features(9, 48, dtype)
+    given = factors("per-row", 9, 48, 4, dtype)
+    for normalize in (False, True):
+        clean, out, dirty = poisoned(x), poisoned(x), x.clone()
+        dirty[4, 5] = bad
+        library.project(x, **given, out=clean, rows=rows, normalize=normalize)
+        library.project(dirty, **given, out=out, rows=rows, normalize=normalize)
+        others = torch.arange(9) != 4
+        assert_bits(out[others], clean[others])
+        assert not out[4].isfinite().all()
+
+
+@each_path
+def test_inf_normalizes_as_torch_does(
+    library: build.Library, dtype: torch.dtype, rows: int
+) -> None:
+    x = features(3, 9, dtype)
+    x[1, 4], x[2, 4] = float("inf"), float("nan")
+    out = poisoned(x)
+    none = factors("symmetric", 3, 9, 0, dtype)
+    library.project(x, **none, out=out, rows=rows, normalize=True)
+    want = functional.normalize(x.double(), dim=-1).to(dtype)
+    assert torch.equal(out.isnan(), want.isnan())
+    assert torch.equal(out[1:].nan_to_num(), want[1:].nan_to_num())
+
+
+@each_path
+def test_rows_of_any_length(library: build.Library, dtype: torch.dtype, rows: int) -> None:
+    large = 1e4 if dtype == torch.float16 else 1e25
+    given = factors("symmetric", 5, 100, 4, dtype)
+    for size in (0.0, large):
+        x = (features(5, 100, torch.float64) * size).to(dtype)
+        out = poisoned(x)
+        library.project(x, **given, out=out, rows=rows, normalize=True)
+        assert_reference(out, x, **given, normalize=True)
+
+
+DEVICES = {
+    "sm_75": build.Device(7, 40, 65536, 65536),
+    "sm_80": build.Device(8, 108, 166912, 167936),
+    "sm_86": build.Device(8, 84, 101376, 102400),
+    "sm_90": build.Device(9, 132, 232448, 233472),
+    "sm_120": build.Device(12, 170, 101376, 102400),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_plans_fit_the_device(
+    library: build.Library, device: build.Device, dtype: torch.dtype
+) -> None:
+    for d, k in [(1, 1), (500, 50), (512, 8), (768, 64), (1152, 256), (4096, 4096)]:
+        for normalize in (False, True):
+            plain = set()
+            for n in (1, 3, 200, 5000, 65536, 1 << 20, 1 << 33):
+                plan = library.plan(n, d, k, dtype, normalize, device)
+                assert (dtype, plan.rows) in PATHS
+                assert plan.rows == 0 or dtype == torch.float32 or d >= LEAST_SPLIT
+                assert plan.blocks == min(-(-n // max(plan.rows, 1)), 2**31 - 1)
+                assert plan.rows == 0 or plan.shared <= device.shared_of_block
+                plain.add(plan.rows == 0)
+            assert len(plain) == 1, "a row's bits would depend on n"
