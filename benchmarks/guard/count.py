@@ -197,7 +197,8 @@ def report(kept: Record, now: Record) -> int:
             "run make perf-guard-update to hold them there"
         )
     if verdict.grown or verdict.unmatched:
-        print(f"perf-guard: FAILED: {len(verdict.grown)} cases grew by more than {LIMIT:.0%}")
+        grown, other = len(verdict.grown), len(verdict.unmatched)
+        print(f"perf-guard: FAILED: {grown} cases grew by more than {LIMIT:.0%}, {other} unmatched")
         return 1
     compared = len(verdict.within) + len(verdict.shrunk)
     print(f"perf-guard: {f'{compared} cases did not grow' if compared else 'nothing compared'}")
