@@ -213,9 +213,9 @@ def fold_(
     """Folds the update into a projection weight or its bias, in place; returns the weight.
 
     Features of the folded head are the projected features of the old one, `(x A + b)' = x A' + b'`
-    with `A' = A - strength (A read^T) write` and `b' = b - strength (b read^T - offset) write`. Bits
-    depend on the vector that is projected, not on its neighbours or the number of threads; but a
-    weight and its transpose, folded along the other dim, may differ in the last one.
+    with `A' = A - strength (A read^T) write` and `b' = b - strength (b read^T - offset) write`.
+    Bits depend on the vector that is projected, not on its neighbours or the number of threads; but
+    a weight and its transpose, folded along the other dim, may differ in the last one.
 
     Args:
         weight: `[in, d]` of an `x @ A` head, `[d, in]` of `nn.Linear.weight`, or a bias `[d]`; any
