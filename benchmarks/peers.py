@@ -105,3 +105,20 @@ def jax_array(given: Tensor) -> Any:
         raise SkipPeer("this JAX has no GPU")
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # a thread less to wait for
     return jax.dlpack.from_dlpack(given.contiguous())
+
+
+def donated(function: Callable[..., Any], x: Tensor, *factors: Tensor) -> Call:
+    """JAX's way of writing over x: each call gives its result the memory of the one before."""
+    import jax
+    import jax.numpy as jnp
+
+    arrays = [jax_array(factor) for factor in factors]
+    out = jnp.array(jax_array(x), copy=True)
+    compiled_function = jax.jit(function, donate_argnums=0)
+
+    def call() -> Any:
+        nonlocal out
+        out = compiled_function(out, *arrays).block_until_ready()
+        return out
+
+    return call

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peers import FLOAT32, OUT, Call, compiled, jax_array, peer
+from peers import FLOAT32, OUT, Call, compiled, donated, peer
 from shapes import Problem
 from torch import Tensor
 
@@ -53,25 +53,12 @@ def compile_in_place(given: Problem) -> Call:
 
 @peer(OP, "JAX donated", OUT, needs="jax")
 def jax_donated(given: Problem) -> Call:
-    import jax
-    import jax.numpy as jnp
-
-    read, write = map(jax_array, given.directions)
-    weight = jnp.array(jax_array(given.x), copy=True)
-
     def update(weight: Any, read: Any, write: Any) -> Any:
         if given.dim == 0:
             return weight - write.T @ (read.T @ weight)
         return weight - (weight @ read) @ write
 
-    function = jax.jit(update, donate_argnums=0)
-
-    def call() -> Any:
-        nonlocal weight
-        weight = function(weight, read, write).block_until_ready()
-        return weight
-
-    return call
+    return donated(update, given.x, *given.directions)
 
 
 @peer(OP, "numpy", OUT, needs="numpy", dtypes=FLOAT32, cpu_only=True)

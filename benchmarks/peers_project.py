@@ -17,6 +17,7 @@ from peers import (
     SkipPeer,
     compiled,
     dense,
+    donated,
     jax_array,
     peer,
 )
@@ -123,20 +124,7 @@ def jax_new(given: Problem) -> Call:
 
 @peer(OP, "JAX donated", OUT, needs="jax")
 def jax_donated(given: Problem) -> Call:
-    """JAX's way of writing over x: each call gives its result the memory of the one before."""
-    import jax
-    import jax.numpy as jnp
-
-    read, write = map(jax_array, given.directions)
-    rows = jnp.array(jax_array(given.x), copy=True)
-    function = jax.jit(jax_plain, donate_argnums=0)
-
-    def call() -> Any:
-        nonlocal rows
-        rows = function(rows, read, write).block_until_ready()
-        return rows
-
-    return call
+    return donated(jax_plain, given.x, *given.directions)
 
 
 @peer(OP, "numpy", NEW, needs="numpy", dtypes=FLOAT32, cpu_only=True)

@@ -60,6 +60,7 @@ A row_norm(A square, A* y, int64_t d, A* scale) {
   return norm * unit;
 }
 
+// Whether rows are written past the caches, which whole vectors at their own alignment allow.
 template <class V, class T>
 bool streams(const ProjectParams<typename V::A>& p) {
   const int64_t row = p.out_row * static_cast<int64_t>(sizeof(T));
@@ -127,9 +128,10 @@ void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t 
       A* y = target + r * target_ld;
       dot_blocks<V, R>(rows_of_x, source_ld, p.read, p.d, coef, 0, p.k);
       scale_coef<V, R>(p, first + r, coef, 0, p.k);
-      Ahead ahead{reinterpret_cast<const char*>(from + (r + step) * p.x_row),
-                  p.x_row * static_cast<int64_t>(sizeof(T)), sizeof(T)};
-      if (!adjacent) ahead = nothing_ahead(y);
+      const Ahead ahead = adjacent
+                              ? Ahead{reinterpret_cast<const char*>(from + (r + step) * p.x_row),
+                                      p.x_row * static_cast<int64_t>(sizeof(T)), sizeof(T)}
+                              : nothing_ahead(y);
       if (measured) {
         update_and_measure_rows<V, R>(rows_of_x, source_ld, p.write, p.d, p.k, coef, y, target_ld,
                                       square + r, ahead);
