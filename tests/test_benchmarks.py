@@ -7,8 +7,8 @@ package is absent skip: the `bench` extra has them all.
 from __future__ import annotations
 
 import importlib
-import os
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
