@@ -90,6 +90,12 @@ def factors(
         _factor(op, "strength", strength, x)
 
 
+def strength(op: str, given: object) -> None:
+    """For the public forms: a number would be a constant of every graph that captures the call."""
+    if given is not None and not isinstance(given, Tensor):
+        raise TypeError(f"{op}: strength must be a tensor or None, got {type(given).__name__}")
+
+
 def features(
     op: str,
     x: Tensor,

@@ -74,6 +74,8 @@ struct Factors {
   Tensor read, write;  // the same handle when the projector is symmetric
   std::optional<Tensor> offset, strength;
   int64_t k;
+  std::optional<Tensor> spans, index, flag;  // of a bank: see ProjectParams
+  std::optional<Tensor> scale;
 };
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType type,
@@ -122,11 +124,39 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
     check_dtype(op, "strength", *strength, type, want);
     check_place(op, "strength", *strength, place);
   }
-  Factors f{dense(read), read, std::nullopt, std::nullopt, k};
+  Factors f{dense(read), read, {}, {}, k, {}, {}, {}, {}};
   f.write = same_memory(read, write) ? f.read : dense(write);
   if (offset) f.offset = dense(*offset);
   if (strength) f.strength = dense(*strength);
   return f;
+}
+
+// The projectors of a bank: which of the factors' k directions are whose, and each row's own.
+inline void check_bank(const char* op, const Tensor& x, const std::optional<Tensor>& spans,
+                       const std::optional<Tensor>& index, const std::optional<Tensor>& flag,
+                       int64_t n, Factors* f) {
+  require(spans.has_value() == index.has_value(), op, "spans and index must come together, got ",
+          spans ? "spans" : "index", " alone");
+  require(spans || !flag, op, "flag must come with spans and index, got it alone");
+  if (!spans) return;
+  const Place place(x);
+  auto check = [&](const char* name, const Tensor& t) {
+    require(t.scalar_type() == ScalarType::Int, op, name, " must be int32, got ",
+            Dtype{t.scalar_type()});
+    check_place(op, name, t, place);
+  };
+  require(spans->dim() == 2 && spans->size(1) == 2, op, "spans must be [m, 2], got ",
+          Shape{*spans});
+  check("spans", *spans);
+  require(index->dim() == 1 && index->size(0) == n, op, "index must be [n] with n=", n, ", got ",
+          Shape{*index});
+  check("index", *index);
+  f->spans = dense(*spans);
+  f->index = dense(*index);
+  if (!flag) return;
+  require(flag->numel() == 1, op, "flag must have one element, got ", Shape{*flag});
+  check("flag", *flag);
+  f->flag = *flag;
 }
 
 inline int64_t check_features(const char* op, const Tensor& x) {
@@ -157,7 +187,9 @@ inline Rows check_weight(const char* op, const Tensor& weight, const std::option
 }
 
 // Nothing to take out and nothing to scale: rows keep their bits, NaN payloads too.
-inline bool is_identity(const Factors& f, bool normalize) { return f.k == 0 && !normalize; }
+inline bool is_identity(const Factors& f, bool normalize) {
+  return f.k == 0 && !normalize && !f.index && !f.scale;
+}
 
 // What is written must own each of its elements: no two at one address, none shared with a factor
 // that later rows still read.

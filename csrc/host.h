@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operators up to the launch, the same for every device: checks, strides, the result. Each
-// takes its device's launch as a template parameter,
-//   launch(x, factors, from data, from rows, to data, to rows, norm data, normalize)
-// which projects rows from one place to another (may be the same), or only measures them.
+// takes its device's launch(x, factors, pass) as a template parameter; x tells dtype and device.
 #pragma once
 #include "check.h"
 #include "layout.h"
@@ -10,30 +8,48 @@
 
 namespace clipproj {
 
+// What one launch does: projects rows from one place to another, which may be the same, or only
+// measures them.
+struct Pass {
+  const void* x;
+  Rows from;
+  void* out;  // null: only lengths are wanted
+  Rows to;
+  void* norm;  // null: only rows are wanted
+  bool normalize;
+  int64_t first = 0;  // the place of the first row in the factors' strength and index
+};
+
 // What a kernel is told, for factors of type A.
 template <class A>
-ProjectParams<A> make_params(const Factors& f, const void* x, Rows from, void* out, Rows to,
-                             void* norm, bool normalize) {
-  auto data = [](const std::optional<Tensor>& t) {
-    return t ? static_cast<const A*>(t->const_data_ptr()) : nullptr;
+ProjectParams<A> make_params(const Factors& f, const Pass& pass) {
+  auto data = [](const std::optional<Tensor>& t, auto type) {
+    return t ? static_cast<const decltype(type)*>(t->const_data_ptr()) : nullptr;
   };
   ProjectParams<A> p{};
-  p.x = x;
-  p.out = out;
-  p.norm = static_cast<A*>(norm);
-  p.read = data(f.read);
-  p.write = data(f.write);
-  p.offset = data(f.offset);
-  p.strength = data(f.strength);
-  p.n = from.n;
-  p.d = from.d;
+  p.x = pass.x;
+  p.out = pass.out;
+  p.norm = static_cast<A*>(pass.norm);
+  p.read = data(f.read, A());
+  p.write = data(f.write, A());
+  p.offset = data(f.offset, A());
+  p.strength = data(f.strength, A());
+  p.scale = data(f.scale, A());
+  p.spans = data(f.spans, int32_t());
+  p.index = data(f.index, int32_t());
+  p.flag = f.flag ? static_cast<int32_t*>(f.flag->mutable_data_ptr()) : nullptr;
+  p.n = pass.from.n;
+  p.d = pass.from.d;
   p.k = f.k;
-  p.x_row = from.row;
-  p.x_col = from.col;
-  p.out_row = to.row;
-  p.out_col = to.col;
+  p.m = f.spans ? f.spans->size(0) : 0;
+  p.x_row = pass.from.row;
+  p.x_col = pass.from.col;
+  p.out_row = pass.to.row;
+  p.out_col = pass.to.col;
   p.strength_row = f.strength && f.strength->dim() == 1 ? 1 : 0;
-  p.normalize = normalize;
+  p.normalize = pass.normalize;
+  if (p.strength) p.strength += pass.first * p.strength_row;
+  if (p.index) p.index += pass.first;
   return p;
 }
 
@@ -47,7 +63,8 @@ void project_into(Tensor out, Rows to, const Tensor& x, const Factors& f, bool n
   if ((identity && !in_place) || !from) torch::stable::copy_(out, x);
   if (identity) return;
   // Leading dims that are no single stride have been copied: project the copy.
-  launch(x, f, from ? x.const_data_ptr() : data, from.value_or(to), data, to, nullptr, normalize);
+  launch(x, f,
+         Pass{from ? x.const_data_ptr() : data, from.value_or(to), data, to, nullptr, normalize});
 }
 
 // `make` is new_dense or the device's own.
@@ -57,6 +74,20 @@ Tensor project(const Tensor& x, const Tensor& read, const Tensor& write,
                bool normalize) {
   const int64_t d = check_features("project", x), n = x.numel() / d;
   const Factors f = check_factors("project", "x", x, read, write, offset, strength, d, n);
+  Tensor out = make(x, x.sizes());
+  project_into<launch>(out, {n, d, d, 1}, x, f, normalize);
+  return out;
+}
+
+// Each row by the projector of its index.
+template <auto launch, auto make = new_dense>
+Tensor project_rows(const Tensor& x, const Tensor& read, const Tensor& write,
+                    const std::optional<Tensor>& offset, const Tensor& spans, const Tensor& index,
+                    const std::optional<Tensor>& strength, bool normalize,
+                    const std::optional<Tensor>& flag) {
+  const int64_t d = check_features("project_rows", x), n = x.numel() / d;
+  Factors f = check_factors("project_rows", "x", x, read, write, offset, strength, d, n);
+  check_bank("project_rows", x, spans, index, flag, n, &f);
   Tensor out = make(x, x.sizes());
   project_into<launch>(out, {n, d, d, 1}, x, f, normalize);
   return out;
@@ -98,7 +129,7 @@ void fold_(const Tensor& weight, const Tensor& read, const Tensor& write,
   check_writable("fold_", "weight", weight, f);
   if (is_identity(f, false)) return;
   void* data = weight.mutable_data_ptr();
-  launch(weight, f, data, rows, data, rows, nullptr, false);
+  launch(weight, f, Pass{data, rows, data, rows, nullptr, false});
 }
 
 template <auto launch>
@@ -111,7 +142,7 @@ Tensor projected_norm(const Tensor& x, const Tensor& read, const Tensor& write,
   // The one case with a copy of x: leading dims without a common stride.
   const Tensor from = flat ? x : dense(x);
   const Rows rows = flat.value_or(Rows{n, d, d, 1});
-  launch(x, f, from.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(), false);
+  launch(x, f, Pass{from.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(), false});
   return norm;
 }
 

@@ -6,6 +6,7 @@
 namespace clipproj {
 
 // x' = x - s (x read^T - offset) write, row by row; A is the type of factors and accumulators.
+// With spans, the factors hold those of many projectors and each row takes the one of its index.
 template <class A>
 struct ProjectParams {
   const void* x;      // [n, d], element (i, j) at i * x_row + j * x_col
@@ -15,7 +16,11 @@ struct ProjectParams {
   const A* write;     // [k, d], contiguous; equal to read when the projector is symmetric
   const A* offset;    // [k] or null
   const A* strength;  // element i * strength_row for row i; null means 1
-  int64_t n, d, k;
+  const A* scale;     // one number, times each row at its end; null means 1
+  const int32_t* spans;  // [m, 2], first direction and rank of each projector; null: one, of all k
+  const int32_t* index;  // [n], each row's projector, -1 for none; null as spans
+  int32_t* flag;  // set to 1 for an index outside -1..m-1 or a span outside 0..k; null: not wanted
+  int64_t n, d, k, m;
   int64_t x_row, x_col;
   int64_t out_row, out_col;
   int64_t strength_row;  // 0: one strength for all rows, 1: one per row

@@ -17,9 +17,8 @@ void launch_fold(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
   });
 }
 
-void launch_fold_cpu(const Tensor& weight, const Factors& f, const void* data, Rows from, void* out,
-                     Rows to, void* norm, bool normalize) {
-  for_dtype(weight.scalar_type(), f, data, from, out, to, norm, normalize,
+void launch_fold_cpu(const Tensor& weight, const Factors& f, const Pass& pass) {
+  for_dtype(weight.scalar_type(), f, pass,
             [](const auto& kernel, const auto& p) { launch_fold(kernel, p); });
 }
 

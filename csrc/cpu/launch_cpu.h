@@ -41,15 +41,13 @@ void launch_rows(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
 
 // launch(kernel, params) with the kernel of the dtype.
 template <class Launch>
-void for_dtype(ScalarType type, const Factors& f, const void* from_data, Rows from, void* out,
-               Rows to, void* norm, bool normalize, Launch launch) {
-  if (from.n == 0) return;
+void for_dtype(ScalarType type, const Factors& f, const Pass& pass, Launch launch) {
+  if (pass.from.n == 0) return;
   if (type == ScalarType::Double) {
-    return launch(scalar::project_f64,
-                  make_params<double>(f, from_data, from, out, to, norm, normalize));
+    return launch(scalar::project_f64, make_params<double>(f, pass));
   }
   const CpuKernels& kernels = cpu_kernels();
-  const auto p = make_params<float>(f, from_data, from, out, to, norm, normalize);
+  const auto p = make_params<float>(f, pass);
   switch (type) {
     case ScalarType::Float: return launch(kernels.project_f32, p);
     case ScalarType::BFloat16: return launch(kernels.project_bf16, p);
@@ -57,9 +55,8 @@ void for_dtype(ScalarType type, const Factors& f, const void* from_data, Rows fr
   }
 }
 
-inline void launch_cpu(const Tensor& x, const Factors& f, const void* from_data, Rows from,
-                       void* out, Rows to, void* norm, bool normalize) {
-  for_dtype(x.scalar_type(), f, from_data, from, out, to, norm, normalize,
+inline void launch_cpu(const Tensor& x, const Factors& f, const Pass& pass) {
+  for_dtype(x.scalar_type(), f, pass,
             [](const auto& kernel, const auto& p) { launch_rows(kernel, p); });
 }
 

@@ -77,13 +77,15 @@ void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, 
   A scale[kStridedRows<V>];
   for (int64_t r = 0; r < rows; ++r) {
     scale[r] = 1;
-    if (!p.normalize && !p.norm) continue;
-    const A norm = row_norm(square[r], y + r * ld, p.d, &scale[r]);
-    if (p.norm) p.norm[first + r] = norm;
+    if (p.normalize || p.norm) {
+      const A norm = row_norm(square[r], y + r * ld, p.d, &scale[r]);
+      if (p.norm) p.norm[first + r] = norm;
+    }
+    if (p.scale) scale[r] *= *p.scale;
   }
   T* out = static_cast<T*>(p.out) + first * p.out_row;
   const bool there = static_cast<void*>(y) == static_cast<void*>(out);
-  if (!p.out || (there && !p.normalize)) return;
+  if (!p.out || (there && !p.normalize && !p.scale)) return;
   store_tile<V>(y, ld, rows, p.d, scale, out, p.out_row, p.out_col, stream);
 }
 

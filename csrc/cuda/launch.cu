@@ -42,15 +42,14 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
 
 }  // namespace
 
-void launch_cuda(const Tensor& x, const Factors& f, const void* from_data, Rows from, void* out,
-                 Rows to, void* norm, bool normalize) {
-  if (from.n == 0) return;
+void launch_cuda(const Tensor& x, const Factors& f, const Pass& pass) {
+  if (pass.from.n == 0) return;
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
   const auto stream = static_cast<cudaStream_t>(current);
-  const auto p = make_params<float>(f, from_data, from, out, to, norm, normalize);
+  const auto p = make_params<float>(f, pass);
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, index, stream);
     case ScalarType::BFloat16: return launch_rows<__nv_bfloat16>(p, index, stream);

@@ -5,7 +5,6 @@
 
 namespace clipproj {
 
-void launch_cuda(const Tensor& x, const Factors& f, const void* from_data, Rows from, void* out,
-                 Rows to, void* norm, bool normalize);
+void launch_cuda(const Tensor& x, const Factors& f, const Pass& pass);
 
 }  // namespace clipproj

@@ -74,8 +74,9 @@ class Params(ctypes.Structure):
 
     _fields_ = [
         *dict.fromkeys(["x", "out", "norm", "read", "write"], ctypes.c_void_p).items(),
-        *dict.fromkeys(["offset", "strength"], ctypes.c_void_p).items(),
-        *dict.fromkeys(["n", "d", "k", "x_row", "x_col"], ctypes.c_int64).items(),
+        *dict.fromkeys(["offset", "strength", "scale"], ctypes.c_void_p).items(),
+        *dict.fromkeys(["spans", "index", "flag"], ctypes.c_void_p).items(),
+        *dict.fromkeys(["n", "d", "k", "m", "x_row", "x_col"], ctypes.c_int64).items(),
         *dict.fromkeys(["out_row", "out_col", "strength_row"], ctypes.c_int64).items(),
         ("normalize", ctypes.c_bool),
     ]
@@ -137,7 +138,8 @@ class Library:
         (n, d), k = x.shape, len(read)
         p = Params(
             *map(address, (x, out, norm, read, write, offset, strength)),
-            *(n, d, k, *x.stride(), *(x if out is None else out).stride()),
+            *(None, None, None, None),
+            *(n, d, k, 0, *x.stride(), *(x if out is None else out).stride()),
             int(strength is not None and strength.dim() == 1),
             normalize,
         )

@@ -1,34 +1,13 @@
-"""The operators: `torch.ops.clipproj.*` made whole for `torch.compile`, and their public forms.
-
-Schemas and kernels are C++ (csrc/). Here are the fake kernels; derivatives are in _autograd.py.
-
-Every operator is the same rank-k update of feature rows,
-
-    x' = x - strength (x read^T - offset) write        read, write [k, d], offset [k]
-
-which is the orthogonal projection of arXiv 2512.14137 with `read is write` = orthonormal forget
-directions, its CCUP edit and LEACE (arXiv 2306.03819) with two different factors.
-"""
+"""`project` and its forms that write where they are told."""
 
 import torch
 from torch import Tensor
 
-from clipproj import (
-    _autograd,
-    _check,
-    _load,  # noqa: F401  opens the libraries that define the operators
-)
-
-__all__ = ["fold_", "project", "project_", "project_out", "projected_norm"]
+from clipproj import _autograd, _check
 
 _project = torch.ops.clipproj.project.default
 _project_ = torch.ops.clipproj.project_.default
 _project_out = torch.ops.clipproj.project_out.default
-_fold_ = torch.ops.clipproj.fold_.default
-_projected_norm = torch.ops.clipproj.projected_norm.default
-
-
-# Fake kernels
 
 
 @torch.library.register_fake("clipproj::project")
@@ -75,41 +54,6 @@ def _(
     _check.writable("project_out", "out", out, flat=True)
 
 
-@torch.library.register_fake("clipproj::fold_")
-def _(
-    weight: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    dim: int,
-) -> None:
-    _check.weight("fold_", weight, read, write, offset, strength, dim)
-    _check.writable("fold_", "weight", weight, flat=False)
-
-
-@torch.library.register_fake("clipproj::projected_norm")
-def _(
-    x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-) -> Tensor:
-    _check.features("projected_norm", x, read, write, offset, strength)
-    return x.new_empty(x.shape[:-1], dtype=_autograd.wide(x.dtype))
-
-
-# Public forms
-
-
-def _require_tensor(op: str, strength: object) -> None:
-    # A number would be a constant of every graph that captures the call.
-    if strength is not None and not isinstance(strength, Tensor):
-        raise TypeError(f"{op}: strength must be a tensor or None, got {type(strength).__name__}")
-
-
 def project(
     x: Tensor,
     read: Tensor,
@@ -142,7 +86,7 @@ def project(
         RuntimeError: an argument has the wrong shape, dtype or device, or a factor requires grad.
         TypeError: `strength` is a Python number, which every compiled graph would bake in.
     """
-    _require_tensor("project", strength)
+    _check.strength("project", strength)
     return _autograd.call(_project, x, read, write, offset, strength, normalize=normalize)
 
 
@@ -163,7 +107,7 @@ def project_(
             dims do not flatten to one stride.
         TypeError: `strength` is a Python number.
     """
-    _require_tensor("project_", strength)
+    _check.strength("project_", strength)
     return _autograd.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
 
 
@@ -195,64 +139,7 @@ def project_out(
             when its leading dims do not flatten to one stride.
         TypeError: `strength` is a Python number.
     """
-    _require_tensor("project_out", strength)
+    _check.strength("project_out", strength)
     return _autograd.write(
         _project_out, "out", x, read, write, offset, strength, normalize=normalize, out=out
     )
-
-
-def fold_(
-    weight: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    dim: int,
-) -> Tensor:
-    """Folds the update into a projection weight or its bias, in place; returns the weight.
-
-    Features of the folded head are the projected features of the old one, `(x A + b)' = x A' + b'`
-    with `A' = A - strength (A read^T) write` and `b' = b - strength (b read^T - offset) write`.
-    Bits depend on the vector that is projected, not on its neighbours or the number of threads; but
-    a weight and its transpose, folded along the other dim, may differ in the last one.
-
-    Args:
-        weight: `[in, d]` of an `x @ A` head, `[d, in]` of `nn.Linear.weight`, or a bias `[d]`; any
-            strides; dtypes as x of `project`.
-        read, write: as in `project`.
-        offset: as in `project`, only with a bias: nothing else can hold it.
-        strength: as in `project`, 0-dim; None means 1.
-        dim: the embedding dimension of `weight`: 1 or -1 for `[in, d]`, 0 for `[d, in]` and `[d]`.
-
-    Raises:
-        RuntimeError: an argument has the wrong shape, dtype or device, an argument requires grad in
-            grad mode, two elements of the weight share an address, or it shares memory with a
-            factor.
-        TypeError: `strength` is a Python number.
-    """
-    _require_tensor("fold_", strength)
-    return _autograd.write(_fold_, "weight", weight, read, write, offset, strength, dim=dim)
-
-
-def projected_norm(
-    x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-) -> Tensor:
-    """The length of each projected row, without writing the rows; arguments as in `project`.
-
-    It is the one stored scalar per vector with which an index of unprojected vectors answers
-    projected queries. Measured on the projected row, not as `|x|^2 - |x read^T|^2`, which cancels.
-
-    Returns:
-        `[...]`, the leading dims of x, float32 (float64 for float64 x). Differentiable in x; the
-        gradient at a zero row is zero.
-
-    Raises:
-        RuntimeError, TypeError: as `project`.
-    """
-    _require_tensor("projected_norm", strength)
-    return _autograd.call(_projected_norm, x, read, write, offset, strength)

@@ -1,0 +1,20 @@
+"""The operators: `torch.ops.clipproj.*` made whole for `torch.compile`, and their public forms.
+
+Schemas and kernels are C++ (csrc/). Here, a file for each, are the fake kernels; derivatives are in
+_autograd.py.
+
+Every operator is the same rank-k update of feature rows,
+
+    x' = x - strength (x read^T - offset) write        read, write [k, d], offset [k]
+
+which is the orthogonal projection of arXiv 2512.14137 with `read is write` = orthonormal forget
+directions, its CCUP edit and LEACE (arXiv 2306.03819) with two different factors.
+"""
+
+from clipproj import _load  # noqa: F401  opens the libraries that define the operators
+from clipproj.ops._fold import fold_
+from clipproj.ops._project import project, project_, project_out
+from clipproj.ops._project_rows import project_rows
+from clipproj.ops._projected_norm import projected_norm
+
+__all__ = ["fold_", "project", "project_", "project_out", "project_rows", "projected_norm"]
