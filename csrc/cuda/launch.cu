@@ -47,7 +47,7 @@ void launch_cuda(const Tensor& x, const Factors& f, const Pass& pass) {
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
   const auto stream = static_cast<cudaStream_t>(current);
   const auto p = make_params<float>(f, pass);
   switch (x.scalar_type()) {
