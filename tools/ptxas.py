@@ -23,10 +23,10 @@ ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 KERNELS = """
 #include "cuda/project_kernels.cuh"
 namespace clipproj {
-Kernel all(int type, int rows) {
-  return type == 0   ? project_kernel_of<float>(rows)
-         : type == 1 ? project_kernel_of<__nv_bfloat16>(rows)
-                     : project_kernel_of<__half>(rows);
+Kernel all(int type, int rows, int d, bool banked) {
+  return type == 0   ? project_kernel_of<float>(rows, d, banked)
+         : type == 1 ? project_kernel_of<__nv_bfloat16>(rows, d, banked)
+                     : project_kernel_of<__half>(rows, d, banked);
 }
 }
 """
@@ -88,6 +88,7 @@ def readable(name: str, types: str) -> str:
     given = [t for t in ("bfloat16", "half") if t in types]
     given += ["float"] if types == "f" else []
     given += re.findall(r"Li(\d+)", types)
+    given += ["banked"] if "Lb1" in types else []
     return f"{name}<{', '.join(given)}>"
 
 

@@ -96,6 +96,9 @@ __device__ inline void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(to) = words;
 }
 
+// Sets a flag that others may set at the same time.
+__device__ inline void raise_flag(int32_t* flag) { atomicExch(flag, 1); }
+
 // Waits for all threads of the block, or of the warp; what they wrote before is seen after.
 __device__ inline void sync_block() { __syncthreads(); }
 __device__ inline void sync_warp() { __syncwarp(); }
@@ -162,18 +165,23 @@ __device__ inline void load_matrix_x2_trans(uint32_t (&r)[2], const void* row) {
 //   a: (g, t + {0, 1}), (g + 8, the same), (g, t + {8, 9}), (g + 8, the same)
 //   b: (t + {0, 1}, g), (t + {8, 9}, g)        d: (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Bytes of shared memory that the launch asked for.
+__device__ inline size_t launched_shared_bytes() {
+  uint32_t bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
 }
 
 #endif  // CLIPPROJ_CUDA_ON_CPU

@@ -96,6 +96,9 @@ T shuffle_xor(T value, int mask, Where where = Where::current()) {
   return shuffle(value, static_cast<int>(threadIdx.x % 32) ^ mask, where);
 }
 
+size_t launched_shared_bytes();
+void raise_flag(int32_t* flag);
+
 void copy_async16(void* shared, const void* global, bool pred = true,
                   Where where = Where::current());
 void copy_async_commit();
