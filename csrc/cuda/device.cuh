@@ -96,6 +96,12 @@ __device__ inline void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(to) = words;
 }
 
+// The value, of which the compiler knows nothing.
+__device__ inline uint32_t opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Sets a flag that others may set at the same time.
 __device__ inline void raise_flag(int32_t* flag) { atomicExch(flag, 1); }
 
@@ -117,9 +123,9 @@ __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Copies 16 bytes to shared memory, or zeros where pred is false, some time before the thread's
-// copy_async_wait for the group that it is committed to. Other threads see them after a barrier
-// that follows the wait.
+// Copies 16 bytes to shared memory, or zeros where pred is false, whatever `global` is, some time
+// before the thread's copy_async_wait for the group that it is committed to. Other threads see them
+// after a barrier that follows the wait.
 __device__ inline void copy_async16(void* shared, const void* global, bool pred = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(__cvta_generic_to_global(global)), "r"(pred ? 16 : 0)
@@ -133,18 +139,20 @@ __device__ inline void copy_async_wait() {
 }
 
 // ldmatrix: 8x8 matrices of 2-byte elements. Lane 8 i + j gives the address of row j of matrix i,
-// 16 bytes in shared memory; every lane gets, of each matrix, the elements (lane / 4,
-// 2 (lane % 4) + {0, 1}), of its transpose with _trans.
+// 16 bytes in shared memory, `offset` bytes on from what is given; every lane gets, of each matrix,
+// the elements (lane / 4, 2 (lane % 4) + {0, 1}), of its transpose with _trans.
+template <int offset = 0>
 __device__ inline void load_matrix_x4(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(shared_address(row)), "n"(offset)
                : "memory");
 }
+template <int offset = 0>
 __device__ inline void load_matrix_x4_trans(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(shared_address(row)), "n"(offset)
                : "memory");
 }
 __device__ inline void load_matrix_x2(uint32_t (&r)[2], const void* row) {

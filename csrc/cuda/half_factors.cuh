@@ -8,23 +8,43 @@
 // 8 q to 8 q + 7 of the rows, q = lane % 4, then owns the same columns of the products. Chunks are
 // swapped about by direction, so that eight directions of one chunk lie in different banks.
 #pragma once
+#include <type_traits>
+#include <utility>
+
 #include "split.cuh"
 #include "tile.cuh"
 
 namespace clipproj {
 
+// Eight bytes in one access.
+struct alignas(8) Pair {
+  float at[2];
+};
+
+// body(i) for i of 0..count-1, each a constant.
+template <int... i, class Body>
+__device__ void unrolled(std::integer_sequence<int, i...>, Body body) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+template <int count, class Body>
+__device__ void unrolled(Body body) {
+  unrolled(std::make_integer_sequence<int, count>(), body);
+}
+
 // Slots for groups of kGroup directions of P * kWarps pieces.
 template <int P>
 struct HalfFactor {
-  static constexpr int kChunks = P * kWarps * 4;  // of a direction
-  static constexpr int kSlot = kGroup * kChunks * 8;
+  static constexpr int kChunks = P * kWarps * 4;      // of a direction
+  static constexpr int kPart = kGroup * kChunks * 8;  // elements of the high or the low parts
 
-  uint16_t *high, *low;  // [slots, kGroup, kChunks, 8]
+  uint16_t* data;  // [slots, high and low, kGroup, kChunks, 8]
 
-  // Where in a slot a chunk of piece warp() lies; those of piece warp() + kWarps i are kNext i on.
-  static constexpr int kNext = kWarps * 4 * 8;
-  __device__ static int at(int direction, int chunk) {
-    return (direction * kChunks + ((warp() * 4 + chunk) ^ (direction & 7))) * 8;
+  // The high part of a direction in a chunk of piece warp(). Constants, in bytes: on to the low
+  // part, to the direction eight further, to piece warp() + kWarps.
+  static constexpr int kToLow = 2 * kPart, kToEighth = 8 * kChunks * 16, kToNext = kWarps * 64;
+  __device__ const uint16_t* at(int slot, int direction, int chunk) const {
+    const int place = direction * kChunks + ((warp() * 4 + chunk) ^ (direction & 7));
+    return data + slot * 2 * kPart + place * 8;
   }
 
   // slot <- `count` directions from `from` [count, d], zeros beyond. Says of the numbers that this
@@ -51,18 +71,14 @@ struct HalfFactor {
         upper.at[q] = both.high;
         lower.at[q] = both.low;
       }
-      const int to = slot * kSlot + (g * kChunks + (chunk ^ (g & 7))) * 8;
-      store_pack(reinterpret_cast<uint32_t*>(high + to), upper);
-      store_pack(reinterpret_cast<uint32_t*>(low + to), lower);
+      uint16_t* to = data + slot * 2 * kPart + (g * kChunks + (chunk ^ (g & 7))) * 8;
+      store_pack(reinterpret_cast<uint32_t*>(to), upper);
+      store_pack(reinterpret_cast<uint32_t*>(to + kPart), lower);
     }
     return whole;
   }
 
  private:
-  struct alignas(8) Pair {
-    float at[2];
-  };
-
   template <bool packs>
   __device__ static void load_pair(float (&v)[2], const float* row, int j, int d) {
     if constexpr (packs) {

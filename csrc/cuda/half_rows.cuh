@@ -6,10 +6,15 @@
 
 namespace clipproj {
 
-// What a lane owns of x: words[piece][row lane / 4, or 8 below][two columns].
+// What a lane owns of x: of each piece the fragments of two mma, which are words of two columns.
 template <int P>
 struct HalfRows {
-  uint32_t words[P][2][4];
+  uint32_t fragments[P][2][4];
+
+  // Columns 2 t and 2 t + 1 of a lane's eight, in row lane / 4 or 8 below.
+  __device__ uint32_t& word(int piece, int half, int t) {
+    return fragments[piece][t / 2][t % 2 * 2 + half];
+  }
 
   static constexpr int kPacks = 2 * P;  // of 16 bytes
 
@@ -24,10 +29,14 @@ struct HalfRows {
   template <class T>
   __device__ static void request(const T* x, Memory from, int left, int d, uint16_t* slots) {
 #pragma unroll
-    for (int i = 0; i < kPacks; ++i) {
-      const int r = row(i % 2), j = column(i / 2);
-      const bool some = r < left && j < d;
-      copy_async16(slots + (i * kThreads + threadIdx.x) * 8, some ? x + r * from.row + j : x, some);
+    for (int half = 0; half < 2; ++half) {
+      const int r = row(half);
+      const T* lane_of_row = x + r * from.row + column(0);
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        copy_async16(slots + ((2 * i + half) * kThreads + threadIdx.x) * 8,
+                     lane_of_row + i * kWarps * kPiece, r < left && column(i) < d);
+      }
     }
   }
 
@@ -37,7 +46,7 @@ struct HalfRows {
       const Pack<uint32_t> pack =
           load_pack(reinterpret_cast<const uint32_t*>(slots + (i * kThreads + threadIdx.x) * 8));
 #pragma unroll
-      for (int t = 0; t < 4; ++t) words[i / 2][i % 2][t] = pack.at[t];
+      for (int t = 0; t < 4; ++t) word(i / 2, i % 2, t) = pack.at[t];
     }
   }
 
@@ -87,11 +96,8 @@ __device__ HalfShared<P> take_shared(const ProjectParams<float>& p, const HalfPa
                                      int stages) {
   SharedParts shared;
   HalfShared<P> all{};
-  all.read = {shared.take<uint16_t>(parts.factor), shared.take<uint16_t>(parts.factor)};
-  all.write = all.read;
-  if (p.write != p.read) {
-    all.write = {shared.take<uint16_t>(parts.factor), shared.take<uint16_t>(parts.factor)};
-  }
+  all.read = {shared.take<uint16_t>(parts.factor)};
+  all.write = p.write == p.read ? all.read : HalfFactor<P>{shared.take<uint16_t>(parts.factor)};
   all.slots = shared.take<uint16_t>(stages * parts.stage);
   all.sums = shared.take<float>(parts.sums);
   all.c_high = shared.take<uint16_t>(parts.coef);

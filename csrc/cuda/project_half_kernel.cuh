@@ -31,33 +31,31 @@ __device__ void multiply_read(float (&dot)[2][4], const HalfRows<P>& x, const Ha
   float rest[2][4] = {};  // products of low parts: summed where they are not rounded away
 #pragma unroll
   for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] = 0;
-  const int at = slot * read.kSlot + read.at(lane() % 8, lane() / 8);
+  const uint16_t* at = read.at(slot, lane() % 8, lane() / 8);
+  unrolled<2 * P>([&](auto step) {  // eight directions of a piece
+    constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
+    constexpr int from = i * HalfFactor<P>::kToNext + n * HalfFactor<P>::kToEighth;
+    uint32_t high[4], low[4];  // [chunk]
+    load_matrix_x4<from>(high, at);
+    load_matrix_x4<from + HalfFactor<P>::kToLow>(low, at);
 #pragma unroll
-  for (int i = 0; i < P; ++i) {
+    for (int s = 0; s < 2; ++s) {  // 16 columns
+      uint32_t x_high[4], x_low[4];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {  // eight directions
-      uint32_t high[4], low[4];    // [chunk]
-      const int from = at + n * 8 * read.kChunks * 8 + i * read.kNext;
-      load_matrix_x4(high, read.high + from);
-      load_matrix_x4(low, read.low + from);
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {  // 16 columns of the piece
-        uint32_t x_high[4], x_low[4];
-#pragma unroll
-        for (int a = 0; a < 4; ++a) {
-          const uint32_t word = x.words[i][a % 2][2 * s + a / 2];
-          const Split both = split_x<T>(word);
-          x_high[a] = both.high;
-          x_low[a] = both.low;
-        }
-        const uint32_t b_high[2] = {high[2 * s], high[2 * s + 1]};
-        const uint32_t b_low[2] = {low[2 * s], low[2 * s + 1]};
-        mma_bf16(dot[n], x_high, b_high);
-        mma_bf16(rest[n], x_high, b_low);
-        if (!exact) mma_bf16(rest[n], x_low, b_high);
+      for (int a = 0; a < 4; ++a) {
+        const uint32_t word = x.fragments[i][s][a];
+        // Split anew for each slot: all of x, split ahead, would fill the registers.
+        const Split both = split_x<T>(exact ? word : opaque(word));
+        x_high[a] = both.high;
+        x_low[a] = both.low;
       }
+      const uint32_t b_high[2] = {high[2 * s], high[2 * s + 1]};
+      const uint32_t b_low[2] = {low[2 * s], low[2 * s + 1]};
+      mma_bf16(dot[n], x_high, b_high);
+      mma_bf16(rest[n], x_high, b_low);
+      if (!exact) mma_bf16(rest[n], x_low, b_high);
     }
-  }
+  });
 #pragma unroll
   for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] += rest[i / 4][i % 4];
 }
@@ -65,52 +63,51 @@ __device__ void multiply_read(float (&dot)[2][4], const HalfRows<P>& x, const Ha
 // taken += c W for the directions of a slot, in this warp's pieces.
 template <int P>
 __device__ void multiply_write(float (&taken)[P][4][4], const HalfShared<P>& shared, int slot) {
-  const HalfFactor<P>& write = shared.write;
   uint32_t c_high[4], c_low[4];
   const int c_at = lane() % 16 * kHalfCoefPitch + lane() / 16 * 8;
   load_matrix_x4(c_high, shared.c_high + c_at);
   load_matrix_x4(c_low, shared.c_low + c_at);
-  const int direction = lane() % 16, chunk = lane() / 16;
-  const int at[2] = {slot * write.kSlot + write.at(direction, chunk),
-                     slot * write.kSlot + write.at(direction, chunk + 2)};
+  const uint16_t* at[2] = {shared.write.at(slot, lane() % 16, lane() / 16),
+                           shared.write.at(slot, lane() % 16, lane() / 16 + 2)};
+  unrolled<2 * P>([&](auto step) {  // two chunks of a piece
+    constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
+    constexpr int from = i * HalfFactor<P>::kToNext;
+    uint32_t high[4], low[4];  // [chunk, eight directions]
+    load_matrix_x4_trans<from>(high, at[n]);
+    load_matrix_x4_trans<from + HalfFactor<P>::kToLow>(low, at[n]);
 #pragma unroll
-  for (int i = 0; i < P; ++i) {
+    for (int product = 0; product < 3; ++product) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {  // two chunks
-      uint32_t high[4], low[4];    // [chunk, eight directions]
-      load_matrix_x4_trans(high, write.high + at[n] + i * write.kNext);
-      load_matrix_x4_trans(low, write.low + at[n] + i * write.kNext);
-#pragma unroll
-      for (int product = 0; product < 3; ++product) {
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          const uint32_t* from = product == 1 ? low : high;
-          const uint32_t b[2] = {from[2 * t], from[2 * t + 1]};
-          mma_bf16(taken[i][2 * n + t], product == 2 ? c_low : c_high, b);
-        }
+      for (int t = 0; t < 2; ++t) {
+        const uint32_t* of = product == 1 ? low : high;
+        const uint32_t b[2] = {of[2 * t], of[2 * t + 1]};
+        mma_bf16(taken[i][2 * n + t], product == 2 ? c_low : c_high, b);
       }
     }
-  }
+  });
 }
 
-// The coefficient of this thread's row and direction, from what the warps have summed: those of
-// directions [start, start + count), and zero of others and unless `own`.
+// The strength of the row whose coefficients this thread adds up.
+__device__ inline float strength_of(const ProjectParams<float>& p, int64_t first) {
+  const int64_t i = first + threadIdx.x / kGroup;
+  return p.strength && i < p.n ? p.strength[i * p.strength_row] : 1.0f;
+}
+
+// The coefficient of this thread's row and direction, from what the warps have summed: zero of
+// directions beyond [start, start + count) and of rows that are not the leader's.
 template <int P>
 __device__ void store_coefficient(const ProjectParams<float>& p, const HalfShared<P>& shared,
-                                  int64_t first, int64_t start, int count, const int* leaders,
+                                  float strength, int64_t start, int count, const int* leaders,
                                   int leader) {
   static_assert(kThreads == kHalfRows * kGroup);
   const int r = threadIdx.x / kGroup, g = threadIdx.x % kGroup;
-  float c = 0;
+  float parts[kWarps], c = 0;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) c += shared.sums[(w * kHalfRows + r) * kGroup + g];
+  for (int w = 0; w < kWarps; ++w) parts[w] = shared.sums[w * kThreads + threadIdx.x];
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) c += parts[w];
   const bool own = !leaders || leaders[r] == leader;
-  if (g < count && first + r < p.n && own) {
-    const float s = p.strength ? p.strength[(first + r) * p.strength_row] : 1.0f;
-    c = s * (c - (p.offset ? p.offset[start + g] : 0.0f));
-  } else {
-    c = 0;
-  }
+  c = g < count && own ? strength * (c - (p.offset ? p.offset[start + g] : 0.0f)) : 0.0f;
   const Split both = split(c, 0.0f);
   shared.c_high[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.high);
   shared.c_low[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.low);
@@ -122,10 +119,8 @@ __device__ void store_sums(const HalfShared<P>& shared, const float (&dot)[2][4]
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     float* at = shared.sums + (warp() * kHalfRows + row) * kGroup + 8 * n + 2 * quad;
-    at[0] = dot[n][0];
-    at[1] = dot[n][1];
-    at[8 * kGroup] = dot[n][2];
-    at[8 * kGroup + 1] = dot[n][3];
+    *reinterpret_cast<Pair*>(at) = {dot[n][0], dot[n][1]};
+    *reinterpret_cast<Pair*>(at + 8 * kGroup) = {dot[n][2], dot[n][3]};
   }
 }
 
@@ -223,6 +218,7 @@ __device__ void store_squares(const HalfShared<P>& shared, const float (&y)[P][4
   constexpr float kLarge = 0x1p100f, kScale = 0x1p-96f;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    const int at = HalfRows<P>::row(half) * kWarps + warp();
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < P * 8; ++i) {
@@ -242,7 +238,6 @@ __device__ void store_squares(const HalfShared<P>& shared, const float (&y)[P][4
     sum += shuffle_xor(sum, 2);
     far += shuffle_xor(far, 1);
     far += shuffle_xor(far, 2);
-    const int at = HalfRows<P>::row(half) * kWarps + warp();
     if (lane() % 4 == 0) shared.squares[at] = sum, shared.far[at] = far;
   }
 }
@@ -283,12 +278,17 @@ __device__ void copy_row(const T* from, int64_t from_col, int d, T* to, int64_t 
   }
 }
 
-// Of a multiprocessor: two where 128 registers hold the rows and all that goes with them.
-template <class T, int P>
-constexpr int kBlocks = P <= 3 && std::is_same_v<T, __nv_bfloat16> ? 2 : 1;
+// Multiprocessors with 100 KiB of shared memory never have room for two blocks.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kMostBeside = 1;
+#else
+constexpr int kMostBeside = 2;
+#endif
 
-template <class T, int P, bool banked>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
+// `blocks` of them share a multiprocessor.
+template <class T, int P, int blocks, bool banked>
+__global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMostBeside)
     project_half_kernel(ProjectParams<float> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   const int d = static_cast<int>(p.d);
@@ -297,8 +297,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   const int stages = parts.stages(launched_shared_bytes());
   const HalfShared<P> shared = take_shared<P>(p, parts, stages);
 
-  const Memory from = memory_of<T>(p.x, p.x_row, p.x_col, p.d);
-  const Memory to = memory_of<T>(p.out, p.out_row, p.out_col, p.d);
   const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
   // Neighbouring tiles, which of a sorted batch have neighbouring projectors.
   const int64_t begin = tiles * blockIdx.x / gridDim.x, end = tiles * (blockIdx.x + 1) / gridDim.x;
@@ -306,35 +304,38 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     const int64_t left = p.n - tile * kHalfRows;
     return left < kHalfRows ? static_cast<int>(left) : kHalfRows;
   };
-  auto slots_of_tile = [&](int64_t tile) {
-    return shared.slots + (tile - begin) % stages * parts.stage;
-  };
-  auto request = [&](int64_t tile) {
+  // Asked anew wherever it is needed: registers are scarcer than instructions.
+  auto source = [&] { return memory_of<T>(p.x, p.x_row, p.x_col, p.d); };
+  auto request = [&](int64_t tile, int stage) {
+    const Memory from = source();
     if (from.packs && tile < end) {
       const T* x = static_cast<const T*>(p.x) + tile * kHalfRows * p.x_row;
-      HalfRows<P>::request(x, from, rows_of_tile(tile), d, slots_of_tile(tile));
+      HalfRows<P>::request(x, from, rows_of_tile(tile), d, shared.slots + stage * parts.stage);
     }
     copy_async_commit();  // a group for each tile, so that the wait can count
   };
 
-  for (int i = 0; i < stages; ++i) request(begin + i);
+  for (int i = 0; i < stages; ++i) request(begin + i, i);
   if (!banked) {
     for (int g = 0; g < groups; ++g) fill(p, shared, g, g * kGroup, left_of(p.k, g * kGroup));
     sync_block();  // the factors are complete
   }
   Slice slice;
+  int stage = 0;  // whose slots hold the tile
 
-  for (int64_t tile = begin; tile < end; ++tile) {
+  for (int64_t tile = begin; tile < end; ++tile, stage = stage + 1 < stages ? stage + 1 : 0) {
     const int64_t first = tile * kHalfRows;
     const int left = rows_of_tile(tile);
     HalfRows<P> x;
+    const Memory from = source();
     if (from.packs) {
       wait_for_tile(stages);
     } else {
       const T* rows = static_cast<const T*>(p.x) + first * p.x_row;
-      HalfRows<P>::copy(rows, from, left, d, slots_of_tile(tile));
+      HalfRows<P>::copy(rows, from, left, d, shared.slots + stage * parts.stage);
     }
-    x.take(slots_of_tile(tile));
+    x.take(shared.slots + stage * parts.stage);
+    const float strength = strength_of(p, first);
     float taken[P][4][4] = {};  // summed by itself: only the last step rounds at the size of x
     bool flawed[2] = {};        // rows whose projector has a number that can't be split
 
@@ -342,7 +343,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       const HalfBank bank = shared.bank.of_tile(tile);
       read_bank(p, bank, first);
       sync_block();  // whose turns these are; the squares of the tile before are done with
-      request(tile + stages);
+      request(tile + stages, stage);
       for (int leader = 0; leader < kHalfRows; ++leader) {
         if (bank.leader[leader] != leader) continue;
         for (int g = 0; g < bank.rank[leader]; g += kGroup) {
@@ -362,34 +363,38 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
           multiply_read<T>(dot, x, shared.read, 0);
           store_sums(shared, dot);
           sync_block();  // the sums are complete
-          store_coefficient(p, shared, first, start, count, bank.leader, leader);
+          store_coefficient(p, shared, strength, start, count, bank.leader, leader);
           sync_block();  // the coefficients are complete, the sums free
           multiply_write(taken, shared, 0);
         }
       }
     } else {
+      // Alone on its multiprocessor, a block sums the next group while this one's sums are added
+      // up.
+      constexpr bool ahead = blocks == 1;
       float dot[2][4];
-      if (groups > 0) {
-        multiply_read<T>(dot, x, shared.read, 0);
-        store_sums(shared, dot);
+      if (groups == 0) {
+        sync_block();  // the squares of the tile before are done with
+        request(tile + stages, stage);
       }
-      sync_block();  // the sums are complete, the squares of the tile before done with
-      request(tile + stages);
+#pragma unroll 1
       for (int g = 0; g < groups; ++g) {
-        store_coefficient(p, shared, first, g * kGroup, left_of(p.k, g * kGroup), nullptr, 0);
-        if (g + 1 < groups) multiply_read<T>(dot, x, shared.read, g + 1);
+        if (!ahead || g == 0) multiply_read<T>(dot, x, shared.read, g);
+        store_sums(shared, dot);
+        sync_block();  // the sums are complete; coefficients, slots and squares are done with
+        if (g == 0) request(tile + stages, stage);
+        store_coefficient(p, shared, strength, g * kGroup, left_of(p.k, g * kGroup), nullptr, 0);
+        if (ahead && g + 1 < groups) multiply_read<T>(dot, x, shared.read, g + 1);
         sync_block();  // the coefficients are complete, the sums free
-        if (g + 1 < groups) store_sums(shared, dot);
         multiply_write(taken, shared, g);
-        if (g + 1 < groups) sync_block();  // the sums of the next group are complete, the
-      }  // coefficients free
+      }
     }
 
     float (&y)[P][4][4] = taken;
 #pragma unroll
     for (int i = 0; i < P * 16; ++i) {
       const int half = i % 4 / 2, t = i / 4 % 4;
-      const uint32_t pair = x.words[i / 16][half][t];
+      const uint32_t pair = x.word(i / 16, half, t);
       const uint16_t bits = static_cast<uint16_t>(i % 2 ? pair >> 16 : pair);
       y[i / 16][t][i % 4] = to_float(from_bits<T>(bits)) - taken[i / 16][t][i % 4];
     }
@@ -413,6 +418,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     }
     if (!p.out) continue;
     const float scale = p.scale ? *p.scale : 1.0f;
+    const Memory to = memory_of<T>(p.out, p.out_row, p.out_col, p.d);
     T* out = static_cast<T*>(p.out) + first * p.out_row;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

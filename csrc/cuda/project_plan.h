@@ -74,13 +74,13 @@ CLIPPROJ_HOST_DEVICE constexpr int half_pieces(int64_t d) {
 // The shared memory of a block of project_half_kernel, in elements, part by part.
 struct HalfParts {
   int matrices;    // 1 when read is write
-  int64_t factor;  // of the high or low part of a matrix
+  int64_t factor;  // of a matrix, high and low parts
   int64_t stage;   // rows of one tile
   int64_t sums, coef, squares, bank;
 
   CLIPPROJ_HOST_DEVICE constexpr HalfParts(int pieces, int64_t groups, bool symmetric, bool banked)
       : matrices(symmetric ? 1 : 2),
-        factor(groups * kGroup * pieces * kWarps * kPiece),
+        factor(2 * groups * kGroup * pieces * kWarps * kPiece),
         stage(int64_t{kHalfRows} * pieces * kWarps * kPiece),
         sums(int64_t{kWarps} * kHalfRows * kGroup),
         coef(kHalfRows * kHalfCoefPitch),
@@ -88,7 +88,7 @@ struct HalfParts {
         bank(banked ? 2 * kHalfRows : 0) {}
 
   CLIPPROJ_HOST_DEVICE constexpr size_t bytes(int stages) const {
-    return 2 * (2 * matrices * factor + stages * stage + 2 * coef) +
+    return 2 * (matrices * factor + stages * stage + 2 * coef) +
            4 * (sums + 2 * squares + 3 * bank + (bank > 0 ? kWarps : 0));
   }
   // How many tiles' rows so much shared memory holds, up to three; 0: the rest does not fit.
@@ -110,6 +110,8 @@ inline size_t project_shared(int element_bytes, int rows, const ProjectParams<fl
   return TileShared(element_bytes, rows, p.d, p.k, p.normalize || p.norm).bytes(element_bytes);
 }
 
+enum class Type { kFloat, kBFloat16, kHalf };  // of x
+
 // What a plan must know of the device.
 struct Device {
   int major;  // of its compute capability
@@ -119,8 +121,9 @@ struct Device {
 };
 
 struct Plan {
-  int rows;  // of a tile: 16 for project_half_kernel, 16 or 32 for project_float_kernel, 32 or 48
-             // for project_wide_kernel, 0 for the plain kernel, a row a block
+  int rows;    // of a tile: 16 for project_half_kernel, 16 or 32 for project_float_kernel, 32 or 48
+               // for project_wide_kernel, 0 for the plain kernel, a row a block
+  int beside;  // blocks of project_half_kernel that share a multiprocessor
   int64_t blocks;
   size_t shared;
 };
@@ -131,18 +134,19 @@ constexpr int64_t kReserved = 1024;          // bytes of each block that the dri
 // As many blocks as a multiprocessor has room for, up to two where registers are few enough, each
 // with as many tiles on their way as fit. Factors must fit too, so whether this kernel serves
 // depends on d and k, not on n. Without a plan (rows 0) they do not.
-inline Plan plan_half(const ProjectParams<float>& p, const Device& device) {
+inline Plan plan_half(const ProjectParams<float>& p, bool bfloat16, const Device& device) {
   const int pieces = half_pieces(p.d);
   if (pieces > kMostPieces) return {};
   const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
   const HalfParts parts(pieces, groups, p.write == p.read, p.index);
-  for (int blocks = pieces <= 3 ? 2 : 1; blocks > 0; --blocks) {
+  for (int blocks = bfloat16 && pieces <= 3 ? 2 : 1; blocks > 0; --blocks) {
     const int64_t room =
         std::min(device.shared_of_multiprocessor / blocks - kReserved, device.shared_of_block);
     const int stages = parts.stages(room);
     const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
     if (stages == 0) continue;
-    return {kHalfRows, std::min(tiles, blocks * device.multiprocessors), parts.bytes(stages)};
+    return {kHalfRows, blocks, std::min(tiles, blocks * device.multiprocessors),
+            parts.bytes(stages)};
   }
   return {};
 }
@@ -150,13 +154,14 @@ inline Plan plan_half(const ProjectParams<float>& p, const Device& device) {
 // Tiles as large as leave two blocks to a multiprocessor, one computing while the other's rows come
 // and go; but no larger than what occupies the device. The plain kernel takes rows that are too
 // wide for any tile, and rows of halves so narrow that split factors are not as good as float32.
-inline Plan plan_project(int element_bytes, const ProjectParams<float>& p, const Device& device) {
+inline Plan plan_project(Type type, const ProjectParams<float>& p, const Device& device) {
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
-  const bool halves = element_bytes == 2;
-  Plan plan{0, std::min(p.n, kMostBlocks), project_shared(element_bytes, 0, p)};
+  const bool halves = type != Type::kFloat;
+  const int element_bytes = halves ? 2 : 4;
+  Plan plan{0, 0, std::min(p.n, kMostBlocks), project_shared(element_bytes, 0, p)};
   if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
   if (halves) {
-    const Plan best = plan_half(p, device);
+    const Plan best = plan_half(p, type == Type::kBFloat16, device);
     if (best.rows > 0) return best;
     if (p.index) return plan;
   }
@@ -168,7 +173,7 @@ inline Plan plan_project(int element_bytes, const ProjectParams<float>& p, const
         rows == least ? device.shared_of_block : std::min(half, device.shared_of_block);
     if (static_cast<int64_t>(shared) > limit) break;
     if (rows > least && tiles < 2 * device.multiprocessors) break;
-    plan = {rows, std::min(tiles, kMostBlocks), shared};
+    plan = {rows, 0, std::min(tiles, kMostBlocks), shared};
   }
   return plan;
 }

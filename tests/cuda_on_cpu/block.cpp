@@ -115,6 +115,7 @@ void Block::thread_main() {
   for (const auto& group : thread.groups) {  // none of it may be, in the end
     if (!group.empty()) block->fail("cp.async is never waited for", group[0].where);
   }
+  thread.groups.clear();  // here, where their memory comes from
   thread.done = true;
   release(&block->ended_);
   block->pause(true);

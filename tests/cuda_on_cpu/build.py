@@ -96,7 +96,10 @@ class Device(ctypes.Structure):
 class Plan(ctypes.Structure):
     """Plan of csrc/cuda/project_plan.h."""
 
-    _fields_ = [("rows", ctypes.c_int), ("blocks", ctypes.c_int64), ("shared", ctypes.c_size_t)]
+    _fields_ = [
+        *[("rows", ctypes.c_int), ("beside", ctypes.c_int)],
+        *[("blocks", ctypes.c_int64), ("shared", ctypes.c_size_t)],
+    ]
 
 
 def kind(tensor: Tensor) -> ctypes.c_char:
@@ -151,7 +154,8 @@ class Library:
         """How a launch on such a device covers n rows."""
         p, plan = Params(n=n, d=d, k=k, normalize=normalize), Plan()
         pointers = ctypes.byref(device), ctypes.byref(plan)
-        self._library.plan_project(ctypes.byref(p), dtype.itemsize, *pointers)
+        kind = ctypes.c_char(KINDS[dtype].encode())
+        self._library.plan_project(ctypes.byref(p), kind, *pointers)
         return plan
 
     def planted(self, name: str, given: Tensor, out: Tensor, seed: int) -> None:

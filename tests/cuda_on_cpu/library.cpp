@@ -17,7 +17,7 @@ namespace {
 using Params = clipproj::ProjectParams<float>;
 
 template <class T>
-void project(Params p, int rows, int stages, unsigned blocks, uint64_t seed) {
+void project(Params p, int rows, unsigned blocks, uint64_t seed) {
   Operands own;
   auto extent = [&](int64_t row, int64_t column) {
     return p.n == 0 ? 0 : (p.n - 1) * row + (p.d - 1) * column + 1;
@@ -29,8 +29,10 @@ void project(Params p, int rows, int stages, unsigned blocks, uint64_t seed) {
   p.write = own.take(p.write, p.k * p.d);
   p.offset = own.take(p.offset, p.k);
   p.strength = own.take(p.strength, p.strength_row ? p.n : 1);
-  launch(clipproj::project_kernel_of<T>(rows, p.d, p.index), blocks, clipproj::kThreads,
-         clipproj::project_shared(sizeof(T), rows, p, stages), seed, p);
+  // What plans choose by the device, and results must not depend on.
+  const int stages = 1 + seed % 3, beside = 1 + seed % 2;
+  launch(clipproj::project_kernel_of<T>({rows, beside, 0, 0}, p.d, p.index), blocks,
+         clipproj::kThreads, clipproj::project_shared(sizeof(T), rows, p, stages), seed, p);
   own.bring_back();
 }
 
@@ -89,17 +91,19 @@ using namespace cuda_on_cpu;
 extern "C" int run_project(const Params* p, char dtype, int rows, unsigned blocks, uint64_t seed,
                            char* error, size_t size) {
   return guarded(error, size, [&] {
-    const int stages = 1 + seed % 3;
-    if (dtype == 'f') return project<float>(*p, rows, stages, blocks, seed);
-    if (dtype == 'b') return project<__nv_bfloat16>(*p, rows, stages, blocks, seed);
-    return project<__half>(*p, rows, stages, blocks, seed);
+    if (dtype == 'f') return project<float>(*p, rows, blocks, seed);
+    if (dtype == 'b') return project<__nv_bfloat16>(*p, rows, blocks, seed);
+    return project<__half>(*p, rows, blocks, seed);
   });
 }
 
 // What launches on such a device would do.
-extern "C" void plan_project(const Params* p, int element_bytes, const clipproj::Device* device,
+extern "C" void plan_project(const Params* p, char dtype, const clipproj::Device* device,
                              clipproj::Plan* plan) {
-  *plan = clipproj::plan_project(element_bytes, *p, *device);
+  const auto type = dtype == 'f'   ? clipproj::Type::kFloat
+                    : dtype == 'b' ? clipproj::Type::kBFloat16
+                                   : clipproj::Type::kHalf;
+  *plan = clipproj::plan_project(type, *p, *device);
 }
 
 extern "C" int run_planted(const char* name, const float* in, float* out, uint64_t seed,

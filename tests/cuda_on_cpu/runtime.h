@@ -97,6 +97,7 @@ T shuffle_xor(T value, int mask, Where where = Where::current()) {
 }
 
 size_t launched_shared_bytes();
+inline uint32_t opaque(uint32_t value) { return value; }
 void raise_flag(int32_t* flag);
 
 void copy_async16(void* shared, const void* global, bool pred = true,
@@ -107,12 +108,13 @@ void copy_async_wait(Where where = Where::current()) {
   cuda_on_cpu::wait_for_groups(pending, where);
 }
 
-inline void load_matrix_x4(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 4, false, row, where);
+template <int offset = 0>
+void load_matrix_x4(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
+  cuda_on_cpu::load_matrices(r, 4, false, static_cast<const char*>(row) + offset, where);
 }
-inline void load_matrix_x4_trans(uint32_t (&r)[4], const void* row,
-                                 Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 4, true, row, where);
+template <int offset = 0>
+void load_matrix_x4_trans(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
+  cuda_on_cpu::load_matrices(r, 4, true, static_cast<const char*>(row) + offset, where);
 }
 inline void load_matrix_x2(uint32_t (&r)[2], const void* row, Where where = Where::current()) {
   cuda_on_cpu::load_matrices(r, 2, false, row, where);
