@@ -23,10 +23,10 @@ ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 KERNELS = """
 #include "cuda/project_kernels.cuh"
 namespace clipproj {
-Kernel all(int type, int rows) {
-  return type == 0   ? project_kernel_of<float>(rows)
-         : type == 1 ? project_kernel_of<__nv_bfloat16>(rows)
-                     : project_kernel_of<__half>(rows);
+Kernel all(int type, int rows, bool banked) {
+  return type == 0   ? project_kernel_of<float>(rows, banked)
+         : type == 1 ? project_kernel_of<__nv_bfloat16>(rows, banked)
+                     : project_kernel_of<__half>(rows, banked);
 }
 }
 """
@@ -84,10 +84,11 @@ def compiled(arch: str, folder: Path) -> tuple[dict[str, tuple[int, int]], float
 
 
 def readable(name: str, types: str) -> str:
-    """project_half_kernel, 13__nv_bfloat16Li32 -> project_half_kernel<bfloat16, 32>"""
+    """project_half_kernel, 13__nv_bfloat16Li32ELb1 -> project_half_kernel<bfloat16, 32, banked>"""
     given = [t for t in ("bfloat16", "half") if t in types]
-    given += ["float"] if types == "f" else []
+    given += ["float"] if types.startswith("f") else []
     given += re.findall(r"Li(\d+)", types)
+    given += ["banked"] if "Lb1" in types else []
     return f"{name}<{', '.join(given)}>"
 
 

@@ -110,6 +110,14 @@ __device__ inline T shuffle(T value, int source) {
   return __shfl_sync(0xffffffffu, value, source);
 }
 
+// Bit i: whether lane i's value holds.
+__device__ inline uint32_t ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+// The first of some lanes, or of rows: the lowest bit that is set.
+__device__ inline int first_of(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+// *flag = 1, from any number of threads of the launch.
+__device__ inline void raise_flag(int32_t* flag) { *static_cast<volatile int32_t*>(flag) = 1; }
+
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

@@ -31,7 +31,7 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
   const Plan plan = plan_project(sizeof(T), p, device);
   require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project", "d + k must fit ",
           device.shared_of_block, " bytes of shared memory, got d=", p.d, ", k=", p.k);
-  const Kernel kernel = project_kernel_of<T>(plan.rows);
+  const Kernel kernel = project_kernel_of<T>(plan.rows, p.index != nullptr);
   if (plan.shared > 48 * 1024) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(plan.shared)));

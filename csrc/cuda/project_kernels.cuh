@@ -10,20 +10,20 @@ namespace clipproj {
 using Kernel = void (*)(ProjectParams<float>);
 
 template <class T>
-Kernel project_kernel_of(int rows) {
+Kernel project_kernel_of(int rows, bool banked) {
   switch (rows) {
     case 16: return project_half_kernel<T, 16>;
     case 32: return project_half_kernel<T, 32>;
     case 48: return project_half_kernel<T, 48>;
-    default: return project_kernel<T>;
+    default: return banked ? project_kernel<T, true> : project_kernel<T, false>;
   }
 }
 template <>
-inline Kernel project_kernel_of<float>(int rows) {
+inline Kernel project_kernel_of<float>(int rows, bool banked) {
   switch (rows) {
-    case 16: return project_float_kernel<16>;
-    case 32: return project_float_kernel<32>;
-    default: return project_kernel<float>;
+    case 16: return banked ? project_float_kernel<16, true> : project_float_kernel<16, false>;
+    case 32: return banked ? project_float_kernel<32, true> : project_float_kernel<32, false>;
+    default: return banked ? project_kernel<float, true> : project_kernel<float, false>;
   }
 }
 

@@ -21,6 +21,8 @@ constexpr int kPiece = 32;        // columns of one step of a warp; tiles are pa
 constexpr int kGroup = 16;        // directions of one step
 constexpr int kLeastSplit = 256;  // columns from which on split factors serve
 constexpr int kPanel = 128;       // columns of a warp that subtracts in float32
+constexpr int kWidest = 4096;     // columns of a float32 tile
+constexpr int kRoom = 128;        // directions of one projector of a bank that a block holds
 
 template <class Int>
 CLIPPROJ_HOST_DEVICE constexpr Int whole(Int count, int step) {
@@ -37,6 +39,12 @@ CLIPPROJ_HOST_DEVICE constexpr int64_t tile_pitch(int element_bytes, int64_t d) 
 // keep rows off each other's banks.
 CLIPPROJ_HOST_DEVICE constexpr int64_t coef_pitch(int64_t k) {
   return (whole(k, kGroup) / 16 | 1) * 8;
+}
+
+// Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
+// the device knows, so many that few projectors have more.
+CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p) {
+  return p.index && p.k > kRoom ? kRoom : p.k;
 }
 
 // The shared memory of a tile of m rows, part by part.
@@ -63,8 +71,12 @@ struct TileShared {
 
 // What the kernel over tiles of so many rows, or the plain one, takes of shared memory.
 inline size_t project_shared(int element_bytes, int rows, const ProjectParams<float>& p) {
-  if (rows == 0) return whole(4 * p.d, 16) + whole(4 * p.k, 16) + whole(4 * kWarps, 16);
-  return TileShared(element_bytes, rows, p.d, p.k, p.normalize || p.norm).bytes(element_bytes);
+  const int64_t room = coef_room(p);
+  if (rows == 0) {
+    const int64_t taken = room < p.k ? p.d : 0;
+    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
+  }
+  return TileShared(element_bytes, rows, p.d, room, p.normalize || p.norm).bytes(element_bytes);
 }
 
 // What a plan must know of the device.
@@ -90,6 +102,12 @@ inline Plan plan_project(int element_bytes, const ProjectParams<float>& p, const
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
   Plan plan{0, std::min(p.n, kMostBlocks), project_shared(element_bytes, 0, p)};
   if (device.major < 8 || (element_bytes == 2 && p.d < kLeastSplit)) return plan;
+  if (element_bytes == 2 && (p.index || p.scale)) return plan;
+  if (element_bytes == 4) {
+    // Whatever the rank, so that a row of a bank goes the way of its projector by itself.
+    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p), kRoom), true);
+    if (p.d > kWidest || static_cast<int64_t>(least.bytes(4)) > device.shared_of_block) return plan;
+  }
   for (int rows = 16; rows <= (element_bytes == 2 ? 48 : 32); rows += 16) {
     const int64_t tiles = (p.n + rows - 1) / rows;
     const size_t shared = project_shared(element_bytes, rows, p);

@@ -29,7 +29,11 @@ void project(Params p, int rows, unsigned blocks, uint64_t seed) {
   p.write = own.take(p.write, p.k * p.d);
   p.offset = own.take(p.offset, p.k);
   p.strength = own.take(p.strength, p.strength_row ? p.n : 1);
-  launch(clipproj::project_kernel_of<T>(rows), blocks, clipproj::kThreads,
+  p.scale = own.take(p.scale, 1);
+  p.spans = own.take(p.spans, 2 * p.m);
+  p.index = own.take(p.index, p.n);
+  p.flag = own.take(p.flag, 1);
+  launch(clipproj::project_kernel_of<T>(rows, p.index != nullptr), blocks, clipproj::kThreads,
          clipproj::project_shared(sizeof(T), rows, p), seed, p);
   own.bring_back();
 }
