@@ -84,9 +84,9 @@ def compiled(arch: str, folder: Path) -> tuple[dict[str, tuple[int, int]], float
 
 
 def readable(name: str, types: str) -> str:
-    """project_half_kernel, 13__nv_bfloat16Li32 -> project_half_kernel<bfloat16, 32>"""
+    """project_half_kernel, 13__nv_bfloat16Li32ELb1 -> project_half_kernel<bfloat16, 32, banked>"""
     given = [t for t in ("bfloat16", "half") if t in types]
-    given += ["float"] if types == "f" else []
+    given += ["float"] if types.startswith("f") else []
     given += re.findall(r"Li(\d+)", types)
     given += ["banked"] if "Lb1" in types else []
     return f"{name}<{', '.join(given)}>"

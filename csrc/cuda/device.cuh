@@ -102,9 +102,6 @@ __device__ inline uint32_t opaque(uint32_t value) {
   return value;
 }
 
-// Sets a flag that others may set at the same time.
-__device__ inline void raise_flag(int32_t* flag) { atomicExch(flag, 1); }
-
 // Waits for all threads of the block, or of the warp; what they wrote before is seen after.
 __device__ inline void sync_block() { __syncthreads(); }
 __device__ inline void sync_warp() { __syncwarp(); }
@@ -118,6 +115,14 @@ template <class T>
 __device__ inline T shuffle(T value, int source) {
   return __shfl_sync(0xffffffffu, value, source);
 }
+
+// Bit i: whether lane i's value holds.
+__device__ inline uint32_t ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+// The first of some lanes, or of rows: the lowest bit that is set.
+__device__ inline int first_of(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+// *flag = 1, from any number of threads of the launch.
+__device__ inline void raise_flag(int32_t* flag) { *static_cast<volatile int32_t*>(flag) = 1; }
 
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));

@@ -2,6 +2,7 @@
 // What project_half_kernel holds: the rows of a tile in registers, the rest in shared memory; and
 // the rows' way from and to global memory.
 #pragma once
+#include "bank.cuh"
 #include "half_factors.cuh"
 
 namespace clipproj {
@@ -69,14 +70,12 @@ struct HalfRows {
 // Whose turn a tile's rows wait for, of a bank. Twice, for tiles in turn: warps that are ahead
 // write the next tile's.
 struct HalfBank {
-  static constexpr int kBad = -1;
-  int* start;   // [rows] first direction
-  int* rank;    // [rows] 0 for none, kBad for none that there is
-  int* leader;  // [rows] the first row with the same projector
+  Span* span;   // [rows]
+  int* leader;  // [rows] the first row with the same span
 
   __device__ HalfBank of_tile(int64_t tile) const {
     const int at = static_cast<int>(tile % 2) * kHalfRows;
-    return {start + at, rank + at, leader + at};
+    return {span + at, leader + at};
   }
 };
 
@@ -105,8 +104,7 @@ __device__ HalfShared<P> take_shared(const ProjectParams<float>& p, const HalfPa
   all.squares = shared.take<float>(parts.squares);
   all.far = shared.take<float>(parts.squares);
   if (parts.bank > 0) {
-    all.bank = {shared.take<int>(parts.bank), shared.take<int>(parts.bank),
-                shared.take<int>(parts.bank)};
+    all.bank = {shared.take<Span>(parts.bank), shared.take<int>(parts.bank)};
     all.flawed = shared.take<int>(kWarps);
   }
   return all;

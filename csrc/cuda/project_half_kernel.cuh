@@ -140,30 +140,20 @@ __device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared,
   return whole;
 }
 
-// Reads whose projector each row takes, into `bank`; warp 0 does, for all.
+// Whose projector each row of a tile takes, for all warps to see after a barrier.
 __device__ inline void read_bank(const ProjectParams<float>& p, const HalfBank& bank,
                                  int64_t first) {
   if (warp() != 0) return;
   const int r = lane() % kHalfRows;
-  const int index = first + r < p.n ? p.index[first + r] : -1;
-  int start = 0, rank = 0;
-  if (index < -1 || index >= p.m) {
-    rank = HalfBank::kBad;
-  } else if (index >= 0) {
-    start = p.spans[2 * static_cast<int64_t>(index)];
-    rank = p.spans[2 * static_cast<int64_t>(index) + 1];
-    if (start < 0 || rank < 0 || static_cast<int64_t>(start) + rank > p.k) rank = HalfBank::kBad;
-  }
+  const Span span = first + r < p.n ? span_of(p, first + r) : Span{0, 0};
   int leader = r;
-#pragma unroll
   for (int other = kHalfRows - 1; other >= 0; --other) {
-    if (shuffle(index, other) == index && other < r) leader = other;
+    const Span theirs{shuffle(span.start, other), shuffle(span.rank, other)};
+    if (other < r && theirs == span) leader = other;
   }
   if (lane() >= kHalfRows) return;
-  bank.start[r] = start;
-  bank.rank[r] = rank;
+  bank.span[r] = span;
   bank.leader[r] = leader;
-  if (rank == HalfBank::kBad && p.flag) raise_flag(p.flag);
 }
 
 // What the slot of a bank holds.
@@ -346,9 +336,9 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
       request(tile + stages, stage);
       for (int leader = 0; leader < kHalfRows; ++leader) {
         if (bank.leader[leader] != leader) continue;
-        for (int g = 0; g < bank.rank[leader]; g += kGroup) {
-          const int start = bank.start[leader] + g;
-          const int count = left_of(bank.rank[leader], g);
+        const Span span = bank.span[leader];
+        for (int g = 0; g < span.rank; g += kGroup) {
+          const int start = span.start + g, count = left_of(span.rank, g);
           if (start != slice.start || count != slice.count) {
             sync_block();  // the slice before is done with
             const bool good = fill(p, shared, 0, start, count);
@@ -400,9 +390,9 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
     }
     float factor[2] = {1, 1};
     auto rank = [&](int half) {
-      return banked ? shared.bank.of_tile(tile).rank[HalfRows<P>::row(half)] : groups;
+      return banked ? shared.bank.of_tile(tile).span[HalfRows<P>::row(half)].rank : groups;
     };
-    auto spoiled = [&](int half) { return flawed[half] || rank(half) == HalfBank::kBad; };
+    auto spoiled = [&](int half) { return flawed[half] || rank(half) < 0; };
     if (p.normalize || p.norm) {
       store_squares(shared, y);
       sync_block();  // the squares are complete

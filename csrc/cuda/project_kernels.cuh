@@ -35,9 +35,9 @@ template <class T>
 Kernel project_kernel_of(const Plan& plan, int64_t d, bool banked) {
   if constexpr (kType<T> == Type::kFloat) {
     switch (plan.rows) {
-      case 16: return project_float_kernel<16>;
-      case 32: return project_float_kernel<32>;
-      default: return project_kernel<float>;
+      case 16: return banked ? project_float_kernel<16, true> : project_float_kernel<16, false>;
+      case 32: return banked ? project_float_kernel<32, true> : project_float_kernel<32, false>;
+      default: return banked ? project_kernel<float, true> : project_kernel<float, false>;
     }
   } else {
     switch (plan.rows) {
@@ -46,7 +46,7 @@ Kernel project_kernel_of(const Plan& plan, int64_t d, bool banked) {
                       : project_half_kernel_of<T, false>(half_pieces(d), plan.beside);
       case 32: return project_wide_kernel<T, 32>;
       case 48: return project_wide_kernel<T, 48>;
-      default: return project_kernel<T>;
+      default: return banked ? project_kernel<T, true> : project_kernel<T, false>;
     }
   }
 }

@@ -21,6 +21,8 @@ constexpr int kPiece = 32;        // columns of one step of a warp; tiles are pa
 constexpr int kGroup = 16;        // directions of one step
 constexpr int kLeastSplit = 256;  // columns from which on split factors serve
 constexpr int kPanel = 128;       // columns of a warp that subtracts in float32
+constexpr int kWidest = 4096;     // columns of a float32 tile
+constexpr int kRoom = 128;        // directions of one projector of a bank that a block holds
 
 template <class Int>
 CLIPPROJ_HOST_DEVICE constexpr Int whole(Int count, int step) {
@@ -37,6 +39,12 @@ CLIPPROJ_HOST_DEVICE constexpr int64_t tile_pitch(int element_bytes, int64_t d) 
 // keep rows off each other's banks.
 CLIPPROJ_HOST_DEVICE constexpr int64_t coef_pitch(int64_t k) {
   return (whole(k, kGroup) / 16 | 1) * 8;
+}
+
+// Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
+// the device knows, so many that few projectors have more.
+CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p) {
+  return p.index && p.k > kRoom ? kRoom : p.k;
 }
 
 // The shared memory of a tile of m rows, part by part.
@@ -102,12 +110,16 @@ struct HalfParts {
 // What a kernel takes of shared memory: rows of its tile as in Plan; stages of project_half_kernel.
 inline size_t project_shared(int element_bytes, int rows, const ProjectParams<float>& p,
                              int stages = 1) {
-  if (rows == 0) return whole(4 * p.d, 16) + whole(4 * p.k, 16) + whole(4 * kWarps, 16);
+  const int64_t room = coef_room(p);
+  if (rows == 0) {
+    const int64_t taken = room < p.k ? p.d : 0;
+    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
+  }
   if (element_bytes == 2 && rows == kHalfRows) {
     const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
     return HalfParts(half_pieces(p.d), groups, p.write == p.read, p.index).bytes(stages);
   }
-  return TileShared(element_bytes, rows, p.d, p.k, p.normalize || p.norm).bytes(element_bytes);
+  return TileShared(element_bytes, rows, p.d, room, p.normalize || p.norm).bytes(element_bytes);
 }
 
 enum class Type { kFloat, kBFloat16, kHalf };  // of x
@@ -163,7 +175,11 @@ inline Plan plan_project(Type type, const ProjectParams<float>& p, const Device&
   if (halves) {
     const Plan best = plan_half(p, type == Type::kBFloat16, device);
     if (best.rows > 0) return best;
-    if (p.index) return plan;
+    if (p.index || (p.scale && !p.normalize)) return plan;
+  } else {
+    // Whatever the rank, so that a row of a bank goes the way of its projector by itself.
+    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p), kRoom), true);
+    if (p.d > kWidest || static_cast<int64_t>(least.bytes(4)) > device.shared_of_block) return plan;
   }
   const int least = halves ? 32 : 16;
   for (int rows = least; rows <= least + 16; rows += 16) {

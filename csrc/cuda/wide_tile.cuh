@@ -50,6 +50,7 @@ __device__ void finish(const ProjectParams<float>& p, const WideTile& tile, int6
       if (p.norm && lane() == 0) p.norm[first + r] = length.norm;
       // Subnormal for lengths that float can hardly hold: 16 bits then, enough for halves.
       if (p.normalize) factor = length.scale * length.factor;
+      if (p.scale) factor *= *p.scale;
       if (isnan(length.norm)) factor = length.norm;
     }
     if (!out) continue;

@@ -2,7 +2,6 @@
 #include "block.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <stdexcept>
 
@@ -280,10 +279,6 @@ void check_aligned(const void* p, Where where) {
 }  // namespace cuda_on_cpu
 
 size_t clipproj::launched_shared_bytes() { return cuda_on_cpu::block->shared_bytes(); }
-
-void clipproj::raise_flag(int32_t* flag) {
-  std::atomic_ref<int32_t>(*flag).store(1, std::memory_order_relaxed);
-}
 
 void clipproj::sync_block(Where where) {
   if (!cuda_on_cpu::is_removed(where)) cuda_on_cpu::block->meet_block(where);

@@ -29,6 +29,10 @@ void project(Params p, int rows, unsigned blocks, uint64_t seed) {
   p.write = own.take(p.write, p.k * p.d);
   p.offset = own.take(p.offset, p.k);
   p.strength = own.take(p.strength, p.strength_row ? p.n : 1);
+  p.scale = own.take(p.scale, 1);
+  p.spans = own.take(p.spans, 2 * p.m);
+  p.index = own.take(p.index, p.n);
+  p.flag = own.take(p.flag, 1);
   // What plans choose by the device, and results must not depend on.
   const int stages = 1 + seed % 3, beside = 1 + seed % 2;
   launch(clipproj::project_kernel_of<T>({rows, beside, 0, 0}, p.d, p.index), blocks,

@@ -5,6 +5,7 @@
 #pragma once
 #include <math.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <source_location>
@@ -37,6 +38,7 @@ template <class T>
 void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 // What `source` of this warp gives.
 uint32_t exchange(uint32_t value, int source, Where where);
+uint32_t ballot(bool value, Where where);
 
 }  // namespace cuda_on_cpu
 
@@ -98,7 +100,14 @@ T shuffle_xor(T value, int mask, Where where = Where::current()) {
 
 size_t launched_shared_bytes();
 inline uint32_t opaque(uint32_t value) { return value; }
-void raise_flag(int32_t* flag);
+
+inline uint32_t ballot(bool value, Where where = Where::current()) {
+  return cuda_on_cpu::ballot(value, where);
+}
+inline int first_of(uint32_t bits) { return std::countr_zero(bits); }
+
+// Relaxed: ThreadSanitizer would call plain stores of the same value a race.
+inline void raise_flag(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
 void copy_async16(void* shared, const void* global, bool pred = true,
                   Where where = Where::current());
