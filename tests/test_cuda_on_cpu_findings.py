@@ -96,8 +96,8 @@ def barriers() -> list[tuple[str, int]]:
 
 def run_everything(library: build.Library, seed: int) -> list[Tensor]:
     """Results of each kernel, such that every barrier matters: tiles follow one another in one
-    block, rows or columns are contiguous, there are several groups of directions, squares overflow
-    in some of the warps, and of a bank there are projectors with and without room."""
+    block, rows or columns are contiguous, there are several groups of directions or none, squares
+    overflow in some of the warps, and of a bank there are projectors with and without room."""
     torch.manual_seed(0)
     outs = []
     for dtype, rows in PATHS:
@@ -112,6 +112,9 @@ def run_everything(library: build.Library, seed: int) -> list[Tensor]:
             outs.append(poisoned(wide))
             how = {"rows": rows, "blocks": 1, "seed": seed, "normalize": True}
             library.project(wide, **given, out=outs[-1], **how)
+        outs.append(poisoned(x))
+        none = factors("symmetric", n, d, 0, dtype)
+        library.project(x.clamp(-9, 9), **none, out=outs[-1], **how)
     for dtype, rows in BANKED:
         if rows > 16:
             continue
