@@ -17,7 +17,7 @@ BANKED = [(dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or ro
 each_path = pytest.mark.parametrize(("dtype", "rows"), BANKED, ids=lambda one: str(one))
 
 RANKS = [3, 0, 8, 1, 16, 50, 64, 100]
-ROOM = 128  # kRoom of project_plan.h
+ROOM, WIDEST = 128, 4096  # kRoom, kWidest of project_plan.h
 BAD = [9, 2**31 - 1, -2, -(2**31)]  # as index of a bank of fewer projectors
 NAN = float("nan")
 
@@ -120,6 +120,21 @@ def test_bits_depend_on_the_row_and_its_projector_alone(
 
 
 @each_path
+def test_what_has_no_room_keeps_signs_of_zeros(
+    library: build.Library, dtype: torch.dtype, rows: int
+) -> None:
+    """The last of so many directions takes less than float32 can hold off -0."""
+    bank, x = Bank.random([ROOM + 5], 136), features(2, 136, dtype)
+    own = bank.alone(0)
+    own["write"][:, 3] = torch.tensor([0.0] * (ROOM + 4) + [-1e-30])
+    own["read"][-1], own["offset"][-1], x[:, 3] = 0, -1e-30, -0.0
+    out, one = poisoned(x), poisoned(x)
+    library.project(x, **bank.given(indices(0, 0)), out=out, rows=rows)
+    library.project(x, **own, out=one, rows=rows)
+    assert_bits(out, one)
+
+
+@each_path
 def test_every_order_of_threads_gives_the_same_bits(
     library: build.Library, dtype: torch.dtype, rows: int
 ) -> None:
@@ -190,6 +205,10 @@ def test_rows_of_an_unknown_projector_become_nan(
         assert norm[~known].isnan().all()
         library.project(source, **bank.given(index), out=source, **how)  # and nobody to tell
         assert_bits(source, out)
+    for one in bad:
+        given, flag = bank.given(indices(one)), indices(0)
+        library.project(x[:1], **given, flag=flag, out=poisoned(x[:1]), rows=rows)
+        assert flag.item() == 1
 
 
 @each_path
@@ -295,12 +314,15 @@ def test_scale_multiplies_the_finished_row(
             assert out.isnan().all()
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+FUTURE = build.Device(13, 200, 1 << 20, 1 << 20)
+
+
+@pytest.mark.parametrize("device", [*DEVICES.values(), FUTURE], ids=[*DEVICES, "future"])
 def test_rows_of_a_bank_go_the_way_of_their_projector_by_itself(
     library: build.Library, device: build.Device
 ) -> None:
     """To a kernel over tiles or not, for every rank that has room; else bits would differ."""
-    for d in (1, 40, 512, 768, 1024, 1152, 1280, 1400, 2048, 3000, 4096, 8000):
+    for d in (1, 40, 512, 768, 1024, 1152, 1280, 1400, 2048, 3000, WIDEST, 8000):
         for normalize in (False, True):
             by_tiles = set()
             for n in (1, 5000, 1 << 20):
@@ -311,5 +333,6 @@ def test_rows_of_a_bank_go_the_way_of_their_projector_by_itself(
                     plan = library.plan(n, d, k, torch.float32, normalize, device, banked=True)
                     assert (torch.float32, plan.rows) in BANKED
                     assert plan.shared <= device.shared_of_block
+                    assert plan.rows == 0 or d <= WIDEST
                     by_tiles.add(plan.rows > 0)
             assert len(by_tiles) == 1

@@ -16,14 +16,14 @@ struct Span {
   }
 };
 
-// The span of row i: what is of rank 0 leaves the row alone.
+// The span of row i, of rank 0 where there is nothing to do.
 __device__ inline Span span_of(const ProjectParams<float>& p, int64_t i) {
   const int which = p.index[i];
   if (which == -1) return {0, 0};
   if (0 <= which && which < p.m) {
     const Span span{p.spans[2 * int64_t{which}], p.spans[2 * int64_t{which} + 1]};
     if (span.start >= 0 && span.rank >= 0 && int64_t{span.start} + span.rank <= p.k) {
-      return span.rank == 0 ? Span{0, 0} : span;
+      return span;
     }
   }
   if (p.flag) raise_flag(p.flag);
