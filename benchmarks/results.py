@@ -11,7 +11,8 @@ The small form has one line per problem, so that a diff shows which problems mov
 
 `us` is clipproj's median per call; a peer's ratio is the median of its time over clipproj's in the
 same round (above 1: clipproj is faster); errors are the largest against float64. `busy` is the part
-of the time for which other work on the machine kept the threads from running.
+of the time for which other work on the machine kept the threads from running. Cells of a GPU have
+what gpu.py says in place of `limit`, `bound_us`, `roofline` and `busy`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Results(NamedTuple):
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(cell[name] for name in KEY)
+    return (*(cell[name] for name in KEY), cell.get("variant", ""))
 
 
 def best(cell: dict[str, Any]) -> tuple[str, float, float, float] | None:
@@ -61,17 +62,18 @@ def load(path: str | Path) -> Results:
 
 
 def slug(machine: dict[str, Any]) -> str:
-    """A file name for a machine and a number of threads."""
-    name = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
-    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return f"{words}-{machine['cpu_isa']}-t{machine['threads']}"
+    """A file name for a GPU, or for a CPU and a number of threads."""
+    on_cpu = machine["device"] == "cpu"
+    words = re.sub(r"[^a-z0-9]+", "-", machine["cpu" if on_cpu else "device"].lower()).strip("-")
+    return f"{words}-{machine['cpu_isa']}-t{machine['threads']}" if on_cpu else words
 
 
 def keep(results: Results, folder: str | Path) -> Path:
-    """Writes the small form as `<slug>.json`."""
+    """Writes the small form as `<slug>.json`, at no time a part of it."""
     path = Path(folder, f"{slug(results.machine)}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     head = results._asdict()
     lines = ",\n".join(json.dumps(cell) for cell in head.pop("cells"))
-    path.write_text(json.dumps(head)[:-1] + ', "cells": [\n' + lines + "\n]}\n")
-    return path
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(head)[:-1] + ', "cells": [\n' + lines + "\n]}\n")
+    return beside.replace(path)

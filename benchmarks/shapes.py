@@ -73,14 +73,14 @@ class Problem:
 
 
 @functools.lru_cache(maxsize=2)
-def _rows(n: int, d: int) -> Tensor:
+def _rows(n: int, d: int, device: str) -> Tensor:
     torch.manual_seed(0)
-    return torch.nn.functional.normalize(torch.randn(n, d), dim=-1)
+    return torch.nn.functional.normalize(torch.randn(n, d, device=device), dim=-1)
 
 
 def problem(shape: Shape, dtype: torch.dtype, device: str = "cpu", dim: int = -1) -> Problem:
     """Unit rows, as CLIP's features are, and orthonormal directions; the same at every call."""
-    x = _rows(shape.n, shape.d).to(device, dtype)
+    x = _rows(shape.n, shape.d, device).to(dtype)
     torch.manual_seed(1)
     read = torch.linalg.qr(torch.randn(shape.d, shape.k))[0].T.contiguous().to(device)
     return Problem(x.T.contiguous() if dim == 0 else x.clone(), read, dim)

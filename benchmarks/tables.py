@@ -16,12 +16,12 @@ that is there; each is compared with its like.
 from __future__ import annotations
 
 import argparse
-import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
+from grid import grid, mean, number
 from results import Results, best, keep, key, load
 
 ROOT = Path(__file__).parents[1]
@@ -29,41 +29,13 @@ NEAR_ROOF = 0.75  # of the roofline: the target for problems of at least BATCH r
 BATCH = 256
 BUSY = 0.05  # of the time, above which a table says that the machine was not quiet
 MOVED = 0.1  # of a time or ratio: compare flags what moved more
-# A table in a text: a summary or one contest of a result file, between two comments.
+# A table in a text: a summary or one contest of a result file, between two comments. Files of a GPU
+# have other tables: gpu_tables.marked.
 MARKED = re.compile(
     r"<!-- table (?P<what>.+?) of (?P<file>\S+) -->\n(?P<table>.*?)<!-- end -->", re.S
 )
 
 Cell = dict[str, Any]
-
-
-def grid(head: list[str], rows: list[list[str]], *, markdown: bool = False) -> str:
-    """Columns as wide as they must be, numbers to the right; or a Markdown table."""
-    if markdown:
-        lines = [head, ["---:"] * len(head), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-
-    def line(texts: list[str]) -> str:
-        return "  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True))
-
-    return "\n".join(map(line, [head, *rows]))
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant digits without an exponent, where a person would write none."""
-    if value is None or math.isnan(value):
-        return "-"
-    if value == 0 or not 1e-3 <= abs(value) < 1e7:
-        return f"{value:.1e}" if value else "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{places}f}"
-
-
-def mean(ratios: Iterable[float]) -> float:
-    """The geometric mean."""
-    logs = [math.log(ratio) for ratio in ratios]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def shape(cell: Cell) -> list[str]:
@@ -161,6 +133,8 @@ def machine_line(results: Results) -> str:
 
 
 def report(results: Results, *, markdown: bool = False) -> str:
+    if results.machine["device"] != "cpu":
+        return gpu_tables.report(results, markdown=markdown)
     parts = [machine_line(results)]
     for (op, output, dtype), cells in contests(results.cells).items():
         title = f"{op}, {output}, {dtype}"
@@ -201,7 +175,8 @@ def comparison(old: Results, new: Results) -> str:
         )
         times = [number(was["us"]), number(cell["us"]), number(time)]
         against = [number(side[2]) if side else "-" for side in pair]
-        name = [cell["op"], cell["output"], cell["dtype"], "x".join(shape(cell))]
+        problem = " ".join(["x".join(shape(cell)), cell.get("variant", "")]).strip()
+        name = [cell["op"], cell["output"], cell["dtype"], problem]
         rows.append([*name, *times, *against, number(moved), flags.strip()])
         ratios.append(time)
     head = ["op", "output", "dtype", "problem", "old us", "new us", "new/old"]
@@ -215,11 +190,13 @@ def filled(text: str) -> str:
     """A text with its marked tables as the result files have them."""
 
     def renew(mark: re.Match[str]) -> str:
-        cells = load(ROOT / mark["file"]).cells
-        if mark["what"] == "summary":
-            table = summary(cells, markdown=True)
+        results = load(ROOT / mark["file"])
+        if results.machine["device"] != "cpu":
+            table = gpu_tables.marked(mark["what"], results)
+        elif mark["what"] == "summary":
+            table = summary(results.cells, markdown=True)
         else:
-            table = short_table(contests(cells)[tuple(mark["what"].split())])
+            table = short_table(contests(results.cells)[tuple(mark["what"].split())])
         return f"<!-- table {mark['what']} of {mark['file']} -->\n{table}\n<!-- end -->"
 
     return MARKED.sub(renew, text)

@@ -18,7 +18,7 @@ using torch::stable::Tensor;
 // The device of a tensor.
 struct Place {
   explicit Place(const Tensor& t) : index(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
   }
   bool operator==(const Place& other) const { return type == other.type && index == other.index; }
   bool is_cpu() const { return type == aoti_torch_device_type_cpu(); }
@@ -64,12 +64,12 @@ inline Tensor new_dense(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
     step *= std::max<int64_t>(sizes[i], 1);
   }
   int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   const Place place(like);
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
-                                                         sizes.data(), strides.data(), dtype,
-                                                         place.type, place.index, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype, place.type, place.index,
+                                                  &made));
   return Tensor(made);
 }
 

@@ -183,36 +183,3 @@ def test_aot_inductor_round_trip(tmp_path: Path) -> None:
     for n in (2, 33):
         x = features(n, 12)
         torch.testing.assert_close(loaded(x), model(x))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_graph() -> None:
-    x = features(33, 64, device="cuda")
-    given_factors = factors("strength", 33, 64, 4, device="cuda")
-    ops.project(x, **given_factors, normalize=True)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = ops.project(x, **given_factors, normalize=True)
-        ops.project_(x, **given_factors)
-    x.copy_(features(33, 64))
-    given_factors["strength"].fill_(0.3)
-    want = ops.project(x, **given_factors, normalize=True)
-    graph.replay()
-    assert_bits(out, want)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_runs_on_the_current_stream() -> None:
-    x = features(4096, 768, device="cuda")
-    given_factors = factors("symmetric", 4096, 768, 64, device="cuda")
-    want = ops.project(x, **given_factors)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        x.mul_(2)
-        out = ops.project(x, **given_factors)
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.testing.assert_close(out, want * 2)

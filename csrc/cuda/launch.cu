@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
 
 #include "launch.cuh"
 #include "project_kernels.cuh"
@@ -47,7 +48,7 @@ void launch_cuda(const Tensor& x, const Factors& f, const Pass& pass) {
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
   const auto stream = static_cast<cudaStream_t>(current);
   const auto p = make_params<float>(f, pass);
   switch (x.scalar_type()) {

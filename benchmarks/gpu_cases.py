@@ -1,0 +1,137 @@
+"""Problems of the GPU suite with one projector: who is timed, and what they must compute.
+
+Unit rows and orthonormal directions, as the CPU suites have them (shapes.py). Beside the peers, who
+solve the same problem, there are `bounds`, who do less: a copy of the rows, a bare product. A
+peer's maker may raise SkipPeer; nothing is made before its problem's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from peers import Call, SkipPeer, prepare
+from peers_fold import OP as FOLD
+from peers_project import OP as PROJECT
+from peers_projected_norm import OP as PROJECTED_NORM
+from shapes import DTYPES, Problem, Shape, expected, problem, sample
+from torch import Tensor
+
+from clipproj import ops
+
+FEW = 64  # rows, up to which a call is timed in a graph
+Makers = dict[str, Callable[[], Call]]
+
+
+@dataclass
+class Contest:
+    """A problem that has been made."""
+
+    own: Call
+    want: Tensor  # float64, of what `sampled` takes of a result
+    sampled: Callable[[Tensor], Tensor]
+    peers: Makers
+    bounds: Makers
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem that can be made."""
+
+    op: str
+    dtype: str
+    shape: Shape
+    make: Callable[[], Contest] = field(repr=False, compare=False)
+    dim: int = -1
+    variant: str = ""
+
+    @property
+    def few(self) -> bool:
+        return self.shape.n <= FEW and self.op != FOLD
+
+    def __str__(self) -> str:
+        layout = " linear" if self.dim == 0 else ""
+        return " ".join(f"{self.op} {self.shape}{layout} {self.variant} {self.dtype}".split())
+
+
+def _registered(op: str, names: tuple[str, ...], given: Problem) -> Makers:
+    return {name: partial(prepare, op, name, given) for name in names}
+
+
+def triton(x: Tensor, bank: Tensor, index: Tensor) -> Call:
+    if x.dtype == torch.float32:
+        raise SkipPeer("half types only, as in vLLM and Punica")
+    if not x.is_cuda:
+        raise SkipPeer("GPU only")
+    from triton_shrink_expand import shrink_expand
+
+    return shrink_expand(x, bank, index)
+
+
+def copy(x: Tensor) -> Callable[[], Call]:
+    """The least that a pass over the rows can take: each read once and written once."""
+    return lambda: partial(torch.clone, x)
+
+
+def project_case(device: str, dtype: str, shape: Shape, *, compiled: bool = True) -> Case:
+    """`compiled`: torch.compile takes part, whose first call takes seconds."""
+
+    def make() -> Contest:
+        given = problem(shape, DTYPES[dtype], device)
+        x, read = given.x, given.read
+        n, d, k = shape
+        names = ("eager", "eager addmm", *(["compile"] if compiled else []), "dense P")
+        peers = _registered(PROJECT, names, given)
+        index = torch.zeros(n, dtype=torch.int32, device=device)
+        peers["Triton"] = lambda: triton(x, read[None], index)
+        return Contest(
+            own=lambda: ops.project(x, read, read, normalize=True),
+            want=expected(PROJECT, given),
+            sampled=sample,
+            peers=peers,
+            bounds={"copy": copy(x)},
+            bytes=2 * x.nbytes + read.nbytes,
+            flops=4 * n * d * k,
+        )
+
+    return Case(PROJECT, dtype, shape, make)
+
+
+def norm_case(device: str, dtype: str, shape: Shape) -> Case:
+    def make() -> Contest:
+        given = problem(shape, DTYPES[dtype], device)
+        x, read = given.x, given.read
+        n, d, k = shape
+        return Contest(
+            own=lambda: ops.projected_norm(x, read, read),
+            want=expected(PROJECTED_NORM, given),
+            sampled=sample,
+            peers=_registered(PROJECTED_NORM, ("eager", "compile"), given),
+            bounds={},
+            bytes=x.nbytes + read.nbytes + 4 * n,
+            flops=4 * n * d * k,
+        )
+
+    return Case(PROJECTED_NORM, dtype, shape, make)
+
+
+def fold_case(device: str, dtype: str, shape: Shape, dim: int) -> Case:
+    def make() -> Contest:
+        given = problem(shape, DTYPES[dtype], device, dim)
+        weight, read = given.x.clone(), given.read
+        n, d, k = shape
+        return Contest(
+            own=lambda: ops.fold_(weight, read, read, dim=dim),
+            want=expected(FOLD, given),
+            sampled=lambda out: sample(out, dim),
+            peers=_registered(FOLD, ("addmm_", "compile"), given),
+            bounds={"copy": copy(given.x)},
+            bytes=2 * weight.nbytes + read.nbytes,
+            flops=4 * n * d * k,
+        )
+
+    return Case(FOLD, dtype, shape, make, dim)
