@@ -138,7 +138,9 @@ def test_bits_depend_on_the_row_alone(
             library.project(part, **factor, out=part, **how)
             return part
 
-        for tiles in ([0], [rows for of, rows in PATHS if of == dtype and rows]):
+        for tiles in ([0], [16, 32] if dtype == torch.float32 else [16], [32, 48]):
+            if dtype == torch.float32 and 48 in tiles:
+                continue
             want = run(slice(0, n), tiles[0], 1, 0)
             for i, take in enumerate([slice(0, n), slice(0, 1), slice(3, 20), slice(5, n)]):
                 for rows in tiles:
@@ -219,12 +221,26 @@ def test_plans_fit_the_device(
 ) -> None:
     for d, k in [(1, 1), (500, 50), (512, 8), (768, 64), (1152, 256), (4096, 4096)]:
         for normalize in (False, True):
-            plain = set()
+            kernels = set()
             for n in (1, 3, 200, 5000, 65536, 1 << 20, 1 << 33):
                 plan = library.plan(n, d, k, dtype, normalize, device)
                 assert (dtype, plan.rows) in PATHS
                 assert plan.rows == 0 or dtype == torch.float32 or d >= LEAST_SPLIT
-                assert plan.blocks == min(-(-n // max(plan.rows, 1)), 2**31 - 1)
+                tiles = min(-(-n // max(plan.rows, 1)), 2**31 - 1)
+                stays = dtype in HALF and plan.rows == 16  # its blocks, with the factors they hold
+                most = 2 * device.multiprocessors
+                assert plan.blocks in (
+                    (min(tiles, most // 2), min(tiles, most)) if stays else (tiles,)
+                )
                 assert plan.rows == 0 or plan.shared <= device.shared_of_block
-                plain.add(plan.rows == 0)
-            assert len(plain) == 1, "a row's bits would depend on n"
+                kernels.add("half" if stays else "plain" if plan.rows == 0 else "tiles")
+            assert len(kernels) == 1, "a row's bits would depend on n"
+
+
+def test_factors_stay_where_they_fit(library: build.Library) -> None:
+    """What decides over the speed of large batches, at the sizes of CLIP."""
+    device = DEVICES["sm_90"]
+    for d, k in [(512, 64), (640, 64), (768, 64), (1024, 32), (1152, 32), (1280, 32)]:
+        plan = library.plan(65536, d, k, torch.bfloat16, True, device)
+        assert (plan.rows, plan.blocks >= 132) == (16, True)
+    assert library.plan(65536, 1024, 64, torch.bfloat16, True, device).rows == 32

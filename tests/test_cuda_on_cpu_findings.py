@@ -11,6 +11,7 @@ import torch
 from cases import HALF, assert_bits, factors, features
 from cuda_on_cpu import build
 from test_cuda_on_cpu import PATHS, SEEDS, poisoned
+from test_cuda_on_cpu_rows import BANKED, ROOM, Bank, random_index
 from torch import Tensor
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "cuda"
@@ -95,12 +96,12 @@ def barriers() -> list[tuple[str, int]]:
 
 def run_everything(library: build.Library, seed: int) -> list[Tensor]:
     """Results of each kernel, such that every barrier matters: tiles follow one another in one
-    block, rows or columns are contiguous, there are several groups of directions, and squares
-    overflow in some of the warps."""
+    block, rows or columns are contiguous, there are several groups of directions or none, squares
+    overflow in some of the warps, and of a bank there are projectors with and without room."""
     torch.manual_seed(0)
     outs = []
     for dtype, rows in PATHS:
-        if rows > 16:
+        if rows > 32:
             continue
         n, d, k = rows + 4, 320, 20
         x, given = features(n, d, dtype), factors("per-row", n, d, k, dtype)
@@ -111,6 +112,16 @@ def run_everything(library: build.Library, seed: int) -> list[Tensor]:
             outs.append(poisoned(wide))
             how = {"rows": rows, "blocks": 1, "seed": seed, "normalize": True}
             library.project(wide, **given, out=outs[-1], **how)
+        outs.append(poisoned(x))
+        none = factors("symmetric", n, d, 0, dtype)
+        library.project(x.clamp(-9, 9), **none, out=outs[-1], **how)
+    for dtype, rows in BANKED:
+        if rows > 16:
+            continue
+        bank, x = Bank.random([20, ROOM + 9, 2 * ROOM + 1], 320), features(rows + 4, 320, dtype)
+        outs.append(poisoned(x))
+        how = {"rows": rows, "blocks": 1, "seed": seed, "normalize": True}
+        library.project(x, **bank.given(random_index(len(x), 3)), out=outs[-1], **how)
     return outs
 
 

@@ -23,10 +23,10 @@ ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 KERNELS = """
 #include "cuda/project_kernels.cuh"
 namespace clipproj {
-Kernel all(int type, int rows) {
-  return type == 0   ? project_kernel_of<float>(rows)
-         : type == 1 ? project_kernel_of<__nv_bfloat16>(rows)
-                     : project_kernel_of<__half>(rows);
+Kernel all(int type, const Plan& plan, int d, bool banked) {
+  return type == 0   ? project_kernel_of<float>(plan, d, banked)
+         : type == 1 ? project_kernel_of<__nv_bfloat16>(plan, d, banked)
+                     : project_kernel_of<__half>(plan, d, banked);
 }
 }
 """
@@ -38,14 +38,14 @@ PLANS = """
 int main() {
   struct { const char* name; clipproj::Device device; } devices[] = {DEVICES};
   for (auto& [name, device] : devices)
-    for (int bytes : {2, 4})
+    for (auto type : {clipproj::Type::kBFloat16, clipproj::Type::kFloat})
       for (long d : {512, 768, 1024})
         for (long k : {16, 64}) {
           clipproj::ProjectParams<float> p{};
           p.out = &p, p.n = 65536, p.d = d, p.k = k, p.normalize = true;
-          const auto plan = clipproj::plan_project(bytes, p, device);
+          const auto plan = clipproj::plan_project(type, p, device);
           std::printf("| %s | %s | %ld | %ld | %d | %.1f | %ld |\\n", name,
-                      bytes == 2 ? "half" : "float32", d, k, plan.rows, plan.shared / 1024.0,
+                      type == clipproj::Type::kFloat ? "float32" : "bfloat16", d, k, plan.rows, plan.shared / 1024.0,
                       device.shared_of_multiprocessor / long(plan.shared + 1024));
         }
 }
@@ -84,10 +84,11 @@ def compiled(arch: str, folder: Path) -> tuple[dict[str, tuple[int, int]], float
 
 
 def readable(name: str, types: str) -> str:
-    """project_half_kernel, 13__nv_bfloat16Li32 -> project_half_kernel<bfloat16, 32>"""
+    """project_half_kernel, 13__nv_bfloat16Li32ELb1 -> project_half_kernel<bfloat16, 32, banked>"""
     given = [t for t in ("bfloat16", "half") if t in types]
-    given += ["float"] if types == "f" else []
+    given += ["float"] if types.startswith("f") else []
     given += re.findall(r"Li(\d+)", types)
+    given += ["banked"] if "Lb1" in types else []
     return f"{name}<{', '.join(given)}>"
 
 

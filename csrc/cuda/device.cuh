@@ -96,6 +96,12 @@ __device__ inline void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(to) = words;
 }
 
+// The value, of which the compiler knows nothing.
+__device__ inline uint32_t opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Waits for all threads of the block, or of the warp; what they wrote before is seen after.
 __device__ inline void sync_block() { __syncthreads(); }
 __device__ inline void sync_warp() { __syncwarp(); }
@@ -110,13 +116,21 @@ __device__ inline T shuffle(T value, int source) {
   return __shfl_sync(0xffffffffu, value, source);
 }
 
+// Bit i: whether lane i's value holds.
+__device__ inline uint32_t ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+// The first of some lanes, or of rows: the lowest bit that is set.
+__device__ inline int first_of(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+// *flag = 1, from any number of threads of the launch.
+__device__ inline void raise_flag(int32_t* flag) { *static_cast<volatile int32_t*>(flag) = 1; }
+
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Copies 16 bytes to shared memory, or zeros where pred is false, some time before the thread's
-// copy_async_wait for the group that it is committed to. Other threads see them after a barrier
-// that follows the wait.
+// Copies 16 bytes to shared memory, or zeros where pred is false, whatever `global` is, some time
+// before the thread's copy_async_wait for the group that it is committed to. Other threads see them
+// after a barrier that follows the wait.
 __device__ inline void copy_async16(void* shared, const void* global, bool pred = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(__cvta_generic_to_global(global)), "r"(pred ? 16 : 0)
@@ -130,18 +144,20 @@ __device__ inline void copy_async_wait() {
 }
 
 // ldmatrix: 8x8 matrices of 2-byte elements. Lane 8 i + j gives the address of row j of matrix i,
-// 16 bytes in shared memory; every lane gets, of each matrix, the elements (lane / 4,
-// 2 (lane % 4) + {0, 1}), of its transpose with _trans.
+// 16 bytes in shared memory, `offset` bytes on from what is given; every lane gets, of each matrix,
+// the elements (lane / 4, 2 (lane % 4) + {0, 1}), of its transpose with _trans.
+template <int offset = 0>
 __device__ inline void load_matrix_x4(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(shared_address(row)), "n"(offset)
                : "memory");
 }
+template <int offset = 0>
 __device__ inline void load_matrix_x4_trans(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(shared_address(row)), "n"(offset)
                : "memory");
 }
 __device__ inline void load_matrix_x2(uint32_t (&r)[2], const void* row) {
@@ -162,18 +178,23 @@ __device__ inline void load_matrix_x2_trans(uint32_t (&r)[2], const void* row) {
 //   a: (g, t + {0, 1}), (g + 8, the same), (g, t + {8, 9}), (g + 8, the same)
 //   b: (t + {0, 1}, g), (t + {8, 9}, g)        d: (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Bytes of shared memory that the launch asked for.
+__device__ inline size_t launched_shared_bytes() {
+  uint32_t bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
 }
 
 #endif  // CLIPPROJ_CUDA_ON_CPU

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// x' = x - s (x R^T - c) W and its length for bfloat16 and float16, by tensor cores: a block holds
-// M whole rows in shared memory, so that x is read once and each factor once a block.
+// x' = x - s (x R^T - c) W and its length for bfloat16 and float16, by tensor cores, with rows in
+// registers and factors in shared memory: x is read once, and each factor once a block.
 //
 // Factors, coefficients and, of float16, x are split into bfloat16 (split.cuh):
 //   x R^T = x R_high + x R_low                             x of bfloat16 is exact
@@ -9,234 +9,428 @@
 // What is left out is of size 2^-17. Accumulators, offset, strength, the subtraction and the length
 // are float32; the store rounds.
 //
-// Fragments of m16n8k16 are filled with 16-byte accesses by choosing which column, or direction,
-// stands for which index of the instruction: with q = lane % 4, the instruction's inner indices
-// 2q, 2q+1, 2q+8, 2q+9 are four neighbours, and column i of the t-th of four 8-column results is
-// column 4i + t. So a lane owns 8 neighbouring columns of rows lane / 4 and lane / 4 + 8.
+// A tile is 16 rows. Warp w takes pieces w, w + 8, ... of every row, 32 columns each; of a piece a
+// lane owns 8 neighbouring columns of rows lane / 4 and lane / 4 + 8, from the load to the store.
+// Rows of the next tiles are fetched meanwhile, each lane's own into slots of its own.
+//
+// Of a bank, the projectors of a tile's rows take their turns: a turn is for all rows, with the
+// coefficients of other projectors' rows zero.
 #pragma once
 #include <type_traits>
 
-#include "half_tile.cuh"
+#include "half_factors.cuh"
+#include "half_rows.cuh"
 
 namespace clipproj {
 
-// Whether a step's factors are fetched while the step before is multiplied: where registers allow.
-template <int M>
-constexpr bool kAhead = M <= 32;
-
-// c <- s (x R^T - offset): each warp sums over its pieces of every row, kGroup directions at once,
-// then each thread adds up the warps' parts of two neighbouring directions of a row.
-template <class T, int M, bool packs>
-__device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>& read,
-                             const HalfTile& tile, int64_t first) {
+// dot <- x R^T of this warp's pieces for the directions of a slot, as mma lays out 16 x 16.
+template <class T, int P>
+__device__ void multiply_read(float (&dot)[2][4], const HalfRows<P>& x, const HalfFactor<P>& read,
+                              int slot) {
   constexpr bool exact = std::is_same_v<T, __nv_bfloat16>;
-  const int row = lane() / 4, quad = lane() % 4;
-  const int j_first = warp() * kPiece + 8 * quad;
-  float v[2][2][4];  // the factors of a step: [direction g0 + 8 n + row][half of the 8 columns]
-  auto fetch = [&](int g0, int j) {
+  float rest[2][4] = {};  // products of low parts: summed where they are not rounded away
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+  for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] = 0;
+  const uint16_t* at = read.at(slot, lane() % 8, lane() / 8);
+  unrolled<2 * P>([&](auto step) {  // eight directions of a piece
+    constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
+    constexpr int from = i * HalfFactor<P>::kToNext + n * HalfFactor<P>::kToEighth;
+    uint32_t high[4], low[4];  // [chunk]
+    load_matrix_x4<from>(high, at);
+    load_matrix_x4<from + HalfFactor<P>::kToLow>(low, at);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        read.load(v[n][half], g0 + 8 * n + row, j + 4 * half);
+    for (int s = 0; s < 2; ++s) {  // 16 columns
+      uint32_t x_high[4], x_low[4];
+#pragma unroll
+      for (int a = 0; a < 4; ++a) {
+        const uint32_t word = x.fragments[i][s][a];
+        // Split anew for each slot: all of x, split ahead, would fill the registers.
+        const Split both = split_x<T>(exact ? word : opaque(word));
+        x_high[a] = both.high;
+        x_low[a] = both.low;
+      }
+      const uint32_t b_high[2] = {high[2 * s], high[2 * s + 1]};
+      const uint32_t b_low[2] = {low[2 * s], low[2 * s + 1]};
+      mma_bf16(dot[n], x_high, b_high);
+      mma_bf16(rest[n], x_high, b_low);
+      if (!exact) mma_bf16(rest[n], x_low, b_high);
+    }
+  });
+#pragma unroll
+  for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] += rest[i / 4][i % 4];
+}
+
+// taken += c W for the directions of a slot, in this warp's pieces.
+template <int P>
+__device__ void multiply_write(float (&taken)[P][4][4], const HalfShared<P>& shared, int slot) {
+  uint32_t c_high[4], c_low[4];
+  const int c_at = lane() % 16 * kHalfCoefPitch + lane() / 16 * 8;
+  load_matrix_x4(c_high, shared.c_high + c_at);
+  load_matrix_x4(c_low, shared.c_low + c_at);
+  const uint16_t* at[2] = {shared.write.at(slot, lane() % 16, lane() / 16),
+                           shared.write.at(slot, lane() % 16, lane() / 16 + 2)};
+  unrolled<2 * P>([&](auto step) {  // two chunks of a piece
+    constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
+    constexpr int from = i * HalfFactor<P>::kToNext;
+    uint32_t high[4], low[4];  // [chunk, eight directions]
+    load_matrix_x4_trans<from>(high, at[n]);
+    load_matrix_x4_trans<from + HalfFactor<P>::kToLow>(low, at[n]);
+#pragma unroll
+    for (int product = 0; product < 3; ++product) {
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const uint32_t* of = product == 1 ? low : high;
+        const uint32_t b[2] = {of[2 * t], of[2 * t + 1]};
+        mma_bf16(taken[i][2 * n + t], product == 2 ? c_low : c_high, b);
       }
     }
+  });
+}
+
+// The strength of the row whose coefficients this thread adds up.
+__device__ inline float strength_of(const ProjectParams<float>& p, int64_t first) {
+  const int64_t i = first + threadIdx.x / kGroup;
+  return p.strength && i < p.n ? p.strength[i * p.strength_row] : 1.0f;
+}
+
+// The coefficient of this thread's row and direction, from what the warps have summed: zero of
+// directions beyond [start, start + count) and of rows that are not the leader's.
+template <int P>
+__device__ void store_coefficient(const ProjectParams<float>& p, const HalfShared<P>& shared,
+                                  float strength, int64_t start, int count, const int* leaders,
+                                  int leader) {
+  static_assert(kThreads == kHalfRows * kGroup);
+  const int r = threadIdx.x / kGroup, g = threadIdx.x % kGroup;
+  float parts[kWarps], c = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) parts[w] = shared.sums[w * kThreads + threadIdx.x];
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) c += parts[w];
+  const bool own = !leaders || leaders[r] == leader;
+  c = g < count && own ? strength * (c - (p.offset ? p.offset[start + g] : 0.0f)) : 0.0f;
+  const Split both = split(c, 0.0f);
+  shared.c_high[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.high);
+  shared.c_low[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.low);
+}
+
+template <int P>
+__device__ void store_sums(const HalfShared<P>& shared, const float (&dot)[2][4]) {
+  const int row = lane() / 4, quad = lane() % 4;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    float* at = shared.sums + (warp() * kHalfRows + row) * kGroup + 8 * n + 2 * quad;
+    *reinterpret_cast<Pair*>(at) = {dot[n][0], dot[n][1]};
+    *reinterpret_cast<Pair*>(at + 8 * kGroup) = {dot[n][2], dot[n][3]};
+  }
+}
+
+// Groups of directions [start, start + count) into a slot of both factors.
+template <int P>
+__device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared, int slot,
+                     int64_t start, int count) {
+  const int d = static_cast<int>(p.d);
+  auto one = [&](const HalfFactor<P>& factor, const float* data) {
+    const float* from = data + start * d;
+    return d % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 8 == 0
+               ? factor.template fill<true>(slot, from, count, d)
+               : factor.template fill<false>(slot, from, count, d);
   };
-  if (kAhead<M>) fetch(0, j_first);
-  for (int g0 = 0; g0 < read.k; g0 += kGroup) {
-    float dot[M / 16][2][4] = {};
-#pragma unroll 1
-    for (int j = j_first; j < tile.width; j += kWarps * kPiece) {
-      if (!kAhead<M>) fetch(g0, j);
-      Split r[2][4];  // [directions g0 + 8 n + row][pair of columns from j]
+  bool whole = one(shared.read, p.read);
+  if (p.write != p.read) whole &= one(shared.write, p.write);
+  return whole;
+}
+
+// Whose projector each row of a tile takes, for all warps to see after a barrier.
+__device__ inline void read_bank(const ProjectParams<float>& p, const HalfBank& bank,
+                                 int64_t first) {
+  if (warp() != 0) return;
+  const int r = lane() % kHalfRows;
+  const Span span = first + r < p.n ? span_of(p, first + r) : Span{0, 0};
+  int leader = r;
+  for (int other = kHalfRows - 1; other >= 0; --other) {
+    const Span theirs{shuffle(span.start, other), shuffle(span.rank, other)};
+    if (other < r && theirs == span) leader = other;
+  }
+  if (lane() >= kHalfRows) return;
+  bank.span[r] = span;
+  bank.leader[r] = leader;
+}
+
+// What the slot of a bank holds.
+struct Slice {
+  int start = -1;
+  int count = 0;
+  bool flawed = false;  // some number of it can't be split: its rows become NaN
+};
+
+// Whether any thread says so; complete with all that was written before.
+__device__ inline bool any_flawed(int* flawed, bool here) {
+  const float any = warp_max(here ? 1.0f : 0.0f);
+  if (lane() == 0) flawed[warp()] = any > 0;
+  sync_block();  // the slice and what is said of it are complete
+  int all = 0;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float* pair = v[i / 4][i % 4 / 2] + i % 2 * 2;
-        r[i / 4][i % 4] = split(pair[0], pair[1]);
+  for (int w = 0; w < kWarps; ++w) all |= flawed[w];
+  return all;
+}
+
+__device__ inline int left_of(int64_t k, int g) {
+  return k - g < kGroup ? static_cast<int>(k - g) : kGroup;
+}
+
+// Until the oldest of the tiles that were asked for is there.
+__device__ inline void wait_for_tile(int stages) {
+  switch (stages) {
+    case 1: return copy_async_wait<0>();
+    case 2: return copy_async_wait<1>();
+    default: return copy_async_wait<2>();
+  }
+}
+
+// Eight columns of a row.
+template <class T>
+__device__ void store_columns(T* row, Memory to, int j, int d, const Pack<uint32_t>& pack) {
+  if (to.packs) {
+    if (j < d) store_pack(reinterpret_cast<uint32_t*>(row + j), pack);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint16_t bits = static_cast<uint16_t>(pack.at[i / 2] >> i % 2 * 16);
+    if (j + i < d) row[(j + i) * to.col] = from_bits<T>(bits);
+  }
+}
+
+// Adds up this warp's part of each row's squares, and at a smaller scale for rows whose length
+// leaves float's range, into shared.squares and shared.far.
+template <int P>
+__device__ void store_squares(const HalfShared<P>& shared, const float (&y)[P][4][4]) {
+  constexpr float kLarge = 0x1p100f, kScale = 0x1p-96f;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int at = HalfRows<P>::row(half) * kWarps + warp();
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < P * 8; ++i) {
+      const float v = y[i / 8][i % 8 / 2][2 * half + i % 2];
+      sum = fmaf(v, v, sum);
+    }
+    float far = sum * kScale * kScale;
+    if (!(sum < kLarge)) {
+      far = 0;
+#pragma unroll
+      for (int i = 0; i < P * 8; ++i) {
+        const float v = y[i / 8][i % 8 / 2][2 * half + i % 2] * kScale;
+        far = fmaf(v, v, far);
       }
-      const bool more = j + kWarps * kPiece < tile.width;
-      if (kAhead<M>) fetch(more ? g0 : g0 + kGroup, more ? j + kWarps * kPiece : j_first);
+    }
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    far += shuffle_xor(far, 1);
+    far += shuffle_xor(far, 2);
+    if (lane() % 4 == 0) shared.squares[at] = sum, shared.far[at] = far;
+  }
+}
+
+constexpr float kNaN = __builtin_nanf("");
+
+struct RowLength {
+  float norm, inverse;
+};
+
+// From what the warps have summed.
+template <int P>
+__device__ RowLength length_of_row(const HalfShared<P>& shared, int row) {
+  auto total = [&](const float* parts) {
+    float sum = 0;
 #pragma unroll
-      for (int m = 0; m < M / 16; ++m) {
-        const uint16_t* at = tile.x + (16 * m + row) * tile.pitch + j;
-        const Pack<uint16_t> upper = load_pack(at), lower = load_pack(at + 8 * tile.pitch);
+    for (int i = 0; i < kWarps; i += 4) {
+      const Pack<float> pack = load_pack(parts + row * kWarps + i);
 #pragma unroll
-        for (int s = 0; s < 2; ++s) {  // 16 columns of the piece
-          uint32_t x_high[4], x_low[4];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int a = 4 * s + 2 * i;
-            const Split u = split_x<T>(upper.at[a], upper.at[a + 1]);
-            const Split l = split_x<T>(lower.at[a], lower.at[a + 1]);
-            x_high[2 * i] = u.high, x_high[2 * i + 1] = l.high;
-            x_low[2 * i] = u.low, x_low[2 * i + 1] = l.low;
+      for (int t = 0; t < 4; ++t) sum += pack.at[t];
+    }
+    return sqrtf(sum);
+  };
+  float norm = total(shared.squares);
+  if (!isinf(norm)) return {norm, 1.0f / (norm < 1e-12f ? 1e-12f : norm)};  // NaN stays NaN
+  norm = total(shared.far);
+  if (isinf(norm)) return {norm, 0.0f};  // inf * 0 is NaN where the inf is, 0 elsewhere
+  return {norm * 0x1p96f, 0x1p-96f / norm};
+}
+
+// The lane's columns of a row, which may be where they are to be.
+template <int P, class T>
+__device__ void copy_row(const T* from, int64_t from_col, int d, T* to, int64_t to_col) {
+#pragma unroll 1
+  for (int i = 0; i < 8 * P; ++i) {
+    const int j = HalfRows<P>::column(i / 8) + i % 8;
+    if (j < d) to[j * to_col] = from[j * from_col];
+  }
+}
+
+// Multiprocessors with 100 KiB of shared memory never have room for two blocks.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kMostBeside = 1;
+#else
+constexpr int kMostBeside = 2;
+#endif
+
+// `blocks` of them share a multiprocessor.
+template <class T, int P, int blocks, bool banked>
+__global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMostBeside)
+    project_half_kernel(ProjectParams<float> p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  const int d = static_cast<int>(p.d);
+  const int groups = banked ? 1 : static_cast<int>(whole<int64_t>(p.k, kGroup) / kGroup);
+  const HalfParts parts(P, groups, p.write == p.read, banked);
+  const int stages = parts.stages(launched_shared_bytes());
+  const HalfShared<P> shared = take_shared<P>(p, parts, stages);
+
+  const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
+  // Neighbouring tiles, which of a sorted batch have neighbouring projectors.
+  const int64_t begin = tiles * blockIdx.x / gridDim.x, end = tiles * (blockIdx.x + 1) / gridDim.x;
+  auto rows_of_tile = [&](int64_t tile) {
+    const int64_t left = p.n - tile * kHalfRows;
+    return left < kHalfRows ? static_cast<int>(left) : kHalfRows;
+  };
+  // Asked anew wherever it is needed: registers are scarcer than instructions.
+  auto source = [&] { return memory_of<T>(p.x, p.x_row, p.x_col, p.d); };
+  auto request = [&](int64_t tile, int stage) {
+    const Memory from = source();
+    if (from.packs && tile < end) {
+      const T* x = static_cast<const T*>(p.x) + tile * kHalfRows * p.x_row;
+      HalfRows<P>::request(x, from, rows_of_tile(tile), d, shared.slots + stage * parts.stage);
+    }
+    copy_async_commit();  // a group for each tile, so that the wait can count
+  };
+
+  for (int i = 0; i < stages; ++i) request(begin + i, i);
+  if (!banked) {
+    for (int g = 0; g < groups; ++g) fill(p, shared, g, g * kGroup, left_of(p.k, g * kGroup));
+    sync_block();  // the factors are complete
+  }
+  Slice slice;
+  int stage = 0;  // whose slots hold the tile
+
+  for (int64_t tile = begin; tile < end; ++tile, stage = stage + 1 < stages ? stage + 1 : 0) {
+    const int64_t first = tile * kHalfRows;
+    const int left = rows_of_tile(tile);
+    HalfRows<P> x;
+    const Memory from = source();
+    if (from.packs) {
+      wait_for_tile(stages);
+    } else {
+      const T* rows = static_cast<const T*>(p.x) + first * p.x_row;
+      HalfRows<P>::copy(rows, from, left, d, shared.slots + stage * parts.stage);
+    }
+    x.take(shared.slots + stage * parts.stage);
+    const float strength = strength_of(p, first);
+    float taken[P][4][4] = {};  // summed by itself: only the last step rounds at the size of x
+    bool flawed[2] = {};        // rows whose projector has a number that can't be split
+
+    if constexpr (banked) {
+      const HalfBank bank = shared.bank.of_tile(tile);
+      read_bank(p, bank, first);
+      sync_block();  // whose turns these are; the squares of the tile before are done with
+      request(tile + stages, stage);
+      for (int leader = 0; leader < kHalfRows; ++leader) {
+        if (bank.leader[leader] != leader) continue;
+        const Span span = bank.span[leader];
+        for (int g = 0; g < span.rank; g += kGroup) {
+          const int start = span.start + g, count = left_of(span.rank, g);
+          if (start != slice.start || count != slice.count) {
+            sync_block();  // the slice before is done with
+            const bool good = fill(p, shared, 0, start, count);
+            slice = {start, count, any_flawed(shared.flawed, !good)};
           }
-#pragma unroll
-          for (int product = 0; product < (exact ? 2 : 3); ++product) {
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-              const Split &u = r[n][2 * s], &l = r[n][2 * s + 1];
-              const uint32_t b[2] = {product == 1 ? u.low : u.high, product == 1 ? l.low : l.high};
-              mma_bf16(dot[m][n], product == 2 ? x_low : x_high, b);
+          if (slice.flawed) {
+            for (int half = 0; half < 2; ++half) {
+              flawed[half] |= bank.leader[HalfRows<P>::row(half)] == leader;
             }
           }
+          float dot[2][4];
+          multiply_read<T>(dot, x, shared.read, 0);
+          store_sums(shared, dot);
+          sync_block();  // the sums are complete
+          store_coefficient(p, shared, strength, start, count, bank.leader, leader);
+          sync_block();  // the coefficients are complete, the sums free
+          multiply_write(taken, shared, 0);
         }
       }
-    }
-#pragma unroll
-    for (int m = 0; m < M / 16; ++m) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        float* at = tile.sums + (warp() * M + 16 * m + row) * kGroup + 8 * n + 2 * quad;
-        at[0] = dot[m][n][0];
-        at[1] = dot[m][n][1];
-        at[8 * kGroup] = dot[m][n][2];
-        at[8 * kGroup + 1] = dot[m][n][3];
+    } else {
+      // Alone on its multiprocessor, a block sums the next group while this one's sums are added
+      // up.
+      constexpr bool ahead = blocks == 1;
+      float dot[2][4];
+      if (groups == 0) {
+        sync_block();  // the squares of the tile before are done with
+        request(tile + stages, stage);
       }
-    }
-    sync_block();  // the sums are complete
-    for (int i = threadIdx.x; i < M * kGroup / 2; i += kThreads) {
-      const int r = i / (kGroup / 2);
-      const int pair = i % (kGroup / 2), g = g0 + 2 * pair;
-      const Split c = split(coefficient(p, tile.sums, M, r, g, first),
-                            coefficient(p, tile.sums, M, r, g + 1, first));
-      tile.c_high[r * tile.coef_pitch + g0 / 2 + pair] = c.high;
-      tile.c_low[r * tile.coef_pitch + g0 / 2 + pair] = c.low;
-    }
-    sync_block();  // the coefficients are complete, the sums free
-  }
-}
-
-// The fragment of four directions of a row, and of the row 8 below it.
-__device__ inline void load_coefficients(uint32_t (&c)[4], const uint32_t* upper, int pitch) {
-  const Words u = *reinterpret_cast<const Words*>(upper);
-  const Words l = *reinterpret_cast<const Words*>(upper + 8 * pitch);
-  c[0] = u.at[0], c[1] = l.at[0], c[2] = u.at[1], c[3] = l.at[1];
-}
-
-// x <- x - c W: each warp takes its pieces of every row. Unless measured, the result is rounded;
-// else it is kept, and the squares of each row are summed.
-template <class T, int M, bool packs>
-__device__ void subtract(const Factor<packs>& write, const HalfTile& tile, bool measured) {
-  const int row = lane() / 4, quad = lane() % 4;
-  float squares[M / 16][2] = {};
-  float v[4][4];  // the factors of a step: [direction g0 + 4 quad + i][column j0 + 4 row + t]
-  auto fetch = [&](int g0, int j0) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) write.load(v[i], g0 + 4 * quad + i, j0 + 4 * row);
-  };
-  if (kAhead<M>) fetch(0, warp() * kPiece);
 #pragma unroll 1
-  for (int j0 = warp() * kPiece; j0 < tile.width; j0 += kWarps * kPiece) {
-    float taken[M / 16][4][4] = {};  // summed by itself: only the last step rounds at the size of x
-#pragma unroll 1
-    for (int g0 = 0; g0 < write.k; g0 += kGroup) {
-      if (!kAhead<M>) fetch(g0, j0);
-      uint32_t w_high[4][2], w_low[4][2];
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const Split w = split(v[2 * half][t], v[2 * half + 1][t]);
-          w_high[t][half] = w.high;
-          w_low[t][half] = w.low;
-        }
-      }
-      const bool more = g0 + kGroup < write.k;
-      if (kAhead<M>) fetch(more ? g0 + kGroup : 0, more ? j0 : j0 + kWarps * kPiece);
-#pragma unroll
-      for (int m = 0; m < M / 16; ++m) {
-        const int at = (16 * m + row) * tile.coef_pitch + g0 / 2 + 2 * quad;
-        uint32_t c_high[4], c_low[4];
-        load_coefficients(c_high, tile.c_high + at, tile.coef_pitch);
-        load_coefficients(c_low, tile.c_low + at, tile.coef_pitch);
-#pragma unroll
-        for (int product = 0; product < 3; ++product) {
-#pragma unroll
-          for (int t = 0; t < 4; ++t) {  // independent of one another
-            mma_bf16(taken[m][t], product == 2 ? c_low : c_high,
-                     product == 1 ? w_low[t] : w_high[t]);
-          }
-        }
+      for (int g = 0; g < groups; ++g) {
+        if (!ahead || g == 0) multiply_read<T>(dot, x, shared.read, g);
+        store_sums(shared, dot);
+        sync_block();  // the sums are complete; coefficients, slots and squares are done with
+        if (g == 0) request(tile + stages, stage);
+        store_coefficient(p, shared, strength, g * kGroup, left_of(p.k, g * kGroup), nullptr, 0);
+        if (ahead && g + 1 < groups) multiply_read<T>(dot, x, shared.read, g + 1);
+        sync_block();  // the coefficients are complete, the sums free
+        multiply_write(taken, shared, g);
       }
     }
+
+    float (&y)[P][4][4] = taken;
 #pragma unroll
-    for (int m = 0; m < M / 16; ++m) {
+    for (int i = 0; i < P * 16; ++i) {
+      const int half = i % 4 / 2, t = i / 4 % 4;
+      const uint32_t pair = x.word(i / 16, half, t);
+      const uint16_t bits = static_cast<uint16_t>(i % 2 ? pair >> 16 : pair);
+      y[i / 16][t][i % 4] = to_float(from_bits<T>(bits)) - taken[i / 16][t][i % 4];
+    }
+    float factor[2] = {1, 1};
+    auto rank = [&](int half) {
+      return banked ? shared.bank.of_tile(tile).span[HalfRows<P>::row(half)].rank : groups;
+    };
+    auto spoiled = [&](int half) { return flawed[half] || rank(half) < 0; };
+    if (p.normalize || p.norm) {
+      store_squares(shared, y);
+      sync_block();  // the squares are complete
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int at = (16 * m + 8 * half + row) * tile.pitch + j0 + 8 * quad;
-        Pack<uint16_t> x = load_pack(tile.x + at);
-        Words low{};
-#pragma unroll
-        for (int i = 0; i < 8; i += 2) {
-          float y[2];
-#pragma unroll
-          for (int u = 0; u < 2; ++u) {
-            const int t = (i + u) % 4;
-            y[u] = to_float(from_bits<T>(x.at[i + u])) - taken[m][t][2 * half + i / 4];
-          }
-          uint32_t pair;
-          if (measured) {
-            squares[m][half] = fmaf(y[1], y[1], fmaf(y[0], y[0], squares[m][half]));
-            const uint32_t a = keep(y[0]), b = keep(y[1]);
-            pair = (b & 0xffff0000u) | a >> 16;
-            low.at[i / 4] |= ((a >> 8 & 0xff) | (b & 0xff00)) << 8 * (i % 4);
-          } else {
-            pair = round_pair<T>(y[0], y[1]);
-          }
-          std::memcpy(&x.at[i], &pair, sizeof(pair));
+        const int row = HalfRows<P>::row(half);
+        const RowLength length = length_of_row(shared, row);
+        if (p.normalize) factor[half] = length.inverse;
+        if (p.norm && warp() == 0 && lane() % 4 == 0 && row < left) {
+          p.norm[first + row] = spoiled(half) ? kNaN : length.norm;
         }
-        store_pack(tile.x + at, x);
-        if (measured) *reinterpret_cast<Words*>(tile.low + at) = low;
       }
     }
-  }
-  if (!measured) return;
-#pragma unroll
-  for (int m = 0; m < M / 16; ++m) {
+    if (!p.out) continue;
+    const float scale = p.scale ? *p.scale : 1.0f;
+    const Memory to = memory_of<T>(p.out, p.out_row, p.out_col, p.d);
+    T* out = static_cast<T*>(p.out) + first * p.out_row;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = squares[m][half];
-      sum += shuffle_xor(sum, 1);
-      sum += shuffle_xor(sum, 2);
-      if (quad == 0) tile.slots[warp() * M + 16 * m + 8 * half + row] = sum;
+      const int row = HalfRows<P>::row(half);
+      if (row >= left) continue;
+      const float times = spoiled(half) ? kNaN : factor[half] * scale;
+      if (rank(half) == 0 && !p.normalize && !p.scale) {  // so that a NaN keeps its payload
+        copy_row<P>(static_cast<const T*>(p.x) + (first + row) * p.x_row, p.x_col, d,
+                    out + row * to.row, to.col);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        Pack<uint32_t> pack;
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          const float* pair = y[i][t] + 2 * half;
+          pack.at[t] = round_pair<T>(pair[0] * times, pair[1] * times);
+        }
+        store_columns<T>(out + row * to.row, to, HalfRows<P>::column(i), d, pack);
+      }
     }
-  }
-}
-
-template <class T, int M>
-__global__ void __launch_bounds__(kThreads, 2) project_half_kernel(ProjectParams<float> p) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  // Both fit shared memory, so they and k d fit an int.
-  const int d = static_cast<int>(p.d), k = static_cast<int>(p.k);
-  const bool measured = p.normalize || p.norm;
-  const TileShared parts(2, M, d, p.k, measured);
-  SharedParts shared;
-  HalfTile tile;
-  tile.x = shared.take<uint16_t>(parts.tile);
-  tile.low = shared.take<uint8_t>(parts.scratch);
-  tile.sums = reinterpret_cast<float*>(tile.low);
-  tile.c_high = shared.take<uint32_t>(parts.coef);
-  tile.c_low = tile.c_high + parts.coef / 2;
-  tile.slots = shared.take<float>(parts.slots);
-  tile.width = whole(d, kPiece);
-  tile.pitch = static_cast<int>(tile_pitch(2, d));
-  tile.coef_pitch = static_cast<int>(coef_pitch(k));
-
-  const Memory from = memory_of<T>(p.x, p.x_row, p.x_col, p.d);
-  const int64_t tiles = (p.n + M - 1) / M;
-  for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
-    const int64_t first = i * M;
-    const int left = p.n - first < M ? static_cast<int>(p.n - first) : M;
-    load_tile(static_cast<const T*>(p.x) + first * p.x_row, from, left, M, d, tile.width, tile.x,
-              tile.pitch);
-    copy_async_wait<0>();
-    sync_block();
-    with_factor(p.read, p, [&](auto read) { coefficients<T, M>(p, read, tile, first); });
-    with_factor(p.write, p, [&](auto write) { subtract<T, M>(write, tile, measured); });
-    sync_block();  // the projected rows are complete
-    finish<T, M>(p, tile, first, left, measured);
-    sync_block();  // the next tile overwrites what slow warps may still read
   }
 #else
   __trap();  // a plan for another architecture than the code is for

@@ -3,13 +3,15 @@
 //
 // The row is widened to float in shared memory once; each warp takes every kWarps-th direction for
 // the dot products; then each thread owns every kThreads-th column, sums over k in order,
-// subtracts, squares, and stores once. Sums have one order, so a row's bits do not depend on n.
+// subtracts, squares, and stores once. Sums have one order, so a row's bits do not depend on n, nor
+// on what else is in a bank.
 // Plain and right: for rows too wide for a tile (project_plan.h), and for what the kernels over
 // tiles are held against.
 #pragma once
 #include <cmath>
 
 #include "../params.h"
+#include "bank.cuh"
 #include "device.cuh"
 #include "project_plan.h"
 #include "warp.cuh"
@@ -37,36 +39,69 @@ __device__ inline float block_max(float value, float* slots) {
   return most;
 }
 
+// What a row without a known projector becomes.
 template <class T>
-__global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> p) {
+__device__ void spoil(const ProjectParams<float>& p, int64_t i) {
+  if (p.norm && threadIdx.x == 0) p.norm[i] = NAN;
+  if (!p.out) return;
+  T* out = static_cast<T*>(p.out) + i * p.out_row;
+  for (int64_t j = threadIdx.x; j < p.d; j += kThreads) out[j * p.out_col] = from_float<T>(NAN);
+}
+
+template <class T, bool banked>
+__global__ void __launch_bounds__(kThreads, 4) project_kernel(ProjectParams<float> p) {
+  const int64_t room = coef_room(p);
   SharedParts shared;
   float* row = shared.take<float>(p.d);
-  float* coef = shared.take<float>(p.k);
+  float* coef = shared.take<float>(room);
+  float* partly = shared.take<float>(room < p.k ? p.d : 0);  // what is taken, until all is known
   float* slots = shared.take<float>(kWarps);
 
   for (int64_t i = blockIdx.x; i < p.n; i += gridDim.x) {
     const T* x = static_cast<const T*>(p.x) + i * p.x_row;
+    int64_t start = 0, k = p.k;
+    if constexpr (banked) {
+      const Span span = span_of(p, i);
+      if (span.rank < 0) {
+        spoil<T>(p, i);
+        continue;
+      }
+      start = span.start, k = span.rank;
+    }
     for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
       row[j] = to_float(x[j * p.x_col]);
     }
     sync_block();
 
     const float s = p.strength ? p.strength[i * p.strength_row] : 1.0f;
-    for (int64_t g = warp(); g < p.k; g += kWarps) {
-      float dot = 0;
-      for (int64_t j = lane(); j < p.d; j += 32) dot = fmaf(row[j], p.read[g * p.d + j], dot);
-      dot = warp_sum(dot);
-      if (lane() == 0) coef[g] = s * (dot - (p.offset ? p.offset[g] : 0.0f));
-    }
-    sync_block();
-
     float squares = 0;
-    for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
-      float taken = 0;  // summed by itself: k steps round at its size, only the last at that of x
-      for (int64_t g = 0; g < p.k; ++g) taken = fmaf(coef[g], p.write[g * p.d + j], taken);
-      const float y = row[j] - taken;
-      row[j] = y;  // read again below by this thread only
-      squares = fmaf(y, y, squares);
+    for (int64_t done = 0, now;; done += now) {  // directions; those of one projector all at once
+      now = banked && k - done > room ? room : k - done;
+      const float* read = p.read + (start + done) * p.d;
+      const float* write = p.write + (start + done) * p.d;
+      for (int64_t g = warp(); g < now; g += kWarps) {
+        float dot = 0;
+        for (int64_t j = lane(); j < p.d; j += 32) dot = fmaf(row[j], read[g * p.d + j], dot);
+        dot = warp_sum(dot);
+        if (lane() == 0) coef[g] = s * (dot - (p.offset ? p.offset[start + done + g] : 0.0f));
+      }
+      sync_block();  // the coefficients are complete
+
+      const bool last = !banked || done + now == k;
+      for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
+        // Summed by itself: k steps round at its size, only the last at that of x.
+        float taken = banked && done > 0 ? partly[j] : 0;
+        for (int64_t g = 0; g < now; ++g) taken = fmaf(coef[g], write[g * p.d + j], taken);
+        if (last) {
+          const float y = row[j] - taken;
+          row[j] = y;  // read again below by this thread only
+          squares = fmaf(y, y, squares);
+        } else {
+          partly[j] = taken;
+        }
+      }
+      if (last) break;
+      sync_block();  // the next coefficients overwrite what slow warps may still read
     }
 
     float factor = 1.0f;
@@ -96,8 +131,11 @@ __global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams<float> 
     }
     if (p.out) {
       T* out = static_cast<T*>(p.out) + i * p.out_row;
+      const bool left_alone = banked && k == 0 && !p.normalize && !p.scale;  // NaN payloads too
+      const float scale = p.scale ? *p.scale : 1.0f;
       for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
-        out[j * p.out_col] = from_float<T>(p.normalize ? row[j] * factor : row[j]);
+        const float y = (p.normalize ? row[j] * factor : row[j]) * scale;
+        out[j * p.out_col] = left_alone ? x[j * p.x_col] : from_float<T>(y);
       }
     }
   }

@@ -21,6 +21,8 @@ constexpr int kPiece = 32;        // columns of one step of a warp; tiles are pa
 constexpr int kGroup = 16;        // directions of one step
 constexpr int kLeastSplit = 256;  // columns from which on split factors serve
 constexpr int kPanel = 128;       // columns of a warp that subtracts in float32
+constexpr int kWidest = 4096;     // columns of a float32 tile
+constexpr int kRoom = 128;        // directions of one projector of a bank that a block holds
 
 template <class Int>
 CLIPPROJ_HOST_DEVICE constexpr Int whole(Int count, int step) {
@@ -37,6 +39,12 @@ CLIPPROJ_HOST_DEVICE constexpr int64_t tile_pitch(int element_bytes, int64_t d) 
 // keep rows off each other's banks.
 CLIPPROJ_HOST_DEVICE constexpr int64_t coef_pitch(int64_t k) {
   return (whole(k, kGroup) / 16 | 1) * 8;
+}
+
+// Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
+// the device knows, so many that few projectors have more.
+CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p) {
+  return p.index && p.k > kRoom ? kRoom : p.k;
 }
 
 // The shared memory of a tile of m rows, part by part.
@@ -61,11 +69,60 @@ struct TileShared {
   }
 };
 
-// What the kernel over tiles of so many rows, or the plain one, takes of shared memory.
-inline size_t project_shared(int element_bytes, int rows, const ProjectParams<float>& p) {
-  if (rows == 0) return whole(4 * p.d, 16) + whole(4 * p.k, 16) + whole(4 * kWarps, 16);
-  return TileShared(element_bytes, rows, p.d, p.k, p.normalize || p.norm).bytes(element_bytes);
+constexpr int kHalfRows = 16;       // of a tile of project_half_kernel
+constexpr int kHalfCoefPitch = 24;  // elements; rows of 48 bytes keep off each other's banks
+constexpr int kMostPieces = 5;      // of a warp: registers for 1280 columns
+
+// Pieces of a warp of project_half_kernel.
+CLIPPROJ_HOST_DEVICE constexpr int half_pieces(int64_t d) {
+  const int64_t pieces = (d + kPiece * kWarps - 1) / (kPiece * kWarps);
+  return pieces < 2 ? 2 : static_cast<int>(pieces);
 }
+
+// The shared memory of a block of project_half_kernel, in elements, part by part.
+struct HalfParts {
+  int matrices;    // 1 when read is write
+  int64_t factor;  // of a matrix, high and low parts
+  int64_t stage;   // rows of one tile
+  int64_t sums, coef, squares, bank;
+
+  CLIPPROJ_HOST_DEVICE constexpr HalfParts(int pieces, int64_t groups, bool symmetric, bool banked)
+      : matrices(symmetric ? 1 : 2),
+        factor(2 * groups * kGroup * pieces * kWarps * kPiece),
+        stage(int64_t{kHalfRows} * pieces * kWarps * kPiece),
+        sums(int64_t{kWarps} * kHalfRows * kGroup),
+        coef(kHalfRows * kHalfCoefPitch),
+        squares(kHalfRows * kWarps),
+        bank(banked ? 2 * kHalfRows : 0) {}
+
+  CLIPPROJ_HOST_DEVICE constexpr size_t bytes(int stages) const {
+    return 2 * (matrices * factor + stages * stage + 2 * coef) +
+           4 * (sums + 2 * squares + 3 * bank + (bank > 0 ? kWarps : 0));
+  }
+  // How many tiles' rows so much shared memory holds, up to three; 0: the rest does not fit.
+  CLIPPROJ_HOST_DEVICE constexpr int stages(size_t shared) const {
+    int found = 0;
+    while (found < 3 && bytes(found + 1) <= shared) ++found;
+    return found;
+  }
+};
+
+// What a kernel takes of shared memory: rows of its tile as in Plan; stages of project_half_kernel.
+inline size_t project_shared(int element_bytes, int rows, const ProjectParams<float>& p,
+                             int stages = 1) {
+  const int64_t room = coef_room(p);
+  if (rows == 0) {
+    const int64_t taken = room < p.k ? p.d : 0;
+    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
+  }
+  if (element_bytes == 2 && rows == kHalfRows) {
+    const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
+    return HalfParts(half_pieces(p.d), groups, p.write == p.read, p.index).bytes(stages);
+  }
+  return TileShared(element_bytes, rows, p.d, room, p.normalize || p.norm).bytes(element_bytes);
+}
+
+enum class Type { kFloat, kBFloat16, kHalf };  // of x
 
 // What a plan must know of the device.
 struct Device {
@@ -76,28 +133,63 @@ struct Device {
 };
 
 struct Plan {
-  int rows;  // of a tile; 0: the plain kernel, one row a block
+  int rows;    // of a tile: 16 for project_half_kernel, 16 or 32 for project_float_kernel, 32 or 48
+               // for project_wide_kernel, 0 for the plain kernel, a row a block
+  int beside;  // blocks of project_half_kernel that share a multiprocessor
   int64_t blocks;
   size_t shared;
 };
 
+constexpr int64_t kMostBlocks = 2147483647;  // of a grid; blocks stride over what is beyond
+constexpr int64_t kReserved = 1024;          // bytes of each block that the driver keeps
+
+// As many blocks as a multiprocessor has room for, up to two where registers are few enough, each
+// with as many tiles on their way as fit. Factors must fit too, so whether this kernel serves
+// depends on d and k, not on n. Without a plan (rows 0) they do not.
+inline Plan plan_half(const ProjectParams<float>& p, bool bfloat16, const Device& device) {
+  const int pieces = half_pieces(p.d);
+  if (pieces > kMostPieces) return {};
+  const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
+  const HalfParts parts(pieces, groups, p.write == p.read, p.index);
+  for (int blocks = bfloat16 && pieces <= 3 ? 2 : 1; blocks > 0; --blocks) {
+    const int64_t room =
+        std::min(device.shared_of_multiprocessor / blocks - kReserved, device.shared_of_block);
+    const int stages = parts.stages(room);
+    const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
+    if (stages == 0) continue;
+    return {kHalfRows, blocks, std::min(tiles, blocks * device.multiprocessors),
+            parts.bytes(stages)};
+  }
+  return {};
+}
+
 // Tiles as large as leave two blocks to a multiprocessor, one computing while the other's rows come
 // and go; but no larger than what occupies the device. The plain kernel takes rows that are too
 // wide for any tile, and rows of halves so narrow that split factors are not as good as float32.
-inline Plan plan_project(int element_bytes, const ProjectParams<float>& p, const Device& device) {
-  constexpr int64_t kMostBlocks = 2147483647;  // of a grid; blocks stride over what is beyond
-  constexpr int64_t kReserved = 1024;          // bytes of each block that the driver keeps
+inline Plan plan_project(Type type, const ProjectParams<float>& p, const Device& device) {
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
-  Plan plan{0, std::min(p.n, kMostBlocks), project_shared(element_bytes, 0, p)};
-  if (device.major < 8 || (element_bytes == 2 && p.d < kLeastSplit)) return plan;
-  for (int rows = 16; rows <= (element_bytes == 2 ? 48 : 32); rows += 16) {
+  const bool halves = type != Type::kFloat;
+  const int element_bytes = halves ? 2 : 4;
+  Plan plan{0, 0, std::min(p.n, kMostBlocks), project_shared(element_bytes, 0, p)};
+  if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
+  if (halves) {
+    const Plan best = plan_half(p, type == Type::kBFloat16, device);
+    if (best.rows > 0) return best;
+    if (p.index || (p.scale && !p.normalize)) return plan;
+  } else {
+    // Whatever the rank, so that a row of a bank goes the way of its projector by itself.
+    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p), kRoom), true);
+    if (p.d > kWidest || static_cast<int64_t>(least.bytes(4)) > device.shared_of_block) return plan;
+  }
+  const int least = halves ? 32 : 16;
+  for (int rows = least; rows <= least + 16; rows += 16) {
     const int64_t tiles = (p.n + rows - 1) / rows;
     const size_t shared = project_shared(element_bytes, rows, p);
     const int64_t limit =
-        rows == 16 ? device.shared_of_block : std::min(half, device.shared_of_block);
+        rows == least ? device.shared_of_block : std::min(half, device.shared_of_block);
     if (static_cast<int64_t>(shared) > limit) break;
-    if (rows > 16 && tiles < 2 * device.multiprocessors) break;
-    plan = {rows, std::min(tiles, kMostBlocks), shared};
+    if (rows > least && tiles < 2 * device.multiprocessors) break;
+    plan = {rows, 0, std::min(tiles, kMostBlocks), shared};
   }
   return plan;
 }

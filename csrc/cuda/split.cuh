@@ -35,6 +35,8 @@ __device__ inline uint16_t to_bits(T v) {
   return bits;
 }
 
+constexpr float kMostSplit = 0x1.fep127f;  // the largest bfloat16
+
 // Two numbers as bfloat16 high and low parts, the first in the lower halves of the words.
 struct Split {
   uint32_t high, low;
@@ -45,16 +47,17 @@ __device__ inline Split split(float a, float b) {
   return {high, pack_bf16(a - as_float(high << 16), b - as_float(high & 0xffff0000u))};
 }
 
-// Two neighbours of x.
+// Two neighbours of x, which is bfloat16 already or float16.
 template <class T>
-__device__ inline Split split_x(uint16_t a, uint16_t b);
+__device__ inline Split split_x(uint32_t pair);
 template <>
-__device__ inline Split split_x<__nv_bfloat16>(uint16_t a, uint16_t b) {
-  return {static_cast<uint32_t>(b) << 16 | a, 0};
+__device__ inline Split split_x<__nv_bfloat16>(uint32_t pair) {
+  return {pair, 0};
 }
 template <>
-__device__ inline Split split_x<__half>(uint16_t a, uint16_t b) {
-  return split(to_float(from_bits<__half>(a)), to_float(from_bits<__half>(b)));
+__device__ inline Split split_x<__half>(uint32_t pair) {
+  return split(to_float(from_bits<__half>(static_cast<uint16_t>(pair))),
+               to_float(from_bits<__half>(static_cast<uint16_t>(pair >> 16))));
 }
 
 // Two numbers rounded to T, as bits in one word.

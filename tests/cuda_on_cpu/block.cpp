@@ -114,6 +114,7 @@ void Block::thread_main() {
   for (const auto& group : thread.groups) {  // none of it may be, in the end
     if (!group.empty()) block->fail("cp.async is never waited for", group[0].where);
   }
+  thread.groups.clear();  // here, where their memory comes from
   thread.done = true;
   release(&block->ended_);
   block->pause(true);
@@ -276,6 +277,8 @@ void check_aligned(const void* p, Where where) {
 }
 
 }  // namespace cuda_on_cpu
+
+size_t clipproj::launched_shared_bytes() { return cuda_on_cpu::block->shared_bytes(); }
 
 void clipproj::sync_block(Where where) {
   if (!cuda_on_cpu::is_removed(where)) cuda_on_cpu::block->meet_block(where);

@@ -76,6 +76,8 @@ class Block {
   bool is_shared(const void* p, size_t bytes) const;
   [[noreturn]] void fail(const std::string& text, Where where);
 
+  size_t shared_bytes() const { return shared_bytes_; }
+
   uint64_t random();
 
   Index index{0}, size{0}, grid{0};

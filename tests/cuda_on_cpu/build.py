@@ -96,7 +96,10 @@ class Device(ctypes.Structure):
 class Plan(ctypes.Structure):
     """Plan of csrc/cuda/project_plan.h."""
 
-    _fields_ = [("rows", ctypes.c_int), ("blocks", ctypes.c_int64), ("shared", ctypes.c_size_t)]
+    _fields_ = [
+        *[("rows", ctypes.c_int), ("beside", ctypes.c_int)],
+        *[("blocks", ctypes.c_int64), ("shared", ctypes.c_size_t)],
+    ]
 
 
 def kind(tensor: Tensor) -> ctypes.c_char:
@@ -126,6 +129,10 @@ class Library:
         offset: Tensor | None = None,
         strength: Tensor | None = None,
         *,
+        spans: Tensor | None = None,
+        index: Tensor | None = None,
+        flag: Tensor | None = None,
+        scale: Tensor | None = None,
         out: Tensor | None = None,
         norm: Tensor | None = None,
         normalize: bool = False,
@@ -134,24 +141,38 @@ class Library:
         seed: int = 0,
     ) -> None:
         """Projects x [n, d], any strides, into out, which may be x, by the kernel over tiles of
-        so many rows (0: the plain one); without out it measures only."""
-        (n, d), k = x.shape, len(read)
+        so many rows (0: the plain one); without out it measures only. With spans [m, 2] and
+        index [n] the factors are a bank."""
+        (n, d), k, m = x.shape, len(read), 0 if spans is None else len(spans)
         p = Params(
             *map(address, (x, out, norm, read, write, offset, strength)),
-            *(None, None, None, None),
-            *(n, d, k, 0, *x.stride(), *(x if out is None else out).stride()),
+            *map(address, (scale, spans, index, flag)),
+            *(n, d, k, m, *x.stride(), *(x if out is None else out).stride()),
             int(strength is not None and strength.dim() == 1),
             normalize,
         )
         self._call("run_project", ctypes.byref(p), kind(x), rows, blocks, ctypes.c_uint64(seed))
 
     def plan(
-        self, n: int, d: int, k: int, dtype: torch.dtype, normalize: bool, device: Device
+        self,
+        n: int,
+        d: int,
+        k: int,
+        dtype: torch.dtype,
+        normalize: bool,
+        device: Device,
+        *,
+        banked: bool = False,
     ) -> Plan:
-        """How a launch on such a device covers n rows."""
-        p, plan = Params(n=n, d=d, k=k, normalize=normalize), Plan()
+        """How a launch on such a device covers n rows; banked: of a bank of k directions."""
+        index = ctypes.c_int32()
+        p = Params(n=n, d=d, k=k, m=1, normalize=normalize)
+        if banked:
+            p.index = ctypes.addressof(index)
+        plan = Plan()
         pointers = ctypes.byref(device), ctypes.byref(plan)
-        self._library.plan_project(ctypes.byref(p), dtype.itemsize, *pointers)
+        kind = ctypes.c_char(KINDS[dtype].encode())
+        self._library.plan_project(ctypes.byref(p), kind, *pointers)
         return plan
 
     def planted(self, name: str, given: Tensor, out: Tensor, seed: int) -> None:

@@ -29,8 +29,14 @@ void project(Params p, int rows, unsigned blocks, uint64_t seed) {
   p.write = own.take(p.write, p.k * p.d);
   p.offset = own.take(p.offset, p.k);
   p.strength = own.take(p.strength, p.strength_row ? p.n : 1);
-  launch(clipproj::project_kernel_of<T>(rows), blocks, clipproj::kThreads,
-         clipproj::project_shared(sizeof(T), rows, p), seed, p);
+  p.scale = own.take(p.scale, 1);
+  p.spans = own.take(p.spans, 2 * p.m);
+  p.index = own.take(p.index, p.n);
+  p.flag = own.take(p.flag, 1);
+  // What plans choose by the device, and results must not depend on.
+  const int stages = 1 + seed % 3, beside = 1 + seed % 2;
+  launch(clipproj::project_kernel_of<T>({rows, beside, 0, 0}, p.d, p.index), blocks,
+         clipproj::kThreads, clipproj::project_shared(sizeof(T), rows, p, stages), seed, p);
   own.bring_back();
 }
 
@@ -96,9 +102,12 @@ extern "C" int run_project(const Params* p, char dtype, int rows, unsigned block
 }
 
 // What launches on such a device would do.
-extern "C" void plan_project(const Params* p, int element_bytes, const clipproj::Device* device,
+extern "C" void plan_project(const Params* p, char dtype, const clipproj::Device* device,
                              clipproj::Plan* plan) {
-  *plan = clipproj::plan_project(element_bytes, *p, *device);
+  const auto type = dtype == 'f'   ? clipproj::Type::kFloat
+                    : dtype == 'b' ? clipproj::Type::kBFloat16
+                                   : clipproj::Type::kHalf;
+  *plan = clipproj::plan_project(type, *p, *device);
 }
 
 extern "C" int run_planted(const char* name, const float* in, float* out, uint64_t seed,

@@ -5,6 +5,7 @@
 #pragma once
 #include <math.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <source_location>
@@ -37,6 +38,7 @@ template <class T>
 void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 // What `source` of this warp gives.
 uint32_t exchange(uint32_t value, int source, Where where);
+uint32_t ballot(bool value, Where where);
 
 }  // namespace cuda_on_cpu
 
@@ -96,6 +98,17 @@ T shuffle_xor(T value, int mask, Where where = Where::current()) {
   return shuffle(value, static_cast<int>(threadIdx.x % 32) ^ mask, where);
 }
 
+size_t launched_shared_bytes();
+inline uint32_t opaque(uint32_t value) { return value; }
+
+inline uint32_t ballot(bool value, Where where = Where::current()) {
+  return cuda_on_cpu::ballot(value, where);
+}
+inline int first_of(uint32_t bits) { return std::countr_zero(bits); }
+
+// Relaxed: ThreadSanitizer would call plain stores of the same value a race.
+inline void raise_flag(int32_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+
 void copy_async16(void* shared, const void* global, bool pred = true,
                   Where where = Where::current());
 void copy_async_commit();
@@ -104,12 +117,13 @@ void copy_async_wait(Where where = Where::current()) {
   cuda_on_cpu::wait_for_groups(pending, where);
 }
 
-inline void load_matrix_x4(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 4, false, row, where);
+template <int offset = 0>
+void load_matrix_x4(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
+  cuda_on_cpu::load_matrices(r, 4, false, static_cast<const char*>(row) + offset, where);
 }
-inline void load_matrix_x4_trans(uint32_t (&r)[4], const void* row,
-                                 Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 4, true, row, where);
+template <int offset = 0>
+void load_matrix_x4_trans(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
+  cuda_on_cpu::load_matrices(r, 4, true, static_cast<const char*>(row) + offset, where);
 }
 inline void load_matrix_x2(uint32_t (&r)[2], const void* row, Where where = Where::current()) {
   cuda_on_cpu::load_matrices(r, 2, false, row, where);

@@ -36,8 +36,10 @@ std::vector<float> random_floats(size_t count) {
 enum Layout { kDense, kStep, kColumns };  // elements of a row adjacent, every other, rows adjacent
 
 // x and out as raw memory, of whatever type: bits of floats are good halves, too. Every second run
-// is in place and normalises, every fourth measures no lengths.
-int run_shape(int64_t n, int64_t d, int64_t k, char dtype, int rows, Layout layout, int run) {
+// is in place and normalises, every fourth measures no lengths. In a bank, rows take turns among
+// all directions, the last ones, none, and what there is not.
+int run_shape(int64_t n, int64_t d, int64_t k, char dtype, int rows, Layout layout, bool banked,
+              int run) {
   auto x = random_floats(2 * n * d), out = x;
   const auto read = random_floats(k * d), write = random_floats(k * d), offset = random_floats(k),
              strength = random_floats(n);
@@ -51,6 +53,13 @@ int run_shape(int64_t n, int64_t d, int64_t k, char dtype, int rows, Layout layo
   p.offset = offset.data();
   p.strength = strength.data();
   p.n = n, p.d = d, p.k = k;
+  const auto some = static_cast<int32_t>(k);
+  const int32_t spans[] = {0, some, some - some / 3, some / 3, some, 0, some, 1};
+  std::vector<int32_t> index(n);
+  for (int64_t i = 0; i < n; ++i) index[i] = static_cast<int32_t>(i % 6) - 1;
+  int32_t flag = 0;
+  const float scale = 2;
+  if (banked) p.spans = spans, p.index = index.data(), p.flag = &flag, p.scale = &scale, p.m = 4;
   const int64_t step = layout == kStep ? 2 : 1;
   p.x_row = p.out_row = layout == kColumns ? 1 : d * step;
   p.x_col = p.out_col = layout == kColumns ? n : step;
@@ -58,7 +67,10 @@ int run_shape(int64_t n, int64_t d, int64_t k, char dtype, int rows, Layout layo
   p.normalize = run % 2;
   char error[400];
   const int failed = run_project(&p, dtype, rows, 2, run, error, sizeof error);
-  if (failed) std::fprintf(stderr, "%ld %ld %ld %c %d: %s\n", n, d, k, dtype, rows, error);
+  if (failed) {
+    std::fprintf(stderr, "%ld %ld %ld %c %d%s: %s\n", n, d, k, dtype, rows, banked ? " banked" : "",
+                 error);
+  }
   return failed;
 }
 
@@ -71,7 +83,18 @@ int run_kernels() {
       for (const int rows : {0, 16, 32, 48}) {
         for (const char dtype : {'f', 'b', 'h'}) {
           if (dtype == 'f' && rows == 48) continue;
-          failed |= run_shape(n, d, k, dtype, rows, layout, run++);
+          failed |= run_shape(n, d, k, dtype, rows, layout, false, run++);
+        }
+      }
+    }
+  }
+  const int64_t banks[][3] = {{1, 1, 1}, {7, 17, 3}, {17, 96, 8}, {9, 136, 300}, {33, 64, 16}};
+  for (const auto& [n, d, k] : banks) {
+    for (const auto layout : {kDense, kStep, kColumns}) {
+      for (const int rows : {0, 16, 32}) {
+        for (const char dtype : {'f', 'b', 'h'}) {
+          if (dtype != 'f' && rows > 0) continue;  // kernels over tiles of halves come without
+          failed |= run_shape(n, d, k, dtype, rows, layout, true, run++);
         }
       }
     }

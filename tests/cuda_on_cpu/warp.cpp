@@ -15,6 +15,11 @@ struct Exchange {
   uint32_t result;
 };
 
+struct Vote {
+  bool value;
+  uint32_t result;
+};
+
 struct Matrices {
   uint32_t* r;
   int count;
@@ -75,6 +80,18 @@ uint32_t exchange(uint32_t value, int source, Where where) {
     for (int i = 0; i < kWarpSize; ++i) at(i)->result = at(at(i)->source)->value;
   };
   block->meet_warp("shuffle", &mine, act, where);
+  return mine.result;
+}
+
+uint32_t ballot(bool value, Where where) {
+  Vote mine{value, 0};
+  const Act act = [](void*(&lanes)[kWarpSize]) {
+    auto at = [&](int i) { return static_cast<Vote*>(lanes[i]); };
+    uint32_t all = 0;
+    for (int i = 0; i < kWarpSize; ++i) all |= uint32_t{at(i)->value} << i;
+    for (int i = 0; i < kWarpSize; ++i) at(i)->result = all;
+  };
+  block->meet_warp("ballot", &mine, act, where);
   return mine.result;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tile of project_half_kernel, and its way to global memory.
+// The tile of project_wide_kernel, and its way to global memory.
 #pragma once
 #include "split.cuh"
 #include "tile.cuh"
@@ -12,7 +12,7 @@ struct alignas(8) Words {
 };
 
 // The shared memory of a block, in the order of TileShared.
-struct HalfTile {
+struct WideTile {
   uint16_t* x;       // [M, pitch] bits of x, then of x', or the upper halves of x' in float32
   float* sums;       // [kWarps, M, kGroup]; done with before `low` is written
   uint8_t* low;      // [M, pitch] the bytes below these halves
@@ -26,7 +26,7 @@ struct HalfTile {
 
 // The tile's rows, one at a time by a warp, to their lengths and to out.
 template <class T, int M>
-__device__ void finish(const ProjectParams<float>& p, const HalfTile& tile, int64_t first, int left,
+__device__ void finish(const ProjectParams<float>& p, const WideTile& tile, int64_t first, int left,
                        bool measured) {
   const int d = static_cast<int>(p.d);
   T* out = p.out ? static_cast<T*>(p.out) + first * p.out_row : nullptr;
@@ -50,6 +50,7 @@ __device__ void finish(const ProjectParams<float>& p, const HalfTile& tile, int6
       if (p.norm && lane() == 0) p.norm[first + r] = length.norm;
       // Subnormal for lengths that float can hardly hold: 16 bits then, enough for halves.
       if (p.normalize) factor = length.scale * length.factor;
+      if (p.scale) factor *= *p.scale;
       if (isnan(length.norm)) factor = length.norm;
     }
     if (!out) continue;

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// What project_half_kernel holds: the rows of a tile in registers, the rest in shared memory; and
+// the rows' way from and to global memory.
+#pragma once
+#include "bank.cuh"
+#include "half_factors.cuh"
+
+namespace clipproj {
+
+// What a lane owns of x: of each piece the fragments of two mma, which are words of two columns.
+template <int P>
+struct HalfRows {
+  uint32_t fragments[P][2][4];
+
+  // Columns 2 t and 2 t + 1 of a lane's eight, in row lane / 4 or 8 below.
+  __device__ uint32_t& word(int piece, int half, int t) {
+    return fragments[piece][t / 2][t % 2 * 2 + half];
+  }
+
+  static constexpr int kPacks = 2 * P;  // of 16 bytes
+
+  // The first of the 8 columns of a piece.
+  __device__ static int column(int piece) {
+    return (warp() + kWarps * piece) * kPiece + 8 * (lane() % 4);
+  }
+  __device__ static int row(int half) { return lane() / 4 + 8 * half; }
+
+  // Asks for the lane's part of a tile that starts at x and of which `left` rows exist; the slots
+  // [kPacks, kThreads] hold it from copy_async_wait on. Columns d.. and rows left.. are zero.
+  template <class T>
+  __device__ static void request(const T* x, Memory from, int left, int d, uint16_t* slots) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = row(half);
+      const T* lane_of_row = x + r * from.row + column(0);
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        copy_async16(slots + ((2 * i + half) * kThreads + threadIdx.x) * 8,
+                     lane_of_row + i * kWarps * kPiece, r < left && column(i) < d);
+      }
+    }
+  }
+
+  __device__ void take(const uint16_t* slots) {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const Pack<uint32_t> pack =
+          load_pack(reinterpret_cast<const uint32_t*>(slots + (i * kThreads + threadIdx.x) * 8));
+#pragma unroll
+      for (int t = 0; t < 4; ++t) word(i / 2, i % 2, t) = pack.at[t];
+    }
+  }
+
+  // Fills the slots at once, from rows that are no whole packs.
+  template <class T>
+  __device__ static void copy(const T* x, Memory from, int left, int d, uint16_t* slots) {
+#pragma unroll 1
+    for (int i = 0; i < kPacks; ++i) {
+      const int r = row(i % 2), j = column(i / 2);
+      uint16_t* slot = slots + (i * kThreads + threadIdx.x) * 8;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        const bool some = r < left && j + c < d;
+        slot[c] = some ? to_bits(x[r * from.row + (j + c) * from.col]) : uint16_t{0};
+      }
+    }
+  }
+};
+
+// Whose turn a tile's rows wait for, of a bank. Twice, for tiles in turn: warps that are ahead
+// write the next tile's.
+struct HalfBank {
+  Span* span;   // [rows]
+  int* leader;  // [rows] the first row with the same span
+
+  __device__ HalfBank of_tile(int64_t tile) const {
+    const int at = static_cast<int>(tile % 2) * kHalfRows;
+    return {span + at, leader + at};
+  }
+};
+
+template <int P>
+struct HalfShared {
+  HalfFactor<P> read, write;
+  uint16_t* slots;           // [stages, HalfRows::kPacks, kThreads, 8] rows that come next
+  float* sums;               // [kWarps, rows, kGroup]
+  uint16_t *c_high, *c_low;  // [rows, kHalfCoefPitch]
+  float *squares, *far;      // [rows, kWarps]; far ones at a smaller scale
+  int* flawed;               // [kWarps] of a slice: whether some number can't be split
+  HalfBank bank;
+};
+
+template <int P>
+__device__ HalfShared<P> take_shared(const ProjectParams<float>& p, const HalfParts& parts,
+                                     int stages) {
+  SharedParts shared;
+  HalfShared<P> all{};
+  all.read = {shared.take<uint16_t>(parts.factor)};
+  all.write = p.write == p.read ? all.read : HalfFactor<P>{shared.take<uint16_t>(parts.factor)};
+  all.slots = shared.take<uint16_t>(stages * parts.stage);
+  all.sums = shared.take<float>(parts.sums);
+  all.c_high = shared.take<uint16_t>(parts.coef);
+  all.c_low = shared.take<uint16_t>(parts.coef);
+  all.squares = shared.take<float>(parts.squares);
+  all.far = shared.take<float>(parts.squares);
+  if (parts.bank > 0) {
+    all.bank = {shared.take<Span>(parts.bank), shared.take<int>(parts.bank)};
+    all.flawed = shared.take<int>(kWarps);
+  }
+  return all;
+}
+
+}  // namespace clipproj
