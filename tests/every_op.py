@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from cases import features, orthonormal
@@ -40,6 +40,12 @@ class Inputs:
         other.spans = self.spans.flip(0)
         for name in names or vars(self):
             getattr(self, name).copy_(getattr(other, name))
+
+    def repeated(self, times: int) -> Inputs:
+        """The same rows again and again."""
+        rows = ("x", "strength", "index", "wide")
+        again = {name: torch.cat([getattr(self, name)] * times) for name in rows}
+        return replace(self, **again)
 
 
 def inputs(
