@@ -40,8 +40,8 @@ struct HalfFactor {
   uint16_t* data;  // [slots, high and low, kGroup, kChunks, 8]
 
   // The high part of a direction in a chunk of piece warp(). Constants, in bytes: on to the low
-  // part, to the direction eight further, to piece warp() + kWarps.
-  static constexpr int kToLow = 2 * kPart, kToEighth = 8 * kChunks * 16, kToNext = kWarps * 64;
+  // part, to piece warp() + kWarps.
+  static constexpr int kToLow = 2 * kPart, kToNext = kWarps * 64;
   __device__ const uint16_t* at(int slot, int direction, int chunk) const {
     const int place = direction * kChunks + ((warp() * 4 + chunk) ^ (direction & 7));
     return data + slot * 2 * kPart + place * 8;
