@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SAY := @printf '\n\033[1m== %s\033[0m\n'
 
-.PHONY: help demo test lint builds bench bench-compare clean
+.PHONY: help demo test lint builds bench bench-gpu bench-compare clean
 .PHONY: perf-guard perf-guard-update perf-guard-callgrind
 
 help:  ## This list
@@ -39,6 +39,10 @@ bench: $(VENV)/.bench  ## Operators beside their peers: tables, and benchmarks/r
 	@$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=.benchmarks/last.json \
 		$(if $(THREADS),--threads $(THREADS)) $(BENCH)
 	@$(BIN)/python benchmarks/tables.py .benchmarks/last.json $(if $(BENCH),,--keep benchmarks/results)
+
+bench-gpu: $(VENV)/.dev  ## On a GPU, beside copies, eager, torch.compile, Triton: 9 minutes; BENCH=--quick for 3
+	$(SAY) "benchmarks/gpu.py"
+	@$(BIN)/python benchmarks/gpu.py $(BENCH)
 
 bench-compare: $(VENV)/.torch  ## What moved between two result files: OLD=a.json NEW=b.json
 	@$(BIN)/python benchmarks/tables.py --compare $(OLD) $(NEW)
