@@ -47,13 +47,13 @@ struct HalfFactor {
     return data + slot * 2 * kPart + place * 8;
   }
 
-  // slot <- `count` directions from `from` [count, d], zeros beyond. Says of the numbers that this
-  // thread has filled in whether all can be split; the others become zeros.
+  // The first `end` directions of a slot <- `count` from `from` [count, d], then zeros. Says of the
+  // numbers that this thread has filled in whether all can be split; the others become zeros.
   template <bool packs>
-  __device__ bool fill(int slot, const float* from, int count, int d) const {
+  __device__ bool fill(int slot, const float* from, int count, int end, int d) const {
     bool whole = true;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kGroup * kChunks; i += kThreads) {
+    for (int i = threadIdx.x; i < end * kChunks; i += kThreads) {
       const int g = i / kChunks, chunk = i % kChunks;
       const int j = chunk / 4 * kPiece + chunk % 4 * 2;
       Pack<uint32_t> upper, lower;

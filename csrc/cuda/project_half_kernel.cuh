@@ -124,16 +124,16 @@ __device__ void store_sums(const HalfShared<P>& shared, const float (&dot)[2][4]
   }
 }
 
-// Groups of directions [start, start + count) into a slot of both factors.
+// Directions [start, start + count) into a slot of both factors, and zeros up to `end`.
 template <int P>
 __device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared, int slot,
-                     int64_t start, int count) {
+                     int64_t start, int count, int end) {
   const int d = static_cast<int>(p.d);
   auto one = [&](const HalfFactor<P>& factor, const float* data) {
     const float* from = data + start * d;
     return d % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 8 == 0
-               ? factor.template fill<true>(slot, from, count, d)
-               : factor.template fill<false>(slot, from, count, d);
+               ? factor.template fill<true>(slot, from, count, end, d)
+               : factor.template fill<false>(slot, from, count, end, d);
   };
   bool whole = one(shared.read, p.read);
   if (p.write != p.read) whole &= one(shared.write, p.write);
@@ -306,10 +306,10 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
   };
 
   for (int i = 0; i < stages; ++i) request(begin + i, i);
-  if (!banked) {
-    for (int g = 0; g < groups; ++g) fill(p, shared, g, g * kGroup, left_of(p.k, g * kGroup));
-    sync_block();  // the factors are complete
+  for (int g = 0; g < groups; ++g) {
+    fill(p, shared, g, g * kGroup, banked ? 0 : left_of(p.k, g * kGroup), kGroup);
   }
+  sync_block();  // the factors are complete; of a bank, the slice to come need not fill its slot
   Slice slice;
   int stage = 0;  // whose slots hold the tile
 
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
           const int start = span.start + g, count = left_of(span.rank, g);
           if (start != slice.start || count != slice.count) {
             sync_block();  // the slice before is done with
-            const bool good = fill(p, shared, 0, start, count);
+            const bool good = fill(p, shared, 0, start, count, count);
             slice = {start, count, any_flawed(shared.flawed, !good)};
           }
           if (slice.flawed) {
