@@ -12,7 +12,7 @@ from test_cuda_on_cpu import DEVICES, PATHS, SEEDS, layouts, poisoned
 from torch import Tensor
 from torch.nn import functional
 
-# Kernels over tiles of halves come without banks.
+# project_wide_kernel comes without banks.
 BANKED = [(dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or rows in (0, 16)]
 each_path = pytest.mark.parametrize(("dtype", "rows"), BANKED, ids=lambda one: str(one))
 

@@ -45,7 +45,8 @@ int main() {
           p.out = &p, p.n = 65536, p.d = d, p.k = k, p.normalize = true;
           const auto plan = clipproj::plan_project(type, p, device);
           std::printf("| %s | %s | %ld | %ld | %d | %.1f | %ld |\\n", name,
-                      type == clipproj::Type::kFloat ? "float32" : "bfloat16", d, k, plan.rows, plan.shared / 1024.0,
+                      type == clipproj::Type::kFloat ? "float32" : "bfloat16", d, k, plan.rows,
+                      plan.shared / 1024.0,
                       device.shared_of_multiprocessor / long(plan.shared + 1024));
         }
 }

@@ -116,6 +116,18 @@ __device__ inline T shuffle(T value, int source) {
   return __shfl_sync(0xffffffffu, value, source);
 }
 
+// Square roots with a relative error of at most 2^-22, in a few instructions.
+__device__ inline float near_sqrt(float v) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
+  return root;
+}
+__device__ inline float near_rsqrt(float v) {
+  float root;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
+  return root;
+}
+
 // Bit i: whether lane i's value holds.
 __device__ inline uint32_t ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 // The first of some lanes, or of rows: the lowest bit that is set.

@@ -40,20 +40,20 @@ struct HalfFactor {
   uint16_t* data;  // [slots, high and low, kGroup, kChunks, 8]
 
   // The high part of a direction in a chunk of piece warp(). Constants, in bytes: on to the low
-  // part, to the direction eight further, to piece warp() + kWarps.
-  static constexpr int kToLow = 2 * kPart, kToEighth = 8 * kChunks * 16, kToNext = kWarps * 64;
+  // part, to piece warp() + kWarps.
+  static constexpr int kToLow = 2 * kPart, kToNext = kWarps * 64;
   __device__ const uint16_t* at(int slot, int direction, int chunk) const {
     const int place = direction * kChunks + ((warp() * 4 + chunk) ^ (direction & 7));
     return data + slot * 2 * kPart + place * 8;
   }
 
-  // slot <- `count` directions from `from` [count, d], zeros beyond. Says of the numbers that this
-  // thread has filled in whether all can be split; the others become zeros.
+  // The first `end` directions of a slot <- `count` from `from` [count, d], then zeros. Says of the
+  // numbers that this thread has filled in whether all can be split; the others become zeros.
   template <bool packs>
-  __device__ bool fill(int slot, const float* from, int count, int d) const {
+  __device__ bool fill(int slot, const float* from, int count, int end, int d) const {
     bool whole = true;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kGroup * kChunks; i += kThreads) {
+    for (int i = threadIdx.x; i < end * kChunks; i += kThreads) {
       const int g = i / kChunks, chunk = i % kChunks;
       const int j = chunk / 4 * kPiece + chunk % 4 * 2;
       Pack<uint32_t> upper, lower;

@@ -7,15 +7,10 @@
 
 namespace clipproj {
 
-// What a lane owns of x: of each piece the fragments of two mma, which are words of two columns.
+// What a lane owns of x: words[piece][row lane / 4, or 8 below][two columns].
 template <int P>
 struct HalfRows {
-  uint32_t fragments[P][2][4];
-
-  // Columns 2 t and 2 t + 1 of a lane's eight, in row lane / 4 or 8 below.
-  __device__ uint32_t& word(int piece, int half, int t) {
-    return fragments[piece][t / 2][t % 2 * 2 + half];
-  }
+  uint32_t words[P][2][4];
 
   static constexpr int kPacks = 2 * P;  // of 16 bytes
 
@@ -47,7 +42,7 @@ struct HalfRows {
       const Pack<uint32_t> pack =
           load_pack(reinterpret_cast<const uint32_t*>(slots + (i * kThreads + threadIdx.x) * 8));
 #pragma unroll
-      for (int t = 0; t < 4; ++t) word(i / 2, i % 2, t) = pack.at[t];
+      for (int t = 0; t < 4; ++t) words[i / 2][i % 2][t] = pack.at[t];
     }
   }
 
@@ -83,7 +78,7 @@ template <int P>
 struct HalfShared {
   HalfFactor<P> read, write;
   uint16_t* slots;           // [stages, HalfRows::kPacks, kThreads, 8] rows that come next
-  float* sums;               // [kWarps, rows, kGroup]
+  float* sums;               // [kWarps, kGroup, rows]
   uint16_t *c_high, *c_low;  // [rows, kHalfCoefPitch]
   float *squares, *far;      // [rows, kWarps]; far ones at a smaller scale
   int* flawed;               // [kWarps] of a slice: whether some number can't be split

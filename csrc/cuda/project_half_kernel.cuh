@@ -23,7 +23,8 @@
 
 namespace clipproj {
 
-// dot <- x R^T of this warp's pieces for the directions of a slot, as mma lays out 16 x 16.
+// dot <- R x^T of this warp's pieces for the directions of a slot: rows lane / 4 and, as mma lays
+// out 16 x 8, of eight rows of x, twice. This way round, words of x are operands as they lie.
 template <class T, int P>
 __device__ void multiply_read(float (&dot)[2][4], const HalfRows<P>& x, const HalfFactor<P>& read,
                               int slot) {
@@ -31,29 +32,28 @@ __device__ void multiply_read(float (&dot)[2][4], const HalfRows<P>& x, const Ha
   float rest[2][4] = {};  // products of low parts: summed where they are not rounded away
 #pragma unroll
   for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] = 0;
-  const uint16_t* at = read.at(slot, lane() % 8, lane() / 8);
-  unrolled<2 * P>([&](auto step) {  // eight directions of a piece
+  const uint16_t* at[2] = {read.at(slot, lane() % 16, lane() / 16),
+                           read.at(slot, lane() % 16, lane() / 16 + 2)};
+  unrolled<2 * P>([&](auto step) {  // two chunks of a piece
     constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
-    constexpr int from = i * HalfFactor<P>::kToNext + n * HalfFactor<P>::kToEighth;
-    uint32_t high[4], low[4];  // [chunk]
-    load_matrix_x4<from>(high, at);
-    load_matrix_x4<from + HalfFactor<P>::kToLow>(low, at);
+    constexpr int from = i * HalfFactor<P>::kToNext;
+    uint32_t high[4], low[4];  // [chunk, eight directions]
+    load_matrix_x4<from>(high, at[n]);
+    load_matrix_x4<from + HalfFactor<P>::kToLow>(low, at[n]);
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {  // 16 columns
-      uint32_t x_high[4], x_low[4];
+    for (int half = 0; half < 2; ++half) {
+      uint32_t x_high[2], x_low[2];
 #pragma unroll
-      for (int a = 0; a < 4; ++a) {
-        const uint32_t word = x.fragments[i][s][a];
+      for (int b = 0; b < 2; ++b) {
+        const uint32_t word = x.words[i][half][2 * n + b];
         // Split anew for each slot: all of x, split ahead, would fill the registers.
         const Split both = split_x<T>(exact ? word : opaque(word));
-        x_high[a] = both.high;
-        x_low[a] = both.low;
+        x_high[b] = both.high;
+        x_low[b] = both.low;
       }
-      const uint32_t b_high[2] = {high[2 * s], high[2 * s + 1]};
-      const uint32_t b_low[2] = {low[2 * s], low[2 * s + 1]};
-      mma_bf16(dot[n], x_high, b_high);
-      mma_bf16(rest[n], x_high, b_low);
-      if (!exact) mma_bf16(rest[n], x_low, b_high);
+      mma_bf16(dot[half], high, x_high);
+      mma_bf16(rest[half], low, x_high);
+      if (!exact) mma_bf16(rest[half], high, x_low);
     }
   });
 #pragma unroll
@@ -89,7 +89,7 @@ __device__ void multiply_write(float (&taken)[P][4][4], const HalfShared<P>& sha
 
 // The strength of the row whose coefficients this thread adds up.
 __device__ inline float strength_of(const ProjectParams<float>& p, int64_t first) {
-  const int64_t i = first + threadIdx.x / kGroup;
+  const int64_t i = first + threadIdx.x % kHalfRows;
   return p.strength && i < p.n ? p.strength[i * p.strength_row] : 1.0f;
 }
 
@@ -100,7 +100,7 @@ __device__ void store_coefficient(const ProjectParams<float>& p, const HalfShare
                                   float strength, int64_t start, int count, const int* leaders,
                                   int leader) {
   static_assert(kThreads == kHalfRows * kGroup);
-  const int r = threadIdx.x / kGroup, g = threadIdx.x % kGroup;
+  const int r = threadIdx.x % kHalfRows, g = threadIdx.x / kHalfRows;
   float parts[kWarps], c = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) parts[w] = shared.sums[w * kThreads + threadIdx.x];
@@ -115,25 +115,25 @@ __device__ void store_coefficient(const ProjectParams<float>& p, const HalfShare
 
 template <int P>
 __device__ void store_sums(const HalfShared<P>& shared, const float (&dot)[2][4]) {
-  const int row = lane() / 4, quad = lane() % 4;
+  const int direction = lane() / 4, row = lane() % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    float* at = shared.sums + (warp() * kHalfRows + row) * kGroup + 8 * n + 2 * quad;
-    *reinterpret_cast<Pair*>(at) = {dot[n][0], dot[n][1]};
-    *reinterpret_cast<Pair*>(at + 8 * kGroup) = {dot[n][2], dot[n][3]};
+  for (int half = 0; half < 2; ++half) {
+    float* at = shared.sums + (warp() * kGroup + direction) * kHalfRows + 8 * half + row;
+    *reinterpret_cast<Pair*>(at) = {dot[half][0], dot[half][1]};
+    *reinterpret_cast<Pair*>(at + 8 * kHalfRows) = {dot[half][2], dot[half][3]};
   }
 }
 
-// Groups of directions [start, start + count) into a slot of both factors.
+// Directions [start, start + count) into a slot of both factors, and zeros up to `end`.
 template <int P>
 __device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared, int slot,
-                     int64_t start, int count) {
+                     int64_t start, int count, int end) {
   const int d = static_cast<int>(p.d);
   auto one = [&](const HalfFactor<P>& factor, const float* data) {
     const float* from = data + start * d;
     return d % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 8 == 0
-               ? factor.template fill<true>(slot, from, count, d)
-               : factor.template fill<false>(slot, from, count, d);
+               ? factor.template fill<true>(slot, from, count, end, d)
+               : factor.template fill<false>(slot, from, count, end, d);
   };
   bool whole = one(shared.read, p.read);
   if (p.write != p.read) whole &= one(shared.write, p.write);
@@ -201,34 +201,32 @@ __device__ void store_columns(T* row, Memory to, int j, int d, const Pack<uint32
   }
 }
 
-// Adds up this warp's part of each row's squares, and at a smaller scale for rows whose length
-// leaves float's range, into shared.squares and shared.far.
+// Of this size, squares are summed at a smaller scale as well, in case their sum leaves float's
+// range; the scale loses nothing that matters beside them.
+constexpr float kLarge = 0x1p100f, kScale = 0x1p-96f;
+
+// Adds up this warp's part of each row's squares into shared.squares, and where it is large, times
+// kScale^2, into shared.far.
 template <int P>
 __device__ void store_squares(const HalfShared<P>& shared, const float (&y)[P][4][4]) {
-  constexpr float kLarge = 0x1p100f, kScale = 0x1p-96f;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = HalfRows<P>::row(half) * kWarps + warp();
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < P * 8; ++i) {
-      const float v = y[i / 8][i % 8 / 2][2 * half + i % 2];
-      sum = fmaf(v, v, sum);
-    }
-    float far = sum * kScale * kScale;
-    if (!(sum < kLarge)) {
-      far = 0;
+    auto sum_of_squares = [&](float scale) {
+      float sum = 0;
 #pragma unroll
       for (int i = 0; i < P * 8; ++i) {
-        const float v = y[i / 8][i % 8 / 2][2 * half + i % 2] * kScale;
-        far = fmaf(v, v, far);
+        const float v = y[i / 8][i % 8 / 2][2 * half + i % 2] * scale;
+        sum = fmaf(v, v, sum);
       }
-    }
-    sum += shuffle_xor(sum, 1);
-    sum += shuffle_xor(sum, 2);
-    far += shuffle_xor(far, 1);
-    far += shuffle_xor(far, 2);
-    if (lane() % 4 == 0) shared.squares[at] = sum, shared.far[at] = far;
+      sum += shuffle_xor(sum, 1);
+      return sum + shuffle_xor(sum, 2);
+    };
+    const float sum = sum_of_squares(1.0f);
+    if (lane() % 4 == 0) shared.squares[at] = sum;
+    if (ballot(!(sum < kLarge)) == 0) continue;
+    const float far = sum_of_squares(kScale);
+    if (lane() % 4 == 0) shared.far[at] = far;
   }
 }
 
@@ -238,24 +236,26 @@ struct RowLength {
   float norm, inverse;
 };
 
-// From what the warps have summed.
+// From what the warps have summed; relative error 2^-21.
 template <int P>
 __device__ RowLength length_of_row(const HalfShared<P>& shared, int row) {
-  auto total = [&](const float* parts) {
-    float sum = 0;
+  float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kWarps; i += 4) {
-      const Pack<float> pack = load_pack(parts + row * kWarps + i);
+  for (int i = 0; i < kWarps; i += 4) {
+    const Pack<float> pack = load_pack(shared.squares + row * kWarps + i);
 #pragma unroll
-      for (int t = 0; t < 4; ++t) sum += pack.at[t];
-    }
-    return sqrtf(sum);
-  };
-  float norm = total(shared.squares);
-  if (!isinf(norm)) return {norm, 1.0f / (norm < 1e-12f ? 1e-12f : norm)};  // NaN stays NaN
-  norm = total(shared.far);
+    for (int t = 0; t < 4; ++t) sum += pack.at[t];
+  }
+  if (!isinf(sum)) return {near_sqrt(sum), sum < 1e-24f ? 1e12f : near_rsqrt(sum)};  // NaN stays
+  sum = 0;
+#pragma unroll 1
+  for (int w = 0; w < kWarps; ++w) {
+    const float part = shared.squares[row * kWarps + w];
+    sum += part < kLarge ? part * kScale * kScale : shared.far[row * kWarps + w];
+  }
+  const float norm = sqrtf(sum);
   if (isinf(norm)) return {norm, 0.0f};  // inf * 0 is NaN where the inf is, 0 elsewhere
-  return {norm * 0x1p96f, 0x1p-96f / norm};
+  return {norm / kScale, kScale / norm};
 }
 
 // The lane's columns of a row, which may be where they are to be.
@@ -306,10 +306,10 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
   };
 
   for (int i = 0; i < stages; ++i) request(begin + i, i);
-  if (!banked) {
-    for (int g = 0; g < groups; ++g) fill(p, shared, g, g * kGroup, left_of(p.k, g * kGroup));
-    sync_block();  // the factors are complete
+  for (int g = 0; g < groups; ++g) {
+    fill(p, shared, g, g * kGroup, banked ? 0 : left_of(p.k, g * kGroup), kGroup);
   }
+  sync_block();  // the factors are complete; of a bank, the slice to come need not fill its slot
   Slice slice;
   int stage = 0;  // whose slots hold the tile
 
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
           const int start = span.start + g, count = left_of(span.rank, g);
           if (start != slice.start || count != slice.count) {
             sync_block();  // the slice before is done with
-            const bool good = fill(p, shared, 0, start, count);
+            const bool good = fill(p, shared, 0, start, count, count);
             slice = {start, count, any_flawed(shared.flawed, !good)};
           }
           if (slice.flawed) {
@@ -384,7 +384,7 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
 #pragma unroll
     for (int i = 0; i < P * 16; ++i) {
       const int half = i % 4 / 2, t = i / 4 % 4;
-      const uint32_t pair = x.word(i / 16, half, t);
+      const uint32_t pair = x.words[i / 16][half][t];
       const uint16_t bits = static_cast<uint16_t>(i % 2 ? pair >> 16 : pair);
       y[i / 16][t][i % 4] = to_float(from_bits<T>(bits)) - taken[i / 16][t][i % 4];
     }

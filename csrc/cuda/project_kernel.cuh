@@ -39,6 +39,13 @@ __device__ inline float block_max(float value, float* slots) {
   return most;
 }
 
+// Blocks of a multiprocessor, some of which compute while others wait: registers for as many.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kResident = 4;  // has threads for no more
+#else
+constexpr int kResident = 5;
+#endif
+
 // What a row without a known projector becomes.
 template <class T>
 __device__ void spoil(const ProjectParams<float>& p, int64_t i) {
@@ -49,7 +56,7 @@ __device__ void spoil(const ProjectParams<float>& p, int64_t i) {
 }
 
 template <class T, bool banked>
-__global__ void __launch_bounds__(kThreads, 4) project_kernel(ProjectParams<float> p) {
+__global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectParams<float> p) {
   const int64_t room = coef_room(p);
   SharedParts shared;
   float* row = shared.take<float>(p.d);

@@ -99,6 +99,8 @@ T shuffle_xor(T value, int mask, Where where = Where::current()) {
 }
 
 size_t launched_shared_bytes();
+inline float near_sqrt(float v) { return sqrtf(v); }
+inline float near_rsqrt(float v) { return 1 / sqrtf(v); }
 inline uint32_t opaque(uint32_t value) { return value; }
 
 inline uint32_t ballot(bool value, Where where = Where::current()) {
