@@ -84,13 +84,31 @@ template <auto launch, auto make = new_dense>
 Tensor project_rows(const Tensor& x, const Tensor& read, const Tensor& write,
                     const std::optional<Tensor>& offset, const Tensor& spans, const Tensor& index,
                     const std::optional<Tensor>& strength, bool normalize,
-                    const std::optional<Tensor>& flag) {
+                    const std::optional<Tensor>& flag = std::nullopt) {
   const int64_t d = check_features("project_rows", x), n = x.numel() / d;
   Factors f = check_factors("project_rows", "x", x, read, write, offset, strength, d, n);
   check_bank("project_rows", x, spans, index, flag, n, &f);
   Tensor out = make(x, x.sizes());
   project_into<launch>(out, {n, d, d, 1}, x, f, normalize);
   return out;
+}
+
+template <auto launch, auto make = new_dense>
+Tensor project_rows_unflagged(const Tensor& x, const Tensor& read, const Tensor& write,
+                              const std::optional<Tensor>& offset, const Tensor& spans,
+                              const Tensor& index, const std::optional<Tensor>& strength,
+                              bool normalize) {
+  return project_rows<launch, make>(x, read, write, offset, spans, index, strength, normalize);
+}
+
+// The device raises the flag for rows without a projector that there is.
+template <auto launch, auto make = new_dense>
+Tensor project_rows_flagged(const Tensor& x, const Tensor& read, const Tensor& write,
+                            const std::optional<Tensor>& offset, const Tensor& spans,
+                            const Tensor& index, const std::optional<Tensor>& strength,
+                            bool normalize, const Tensor& flag) {
+  return project_rows<launch, make>(x, read, write, offset, spans, index, strength, normalize,
+                                    flag);
 }
 
 template <auto launch>

@@ -15,16 +15,18 @@ STABLE_TORCH_LIBRARY(clipproj, m) {
       "Tensor? strength=None, *, bool normalize=False, Tensor(a!) out) -> ()");
   m.def(
       "project_rows(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
-      "Tensor index, Tensor? strength=None, *, bool normalize=False, Tensor(a!)? flag=None) -> "
-      "Tensor");
+      "Tensor index, Tensor? strength=None, *, bool normalize=False) -> Tensor");
+  m.def(
+      "project_rows.flag(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
+      "Tensor index, Tensor? strength=None, *, bool normalize=False, Tensor(a!) flag) -> Tensor");
   m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias, Tensor read, Tensor write, "
       "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
-      "Tensor? index=None, Tensor(a!)? flag=None) -> Tensor");
+      "Tensor? index=None) -> Tensor");
   m.def(
       "logits(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
       "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
-      "Tensor? spans=None, Tensor? index=None, Tensor(a!)? flag=None, ScalarType? dtype=None) -> "
+      "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None) -> "
       "Tensor");
   m.def(
       "fold_(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "

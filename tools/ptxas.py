@@ -23,10 +23,10 @@ ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 KERNELS = """
 #include "cuda/project_kernels.cuh"
 namespace clipproj {
-Kernel all(int type, const Plan& plan, int d, bool banked) {
-  return type == 0   ? project_kernel_of<float>(plan, d, banked)
-         : type == 1 ? project_kernel_of<__nv_bfloat16>(plan, d, banked)
-                     : project_kernel_of<__half>(plan, d, banked);
+Kernel all(int type, const Plan& plan, const ProjectParams<float>& p) {
+  return type == 0   ? project_kernel_of<float>(plan, p)
+         : type == 1 ? project_kernel_of<__nv_bfloat16>(plan, p)
+                     : project_kernel_of<__half>(plan, p);
 }
 }
 """

@@ -6,6 +6,7 @@ from torch import Tensor
 from clipproj import _autograd, _check
 
 _project_rows = torch.ops.clipproj.project_rows.default
+_project_rows_flag = torch.ops.clipproj.project_rows.flag
 
 
 def project_rows(
@@ -22,15 +23,7 @@ def project_rows(
 ) -> Tensor:
     """Projects each feature row by the projector of its own, from a bank of many."""
     _check.strength("project_rows", strength)
-    return _autograd.call(
-        _project_rows,
-        x,
-        read,
-        write,
-        offset,
-        spans,
-        index,
-        strength,
-        normalize=normalize,
-        flag=flag,
-    )
+    bank = x, read, write, offset, spans, index, strength
+    if flag is None:
+        return _autograd.call(_project_rows, *bank, normalize=normalize)
+    return _autograd.call(_project_rows_flag, *bank, normalize=normalize, flag=flag)

@@ -48,7 +48,8 @@ void launch_rows_cpu(const Tensor& x, const Factors& f, const Pass& pass) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CPU, m) {
-  m.impl("project_rows", TORCH_BOX((&project_rows<launch_rows_cpu, new_result>)));
+  m.impl("project_rows", TORCH_BOX((&project_rows_unflagged<launch_rows_cpu, new_result>)));
+  m.impl("project_rows.flag", TORCH_BOX((&project_rows_flagged<launch_rows_cpu, new_result>)));
 }
 
 }  // namespace clipproj

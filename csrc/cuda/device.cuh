@@ -104,6 +104,11 @@ __device__ inline uint32_t opaque(uint32_t value) {
 
 // Waits for all threads of the block, or of the warp; what they wrote before is seen after.
 __device__ inline void sync_block() { __syncthreads(); }
+// The same for `threads` of them, part `which` of the block.
+template <int threads>
+__device__ inline void sync_part(int which) {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + which), "n"(threads) : "memory");
+}
 __device__ inline void sync_warp() { __syncwarp(); }
 
 // The value of lane `lane() ^ mask`, or of lane `source`.

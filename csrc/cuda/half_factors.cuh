@@ -16,10 +16,26 @@
 
 namespace clipproj {
 
+// A block is one team of kThreads threads, or two that share the factors. Each has tiles, and
+// barriers, of its own.
+template <int teams>
+__device__ inline int team() {
+  return teams == 1 ? 0 : threadIdx.x / kThreads;
+}
+__device__ inline int team_thread() { return threadIdx.x % kThreads; }
+__device__ inline int team_warp() { return warp() % kWarps; }
+
 // Eight bytes in one access.
 struct alignas(8) Pair {
   float at[2];
 };
+
+template <class T>
+constexpr Type kType = Type::kFloat;
+template <>
+constexpr Type kType<__nv_bfloat16> = Type::kBFloat16;
+template <>
+constexpr Type kType<__half> = Type::kHalf;
 
 // body(i) for i of 0..count-1, each a constant.
 template <int... i, class Body>
@@ -39,21 +55,23 @@ struct HalfFactor {
 
   uint16_t* data;  // [slots, high and low, kGroup, kChunks, 8]
 
-  // The high part of a direction in a chunk of piece warp(). Constants, in bytes: on to the low
-  // part, to piece warp() + kWarps.
+  // The high part of a direction in a chunk of piece team_warp(). Constants, in bytes: on to the
+  // low part, to piece team_warp() + kWarps.
   static constexpr int kToLow = 2 * kPart, kToNext = kWarps * 64;
   __device__ const uint16_t* at(int slot, int direction, int chunk) const {
-    const int place = direction * kChunks + ((warp() * 4 + chunk) ^ (direction & 7));
+    const int place = direction * kChunks + ((team_warp() * 4 + chunk) ^ (direction & 7));
     return data + slot * 2 * kPart + place * 8;
   }
 
   // The first `end` directions of a slot <- `count` from `from` [count, d], then zeros. Says of the
   // numbers that this thread has filled in whether all can be split; the others become zeros.
+  // `threads` of them do, this one as number `thread`.
   template <bool packs>
-  __device__ bool fill(int slot, const float* from, int count, int end, int d) const {
+  __device__ bool fill(int slot, const float* from, int count, int end, int d, int thread,
+                       int threads) const {
     bool whole = true;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < end * kChunks; i += kThreads) {
+    for (int i = thread; i < end * kChunks; i += threads) {
       const int g = i / kChunks, chunk = i % kChunks;
       const int j = chunk / 4 * kPiece + chunk % 4 * 2;
       Pack<uint32_t> upper, lower;

@@ -16,7 +16,7 @@ struct HalfRows {
 
   // The first of the 8 columns of a piece.
   __device__ static int column(int piece) {
-    return (warp() + kWarps * piece) * kPiece + 8 * (lane() % 4);
+    return (team_warp() + kWarps * piece) * kPiece + 8 * (lane() % 4);
   }
   __device__ static int row(int half) { return lane() / 4 + 8 * half; }
 
@@ -30,7 +30,7 @@ struct HalfRows {
       const T* lane_of_row = x + r * from.row + column(0);
 #pragma unroll
       for (int i = 0; i < P; ++i) {
-        copy_async16(slots + ((2 * i + half) * kThreads + threadIdx.x) * 8,
+        copy_async16(slots + ((2 * i + half) * kThreads + team_thread()) * 8,
                      lane_of_row + i * kWarps * kPiece, r < left && column(i) < d);
       }
     }
@@ -40,7 +40,7 @@ struct HalfRows {
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       const Pack<uint32_t> pack =
-          load_pack(reinterpret_cast<const uint32_t*>(slots + (i * kThreads + threadIdx.x) * 8));
+          load_pack(reinterpret_cast<const uint32_t*>(slots + (i * kThreads + team_thread()) * 8));
 #pragma unroll
       for (int t = 0; t < 4; ++t) words[i / 2][i % 2][t] = pack.at[t];
     }
@@ -52,7 +52,7 @@ struct HalfRows {
 #pragma unroll 1
     for (int i = 0; i < kPacks; ++i) {
       const int r = row(i % 2), j = column(i / 2);
-      uint16_t* slot = slots + (i * kThreads + threadIdx.x) * 8;
+      uint16_t* slot = slots + (i * kThreads + team_thread()) * 8;
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         const bool some = r < left && j + c < d;
@@ -85,23 +85,31 @@ struct HalfShared {
   HalfBank bank;
 };
 
-template <int P>
+// The part of this thread's team. Factors are the block's, of a bank the team's.
+template <int P, int teams, bool banked>
 __device__ HalfShared<P> take_shared(const ProjectParams<float>& p, const HalfParts& parts,
                                      int stages) {
   SharedParts shared;
+  auto of_team = [&](auto type, int64_t count) {
+    return shared.take<decltype(type)>(teams * count) + team<teams>() * count;
+  };
+  auto factor = [&] {
+    return HalfFactor<P>{banked ? of_team(uint16_t(), parts.factor)
+                                : shared.take<uint16_t>(parts.factor)};
+  };
   HalfShared<P> all{};
-  all.read = {shared.take<uint16_t>(parts.factor)};
-  all.write = p.write == p.read ? all.read : HalfFactor<P>{shared.take<uint16_t>(parts.factor)};
-  all.slots = shared.take<uint16_t>(stages * parts.stage);
-  all.sums = shared.take<float>(parts.sums);
-  all.c_high = shared.take<uint16_t>(parts.coef);
-  all.c_low = shared.take<uint16_t>(parts.coef);
-  all.squares = shared.take<float>(parts.squares);
-  all.far = shared.take<float>(parts.squares);
-  if (parts.bank > 0) {
-    all.bank = {shared.take<Span>(parts.bank), shared.take<int>(parts.bank)};
-    all.flawed = shared.take<int>(kWarps);
+  all.sums = of_team(float(), parts.sums);  // first what is of known size: constants, not registers
+  all.c_high = of_team(uint16_t(), parts.coef);
+  all.c_low = of_team(uint16_t(), parts.coef);
+  all.squares = of_team(float(), parts.squares);
+  all.far = of_team(float(), parts.squares);
+  if (banked) {
+    all.bank = {of_team(Span(), parts.bank), of_team(int(), parts.bank)};
+    all.flawed = of_team(int(), kWarps);
   }
+  all.slots = of_team(uint16_t(), stages * parts.stage);
+  all.read = factor();
+  all.write = p.write == p.read ? all.read : factor();
   return all;
 }
 

@@ -32,12 +32,12 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
   const Plan plan = plan_project(kType<T>, p, device);
   require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project", "d + k must fit ",
           device.shared_of_block, " bytes of shared memory, got d=", p.d, ", k=", p.k);
-  const Kernel kernel = project_kernel_of<T>(plan, p.d, p.index);
+  const Kernel kernel = project_kernel_of<T>(plan, p);
   if (plan.shared > 48 * 1024) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(plan.shared)));
   }
-  kernel<<<static_cast<unsigned>(plan.blocks), kThreads, plan.shared, stream>>>(p);
+  kernel<<<static_cast<unsigned>(plan.blocks), kThreads * plan.teams, plan.shared, stream>>>(p);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -89,7 +89,7 @@ __device__ void multiply_write(float (&taken)[P][4][4], const HalfShared<P>& sha
 
 // The strength of the row whose coefficients this thread adds up.
 __device__ inline float strength_of(const ProjectParams<float>& p, int64_t first) {
-  const int64_t i = first + threadIdx.x % kHalfRows;
+  const int64_t i = first + team_thread() % kHalfRows;
   return p.strength && i < p.n ? p.strength[i * p.strength_row] : 1.0f;
 }
 
@@ -100,10 +100,10 @@ __device__ void store_coefficient(const ProjectParams<float>& p, const HalfShare
                                   float strength, int64_t start, int count, const int* leaders,
                                   int leader) {
   static_assert(kThreads == kHalfRows * kGroup);
-  const int r = threadIdx.x % kHalfRows, g = threadIdx.x / kHalfRows;
+  const int r = team_thread() % kHalfRows, g = team_thread() / kHalfRows;
   float parts[kWarps], c = 0;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) parts[w] = shared.sums[w * kThreads + threadIdx.x];
+  for (int w = 0; w < kWarps; ++w) parts[w] = shared.sums[w * kThreads + team_thread()];
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) c += parts[w];
   const bool own = !leaders || leaders[r] == leader;
@@ -118,22 +118,24 @@ __device__ void store_sums(const HalfShared<P>& shared, const float (&dot)[2][4]
   const int direction = lane() / 4, row = lane() % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float* at = shared.sums + (warp() * kGroup + direction) * kHalfRows + 8 * half + row;
+    float* at = shared.sums + (team_warp() * kGroup + direction) * kHalfRows + 8 * half + row;
     *reinterpret_cast<Pair*>(at) = {dot[half][0], dot[half][1]};
     *reinterpret_cast<Pair*>(at + 8 * kHalfRows) = {dot[half][2], dot[half][3]};
   }
 }
 
-// Directions [start, start + count) into a slot of both factors, and zeros up to `end`.
+// Directions [start, start + count) into a slot of both factors, and zeros up to `end`; a team
+// does, or the whole block.
 template <int P>
 __device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared, int slot,
-                     int64_t start, int count, int end) {
-  const int d = static_cast<int>(p.d);
+                     int64_t start, int count, int end, bool alone) {
+  const int d = static_cast<int>(p.d), thread = alone ? team_thread() : threadIdx.x;
+  const int threads = alone ? kThreads : blockDim.x;
   auto one = [&](const HalfFactor<P>& factor, const float* data) {
     const float* from = data + start * d;
     return d % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 8 == 0
-               ? factor.template fill<true>(slot, from, count, end, d)
-               : factor.template fill<false>(slot, from, count, end, d);
+               ? factor.template fill<true>(slot, from, count, end, d, thread, threads)
+               : factor.template fill<false>(slot, from, count, end, d, thread, threads);
   };
   bool whole = one(shared.read, p.read);
   if (p.write != p.read) whole &= one(shared.write, p.write);
@@ -143,7 +145,7 @@ __device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared,
 // Whose projector each row of a tile takes, for all warps to see after a barrier.
 __device__ inline void read_bank(const ProjectParams<float>& p, const HalfBank& bank,
                                  int64_t first) {
-  if (warp() != 0) return;
+  if (team_warp() != 0) return;
   const int r = lane() % kHalfRows;
   const Span span = first + r < p.n ? span_of(p, first + r) : Span{0, 0};
   int leader = r;
@@ -164,10 +166,11 @@ struct Slice {
 };
 
 // Whether any thread says so; complete with all that was written before.
-__device__ inline bool any_flawed(int* flawed, bool here) {
+template <int teams>
+__device__ bool any_flawed(int* flawed, bool here) {
   const float any = warp_max(here ? 1.0f : 0.0f);
-  if (lane() == 0) flawed[warp()] = any > 0;
-  sync_block();  // the slice and what is said of it are complete
+  if (lane() == 0) flawed[team_warp()] = any > 0;
+  sync_part<kThreads>(team<teams>());  // the slice and what is said of it are complete
   int all = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) all |= flawed[w];
@@ -211,7 +214,7 @@ template <int P>
 __device__ void store_squares(const HalfShared<P>& shared, const float (&y)[P][4][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int at = HalfRows<P>::row(half) * kWarps + warp();
+    const int at = HalfRows<P>::row(half) * kWarps + team_warp();
     auto sum_of_squares = [&](float scale) {
       float sum = 0;
 #pragma unroll
@@ -268,28 +271,21 @@ __device__ void copy_row(const T* from, int64_t from_col, int d, T* to, int64_t 
   }
 }
 
-// Multiprocessors with 100 KiB of shared memory never have room for two blocks.
-#if defined(__CUDA_ARCH__) && \
-    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-constexpr int kMostBeside = 1;
-#else
-constexpr int kMostBeside = 2;
-#endif
-
-// `blocks` of them share a multiprocessor.
-template <class T, int P, int blocks, bool banked>
-__global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMostBeside)
+template <class T, int P, int teams, bool banked>
+__global__ void __launch_bounds__(kThreads* teams, half_blocks(kType<T>, P, banked))
     project_half_kernel(ProjectParams<float> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   const int d = static_cast<int>(p.d);
   const int groups = banked ? 1 : static_cast<int>(whole<int64_t>(p.k, kGroup) / kGroup);
   const HalfParts parts(P, groups, p.write == p.read, banked);
-  const int stages = parts.stages(launched_shared_bytes());
-  const HalfShared<P> shared = take_shared<P>(p, parts, stages);
+  const int stages = parts.stages(teams, launched_shared_bytes());
+  const HalfShared<P> shared = take_shared<P, teams, banked>(p, parts, stages);
 
   const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
   // Neighbouring tiles, which of a sorted batch have neighbouring projectors.
-  const int64_t begin = tiles * blockIdx.x / gridDim.x, end = tiles * (blockIdx.x + 1) / gridDim.x;
+  const int64_t all = int64_t{teams} * gridDim.x,
+                self = int64_t{teams} * blockIdx.x + team<teams>();
+  const int64_t begin = tiles * self / all, end = tiles * (self + 1) / all;
   auto rows_of_tile = [&](int64_t tile) {
     const int64_t left = p.n - tile * kHalfRows;
     return left < kHalfRows ? static_cast<int>(left) : kHalfRows;
@@ -307,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
 
   for (int i = 0; i < stages; ++i) request(begin + i, i);
   for (int g = 0; g < groups; ++g) {
-    fill(p, shared, g, g * kGroup, banked ? 0 : left_of(p.k, g * kGroup), kGroup);
+    fill(p, shared, g, g * kGroup, banked ? 0 : left_of(p.k, g * kGroup), kGroup, banked);
   }
   sync_block();  // the factors are complete; of a bank, the slice to come need not fill its slot
   Slice slice;
@@ -332,7 +328,8 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
     if constexpr (banked) {
       const HalfBank bank = shared.bank.of_tile(tile);
       read_bank(p, bank, first);
-      sync_block();  // whose turns these are; the squares of the tile before are done with
+      sync_part<kThreads>(
+          team<teams>());  // whose turns these are; the squares of the tile before are done with
       request(tile + stages, stage);
       for (int leader = 0; leader < kHalfRows; ++leader) {
         if (bank.leader[leader] != leader) continue;
@@ -340,9 +337,9 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
         for (int g = 0; g < span.rank; g += kGroup) {
           const int start = span.start + g, count = left_of(span.rank, g);
           if (start != slice.start || count != slice.count) {
-            sync_block();  // the slice before is done with
-            const bool good = fill(p, shared, 0, start, count, count);
-            slice = {start, count, any_flawed(shared.flawed, !good)};
+            sync_part<kThreads>(team<teams>());  // the slice before is done with
+            const bool good = fill(p, shared, 0, start, count, count, true);
+            slice = {start, count, any_flawed<teams>(shared.flawed, !good)};
           }
           if (slice.flawed) {
             for (int half = 0; half < 2; ++half) {
@@ -352,30 +349,30 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
           float dot[2][4];
           multiply_read<T>(dot, x, shared.read, 0);
           store_sums(shared, dot);
-          sync_block();  // the sums are complete
+          sync_part<kThreads>(team<teams>());  // the sums are complete
           store_coefficient(p, shared, strength, start, count, bank.leader, leader);
-          sync_block();  // the coefficients are complete, the sums free
+          sync_part<kThreads>(team<teams>());  // the coefficients are complete, the sums free
           multiply_write(taken, shared, 0);
         }
       }
     } else {
-      // Alone on its multiprocessor, a block sums the next group while this one's sums are added
-      // up.
-      constexpr bool ahead = blocks == 1;
+      // A team that is alone sums the next group while this one's sums are added up.
+      constexpr bool ahead = teams == 1;
       float dot[2][4];
       if (groups == 0) {
-        sync_block();  // the squares of the tile before are done with
+        sync_part<kThreads>(team<teams>());  // the squares of the tile before are done with
         request(tile + stages, stage);
       }
 #pragma unroll 1
       for (int g = 0; g < groups; ++g) {
         if (!ahead || g == 0) multiply_read<T>(dot, x, shared.read, g);
         store_sums(shared, dot);
-        sync_block();  // the sums are complete; coefficients, slots and squares are done with
+        sync_part<kThreads>(
+            team<teams>());  // the sums are complete; coefficients, slots and squares are done with
         if (g == 0) request(tile + stages, stage);
         store_coefficient(p, shared, strength, g * kGroup, left_of(p.k, g * kGroup), nullptr, 0);
         if (ahead && g + 1 < groups) multiply_read<T>(dot, x, shared.read, g + 1);
-        sync_block();  // the coefficients are complete, the sums free
+        sync_part<kThreads>(team<teams>());  // the coefficients are complete, the sums free
         multiply_write(taken, shared, g);
       }
     }
@@ -395,13 +392,13 @@ __global__ void __launch_bounds__(kThreads, blocks < kMostBeside ? blocks : kMos
     auto spoiled = [&](int half) { return flawed[half] || rank(half) < 0; };
     if (p.normalize || p.norm) {
       store_squares(shared, y);
-      sync_block();  // the squares are complete
+      sync_part<kThreads>(team<teams>());  // the squares are complete
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = HalfRows<P>::row(half);
         const RowLength length = length_of_row(shared, row);
         if (p.normalize) factor[half] = length.inverse;
-        if (p.norm && warp() == 0 && lane() % 4 == 0 && row < left) {
+        if (p.norm && team_warp() == 0 && lane() % 4 == 0 && row < left) {
           p.norm[first + row] = spoiled(half) ? kNaN : length.norm;
         }
       }

@@ -10,18 +10,13 @@ namespace clipproj {
 
 using Kernel = void (*)(ProjectParams<float>);
 
-template <class T>
-constexpr Type kType = Type::kFloat;
-template <>
-constexpr Type kType<__nv_bfloat16> = Type::kBFloat16;
-template <>
-constexpr Type kType<__half> = Type::kHalf;
-
 template <class T, bool banked>
-Kernel project_half_kernel_of(int pieces, int blocks) {
-  if constexpr (kType<T> == Type::kBFloat16) {
-    if (pieces == 2 && blocks == 2) return project_half_kernel<T, 2, 2, banked>;
-    if (pieces == 3 && blocks == 2) return project_half_kernel<T, 3, 2, banked>;
+Kernel project_half_kernel_of(int pieces, int teams) {
+  if constexpr (half_teams(kType<T>, 2, banked) == 2) {
+    if (teams == 2) {
+      return pieces == 2 ? project_half_kernel<T, 2, 2, banked>
+                         : project_half_kernel<T, 3, 2, banked>;
+    }
   }
   switch (pieces) {
     case 2: return project_half_kernel<T, 2, 1, banked>;
@@ -31,24 +26,25 @@ Kernel project_half_kernel_of(int pieces, int blocks) {
   }
 }
 
-template <class T>
-Kernel project_kernel_of(const Plan& plan, int64_t d, bool banked) {
+template <class T, bool banked>
+Kernel project_kernel_of(const Plan& plan, int64_t d) {
+  if (plan.kernel == Which::kPlain) return project_kernel<T, banked>;
   if constexpr (kType<T> == Type::kFloat) {
-    switch (plan.rows) {
-      case 16: return banked ? project_float_kernel<16, true> : project_float_kernel<16, false>;
-      case 32: return banked ? project_float_kernel<32, true> : project_float_kernel<32, false>;
-      default: return banked ? project_kernel<float, true> : project_kernel<float, false>;
-    }
+    return plan.rows == 16 ? project_float_kernel<16, banked> : project_float_kernel<32, banked>;
   } else {
+    if (plan.kernel == Which::kHalf) {
+      return project_half_kernel_of<T, banked>(half_pieces(d), plan.teams);
+    }
     switch (plan.rows) {
-      case 16:
-        return banked ? project_half_kernel_of<T, true>(half_pieces(d), plan.beside)
-                      : project_half_kernel_of<T, false>(half_pieces(d), plan.beside);
+      case 16: return project_wide_kernel<T, 16>;
       case 32: return project_wide_kernel<T, 32>;
-      case 48: return project_wide_kernel<T, 48>;
-      default: return banked ? project_kernel<T, true> : project_kernel<T, false>;
+      default: return project_wide_kernel<T, 48>;
     }
   }
+}
+template <class T>
+Kernel project_kernel_of(const Plan& plan, const ProjectParams<float>& p) {
+  return p.index ? project_kernel_of<T, true>(plan, p.d) : project_kernel_of<T, false>(plan, p.d);
 }
 
 }  // namespace clipproj

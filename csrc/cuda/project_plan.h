@@ -73,13 +73,26 @@ constexpr int kHalfRows = 16;       // of a tile of project_half_kernel
 constexpr int kHalfCoefPitch = 24;  // elements; rows of 48 bytes keep off each other's banks
 constexpr int kMostPieces = 5;      // of a warp: registers for 1280 columns
 
+enum class Type { kFloat, kBFloat16, kHalf };  // of x
+
+// Teams of a block of project_half_kernel that 128 registers of a thread allow, and blocks that
+// share a multiprocessor: two of either. Teams share the factors; of a bank each has its own, so
+// there blocks do as well, with shorter barriers.
+CLIPPROJ_HOST_DEVICE constexpr int half_teams(Type type, int pieces, bool banked) {
+  return type == Type::kBFloat16 && pieces <= 3 && !banked ? 2 : 1;
+}
+CLIPPROJ_HOST_DEVICE constexpr int half_blocks(Type type, int pieces, bool banked) {
+  return type == Type::kBFloat16 && pieces <= 3 && banked ? 2 : 1;
+}
+
 // Pieces of a warp of project_half_kernel.
 CLIPPROJ_HOST_DEVICE constexpr int half_pieces(int64_t d) {
   const int64_t pieces = (d + kPiece * kWarps - 1) / (kPiece * kWarps);
   return pieces < 2 ? 2 : static_cast<int>(pieces);
 }
 
-// The shared memory of a block of project_half_kernel, in elements, part by part.
+// The shared memory of a block of project_half_kernel, in elements, part by part; all but the
+// factors for each team.
 struct HalfParts {
   int matrices;    // 1 when read is write
   int64_t factor;  // of a matrix, high and low parts
@@ -95,34 +108,19 @@ struct HalfParts {
         squares(kHalfRows * kWarps),
         bank(banked ? 2 * kHalfRows : 0) {}
 
-  CLIPPROJ_HOST_DEVICE constexpr size_t bytes(int stages) const {
-    return 2 * (matrices * factor + stages * stage + 2 * coef) +
-           4 * (sums + 2 * squares + 3 * bank + (bank > 0 ? kWarps : 0));
+  CLIPPROJ_HOST_DEVICE constexpr size_t bytes(int teams, int stages) const {
+    const int64_t factors = 2 * matrices * factor;
+    const int64_t rest = 2 * (stages * stage + 2 * coef) +
+                         4 * (sums + 2 * squares + 3 * bank + (bank > 0 ? kWarps : 0));
+    return bank > 0 ? teams * (factors + rest) : factors + teams * rest;
   }
   // How many tiles' rows so much shared memory holds, up to three; 0: the rest does not fit.
-  CLIPPROJ_HOST_DEVICE constexpr int stages(size_t shared) const {
+  CLIPPROJ_HOST_DEVICE constexpr int stages(int teams, size_t shared) const {
     int found = 0;
-    while (found < 3 && bytes(found + 1) <= shared) ++found;
+    while (found < 3 && bytes(teams, found + 1) <= shared) ++found;
     return found;
   }
 };
-
-// What a kernel takes of shared memory: rows of its tile as in Plan; stages of project_half_kernel.
-inline size_t project_shared(int element_bytes, int rows, const ProjectParams<float>& p,
-                             int stages = 1) {
-  const int64_t room = coef_room(p);
-  if (rows == 0) {
-    const int64_t taken = room < p.k ? p.d : 0;
-    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
-  }
-  if (element_bytes == 2 && rows == kHalfRows) {
-    const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
-    return HalfParts(half_pieces(p.d), groups, p.write == p.read, p.index).bytes(stages);
-  }
-  return TileShared(element_bytes, rows, p.d, room, p.normalize || p.norm).bytes(element_bytes);
-}
-
-enum class Type { kFloat, kBFloat16, kHalf };  // of x
 
 // What a plan must know of the device.
 struct Device {
@@ -132,10 +130,16 @@ struct Device {
   int64_t shared_of_multiprocessor;
 };
 
+enum class Which {
+  kPlain,  // project_kernel, a row a block
+  kTiles,  // project_float_kernel of 16 or 32 rows, project_wide_kernel of 16, 32 or 48
+  kHalf,   // project_half_kernel, 16 rows a team
+};
+
 struct Plan {
-  int rows;    // of a tile: 16 for project_half_kernel, 16 or 32 for project_float_kernel, 32 or 48
-               // for project_wide_kernel, 0 for the plain kernel, a row a block
-  int beside;  // blocks of project_half_kernel that share a multiprocessor
+  Which kernel;
+  int rows;   // of a tile
+  int teams;  // of kThreads threads in a block
   int64_t blocks;
   size_t shared;
 };
@@ -143,22 +147,39 @@ struct Plan {
 constexpr int64_t kMostBlocks = 2147483647;  // of a grid; blocks stride over what is beyond
 constexpr int64_t kReserved = 1024;          // bytes of each block that the driver keeps
 
-// As many blocks as a multiprocessor has room for, up to two where registers are few enough, each
-// with as many tiles on their way as fit. Factors must fit too, so whether this kernel serves
-// depends on d and k, not on n. Without a plan (rows 0) they do not.
-inline Plan plan_half(const ProjectParams<float>& p, bool bfloat16, const Device& device) {
+// What a kernel takes of shared memory; stages of project_half_kernel.
+inline size_t project_shared(int element_bytes, Which kernel, int rows,
+                             const ProjectParams<float>& p, int teams = 1, int stages = 1) {
+  const int64_t room = coef_room(p);
+  if (kernel == Which::kPlain) {
+    const int64_t taken = room < p.k ? p.d : 0;
+    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
+  }
+  if (kernel == Which::kHalf) {
+    const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
+    return HalfParts(half_pieces(p.d), groups, p.write == p.read, p.index).bytes(teams, stages);
+  }
+  return TileShared(element_bytes, rows, p.d, room, p.normalize || p.norm).bytes(element_bytes);
+}
+
+// As many blocks and teams as registers allow and shared memory holds the rows of, with as many
+// tiles on their way as fit. Whether this kernel serves, which it does where the factors fit,
+// depends on d and k, not on n. No blocks: it does not.
+inline Plan plan_half(Type type, const ProjectParams<float>& p, const Device& device) {
   const int pieces = half_pieces(p.d);
   if (pieces > kMostPieces) return {};
   const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
+  const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
   const HalfParts parts(pieces, groups, p.write == p.read, p.index);
-  for (int blocks = bfloat16 && pieces <= 3 ? 2 : 1; blocks > 0; --blocks) {
+  for (int blocks = half_blocks(type, pieces, p.index); blocks > 0; --blocks) {
     const int64_t room =
         std::min(device.shared_of_multiprocessor / blocks - kReserved, device.shared_of_block);
-    const int stages = parts.stages(room);
-    const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
-    if (stages == 0) continue;
-    return {kHalfRows, blocks, std::min(tiles, blocks * device.multiprocessors),
-            parts.bytes(stages)};
+    for (int teams = half_teams(type, pieces, p.index); teams > 0; --teams) {
+      const int stages = parts.stages(teams, room);
+      if (stages == 0) continue;
+      return {Which::kHalf, kHalfRows, teams, std::min(tiles, blocks * device.multiprocessors),
+              parts.bytes(teams, stages)};
+    }
   }
   return {};
 }
@@ -170,26 +191,26 @@ inline Plan plan_project(Type type, const ProjectParams<float>& p, const Device&
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
   const bool halves = type != Type::kFloat;
   const int element_bytes = halves ? 2 : 4;
-  Plan plan{0, 0, std::min(p.n, kMostBlocks), project_shared(element_bytes, 0, p)};
+  Plan plan{Which::kPlain, 1, 1, std::min(p.n, kMostBlocks),
+            project_shared(element_bytes, Which::kPlain, 1, p)};
   if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
   if (halves) {
-    const Plan best = plan_half(p, type == Type::kBFloat16, device);
-    if (best.rows > 0) return best;
+    const Plan best = plan_half(type, p, device);
+    if (best.blocks > 0) return best;
     if (p.index || (p.scale && !p.normalize)) return plan;
   } else {
     // Whatever the rank, so that a row of a bank goes the way of its projector by itself.
     const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p), kRoom), true);
     if (p.d > kWidest || static_cast<int64_t>(least.bytes(4)) > device.shared_of_block) return plan;
   }
-  const int least = halves ? 32 : 16;
-  for (int rows = least; rows <= least + 16; rows += 16) {
+  for (int rows = 16; rows <= (halves ? 48 : 32); rows += 16) {
     const int64_t tiles = (p.n + rows - 1) / rows;
-    const size_t shared = project_shared(element_bytes, rows, p);
+    const size_t shared = project_shared(element_bytes, Which::kTiles, rows, p);
     const int64_t limit =
-        rows == least ? device.shared_of_block : std::min(half, device.shared_of_block);
+        rows == 16 ? device.shared_of_block : std::min(half, device.shared_of_block);
     if (static_cast<int64_t>(shared) > limit) break;
-    if (rows > least && tiles < 2 * device.multiprocessors) break;
-    plan = {rows, 0, std::min(tiles, kMostBlocks), shared};
+    if (rows > 16 && tiles < 2 * device.multiprocessors) break;
+    plan = {Which::kTiles, rows, 1, std::min(tiles, kMostBlocks), shared};
   }
   return plan;
 }

@@ -6,7 +6,8 @@
 namespace clipproj {
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CUDA, m) {
-  m.impl("project_rows", TORCH_BOX(&project_rows<launch_cuda>));
+  m.impl("project_rows", TORCH_BOX(&project_rows_unflagged<launch_cuda>));
+  m.impl("project_rows.flag", TORCH_BOX(&project_rows_flagged<launch_cuda>));
 }
 
 }  // namespace clipproj

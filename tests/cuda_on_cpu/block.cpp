@@ -86,6 +86,7 @@ void Block::run(unsigned of, unsigned blocks, const std::function<void()>& body)
 
   all_ = {.size = size.x};
   for (Meeting& warp : warps_) warp = {.size = kWarpSize};
+  parts_of_block_.clear();
   for (auto& ready : ready_) ready.clear();
   for (auto& thread : threads_) {
     thread->waits = nullptr;
@@ -209,6 +210,22 @@ void Block::meet_block(Where where) {
   acquire(tag);
 }
 
+void Block::meet_part(unsigned which, unsigned threads, Where where) {
+  if (thread_->index.x / threads != which || size.x % threads != 0) {
+    fail("sync_part of another part", where);
+  }
+  if (parts_of_block_.empty()) parts_of_block_.resize(size.x / threads, {.size = threads});
+  Meeting& meeting = parts_of_block_[which];
+  char* const tag = &meeting.phases[meeting.phase];
+  release(tag);
+  if (arrive(meeting, "sync_part", where)) {
+    shuffle_warps();
+    part(meeting, which * threads);
+  }
+  pause();
+  acquire(tag);
+}
+
 void Block::meet_warp(const char* what, void* operands, Act act, Where where) {
   const unsigned warp = thread_->index.x / kWarpSize, first = warp * kWarpSize;
   Meeting& meeting = warps_[warp];
@@ -282,4 +299,9 @@ size_t clipproj::launched_shared_bytes() { return cuda_on_cpu::block->shared_byt
 
 void clipproj::sync_block(Where where) {
   if (!cuda_on_cpu::is_removed(where)) cuda_on_cpu::block->meet_block(where);
+}
+
+void clipproj::sync_part(int which, unsigned threads, Where where) {
+  if (cuda_on_cpu::is_removed(where)) return;
+  cuda_on_cpu::block->meet_part(static_cast<unsigned>(which), threads, where);
 }

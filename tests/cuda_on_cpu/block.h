@@ -70,6 +70,8 @@ class Block {
   Thread& thread() { return *thread_; }
   // Waits until all have come to this line.
   void meet_block(Where where);
+  // The same for `threads` of them, part `which` of the block.
+  void meet_part(unsigned which, unsigned threads, Where where);
   // The same for its warp; the last to come acts. Without an act it is a barrier.
   void meet_warp(const char* what, void* operands, Act act, Where where);
   void* shared_part(int index, size_t start, size_t bytes, Where where);
@@ -95,7 +97,7 @@ class Block {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<std::vector<Thread*>> ready_;  // of each warp
   std::vector<unsigned> order_;              // of the warps
-  std::vector<Meeting> warps_;
+  std::vector<Meeting> warps_, parts_of_block_;
   Meeting all_;
   Fibre main_;
   Thread* thread_ = nullptr;

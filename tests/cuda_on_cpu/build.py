@@ -97,7 +97,7 @@ class Plan(ctypes.Structure):
     """Plan of csrc/cuda/project_plan.h."""
 
     _fields_ = [
-        *[("rows", ctypes.c_int), ("beside", ctypes.c_int)],
+        *dict.fromkeys(["kernel", "rows", "teams"], ctypes.c_int).items(),
         *[("blocks", ctypes.c_int64), ("shared", ctypes.c_size_t)],
     ]
 

@@ -15,9 +15,13 @@ namespace cuda_on_cpu {
 namespace {
 
 using Params = clipproj::ProjectParams<float>;
+using clipproj::Which;
+constexpr int kHalfPath = 17;  // project_half_kernel; others are 0 or the rows of a tile
 
 template <class T>
-void project(Params p, int rows, unsigned blocks, uint64_t seed) {
+void project(Params p, int path, unsigned blocks, uint64_t seed) {
+  const int rows = path == kHalfPath ? clipproj::kHalfRows : path;
+  const Which which = path == 0 ? Which::kPlain : path == kHalfPath ? Which::kHalf : Which::kTiles;
   Operands own;
   auto extent = [&](int64_t row, int64_t column) {
     return p.n == 0 ? 0 : (p.n - 1) * row + (p.d - 1) * column + 1;
@@ -34,9 +38,12 @@ void project(Params p, int rows, unsigned blocks, uint64_t seed) {
   p.index = own.take(p.index, p.n);
   p.flag = own.take(p.flag, 1);
   // What plans choose by the device, and results must not depend on.
-  const int stages = 1 + seed % 3, beside = 1 + seed % 2;
-  launch(clipproj::project_kernel_of<T>({rows, beside, 0, 0}, p.d, p.index), blocks,
-         clipproj::kThreads, clipproj::project_shared(sizeof(T), rows, p, stages), seed, p);
+  const int stages = 1 + seed % 3;
+  const int most = clipproj::half_teams(clipproj::kType<T>, clipproj::half_pieces(p.d), p.index);
+  const int teams = which == Which::kHalf && seed % 2 ? most : 1;
+  launch(clipproj::project_kernel_of<T>({which, rows, teams, 0, 0}, p), blocks,
+         teams * clipproj::kThreads,
+         clipproj::project_shared(sizeof(T), which, rows, p, teams, stages), seed, p);
   own.bring_back();
 }
 
@@ -91,7 +98,8 @@ int guarded(char* error, size_t size, F&& run) {
 
 using namespace cuda_on_cpu;
 
-// dtype: 'f' float32, 'b' bfloat16, 'h' float16. rows: of a tile, 0 for the plain kernel.
+// dtype: 'f' float32, 'b' bfloat16, 'h' float16. rows: of a tile, 0 for the plain kernel, 17 for
+// project_half_kernel.
 extern "C" int run_project(const Params* p, char dtype, int rows, unsigned blocks, uint64_t seed,
                            char* error, size_t size) {
   return guarded(error, size, [&] {

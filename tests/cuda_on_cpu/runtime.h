@@ -82,6 +82,11 @@ void store_pack(T* to, const Pack<T>& pack, Where where = Where::current()) {
 }
 
 void sync_block(Where where = Where::current());
+void sync_part(int which, unsigned threads, Where where);
+template <int threads>
+void sync_part(int which, Where where = Where::current()) {
+  sync_part(which, threads, where);
+}
 void sync_warp(Where where = Where::current());
 
 template <class T>
