@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from clipproj import reference
 
-# By which kernel: the rows of its tile, 0 for the plain one.
+# By which kernel: the rows of its tile, 0 for the plain one, 17 for project_half_kernel.
+HALF_KERNEL = 17
 PATHS = [(torch.float32, rows) for rows in (0, 16, 32)]
-PATHS += [(half, rows) for half in HALF for rows in (0, 16, 32, 48)]
+PATHS += [(half, rows) for half in HALF for rows in (0, 16, HALF_KERNEL, 32, 48)]
 each_path = pytest.mark.parametrize(("dtype", "rows"), PATHS, ids=lambda one: str(one))
 
 ROWS = [1, 3, 17, 200]
@@ -138,9 +139,9 @@ def test_bits_depend_on_the_row_alone(
             library.project(part, **factor, out=part, **how)
             return part
 
-        for tiles in ([0], [16, 32] if dtype == torch.float32 else [16], [32, 48]):
-            if dtype == torch.float32 and 48 in tiles:
-                continue
+        paths = [rows for of, rows in PATHS if of == dtype]
+        alone = [rows for rows in paths if rows in (0, HALF_KERNEL)]
+        for tiles in [[rows] for rows in alone] + [[rows for rows in paths if rows not in alone]]:
             want = run(slice(0, n), tiles[0], 1, 0)
             for i, take in enumerate([slice(0, n), slice(0, 1), slice(3, 20), slice(5, n)]):
                 for rows in tiles:
@@ -224,23 +225,33 @@ def test_plans_fit_the_device(
             kernels = set()
             for n in (1, 3, 200, 5000, 65536, 1 << 20, 1 << 33):
                 plan = library.plan(n, d, k, dtype, normalize, device)
-                assert (dtype, plan.rows) in PATHS
-                assert plan.rows == 0 or dtype == torch.float32 or d >= LEAST_SPLIT
-                tiles = min(-(-n // max(plan.rows, 1)), 2**31 - 1)
-                stays = dtype in HALF and plan.rows == 16  # its blocks, with the factors they hold
-                most = 2 * device.multiprocessors
-                assert plan.blocks in (
-                    (min(tiles, most // 2), min(tiles, most)) if stays else (tiles,)
-                )
-                assert plan.rows == 0 or plan.shared <= device.shared_of_block
-                kernels.add("half" if stays else "plain" if plan.rows == 0 else "tiles")
+                tiles = min(-(-n // plan.rows), 2**31 - 1)
+                if plan.kernel == build.HALF:  # its blocks stay, with the factors that they hold
+                    assert dtype in HALF
+                    assert d >= LEAST_SPLIT
+                    assert plan.rows == 16
+                    most = device.multiprocessors
+                    assert plan.blocks in (min(tiles, most), min(tiles, 2 * most))
+                else:
+                    assert (dtype, plan.rows if plan.kernel == build.TILES else 0) in PATHS
+                    assert plan.kernel == build.PLAIN or dtype == torch.float32 or d >= LEAST_SPLIT
+                    assert plan.blocks == tiles
+                assert plan.kernel == build.PLAIN or plan.shared <= device.shared_of_block
+                kernels.add(plan.kernel)
             assert len(kernels) == 1, "a row's bits would depend on n"
 
 
 def test_factors_stay_where_they_fit(library: build.Library) -> None:
     """What decides over the speed of large batches, at the sizes of CLIP."""
-    device = DEVICES["sm_90"]
-    for d, k in [(512, 64), (640, 64), (768, 64), (1024, 32), (1152, 32), (1280, 32)]:
-        plan = library.plan(65536, d, k, torch.bfloat16, True, device)
-        assert (plan.rows, plan.blocks >= 132) == (16, True)
-    assert library.plan(65536, 1024, 64, torch.bfloat16, True, device).rows == 32
+
+    def plan(device: str, d: int, k: int) -> tuple[int, int]:
+        made = library.plan(65536, d, k, torch.bfloat16, True, DEVICES[device])
+        return made.kernel, made.teams
+
+    for d, k, teams in [(512, 64, 2), (640, 48, 2), (768, 32, 2), (768, 64, 1), (1280, 32, 1)]:
+        assert plan("sm_90", d, k) == (build.HALF, teams)
+    assert plan("sm_90", 1024, 64) == (build.TILES, 1)
+    assert plan("sm_80", 768, 32) == (build.HALF, 1)
+    assert plan("sm_86", 512, 16) == (build.HALF, 2)
+    assert plan("sm_86", 1024, 16) == (build.TILES, 1)
+    assert plan("sm_120", 768, 16) == (build.HALF, 1)

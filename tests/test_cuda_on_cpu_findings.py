@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import HALF, assert_bits, factors, features
 from cuda_on_cpu import build
-from test_cuda_on_cpu import PATHS, SEEDS, poisoned
+from test_cuda_on_cpu import HALF_KERNEL, PATHS, SEEDS, poisoned
 from test_cuda_on_cpu_rows import BANKED, ROOM, Bank, random_index
 from torch import Tensor
 
@@ -84,7 +84,7 @@ def test_what_cuda_leaves_undefined_is_refused(
 
 def barriers() -> list[tuple[str, int]]:
     """Where the kernels wait: file and line of each barrier, and of each wait for copies."""
-    calls = "sync_block();", "sync_warp();", "copy_async_wait<"
+    calls = "sync_block();", "sync_part<", "sync_warp();", "copy_async_wait<"
     return [
         (file.name, number)
         for file in sorted(KERNELS.glob("*.cuh"))
@@ -116,7 +116,7 @@ def run_everything(library: build.Library, seed: int) -> list[Tensor]:
         none = factors("symmetric", n, d, 0, dtype)
         library.project(x.clamp(-9, 9), **none, out=outs[-1], **how)
     for dtype, rows in BANKED:
-        if rows > 16:
+        if rows > HALF_KERNEL:
             continue
         bank, x = Bank.random([20, ROOM + 9, 2 * ROOM + 1], 320), features(rows + 4, 320, dtype)
         outs.append(poisoned(x))

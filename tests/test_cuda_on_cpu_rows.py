@@ -8,12 +8,14 @@ import pytest
 import torch
 from cases import assert_bits, assert_reference, features
 from cuda_on_cpu import build
-from test_cuda_on_cpu import DEVICES, PATHS, SEEDS, layouts, poisoned
+from test_cuda_on_cpu import DEVICES, HALF_KERNEL, PATHS, SEEDS, layouts, poisoned
 from torch import Tensor
 from torch.nn import functional
 
 # project_wide_kernel comes without banks.
-BANKED = [(dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or rows in (0, 16)]
+BANKED = [
+    (dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or rows in (0, HALF_KERNEL)
+]
 each_path = pytest.mark.parametrize(("dtype", "rows"), BANKED, ids=lambda one: str(one))
 
 RANKS = [3, 0, 8, 1, 16, 50, 64, 100]
@@ -328,11 +330,11 @@ def test_rows_of_a_bank_go_the_way_of_their_projector_by_itself(
             for n in (1, 5000, 1 << 20):
                 for k in (1, 64, ROOM):
                     plan = library.plan(n, d, k, torch.float32, normalize, device)
-                    by_tiles.add(plan.rows > 0)
+                    by_tiles.add(plan.kernel == build.TILES)
                 for k in (1, 500, 1 << 20):
                     plan = library.plan(n, d, k, torch.float32, normalize, device, banked=True)
-                    assert (torch.float32, plan.rows) in BANKED
+                    assert plan.kernel in (build.PLAIN, build.TILES)
                     assert plan.shared <= device.shared_of_block
-                    assert plan.rows == 0 or d <= WIDEST
-                    by_tiles.add(plan.rows > 0)
+                    assert plan.kernel == build.PLAIN or d <= WIDEST
+                    by_tiles.add(plan.kernel == build.TILES)
             assert len(by_tiles) == 1

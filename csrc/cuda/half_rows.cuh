@@ -68,8 +68,8 @@ struct HalfBank {
   Span* span;   // [rows]
   int* leader;  // [rows] the first row with the same span
 
-  __device__ HalfBank of_tile(int64_t tile) const {
-    const int at = static_cast<int>(tile % 2) * kHalfRows;
+  __device__ HalfBank of_tile(int tile) const {
+    const int at = tile % 2 * kHalfRows;
     return {span + at, leader + at};
   }
 };

@@ -272,30 +272,30 @@ __device__ void copy_row(const T* from, int64_t from_col, int d, T* to, int64_t 
 }
 
 template <class T, int P, int teams, bool banked>
-__global__ void __launch_bounds__(kThreads* teams, half_blocks(kType<T>, P, banked))
-    project_half_kernel(ProjectParams<float> p) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+__device__ void project_half_tiles(const ProjectParams<float>& p) {
   const int d = static_cast<int>(p.d);
   const int groups = banked ? 1 : static_cast<int>(whole<int64_t>(p.k, kGroup) / kGroup);
   const HalfParts parts(P, groups, p.write == p.read, banked);
   const int stages = parts.stages(teams, launched_shared_bytes());
   const HalfShared<P> shared = take_shared<P, teams, banked>(p, parts, stages);
 
+  // Neighbouring tiles, which of a sorted batch have neighbouring projectors. Their number fits an
+  // int: no memory holds 2^35 rows.
   const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
-  // Neighbouring tiles, which of a sorted batch have neighbouring projectors.
   const int64_t all = int64_t{teams} * gridDim.x,
                 self = int64_t{teams} * blockIdx.x + team<teams>();
-  const int64_t begin = tiles * self / all, end = tiles * (self + 1) / all;
-  auto rows_of_tile = [&](int64_t tile) {
-    const int64_t left = p.n - tile * kHalfRows;
+  const int begin = static_cast<int>(tiles * self / all);
+  const int end = static_cast<int>(tiles * (self + 1) / all);
+  auto rows_of_tile = [&](int tile) {
+    const int64_t left = p.n - int64_t{tile} * kHalfRows;
     return left < kHalfRows ? static_cast<int>(left) : kHalfRows;
   };
   // Asked anew wherever it is needed: registers are scarcer than instructions.
   auto source = [&] { return memory_of<T>(p.x, p.x_row, p.x_col, p.d); };
-  auto request = [&](int64_t tile, int stage) {
+  auto request = [&](int tile, int stage) {
     const Memory from = source();
     if (from.packs && tile < end) {
-      const T* x = static_cast<const T*>(p.x) + tile * kHalfRows * p.x_row;
+      const T* x = static_cast<const T*>(p.x) + int64_t{tile} * kHalfRows * p.x_row;
       HalfRows<P>::request(x, from, rows_of_tile(tile), d, shared.slots + stage * parts.stage);
     }
     copy_async_commit();  // a group for each tile, so that the wait can count
@@ -309,8 +309,8 @@ __global__ void __launch_bounds__(kThreads* teams, half_blocks(kType<T>, P, bank
   Slice slice;
   int stage = 0;  // whose slots hold the tile
 
-  for (int64_t tile = begin; tile < end; ++tile, stage = stage + 1 < stages ? stage + 1 : 0) {
-    const int64_t first = tile * kHalfRows;
+  for (int tile = begin; tile < end; ++tile, stage = stage + 1 < stages ? stage + 1 : 0) {
+    const int64_t first = int64_t{tile} * kHalfRows;
     const int left = rows_of_tile(tile);
     HalfRows<P> x;
     const Memory from = source();
@@ -429,9 +429,20 @@ __global__ void __launch_bounds__(kThreads* teams, half_blocks(kType<T>, P, bank
       }
     }
   }
-#else
-  __trap();  // a plan for another architecture than the code is for
+}
+
+template <class T, int P, int teams, bool banked>
+__global__ void __launch_bounds__(kThreads* teams, half_blocks(kType<T>, P, banked))
+    project_half_kernel(ProjectParams<float> p) {
+#ifdef __CUDA_ARCH__
+  constexpr int major = __CUDA_ARCH__ / 100;
+  if constexpr (major < 8 || teams > half_teams(major, kType<T>, P, banked)) {
+    __trap();  // a plan for another architecture than the code is for
+  } else
 #endif
+  {
+    project_half_tiles<T, P, teams, banked>(p);
+  }
 }
 
 }  // namespace clipproj

@@ -12,7 +12,7 @@ using Kernel = void (*)(ProjectParams<float>);
 
 template <class T, bool banked>
 Kernel project_half_kernel_of(int pieces, int teams) {
-  if constexpr (half_teams(kType<T>, 2, banked) == 2) {
+  if constexpr (half_teams(8, kType<T>, 2, banked) == 2) {
     if (teams == 2) {
       return pieces == 2 ? project_half_kernel<T, 2, 2, banked>
                          : project_half_kernel<T, 3, 2, banked>;

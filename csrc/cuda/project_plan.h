@@ -77,9 +77,9 @@ enum class Type { kFloat, kBFloat16, kHalf };  // of x
 
 // Teams of a block of project_half_kernel that 128 registers of a thread allow, and blocks that
 // share a multiprocessor: two of either. Teams share the factors; of a bank each has its own, so
-// there blocks do as well, with shorter barriers.
-CLIPPROJ_HOST_DEVICE constexpr int half_teams(Type type, int pieces, bool banked) {
-  return type == Type::kBFloat16 && pieces <= 3 && !banked ? 2 : 1;
+// there blocks do as well, with shorter barriers. From sm_100 on ptxas wants more registers.
+CLIPPROJ_HOST_DEVICE constexpr int half_teams(int major, Type type, int pieces, bool banked) {
+  return type == Type::kBFloat16 && pieces <= (major < 10 ? 3 : 2) && !banked ? 2 : 1;
 }
 CLIPPROJ_HOST_DEVICE constexpr int half_blocks(Type type, int pieces, bool banked) {
   return type == Type::kBFloat16 && pieces <= 3 && banked ? 2 : 1;
@@ -174,7 +174,7 @@ inline Plan plan_half(Type type, const ProjectParams<float>& p, const Device& de
   for (int blocks = half_blocks(type, pieces, p.index); blocks > 0; --blocks) {
     const int64_t room =
         std::min(device.shared_of_multiprocessor / blocks - kReserved, device.shared_of_block);
-    for (int teams = half_teams(type, pieces, p.index); teams > 0; --teams) {
+    for (int teams = half_teams(device.major, type, pieces, p.index); teams > 0; --teams) {
       const int stages = parts.stages(teams, room);
       if (stages == 0) continue;
       return {Which::kHalf, kHalfRows, teams, std::min(tiles, blocks * device.multiprocessors),

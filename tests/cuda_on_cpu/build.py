@@ -20,6 +20,7 @@ RUNTIME = ["fibre.cpp", "block.cpp", "warp.cpp", "async_copy.cpp"]
 FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 FLAGS += ["-fPIC", "-DCLIPPROJ_CUDA_ON_CPU", f"-I{HERE.parent}"]
+PLAIN, TILES, HALF = range(3)  # Which of csrc/cuda/project_plan.h
 KINDS = {torch.float32: "f", torch.bfloat16: "b", torch.float16: "h"}
 
 

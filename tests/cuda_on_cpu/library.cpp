@@ -39,7 +39,7 @@ void project(Params p, int path, unsigned blocks, uint64_t seed) {
   p.flag = own.take(p.flag, 1);
   // What plans choose by the device, and results must not depend on.
   const int stages = 1 + seed % 3;
-  const int most = clipproj::half_teams(clipproj::kType<T>, clipproj::half_pieces(p.d), p.index);
+  const int most = clipproj::half_teams(9, clipproj::kType<T>, clipproj::half_pieces(p.d), p.index);
   const int teams = which == Which::kHalf && seed % 2 ? most : 1;
   launch(clipproj::project_kernel_of<T>({which, rows, teams, 0, 0}, p), blocks,
          teams * clipproj::kThreads,

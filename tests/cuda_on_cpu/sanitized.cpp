@@ -80,9 +80,9 @@ int run_kernels() {
   int failed = 0, run = 0;
   for (const auto& [n, d, k] : shapes) {
     for (const auto layout : {kDense, kStep, kColumns}) {
-      for (const int rows : {0, 16, 32, 48}) {
+      for (const int rows : {0, 16, 17, 32, 48}) {
         for (const char dtype : {'f', 'b', 'h'}) {
-          if (dtype == 'f' && rows == 48) continue;
+          if (dtype == 'f' && (rows == 17 || rows == 48)) continue;
           failed |= run_shape(n, d, k, dtype, rows, layout, false, run++);
         }
       }
@@ -91,9 +91,9 @@ int run_kernels() {
   const int64_t banks[][3] = {{1, 1, 1}, {7, 17, 3}, {17, 96, 8}, {9, 136, 300}, {33, 64, 16}};
   for (const auto& [n, d, k] : banks) {
     for (const auto layout : {kDense, kStep, kColumns}) {
-      for (const int rows : {0, 16, 32}) {
+      for (const int rows : {0, 16, 17, 32}) {
         for (const char dtype : {'f', 'b', 'h'}) {
-          if (dtype != 'f' && rows > 16) continue;  // project_wide_kernel comes without
+          if (rows != 0 && (dtype == 'f') != (rows != 17)) continue;  // tiles of float32, or 17
           failed |= run_shape(n, d, k, dtype, rows, layout, true, run++);
         }
       }
