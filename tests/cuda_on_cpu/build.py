@@ -183,7 +183,7 @@ class Library:
     def multiply(self, a: Tensor, b: Tensor, out: Tensor, seed: int) -> None:
         transposed = b.T.contiguous()
         pointers = [ctypes.c_void_p(t.data_ptr()) for t in (a, b, transposed, out)]
-        self._call("run_multiply", kind(a), *pointers, ctypes.c_uint64(seed))
+        self._call("run_multiply", *pointers, ctypes.c_uint64(seed))
 
     def remove_barrier(self, file: str = "", line: int = 0) -> None:
         self._library.remove_barrier(file.encode(), line)

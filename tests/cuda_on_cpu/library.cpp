@@ -47,12 +47,6 @@ void project(Params p, int path, unsigned blocks, uint64_t seed) {
   own.bring_back();
 }
 
-template <class T>
-void multiply(const void* a, const void* b, const void* bt, float* out, uint64_t seed) {
-  launch(planted::multiply<T>, 1, 32, clipproj::shared_bytes<T>(512), seed,
-         static_cast<const T*>(a), static_cast<const T*>(b), static_cast<const T*>(bt), out);
-}
-
 using Small = void (*)(const float*, float*);
 
 Small planted_kernel(const std::string& name) {
@@ -129,11 +123,11 @@ extern "C" int run_planted(const char* name, const float* in, float* out, uint64
   });
 }
 
-extern "C" int run_multiply(char dtype, const void* a, const void* b, const void* bt, float* out,
-                            uint64_t seed, char* error, size_t size) {
+extern "C" int run_multiply(const __nv_bfloat16* a, const __nv_bfloat16* b, const __nv_bfloat16* bt,
+                            float* out, uint64_t seed, char* error, size_t size) {
   return guarded(error, size, [&] {
-    if (dtype == 'b') return multiply<__nv_bfloat16>(a, b, bt, out, seed);
-    return multiply<__half>(a, b, bt, out, seed);
+    launch(planted::multiply, 1, 32, clipproj::shared_bytes<__nv_bfloat16>(512), seed, a, b, bt,
+           out);
   });
 }
 

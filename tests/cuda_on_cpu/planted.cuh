@@ -122,28 +122,23 @@ __global__ void copy_of_what_changes(const float*, float* out) {
   copy_async_wait<0>();
 }
 
-// One warp: out [16, 8] = a [16, 16] b [16, 8], by row; b_transposed is [8, 16].
-template <class T>
-__global__ void multiply(const T* a, const T* b, const T* b_transposed, float* out) {
+// One warp: out [16, 8] = 2 a [16, 16] b [16, 8], by row; b_transposed is [8, 16].
+__global__ void multiply(const __nv_bfloat16* a, const __nv_bfloat16* b,
+                         const __nv_bfloat16* b_transposed, float* out) {
   SharedParts shared;
-  T* as = shared.take<T>(16 * 16);
-  T* bs = shared.take<T>(16 * 8);
-  T* bts = shared.take<T>(8 * 16);
+  __nv_bfloat16* as = shared.take<__nv_bfloat16>(16 * 16);
+  __nv_bfloat16* bs = shared.take<__nv_bfloat16>(16 * 8);
+  __nv_bfloat16* bts = shared.take<__nv_bfloat16>(8 * 16);
   for (int i = lane(); i < 256; i += 32) as[i] = a[i];
   for (int i = lane(); i < 128; i += 32) bs[i] = b[i], bts[i] = b_transposed[i];
   sync_warp();
-  uint32_t fa[4], fb[2], fbt[2];
+  uint32_t fa[4], fb[4], fbt[4];  // of the latter, two matrices twice
   load_matrix_x4(fa, as + lane() % 16 * 16 + lane() / 16 * 8);
-  load_matrix_x2_trans(fb, bs + lane() % 16 * 8);
-  load_matrix_x2(fbt, bts + lane() % 8 * 16 + lane() / 8 % 2 * 8);
+  load_matrix_x4_trans(fb, bs + lane() % 16 * 8);
+  load_matrix_x4<16>(fbt, bts + lane() % 8 * 16 + lane() / 8 % 2 * 8 - 8);
   float d[4] = {};
-  if constexpr (std::is_same_v<T, __half>) {
-    mma_f16(d, fa, fb);
-    mma_f16(d, fa, fbt);
-  } else {
-    mma_bf16(d, fa, fb);
-    mma_bf16(d, fa, fbt);
-  }
+  mma_bf16(d, fa, {fb[0], fb[1]});
+  mma_bf16(d, fa, {fbt[2], fbt[3]});
   const int row = lane() / 4, column = lane() % 4 * 2;
   for (int i = 0; i < 4; ++i) out[(row + i / 2 * 8) * 8 + column + i % 2] = d[i];
 }

@@ -33,8 +33,7 @@ const Index& grid_size();
 void* shared_part(int index, size_t start, size_t bytes, Where where);
 void check_aligned(const void* p, Where where);
 void wait_for_groups(int pending, Where where);
-void load_matrices(uint32_t* r, int matrices, bool transposed, const void* row, Where where);
-template <class T>
+void load_matrices(uint32_t (&r)[4], bool transposed, const void* row, Where where);
 void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 // What `source` of this warp gives.
 uint32_t exchange(uint32_t value, int source, Where where);
@@ -126,27 +125,15 @@ void copy_async_wait(Where where = Where::current()) {
 
 template <int offset = 0>
 void load_matrix_x4(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 4, false, static_cast<const char*>(row) + offset, where);
+  cuda_on_cpu::load_matrices(r, false, static_cast<const char*>(row) + offset, where);
 }
 template <int offset = 0>
 void load_matrix_x4_trans(uint32_t (&r)[4], const void* row, Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 4, true, static_cast<const char*>(row) + offset, where);
+  cuda_on_cpu::load_matrices(r, true, static_cast<const char*>(row) + offset, where);
 }
-inline void load_matrix_x2(uint32_t (&r)[2], const void* row, Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 2, false, row, where);
-}
-inline void load_matrix_x2_trans(uint32_t (&r)[2], const void* row,
-                                 Where where = Where::current()) {
-  cuda_on_cpu::load_matrices(r, 2, true, row, where);
-}
-
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                      Where where = Where::current()) {
-  cuda_on_cpu::multiply<__nv_bfloat16>(d, a, b, where);
-}
-inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                    Where where = Where::current()) {
-  cuda_on_cpu::multiply<__half>(d, a, b, where);
+  cuda_on_cpu::multiply(d, a, b, where);
 }
 
 }  // namespace clipproj

@@ -22,7 +22,6 @@ struct Vote {
 
 struct Matrices {
   uint32_t* r;
-  int count;
   bool transposed;
   const void* row;
 };
@@ -35,12 +34,10 @@ struct Product {
 uint32_t pair(uint32_t low, uint32_t high) { return low | high << 16; }
 
 // The element in a fragment register's lower or upper half.
-template <class T>
 float element(uint32_t r, int half) {
-  return clipproj::to_float(T{static_cast<uint16_t>(r >> 16 * half)});
+  return clipproj::to_float(__nv_bfloat16{static_cast<uint16_t>(r >> 16 * half)});
 }
 
-template <class T>
 void multiply_fragments(void* (&lanes)[kWarpSize]) {
   auto at = [&](int i) { return static_cast<Product*>(lanes[i]); };
   float a[16][16], b[16][8];
@@ -48,12 +45,12 @@ void multiply_fragments(void* (&lanes)[kWarpSize]) {
     const Product& p = *at(l);
     const int g = l / 4, t = 2 * (l % 4);
     for (int h = 0; h < 2; ++h) {
-      a[g][t + h] = element<T>(p.a[0], h);
-      a[g + 8][t + h] = element<T>(p.a[1], h);
-      a[g][t + 8 + h] = element<T>(p.a[2], h);
-      a[g + 8][t + 8 + h] = element<T>(p.a[3], h);
-      b[t + h][g] = element<T>(p.b[0], h);
-      b[t + 8 + h][g] = element<T>(p.b[1], h);
+      a[g][t + h] = element(p.a[0], h);
+      a[g + 8][t + h] = element(p.a[1], h);
+      a[g][t + 8 + h] = element(p.a[2], h);
+      a[g + 8][t + 8 + h] = element(p.a[3], h);
+      b[t + h][g] = element(p.b[0], h);
+      b[t + 8 + h][g] = element(p.b[1], h);
     }
   }
   // Products of halves are exact in float; the order of the sums is the hardware's affair, and
@@ -95,13 +92,11 @@ uint32_t ballot(bool value, Where where) {
   return mine.result;
 }
 
-void load_matrices(uint32_t* r, int count, bool transposed, const void* row, Where where) {
-  if (static_cast<int>(thread_index().x % kWarpSize) < 8 * count) {
-    check_aligned(row, where);
-    if (!block->is_shared(row, 16)) block->fail("ldmatrix of what is not shared memory", where);
-    note_read(row, 16);
-  }
-  Matrices mine{r, count, transposed, row};
+void load_matrices(uint32_t (&r)[4], bool transposed, const void* row, Where where) {
+  check_aligned(row, where);
+  if (!block->is_shared(row, 16)) block->fail("ldmatrix of what is not shared memory", where);
+  note_read(row, 16);
+  Matrices mine{r, transposed, row};
   const Act act = [](void*(&lanes)[kWarpSize]) {
     auto at = [&](int i) { return static_cast<Matrices*>(lanes[i]); };
     auto element = [&](int matrix, int i, int j) {
@@ -112,7 +107,7 @@ void load_matrices(uint32_t* r, int count, bool transposed, const void* row, Whe
     };
     for (int l = 0; l < kWarpSize; ++l) {
       const int i = l / 4, j = 2 * (l % 4);
-      for (int m = 0; m < at(l)->count; ++m) {
+      for (int m = 0; m < 4; ++m) {
         at(l)->r[m] = at(l)->transposed ? pair(element(m, j, i), element(m, j + 1, i))
                                         : pair(element(m, i, j), element(m, i, j + 1));
       }
@@ -121,15 +116,10 @@ void load_matrices(uint32_t* r, int count, bool transposed, const void* row, Whe
   block->meet_warp("load_matrix", &mine, act, where);
 }
 
-template <class T>
 void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
   Product mine{d, a, b};
-  block->meet_warp("mma", &mine, &multiply_fragments<T>, where);
+  block->meet_warp("mma", &mine, &multiply_fragments, where);
 }
-
-template void multiply<__nv_bfloat16>(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2],
-                                      Where);
-template void multiply<__half>(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2], Where);
 
 }  // namespace cuda_on_cpu
 
