@@ -182,6 +182,23 @@ def test_nan_and_inf_stay_in_their_row(
 
 
 @each_path
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["read", "write"])
+def test_factors_that_are_not_finite_are_never_left_out(
+    library: build.Library, dtype: torch.dtype, rows: int, bad: float, name: str
+) -> None:
+    x = features(9, 48, dtype)
+    given = factors("oblique", 9, 48, 4, dtype)
+    given[name][2, 5] = bad
+    out = poisoned(x)
+    library.project(x, **given, out=out, rows=rows)
+    hit = torch.zeros(9, 48, dtype=torch.bool)
+    hit[:, slice(None) if name == "read" else 5] = True
+    assert not out[hit].isfinite().any()
+    assert out[~hit].isfinite().all()
+
+
+@each_path
 def test_inf_normalizes_as_torch_does(
     library: build.Library, dtype: torch.dtype, rows: int
 ) -> None:

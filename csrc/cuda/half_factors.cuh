@@ -63,15 +63,16 @@ struct HalfFactor {
     return data + slot * 2 * kPart + place * 8;
   }
 
-  // The first `end` directions of a slot <- `count` from `from` [count, d], then zeros. Says of the
-  // numbers that this thread has filled in whether all can be split; the others become zeros.
-  // `threads` of them do, this one as number `thread`.
-  template <bool packs>
-  __device__ bool fill(int slot, const float* from, int count, int end, int d, int thread,
-                       int threads) const {
+  // The first `end` directions of a slot <- `count` from `from` [count, d], then zeros, by a team
+  // or by the block. `guarded`: numbers that can't be split, which would spoil every product,
+  // become zeros, and false is returned if this thread has met one.
+  template <bool packs, bool guarded>
+  __device__ bool fill(int slot, const float* from, int count, int end, int d) const {
     bool whole = true;
+    const int first = guarded ? team_thread() : threadIdx.x;
+    const int step = guarded ? kThreads : blockDim.x;
 #pragma unroll 1
-    for (int i = thread; i < end * kChunks; i += threads) {
+    for (int i = first; i < end * kChunks; i += step) {
       const int g = i / kChunks, chunk = i % kChunks;
       const int j = chunk / 4 * kPiece + chunk % 4 * 2;
       Pack<uint32_t> upper, lower;
@@ -81,7 +82,7 @@ struct HalfFactor {
         if (g < count) load_pair<packs>(v, from + static_cast<int64_t>(g) * d, j + 8 * q, d);
 #pragma unroll
         for (float& one : v) {
-          if (fabsf(one) <= kMostSplit) continue;
+          if (!guarded || fabsf(one) <= kMostSplit) continue;
           whole = false;
           one = 0;
         }

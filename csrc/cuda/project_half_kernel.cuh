@@ -16,165 +16,30 @@
 // Of a bank, the projectors of a tile's rows take their turns: a turn is for all rows, with the
 // coefficients of other projectors' rows zero.
 #pragma once
-#include <type_traits>
-
-#include "half_factors.cuh"
+#include "half_bank.cuh"
+#include "half_length.cuh"
+#include "half_products.cuh"
 #include "half_rows.cuh"
 
 namespace clipproj {
 
-// dot <- R x^T of this warp's pieces for the directions of a slot: rows lane / 4 and, as mma lays
-// out 16 x 8, of eight rows of x, twice. This way round, words of x are operands as they lie.
-template <class T, int P>
-__device__ void multiply_read(float (&dot)[2][4], const HalfRows<P>& x, const HalfFactor<P>& read,
-                              int slot) {
-  constexpr bool exact = std::is_same_v<T, __nv_bfloat16>;
-  float rest[2][4] = {};  // products of low parts: summed where they are not rounded away
-#pragma unroll
-  for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] = 0;
-  const uint16_t* at[2] = {read.at(slot, lane() % 16, lane() / 16),
-                           read.at(slot, lane() % 16, lane() / 16 + 2)};
-  unrolled<2 * P>([&](auto step) {  // two chunks of a piece
-    constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
-    constexpr int from = i * HalfFactor<P>::kToNext;
-    uint32_t high[4], low[4];  // [chunk, eight directions]
-    load_matrix_x4<from>(high, at[n]);
-    load_matrix_x4<from + HalfFactor<P>::kToLow>(low, at[n]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t x_high[2], x_low[2];
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        const uint32_t word = x.words[i][half][2 * n + b];
-        // Split anew for each slot: all of x, split ahead, would fill the registers.
-        const Split both = split_x<T>(exact ? word : opaque(word));
-        x_high[b] = both.high;
-        x_low[b] = both.low;
-      }
-      mma_bf16(dot[half], high, x_high);
-      mma_bf16(rest[half], low, x_high);
-      if (!exact) mma_bf16(rest[half], high, x_low);
-    }
-  });
-#pragma unroll
-  for (int i = 0; i < 8; ++i) dot[i / 4][i % 4] += rest[i / 4][i % 4];
-}
+constexpr float kNaN = __builtin_nanf("");
 
-// taken += c W for the directions of a slot, in this warp's pieces.
-template <int P>
-__device__ void multiply_write(float (&taken)[P][4][4], const HalfShared<P>& shared, int slot) {
-  uint32_t c_high[4], c_low[4];
-  const int c_at = lane() % 16 * kHalfCoefPitch + lane() / 16 * 8;
-  load_matrix_x4(c_high, shared.c_high + c_at);
-  load_matrix_x4(c_low, shared.c_low + c_at);
-  const uint16_t* at[2] = {shared.write.at(slot, lane() % 16, lane() / 16),
-                           shared.write.at(slot, lane() % 16, lane() / 16 + 2)};
-  unrolled<2 * P>([&](auto step) {  // two chunks of a piece
-    constexpr int i = decltype(step)::value / 2, n = decltype(step)::value % 2;
-    constexpr int from = i * HalfFactor<P>::kToNext;
-    uint32_t high[4], low[4];  // [chunk, eight directions]
-    load_matrix_x4_trans<from>(high, at[n]);
-    load_matrix_x4_trans<from + HalfFactor<P>::kToLow>(low, at[n]);
-#pragma unroll
-    for (int product = 0; product < 3; ++product) {
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const uint32_t* of = product == 1 ? low : high;
-        const uint32_t b[2] = {of[2 * t], of[2 * t + 1]};
-        mma_bf16(taken[i][2 * n + t], product == 2 ? c_low : c_high, b);
-      }
-    }
-  });
-}
-
-// The strength of the row whose coefficients this thread adds up.
-__device__ inline float strength_of(const ProjectParams<float>& p, int64_t first) {
-  const int64_t i = first + team_thread() % kHalfRows;
-  return p.strength && i < p.n ? p.strength[i * p.strength_row] : 1.0f;
-}
-
-// The coefficient of this thread's row and direction, from what the warps have summed: zero of
-// directions beyond [start, start + count) and of rows that are not the leader's.
-template <int P>
-__device__ void store_coefficient(const ProjectParams<float>& p, const HalfShared<P>& shared,
-                                  float strength, int64_t start, int count, const int* leaders,
-                                  int leader) {
-  static_assert(kThreads == kHalfRows * kGroup);
-  const int r = team_thread() % kHalfRows, g = team_thread() / kHalfRows;
-  float parts[kWarps], c = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) parts[w] = shared.sums[w * kThreads + team_thread()];
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) c += parts[w];
-  const bool own = !leaders || leaders[r] == leader;
-  c = g < count && own ? strength * (c - (p.offset ? p.offset[start + g] : 0.0f)) : 0.0f;
-  const Split both = split(c, 0.0f);
-  shared.c_high[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.high);
-  shared.c_low[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.low);
-}
-
-template <int P>
-__device__ void store_sums(const HalfShared<P>& shared, const float (&dot)[2][4]) {
-  const int direction = lane() / 4, row = lane() % 4 * 2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float* at = shared.sums + (team_warp() * kGroup + direction) * kHalfRows + 8 * half + row;
-    *reinterpret_cast<Pair*>(at) = {dot[half][0], dot[half][1]};
-    *reinterpret_cast<Pair*>(at + 8 * kHalfRows) = {dot[half][2], dot[half][3]};
-  }
-}
-
-// Directions [start, start + count) into a slot of both factors, and zeros up to `end`; a team
-// does, or the whole block.
-template <int P>
+// Directions [start, start + count) into a slot of both factors, and zeros up to `end`: by a team
+// of a bank, where other rows must not see what can't be split, else by the block.
+template <bool banked, int P>
 __device__ bool fill(const ProjectParams<float>& p, const HalfShared<P>& shared, int slot,
-                     int64_t start, int count, int end, bool alone) {
-  const int d = static_cast<int>(p.d), thread = alone ? team_thread() : threadIdx.x;
-  const int threads = alone ? kThreads : blockDim.x;
+                     int64_t start, int count, int end) {
+  const int d = static_cast<int>(p.d);
   auto one = [&](const HalfFactor<P>& factor, const float* data) {
     const float* from = data + start * d;
     return d % 2 == 0 && reinterpret_cast<uintptr_t>(from) % 8 == 0
-               ? factor.template fill<true>(slot, from, count, end, d, thread, threads)
-               : factor.template fill<false>(slot, from, count, end, d, thread, threads);
+               ? factor.template fill<true, banked>(slot, from, count, end, d)
+               : factor.template fill<false, banked>(slot, from, count, end, d);
   };
   bool whole = one(shared.read, p.read);
   if (p.write != p.read) whole &= one(shared.write, p.write);
   return whole;
-}
-
-// Whose projector each row of a tile takes, for all warps to see after a barrier.
-__device__ inline void read_bank(const ProjectParams<float>& p, const HalfBank& bank,
-                                 int64_t first) {
-  if (team_warp() != 0) return;
-  const int r = lane() % kHalfRows;
-  const Span span = first + r < p.n ? span_of(p, first + r) : Span{0, 0};
-  int leader = r;
-  for (int other = kHalfRows - 1; other >= 0; --other) {
-    const Span theirs{shuffle(span.start, other), shuffle(span.rank, other)};
-    if (other < r && theirs == span) leader = other;
-  }
-  if (lane() >= kHalfRows) return;
-  bank.span[r] = span;
-  bank.leader[r] = leader;
-}
-
-// What the slot of a bank holds.
-struct Slice {
-  int start = -1;
-  int count = 0;
-  bool flawed = false;  // some number of it can't be split: its rows become NaN
-};
-
-// Whether any thread says so; complete with all that was written before.
-template <int teams>
-__device__ bool any_flawed(int* flawed, bool here) {
-  const float any = warp_max(here ? 1.0f : 0.0f);
-  if (lane() == 0) flawed[team_warp()] = any > 0;
-  sync_part<kThreads>(team<teams>());  // the slice and what is said of it are complete
-  int all = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) all |= flawed[w];
-  return all;
 }
 
 __device__ inline int left_of(int64_t k, int g) {
@@ -202,63 +67,6 @@ __device__ void store_columns(T* row, Memory to, int j, int d, const Pack<uint32
     const uint16_t bits = static_cast<uint16_t>(pack.at[i / 2] >> i % 2 * 16);
     if (j + i < d) row[(j + i) * to.col] = from_bits<T>(bits);
   }
-}
-
-// Of this size, squares are summed at a smaller scale as well, in case their sum leaves float's
-// range; the scale loses nothing that matters beside them.
-constexpr float kLarge = 0x1p100f, kScale = 0x1p-96f;
-
-// Adds up this warp's part of each row's squares into shared.squares, and where it is large, times
-// kScale^2, into shared.far.
-template <int P>
-__device__ void store_squares(const HalfShared<P>& shared, const float (&y)[P][4][4]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int at = HalfRows<P>::row(half) * kWarps + team_warp();
-    auto sum_of_squares = [&](float scale) {
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < P * 8; ++i) {
-        const float v = y[i / 8][i % 8 / 2][2 * half + i % 2] * scale;
-        sum = fmaf(v, v, sum);
-      }
-      sum += shuffle_xor(sum, 1);
-      return sum + shuffle_xor(sum, 2);
-    };
-    const float sum = sum_of_squares(1.0f);
-    if (lane() % 4 == 0) shared.squares[at] = sum;
-    if (ballot(!(sum < kLarge)) == 0) continue;
-    const float far = sum_of_squares(kScale);
-    if (lane() % 4 == 0) shared.far[at] = far;
-  }
-}
-
-constexpr float kNaN = __builtin_nanf("");
-
-struct RowLength {
-  float norm, inverse;
-};
-
-// From what the warps have summed; relative error 2^-21.
-template <int P>
-__device__ RowLength length_of_row(const HalfShared<P>& shared, int row) {
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kWarps; i += 4) {
-    const Pack<float> pack = load_pack(shared.squares + row * kWarps + i);
-#pragma unroll
-    for (int t = 0; t < 4; ++t) sum += pack.at[t];
-  }
-  if (!isinf(sum)) return {near_sqrt(sum), sum < 1e-24f ? 1e12f : near_rsqrt(sum)};  // NaN stays
-  sum = 0;
-#pragma unroll 1
-  for (int w = 0; w < kWarps; ++w) {
-    const float part = shared.squares[row * kWarps + w];
-    sum += part < kLarge ? part * kScale * kScale : shared.far[row * kWarps + w];
-  }
-  const float norm = sqrtf(sum);
-  if (isinf(norm)) return {norm, 0.0f};  // inf * 0 is NaN where the inf is, 0 elsewhere
-  return {norm / kScale, kScale / norm};
 }
 
 // The lane's columns of a row, which may be where they are to be.
@@ -303,7 +111,7 @@ __device__ void project_half_tiles(const ProjectParams<float>& p) {
 
   for (int i = 0; i < stages; ++i) request(begin + i, i);
   for (int g = 0; g < groups; ++g) {
-    fill(p, shared, g, g * kGroup, banked ? 0 : left_of(p.k, g * kGroup), kGroup, banked);
+    fill<banked>(p, shared, g, g * kGroup, banked ? 0 : left_of(p.k, g * kGroup), kGroup);
   }
   sync_block();  // the factors are complete; of a bank, the slice to come need not fill its slot
   Slice slice;
@@ -328,8 +136,8 @@ __device__ void project_half_tiles(const ProjectParams<float>& p) {
     if constexpr (banked) {
       const HalfBank bank = shared.bank.of_tile(tile);
       read_bank(p, bank, first);
-      sync_part<kThreads>(
-          team<teams>());  // whose turns these are; the squares of the tile before are done with
+      // Known from here on: whose turns these are. Done with: the squares of the tile before.
+      sync_part<kThreads>(team<teams>());
       request(tile + stages, stage);
       for (int leader = 0; leader < kHalfRows; ++leader) {
         if (bank.leader[leader] != leader) continue;
@@ -338,7 +146,7 @@ __device__ void project_half_tiles(const ProjectParams<float>& p) {
           const int start = span.start + g, count = left_of(span.rank, g);
           if (start != slice.start || count != slice.count) {
             sync_part<kThreads>(team<teams>());  // the slice before is done with
-            const bool good = fill(p, shared, 0, start, count, count, true);
+            const bool good = fill<banked>(p, shared, 0, start, count, count);
             slice = {start, count, any_flawed<teams>(shared.flawed, !good)};
           }
           if (slice.flawed) {
@@ -367,8 +175,8 @@ __device__ void project_half_tiles(const ProjectParams<float>& p) {
       for (int g = 0; g < groups; ++g) {
         if (!ahead || g == 0) multiply_read<T>(dot, x, shared.read, g);
         store_sums(shared, dot);
-        sync_part<kThreads>(
-            team<teams>());  // the sums are complete; coefficients, slots and squares are done with
+        // Complete: the sums. Done with: the coefficients, slots and squares before.
+        sync_part<kThreads>(team<teams>());
         if (g == 0) request(tile + stages, stage);
         store_coefficient(p, shared, strength, g * kGroup, left_of(p.k, g * kGroup), nullptr, 0);
         if (ahead && g + 1 < groups) multiply_read<T>(dot, x, shared.read, g + 1);
