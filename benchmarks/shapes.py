@@ -85,7 +85,7 @@ class Problem:
 class Bank(Problem):
     """Row i by the k directions `read[index[i] * k:][:k]`: as many for each of TENANTS projectors.
 
-    `index`, int32 `[n]`, is in random order; `spans`, int32 `[TENANTS, 2]`, is as in `project_rows`.
+    `index`, int32 `[n]`, is in random order; `spans`, int32 `[TENANTS, 2]`: see `project_rows`.
     """
 
     index: Tensor = field(kw_only=True)
