@@ -58,10 +58,12 @@ def _asked(config: pytest.Config) -> list[str]:
 def _check_peers(names: list[str]) -> None:
     import peers_fold
     import peers_project
+    import peers_project_rows
     import peers_projected_norm
     from peers import PEERS
 
-    operators = (peers_project.OP, peers_projected_norm.OP, peers_fold.OP)
+    suites = (peers_project, peers_project_rows, peers_projected_norm, peers_fold)
+    operators = [suite.OP for suite in suites]
     known = dict.fromkeys(name for op in operators for name in PEERS[op])
     if unknown := set(names) - set(known):
         raise pytest.UsageError(f"--peers must be of {list(known)}, got {sorted(unknown)}")

@@ -41,7 +41,12 @@ class Peer:
     cpu_only: bool
 
 
-PEERS: dict[str, dict[str, Peer]] = {"project": {}, "projected_norm": {}, "fold_": {}}
+PEERS: dict[str, dict[str, Peer]] = {
+    "project": {},
+    "project_rows": {},
+    "projected_norm": {},
+    "fold_": {},
+}
 
 
 def peer(

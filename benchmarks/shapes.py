@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ HEADS = {  # the width of a tower and of the embedding space behind its final pr
     "ViT-SO400M-14-SigLIP": (1152, 1152),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TENANTS = 100  # projectors of a bank, each wanted by as many rows as any other
 REFERENCE_ROWS = 4096  # so many rows of a result are held against float64
 
 
@@ -40,6 +41,14 @@ RANKS = ((512, 1), (512, 8), (512, 16), (768, 64), (1024, 8), (1152, 32))
 FOLD_HEADS = ("ViT-B-32", "ViT-L-14", "ViT-bigG-14")
 FOLD_RANKS = (1, 16, 64)
 
+# Of a bank each row wants the directions of its own tenant: k is that of each.
+BANKS = {
+    "full": [
+        *(Shape(n, 512, 8) for n in BATCHES),
+        *(Shape(n, d, k) for d, k in ((512, 1), (768, 64)) for n in (256, 4096)),
+    ],
+    "small": [Shape(256, 512, 8)],
+}
 ROWS = {
     "full": [Shape(n, d, k) for d, k in RANKS for n in BATCHES],
     "small": [Shape(n, 512, 16) for n in (1, 256)],
@@ -72,6 +81,23 @@ class Problem:
         return self.read.T.to(self.x.dtype).contiguous(), self.write.to(self.x.dtype)
 
 
+@dataclass(frozen=True)
+class Bank(Problem):
+    """Row i by the k directions `read[index[i] * k:][:k]`: as many for each of TENANTS projectors.
+
+    `index`, int32 `[n]`, is in random order; `spans`, int32 `[TENANTS, 2]`: see `project_rows`.
+    """
+
+    index: Tensor = field(kw_only=True)
+    spans: Tensor = field(kw_only=True)
+
+    @property
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Of each tenant: `read^T` `[TENANTS, d, k]` and `write` `[TENANTS, k, d]` as x's dtype."""
+        write = self.write.to(self.x.dtype).view(len(self.spans), -1, self.write.shape[1])
+        return write.mT.contiguous(), write
+
+
 @functools.lru_cache(maxsize=2)
 def _rows(n: int, d: int, device: str) -> Tensor:
     torch.manual_seed(0)
@@ -86,6 +112,18 @@ def problem(shape: Shape, dtype: torch.dtype, device: str = "cpu", dim: int = -1
     return Problem(x.T.contiguous() if dim == 0 else x.clone(), read, dim)
 
 
+def bank(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Bank:
+    """The same rows as `problem`'s, each of one of TENANTS projectors; the same at every call."""
+    n, d, k = shape
+    x = _rows(n, d, device).to(dtype).clone()
+    torch.manual_seed(2)
+    tenants = [torch.linalg.qr(torch.randn(d, k))[0].T for _ in range(TENANTS)]
+    index = (torch.arange(n, dtype=torch.int32) % TENANTS)[torch.randperm(n)].to(device)
+    first = k * torch.arange(TENANTS, dtype=torch.int32)
+    spans = torch.stack([first, torch.full_like(first, k)], dim=1).to(device)
+    return Bank(x, torch.cat(tenants).to(device), index=index, spans=spans)
+
+
 def sample(rows: Tensor, dim: int = -1) -> Tensor:
     """At most about REFERENCE_ROWS of the rows, evenly spread."""
     axis = 1 if dim == 0 else 0
@@ -96,6 +134,13 @@ def sample(rows: Tensor, dim: int = -1) -> Tensor:
 def expected(op: str, given: Problem) -> Tensor:
     """What the operator must compute for the sampled rows, in float64."""
     x = sample(given.x, given.dim)
+    if isinstance(given, Bank):
+        read = given.read.double().view(len(given.spans), -1, x.shape[1])
+        index, want = sample(given.index), x.new_empty(x.shape, dtype=torch.float64)
+        for tenant in index.unique().tolist():
+            rows, own = index == tenant, read[tenant]
+            want[rows] = reference.project(x[rows], own, own, normalize=True)
+        return want
     if op == "project":
         return reference.project(x, given.read, given.write, normalize=True)
     if op == "projected_norm":

@@ -41,9 +41,10 @@ enum Trait : unsigned {
   kOblique = 8,    // write is not read
   kAffine = 16,    // with an offset, and a strength per row
   kTurned = 32,    // the transpose of a matrix, in place
+  kBank = 64,      // the k directions of each of three projectors, rows by turns
 };
-constexpr const char* kTraitNames[] = {"normalize", "norms",  "columns",
-                                       "oblique",   "affine", "turned"};
+constexpr const char* kTraitNames[] = {"normalize", "norms",  "columns", "oblique",
+                                       "affine",    "turned", "bank"};
 
 struct Problem {
   Dtype dtype;
@@ -70,6 +71,9 @@ constexpr Problem kProblems[] = {
     {kFloat32, 32, 32, 16, kColumns},
     {kFloat32, 13, 50, 17, kColumns | kOblique},
     {kFloat32, 32, 32, 16, kTurned | kNormalize},
+    {kFloat32, 8, 256, 8, kBank},
+    {kFloat32, 16, 128, 8, kBank | kNormalize | kAffine},
+    {kBFloat16, 16, 128, 8, kBank | kNormalize},
     {kBFloat16, 1, 512, 16, kNormalize},
     {kBFloat16, 16, 128, 16, kNormalize},
     {kBFloat16, 13, 125, 1, kNormalize},
@@ -82,6 +86,16 @@ constexpr Problem kProblems[] = {
 constexpr int64_t kMost = 1 << 14;
 alignas(64) float g_read[kMost], g_write[kMost], g_offset[kMost], g_strength[kMost], g_norm[kMost];
 alignas(64) unsigned char g_x[kMost * sizeof(float)], g_out[kMost * sizeof(float)];
+
+constexpr int64_t kProjectors = 3;
+int32_t g_spans[2 * kProjectors], g_index[kMost];
+int64_t g_order[kMost];
+decltype(clipproj::ProjectKernel<float>::gathered) g_gathered;
+
+// The gathered kernel as any other.
+void gathered(const Params& p, int64_t begin, int64_t end) {
+  g_gathered(p, g_order + begin, end - begin);
+}
 
 // What operator new gives: malloc's own steps depend on the C library and on the heap's past.
 alignas(64) unsigned char g_arena[1 << 22];
@@ -117,11 +131,12 @@ void fill_x(Dtype dtype, int64_t count) {
 
 Params prepare(const Problem& problem) {
   const auto [dtype, n, d, k, traits] = problem;
-  if (n * d > kMost || k * d > kMost) std::abort();
+  const int64_t all = traits & kBank ? kProjectors * k : k;
+  if (n * d > kMost || all * d > kMost) std::abort();
   fill_x(dtype, n * d);
-  fill(g_read, k * d, 2);
-  fill(g_write, k * d, 3);
-  fill(g_offset, k, 4);
+  fill(g_read, all * d, 2);
+  fill(g_write, all * d, 3);
+  fill(g_offset, all, 4);
   fill(g_strength, n, 5);
   const bool columns = traits & (kColumns | kTurned);
   Params p{};
@@ -135,10 +150,24 @@ Params prepare(const Problem& problem) {
   p.strength_row = traits & kAffine ? 1 : 0;
   p.n = n;
   p.d = d;
-  p.k = k;
+  p.k = all;
   p.x_row = p.out_row = columns ? 1 : d;
   p.x_col = p.out_col = columns ? n : 1;
   p.normalize = traits & kNormalize;
+  if (traits & kBank) {
+    int64_t place = 0;
+    for (int64_t j = 0; j < kProjectors; ++j) {
+      g_spans[2 * j] = static_cast<int32_t>(j * k);
+      g_spans[2 * j + 1] = static_cast<int32_t>(k);
+      for (int64_t i = j; i < n; i += kProjectors) {
+        g_index[i] = static_cast<int32_t>(j);
+        g_order[place++] = i;
+      }
+    }
+    p.spans = g_spans;
+    p.index = g_index;
+    p.m = kProjectors;
+  }
   return p;
 }
 
@@ -146,7 +175,7 @@ std::string describe(const Problem& problem) {
   std::string text = kDtypeNames[problem.dtype];
   text += " n=" + std::to_string(problem.n) + " d=" + std::to_string(problem.d) +
           " k=" + std::to_string(problem.k);
-  for (int bit = 0; bit < 6; ++bit) {
+  for (int bit = 0; bit < 7; ++bit) {
     if (problem.traits >> bit & 1) text += std::string(" ") + kTraitNames[bit];
   }
   return text;
@@ -238,6 +267,8 @@ Kernel kernel_for(const CpuKernels& kernels, const Problem& problem) {
   const auto& kernel = problem.dtype == kFloat32    ? kernels.project_f32
                        : problem.dtype == kBFloat16 ? kernels.project_bf16
                                                     : kernels.project_f16;
+  g_gathered = kernel.gathered;
+  if (problem.traits & kBank) return gathered;
   return problem.traits & kColumns ? kernel.columns : kernel.rows;
 }
 

@@ -25,14 +25,24 @@ void copy_rows(const ProjectParams<typename V::A>& p, const int64_t* order, int6
   }
 }
 
+// Towards the second-level cache: the row of a later block.
+template <class T, class A>
+void fetch_row(const ProjectParams<A>& p, int64_t row) {
+  const char* at = reinterpret_cast<const char*>(static_cast<const T*>(p.x) + row * p.x_row);
+  for (int64_t b = 0; b < p.d * static_cast<int64_t>(sizeof(T)); b += kLine) {
+    __builtin_prefetch(at + b, 0, 2);
+  }
+}
+
 // Rows order[0..count) of a bank, on one thread; those of a projector follow each other.
 template <class V, class T>
 void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* order,
                       int64_t count) {
   using A = typename V::A;
   const bool stream = streams<V, T>(bank), measured = bank.normalize || bank.norm;
-  const bool in_place_of_tile =
+  const bool without_tile =
       std::is_same_v<T, A> && bank.x_col == 1 && bank.out && bank.out_col == 1 && !stream;
+  const bool far = stream && bank.x_col == 1;  // rows come from memory, where no prefetcher looks
   const int64_t ld = tile_pitch<V>(bank.d);
   int64_t rank = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -60,7 +70,7 @@ void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* o
       }
       rows = std::min<int64_t>(end - i, V::kRows);
       const int64_t even = evenly_spaced(row, rows);
-      const bool there = in_place_of_tile && (even == rows || light);
+      const bool there = without_tile && (even == rows || light);
       const A* source = tile;
       A* target = tile;
       int64_t source_ld = ld, target_ld = ld;
@@ -72,6 +82,7 @@ void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* o
         target_ld = rows > 1 ? (row[1] - row[0]) * p.out_row : 0;
       } else {
         for (int64_t r = 0; r < rows; ++r) {
+          if (far && i + rows + r < count) fetch_row<T>(bank, row[rows + r]);
           load_tile<V>(static_cast<const T*>(p.x) + row[r] * p.x_row, p.x_row, p.x_col, 1, p.d,
                        tile + r * ld, ld);
         }
