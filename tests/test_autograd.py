@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,30 @@ from torch.nn import functional
 from clipproj import ops
 
 RAW = torch.ops.clipproj
+FUNCTIONS = ["project", "normalize", "projected_norm", "project_rows", "normalize rows"]
+
+
+def spans_of(k: int) -> list[list[int]]:
+    """A bank of three projectors on k directions: overlapping, one of rank 0."""
+    return [[0, k], [k // 2, k - k // 2], [k, 0]]
+
+
+def index_of(x: Tensor) -> Tensor:
+    """The projector of each row of x: none, or one of those three."""
+    return (torch.arange(x.numel() // x.shape[-1], device=x.device) % 4 - 1).int()
+
+
+def project_rows(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """The factors as that bank."""
+    spans = torch.tensor(spans_of(len(read)), dtype=torch.int32, device=x.device)
+    return ops.project_rows(x, read, write, offset, spans, index_of(x), strength, **options)
 
 
 def differentiable(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -23,6 +48,8 @@ def differentiable(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tens
         "project": lambda x: ops.project(x, **given_factors),
         "normalize": lambda x: ops.project(x, **given_factors, normalize=True),
         "projected_norm": lambda x: ops.projected_norm(x, **given_factors),
+        "project_rows": lambda x: project_rows(x, **given_factors),
+        "normalize rows": lambda x: project_rows(x, **given_factors, normalize=True),
     }
 
 
@@ -34,10 +61,22 @@ def plain(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tens
         coordinates = x @ read.T - given_factors.get("offset", 0)
         return x - given_factors.get("strength", 1) * coordinates @ write
 
+    def update_rows(x: Tensor) -> Tensor:
+        k = len(given_factors["read"])
+        member = torch.zeros(4, k, dtype=given_factors["read"].dtype, device=x.device)
+        for projector, (start, rank) in enumerate(spans_of(k)):
+            member[projector, start : start + rank] = 1
+        of_row = member[index_of(x).long()].view(*x.shape[:-1], k)  # -1: the last, of no direction
+        read, write = given_factors["read"], given_factors["write"]
+        coordinates = (x @ read.T - given_factors.get("offset", 0)) * of_row
+        return x - given_factors.get("strength", 1) * coordinates @ write
+
     return {
         "project": update,
         "normalize": lambda x: functional.normalize(update(x), dim=-1),
         "projected_norm": lambda x: torch.linalg.vector_norm(update(x), dim=-1),
+        "project_rows": update_rows,
+        "normalize rows": lambda x: functional.normalize(update_rows(x), dim=-1),
     }
 
 
@@ -150,7 +189,7 @@ TRANSFORMS: dict[str, Callable[[Callable, Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["project", "normalize", "projected_norm"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("option", ["symmetric", "offset", "strength"])
 def test_transforms(option: str, transform: str, name: str) -> None:
@@ -174,7 +213,7 @@ def test_compiled_transforms(transform: str) -> None:
     torch.testing.assert_close(derive(x, v), TRANSFORMS[transform](function, x, v))
 
 
-@pytest.mark.parametrize("name", ["project", "normalize", "projected_norm"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_autograd(name: str) -> None:
     function = differentiable(factors("strength", 6, 5, 2))[name]
     x = features(6, 5).requires_grad_()
@@ -214,7 +253,7 @@ def test_vmap_keeps_the_bits() -> None:
 
 
 @pytest.mark.parametrize("name", ["read", "write", "offset", "strength"])
-@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm])
+@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm, project_rows])
 def test_factors_that_require_grad_are_refused(operator: Callable, name: str) -> None:
     given_factors = factors("per-row", 4, 5, 2)
     given_factors[name].requires_grad_()
@@ -248,7 +287,7 @@ def test_tracing_adds_no_nodes() -> None:
 
 
 @pytest.mark.parametrize("name", ["read", "write", "offset", "strength"])
-@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm])
+@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm, project_rows])
 def test_factors_with_a_tangent_are_refused(operator: Callable, name: str) -> None:
     x, given_factors = features(4, 5), factors("per-row", 4, 5, 2)
     factor = given_factors.pop(name)
