@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call_vmap_helper
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
@@ -94,16 +96,16 @@ def call(op: torch._ops.OpOverload, *args: Tensor | None, **options: Any) -> Ten
 
 
 def write(op: torch._ops.OpOverload, subject: str, *args: Tensor | None, **options: Any) -> Tensor:
-    """What op has written, its argument `subject`: the first, or a keyword."""
+    """What op returns, or else has written: its argument `subject`, the first or a keyword."""
     target = options.get(subject, args[0])
     if torch.compiler.is_compiling() or _uncounted(target) or _busy((*args, target)):
-        op(*args, **options)
+        out = op(*args, **options)
     else:
         _refuse_inference(op, subject, target)
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            op(*args, **options)
+            out = op(*args, **options)
         torch.autograd.graph.increment_version(target)  # not for a call that was refused
-    return target
+    return target if out is None else out
 
 
 def _uncounted(target: Tensor) -> bool:
@@ -119,19 +121,34 @@ def _refuse_inference(op: torch._ops.OpOverload, subject: str, target: Tensor) -
         )
 
 
-# Formulas
+# Formulas. `factors` are the `_operands` after x.
+
+
+def _project(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    spans: Tensor | None,
+    index: Tensor | None,
+) -> Tensor:
+    """The update; with spans, that of each row's own projector."""
+    if spans is None or index is None:
+        return _ops.project.default(x, read, write, offset, strength)
+    return _ops.project_rows.default(x, read, write, offset, spans, index, strength)
 
 
 def _update(x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
     """A tangent of x through the update, which is linear up to its offset."""
-    read, write, _, strength = factors
-    return _ops.project.default(x, read, write, None, strength)
+    read, write, _, *rest = factors
+    return _project(x, read, write, None, *rest)
 
 
 def _transposed(grad: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
     """A gradient back through the update: the same update with its sides swapped."""
-    read, write, _, strength = factors
-    return _ops.project.default(grad, write, read, None, strength)
+    read, write, _, *rest = factors
+    return _project(grad, write, read, None, *rest)
 
 
 def _row(x: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -140,7 +157,7 @@ def _row(x: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
 
     Computed again by the operator rather than saved, so that formulas are differentiable in x.
     """
-    row = _ops.project.default(x.to(wide(x.dtype)), *factors)
+    row = _project(x.to(wide(x.dtype)), *factors)
     return row, torch.linalg.vector_norm(row, dim=-1, keepdim=True)
 
 
@@ -166,7 +183,7 @@ class _Differentiable(torch.autograd.function._SingleLevelFunction):
     torch.func has come down to one of its levels.
 
     Inputs of apply: `call`, which runs the operator below autograd; what it does `after` the
-    update, None, "normalize" or "norm"; x, read, write, offset and strength.
+    update, None, "normalize" or "norm"; the `_operands`.
     """
 
     # Compiled autograd asks for it, and only torch.autograd.Function has it.
@@ -193,7 +210,7 @@ class _Differentiable(torch.autograd.function._SingleLevelFunction):
             grad = _through_normalize(grad, x, factors)
         if ctx.after == "norm":
             grad = grad.unsqueeze(-1) * _direction(x, factors)
-        return None, None, _transposed(grad, factors).to(ctx.dtype), None, None, None, None
+        return None, None, _transposed(grad, factors).to(ctx.dtype), *[None] * len(factors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -218,10 +235,17 @@ def _padded(args: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return (*args, *[None] * (5 - len(args)))
 
 
+def _operands(given: dict[str, Tensor | None]) -> list[Tensor | None]:
+    """What the formulas take, in their order, of the arguments of an operator."""
+    names = ("x", "read", "write", "offset", "strength", "spans", "index")
+    return [given.get(name) for name in names]
+
+
 def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | None]) -> None:
     """Autograd for an operator that returns a new tensor, and torch.vmap."""
-    op = getattr(_ops, name).default
-    names = ("read", "write", "offset", "strength")
+    packet, _, overload = name.partition(".")
+    op = getattr(getattr(_ops, packet), overload or "default")
+    names = [arg.name for arg in op._schema.arguments if not arg.kwarg_only]
     instead = f"train factors in plain torch, {PLAIN}"
 
     def derive(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
@@ -231,9 +255,10 @@ def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | Non
 
         if not (_backward_mode(args) or _forward_mode() or _tracing()):
             return call()
-        _refuse_tracked(name, names, args[1:], instead)
+        _refuse_tracked(packet, names[1:], args[1:], instead)
+        operands = _operands(dict(zip(names, args, strict=False)))
         with enable_single_level_autograd_function():
-            return _Differentiable.apply(call, after(kwargs), *_padded(args))
+            return _Differentiable.apply(call, after(kwargs), *operands)
 
     def batch(info: Any, in_dims: tuple, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
         if any(dim is not None for dim in in_dims[1:]):
@@ -244,13 +269,39 @@ def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | Non
 
             return torch.stack([one(i) for i in range(info.batch_size)]), 0
         # Rows know nothing of one another, so a batch of x is x with one leading dim more.
-        x, *factors, strength = _padded(args)
-        if strength is not None and strength.ndim:
-            strength = strength.repeat(info.batch_size)
-        return op(x.movedim(in_dims[0], 0), *factors, strength, **kwargs), 0
+        given = dict(zip(names, args, strict=False))
+        given["x"] = args[0].movedim(in_dims[0], 0)
+        for per_row in ("strength", "index"):
+            values = given.get(per_row)
+            if values is not None and values.ndim:
+                given[per_row] = values.repeat(info.batch_size)
+        return op(**given, **kwargs), 0
+
+    def batched(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+        flag = kwargs.get("flag")
+        if flag is not None and torch._C._functorch.is_batchedtensor(flag):
+            raise RuntimeError(
+                f"{packet}: flag must be the same for all of a torch.vmap, got a batch"
+            )
+        level = retrieve_current_functorch_interpreter()
+        return custom_function_call_vmap_helper(level, batch, op, *args, **kwargs)
 
     _library.impl(name, derive, "Autograd", with_keyset=True)
-    torch.library.register_vmap(op, batch, lib=_library)
+    # torch.library.register_vmap would do the same, but takes no operator with a flag.
+    _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+
+
+def _register_count(op: torch._ops.OpOverload, name: str, subject: str) -> None:
+    """Counts what an operator writes, its argument `subject`: the first, or a keyword."""
+
+    def count_write(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor | None:
+        target = kwargs.get(subject, args[0])
+        _refuse_inference(op, subject, target)
+        out = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        torch.autograd.graph.increment_version(target)
+        return out
+
+    _library.impl(name, count_write, "ADInplaceOrView", with_keyset=True)
 
 
 def _register_write(name: str, instead: str) -> None:
@@ -269,18 +320,14 @@ def _register_write(name: str, instead: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
-    def count_write(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
-        target = kwargs.get(subject, args[0])
-        _refuse_inference(op, subject, target)
-        op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
-        torch.autograd.graph.increment_version(target)
-
     _library.impl(name, refuse, "Autograd", with_keyset=True)
-    _library.impl(name, count_write, "ADInplaceOrView", with_keyset=True)
+    _register_count(op, name, subject)
 
 
-_register_derivatives("project", lambda options: "normalize" if options.get("normalize") else None)
+for _name in ("project", "project_rows", "project_rows.flag"):
+    _register_derivatives(_name, lambda options: "normalize" if options.get("normalize") else None)
 _register_derivatives("projected_norm", lambda options: "norm")
+_register_count(_ops.project_rows.flag, "project_rows.flag", "flag")
 _register_write("project_", "use project() or torch.no_grad()")
 _register_write("project_out", "use project() or torch.no_grad()")
 _register_write("fold_", "use torch.no_grad()")

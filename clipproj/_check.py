@@ -90,6 +90,50 @@ def factors(
         _factor(op, "strength", strength, x)
 
 
+def _integers(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    torch._check(
+        t.dtype == torch.int32, lambda: f"{op}: {name} must be int32, got {_name(t.dtype)}"
+    )
+    _place(op, name, t, x)
+
+
+def bank(
+    op: str,
+    x: Tensor,
+    spans: Tensor | None,
+    index: Tensor | None,
+    flag: Tensor | None = None,
+) -> None:
+    """The projectors of a bank, and each row's own, for features x [..., d]."""
+    alone = "index" if spans is None else "spans"
+    torch._check(
+        (spans is None) == (index is None),
+        lambda: f"{op}: spans and index must come together, got {alone} alone",
+    )
+    torch._check(
+        flag is None or spans is not None,
+        lambda: f"{op}: flag must come with spans and index, got it alone",
+    )
+    if spans is None or index is None:
+        return
+    torch._check(
+        spans.dim() == 2 and spans.shape[1] == 2,
+        lambda: f"{op}: spans must be [m, 2], got {_shape(spans)}",
+    )
+    _integers(op, "spans", spans, x)
+    n = math.prod(x.shape[:-1])
+    torch._check(
+        index.dim() == 1 and index.shape[0] == n,
+        lambda: f"{op}: index must be [n] with n={n}, got {_shape(index)}",
+    )
+    _integers(op, "index", index, x)
+    if flag is not None:
+        torch._check(
+            flag.numel() == 1, lambda: f"{op}: flag must have one element, got {_shape(flag)}"
+        )
+        _integers(op, "flag", flag, x)
+
+
 def strength(op: str, given: object) -> None:
     """For the public forms: a number would be a constant of every graph that captures the call."""
     if given is not None and not isinstance(given, Tensor):

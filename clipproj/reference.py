@@ -7,6 +7,8 @@ reference have the same precision, which the second part of `tolerance` covers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -125,3 +127,64 @@ def tolerance(
         bound = bound / after.clamp_min(1e-12)
         bound = bound.masked_fill(after < MOSTLY_ERASED * before, torch.inf)
     return 2 * torch_error.amax(-1, keepdim=True) + bound
+
+
+def _by_projector(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    spans: Tensor,
+    index: Tensor,
+    strength: Tensor | None,
+    **options: bool,
+) -> Tensor:
+    """function of the rows of each projector, with its own slice of the bank."""
+    flat = x.reshape(index.shape[0], x.shape[-1])
+    out = flat.new_zeros(flat.shape, dtype=torch.float64)
+    for j in index.unique().tolist():
+        rows = index == j
+        start, rank = (0, 0) if j < 0 else spans[j].tolist()
+        own = slice(start, start + rank)
+        out[rows] = function(
+            flat[rows],
+            read[own],
+            write[own],
+            None if offset is None else offset[own],
+            strength if strength is None or strength.dim() == 0 else strength[rows],
+            **options,
+        )
+    return out.view(x.shape)
+
+
+def project_rows(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    spans: Tensor,
+    index: Tensor,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    """`clipproj.ops.project_rows` in float64."""
+    bank = read, write, offset, spans, index, strength
+    return _by_projector(project, x, *bank, normalize=normalize)
+
+
+def tolerance_rows(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    spans: Tensor,
+    index: Tensor,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    """`tolerance` for `ops.project_rows(...)`: of each row, with its own projector's rank."""
+    bank = read, write, offset, spans, index, strength
+    return _by_projector(tolerance, x, *bank, normalize=normalize)

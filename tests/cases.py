@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,18 +68,67 @@ def factors(
     return out
 
 
+# Ranks of a bank's projectors: ragged, none at all, more than a block of directions.
+RANKS = [7, 0, 16, 1, 33, 0, 3]
+
+
+def bank(
+    option: str,
+    n: int,
+    d: int,
+    ranks: Sequence[int] = RANKS,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """The keyword arguments of `project_rows` beside x: projectors of one kind out of OPTIONS, the
+    last one first in the bank, and rows of each and of none in no order.
+    """
+    parts = [factors(option, n, d, min(rank, d), dtype, device) for rank in reversed(ranks)]
+    parts = parts or [factors(option, n, d, 0, dtype, device)]
+    out = {
+        name: torch.cat([part[name] for part in parts]) for name in parts[0].keys() - {"strength"}
+    }
+    if option == "symmetric":
+        out["write"] = out["read"]
+    if "strength" in parts[0]:
+        out["strength"] = parts[0]["strength"]
+    spans = [(0, 0)]
+    for rank in reversed(ranks):
+        spans.append((sum(spans[-1]), min(rank, d)))
+    out["spans"] = torch.tensor(spans[:0:-1], dtype=torch.int32).reshape(-1, 2).to(device)
+    out["index"] = torch.randint(-1, len(ranks), (n,), dtype=torch.int32).to(device)
+    return {"offset": None} | out
+
+
+def alone(given: dict[str, Tensor], projector: int, rows: Tensor) -> dict[str, Tensor]:
+    """The keyword arguments of `project` that make of these rows what the bank's projector does."""
+    start, rank = (0, 0) if projector < 0 else given["spans"][projector].tolist()
+    own = slice(start, start + rank)
+    out = {name: given[name] for name in ("read", "write", "offset") if given[name] is not None}
+    out = {name: factor[own] for name, factor in out.items()}
+    if given["read"] is given["write"]:
+        out["write"] = out["read"]
+    strength = given.get("strength")
+    if strength is not None:
+        out["strength"] = strength[rows] if strength.dim() else strength
+    return out
+
+
 def assert_reference(out: Tensor, x: Tensor, *, normalize: bool = False, **given: Tensor) -> None:
-    """`out` is what the operator makes of x, within the bound of the design."""
+    """`out` is what the operator makes of x, within the bound of the design; with a bank, rows."""
+    rows = "index" in given
+    project = reference.project_rows if rows else reference.project
+    tolerance = reference.tolerance_rows if rows else reference.tolerance
     assert out.dtype == x.dtype
     assert out.shape == x.shape
     assert out.isfinite().all()
-    bound = reference.tolerance(x, **given, normalize=normalize)
-    error = (out.double() - reference.project(x, **given, normalize=normalize)).abs()
+    bound = tolerance(x, **given, normalize=normalize)
+    error = (out.double() - project(x, **given, normalize=normalize)).abs()
     assert (error <= bound).all(), f"error {error.max():.3g}, {(error / bound).max():.3g} x bound"
     erased = bound.isinf().any(-1)
     length = out[erased].double().norm(dim=-1)
     # What rounding leaves of a row may be nothing, or shorter than the least divisor.
-    clamped = reference.projected_norm(x, **given)[erased] < 1e-6
+    clamped = project(x, **given)[erased].norm(dim=-1) < 1e-6
     assert ((length - 1).abs() <= 4 * torch.finfo(x.dtype).eps).logical_or(clamped).all()
     assert (length <= 1.01).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,30 @@ from torch.nn import functional
 from clipproj import ops
 
 RAW = torch.ops.clipproj
+FUNCTIONS = ["project", "normalize", "projected_norm", "project_rows", "normalize rows"]
+
+
+def spans_of(k: int) -> list[list[int]]:
+    """A bank of three projectors on k directions: overlapping, one of rank 0."""
+    return [[0, k], [k // 2, k - k // 2], [k, 0]]
+
+
+def index_of(x: Tensor) -> Tensor:
+    """The projector of each row of x: none, or one of those three."""
+    return (torch.arange(x.numel() // x.shape[-1], device=x.device) % 4 - 1).int()
+
+
+def project_rows(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """The factors as that bank."""
+    spans = torch.tensor(spans_of(len(read)), dtype=torch.int32, device=x.device)
+    return ops.project_rows(x, read, write, offset, spans, index_of(x), strength, **options)
 
 
 def differentiable(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -23,6 +48,8 @@ def differentiable(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tens
         "project": lambda x: ops.project(x, **given_factors),
         "normalize": lambda x: ops.project(x, **given_factors, normalize=True),
         "projected_norm": lambda x: ops.projected_norm(x, **given_factors),
+        "project_rows": lambda x: project_rows(x, **given_factors),
+        "normalize rows": lambda x: project_rows(x, **given_factors, normalize=True),
     }
 
 
@@ -34,10 +61,21 @@ def plain(given_factors: dict[str, Tensor]) -> dict[str, Callable[[Tensor], Tens
         coordinates = x @ read.T - given_factors.get("offset", 0)
         return x - given_factors.get("strength", 1) * coordinates @ write
 
+    def update_rows(x: Tensor) -> Tensor:
+        k = len(given_factors["read"])
+        own = [[start <= i < start + rank for i in range(k)] for start, rank in spans_of(k)]
+        member = torch.tensor([*own, [False] * k], device=x.device)
+        of_row = member[index_of(x).long()].view(*x.shape[:-1], k)  # -1: the last, of no direction
+        read, write = given_factors["read"], given_factors["write"]
+        coordinates = (x @ read.T - given_factors.get("offset", 0)) * of_row
+        return x - given_factors.get("strength", 1) * coordinates @ write
+
     return {
         "project": update,
         "normalize": lambda x: functional.normalize(update(x), dim=-1),
         "projected_norm": lambda x: torch.linalg.vector_norm(update(x), dim=-1),
+        "project_rows": update_rows,
+        "normalize rows": lambda x: functional.normalize(update_rows(x), dim=-1),
     }
 
 
@@ -150,7 +188,7 @@ TRANSFORMS: dict[str, Callable[[Callable, Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["project", "normalize", "projected_norm"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("option", ["symmetric", "offset", "strength"])
 def test_transforms(option: str, transform: str, name: str) -> None:
@@ -174,7 +212,7 @@ def test_compiled_transforms(transform: str) -> None:
     torch.testing.assert_close(derive(x, v), TRANSFORMS[transform](function, x, v))
 
 
-@pytest.mark.parametrize("name", ["project", "normalize", "projected_norm"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_autograd(name: str) -> None:
     function = differentiable(factors("strength", 6, 5, 2))[name]
     x = features(6, 5).requires_grad_()
@@ -214,7 +252,7 @@ def test_vmap_keeps_the_bits() -> None:
 
 
 @pytest.mark.parametrize("name", ["read", "write", "offset", "strength"])
-@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm])
+@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm, project_rows])
 def test_factors_that_require_grad_are_refused(operator: Callable, name: str) -> None:
     given_factors = factors("per-row", 4, 5, 2)
     given_factors[name].requires_grad_()
@@ -248,7 +286,7 @@ def test_tracing_adds_no_nodes() -> None:
 
 
 @pytest.mark.parametrize("name", ["read", "write", "offset", "strength"])
-@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm])
+@pytest.mark.parametrize("operator", [ops.project, ops.projected_norm, project_rows])
 def test_factors_with_a_tangent_are_refused(operator: Callable, name: str) -> None:
     x, given_factors = features(4, 5), factors("per-row", 4, 5, 2)
     factor = given_factors.pop(name)
@@ -402,3 +440,69 @@ def test_a_refused_write_is_not_counted(write: Callable) -> None:
     with pytest.raises(RuntimeError, match="read must be"):
         write(x, **given_factors)
     assert x._version == before
+
+
+def flagged(x: Tensor, flag: Tensor) -> Tensor:
+    return project_rows(x, **factors("offset", 4, 5, 2), flag=flag)
+
+
+def raw_flagged(x: Tensor, flag: Tensor) -> Tensor:
+    given = factors("offset", 4, 5, 2)
+    spans = torch.tensor(spans_of(2), dtype=torch.int32)
+    factors_of = (given["read"], given["write"], given["offset"])
+    return RAW.project_rows.flag(x, *factors_of, spans, index_of(x), flag=flag)
+
+
+@pytest.mark.parametrize("call", [flagged, raw_flagged])
+def test_a_write_to_a_flag_is_counted(call: Callable) -> None:
+    flag = torch.zeros(1, dtype=torch.int32)
+    for guard in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        for x in (features(4, 5), features(4, 5).requires_grad_()):
+            before = flag._version
+            with guard():
+                call(x, flag)
+            assert flag._version == before + 1
+    before = flag._version
+    with pytest.raises(RuntimeError, match="read must be"):
+        call(features(4, 6), flag)
+    assert flag._version == before
+    with torch.inference_mode():
+        inside = flag.clone()
+        call(features(4, 5), inside)
+    with pytest.raises(RuntimeError, match="project_rows: flag must be a normal tensor outside"):
+        call(features(4, 5), inside)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_beside_a_flag(transform: str) -> None:
+    given_factors = factors("strength", 6, 5, 2, torch.float64)
+    x, v = features(6, 5, torch.float64), features(6, 5, torch.float64)
+    flag = torch.zeros(1, dtype=torch.int32)
+    derive = TRANSFORMS[transform]
+    found = derive(lambda x: project_rows(x, **given_factors, normalize=True, flag=flag), x, v)
+    want = derive(lambda x: project_rows(x, **given_factors, normalize=True), x, v)
+    assert torch.equal(found, want)
+    assert flag._version > 0
+
+
+def test_a_batch_of_flags_is_refused() -> None:
+    flags = torch.zeros(3, 1, dtype=torch.int32)
+    text = "project_rows: flag must be the same for all of a torch.vmap, got a batch"
+    with pytest.raises(RuntimeError, match=text):
+        func.vmap(flagged, randomness="same")(features(12, 5).view(3, 4, 5), flags)
+
+
+def test_vmap_over_banks_and_indices() -> None:
+    x, given_factors = features(12, 5).view(3, 4, 5), factors("offset", 4, 5, 2)
+    spans = torch.tensor(spans_of(2), dtype=torch.int32)
+    index = torch.randint(-1, 3, (3, 4), dtype=torch.int32)
+    read, write, offset = given_factors.values()
+
+    def function(x: Tensor, spans: Tensor, index: Tensor) -> Tensor:
+        return ops.project_rows(x, read, write, offset, spans, index)
+
+    want = torch.stack([function(x[i], spans, index[i]) for i in range(3)])
+    assert torch.equal(func.vmap(function, in_dims=(0, None, 0))(x, spans, index), want)
+    turned = torch.stack([spans, spans.flip(0)])
+    found = func.vmap(function, in_dims=(None, 0, None))(x[0], turned, index[0])
+    assert torch.equal(found, torch.stack([function(x[0], one, index[0]) for one in turned]))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipproj import ops
+from clipproj import _check, ops
 
-NAMES = ["project", "project_", "project_out", "projected_norm", "fold_"]
+NAMES = ["project", "project_", "project_out", "project_rows", "projected_norm", "fold_"]
 MODES = {"eager": nullcontext, "fake": FakeTensorMode}
 
 
@@ -74,6 +74,23 @@ ROWS: list[tuple[dict[str, Any], str]] = [
         "strength must be 0-dim or [n] with n=6, got [3]",
     ),
 ]
+INT = torch.int32
+BANK: list[tuple[dict[str, Any], str]] = [
+    ({"spans": lambda: t(4, dtype=INT)}, "spans must be [m, 2], got [4]"),
+    ({"spans": lambda: t(2, 3, dtype=INT)}, "spans must be [m, 2], got [2, 3]"),
+    ({"spans": lambda: t(2, 2, dtype=torch.int64)}, "spans must be int32, got int64"),
+    ({"spans": lambda: t(2, 2)}, "spans must be int32, got float32"),
+    ({"index": lambda: t(2, dtype=INT)}, "index must be [n] with n=3, got [2]"),
+    ({"index": lambda: t(3, 1, dtype=INT)}, "index must be [n] with n=3, got [3, 1]"),
+    ({"index": lambda: t(dtype=INT)}, "index must be [n] with n=3, got []"),
+    ({"x": lambda: t(3, 2, 8)}, "index must be [n] with n=6, got [3]"),
+    ({"index": lambda: t(3, dtype=torch.int64)}, "index must be int32, got int64"),
+    ({"index": lambda: t(3, dtype=torch.uint8)}, "index must be int32, got uint8"),
+    ({"index": lambda: t(3, dtype=torch.bool)}, "index must be int32, got bool"),
+    ({"flag": lambda: t(2, dtype=INT)}, "flag must have one element, got [2]"),
+    ({"flag": lambda: t(0, dtype=INT)}, "flag must have one element, got [0]"),
+    ({"flag": lambda: t(1, dtype=torch.bool)}, "flag must be int32, got bool"),
+]
 OVERLAP = "must not overlap itself to be written, got strides that repeat elements"
 FLAT = (
     "must have leading dims that flatten to one stride, got strides of a permuted view; "
@@ -123,6 +140,7 @@ TABLE = [
         "project": FACTORS + ROWS,
         "project_": FACTORS + ROWS + IN_PLACE,
         "project_out": FACTORS + ROWS + OUT,
+        "project_rows": FACTORS + ROWS + BANK,
         "projected_norm": FACTORS + ROWS,
         "fold_": WEIGHT_FACTORS + WEIGHT,
     }.items()
@@ -140,6 +158,8 @@ def call(name: str, change: dict[str, Any]) -> None:
     }
     if name == "fold_":
         arguments["dim"] = lambda: 1
+    if name == "project_rows":
+        arguments |= {"spans": lambda: t(2, 2, dtype=INT), "index": lambda: t(3, dtype=INT)}
     made = {key: make() for key, make in (arguments | change).items()}
     if name == "project_out":
         made.setdefault("out", t(*made["x"].shape, dtype=made["x"].dtype))
@@ -176,6 +196,30 @@ def test_devices_must_agree(name: str) -> None:
         with pytest.raises(RuntimeError) as caught:
             call(name, {argument: lambda shape=shape: torch.empty(shape, device="meta")})
         assert str(caught.value) == f"{name}: {argument} must be on cpu, got meta"
+
+
+@pytest.mark.parametrize(("argument", "shape"), [("spans", (2, 2)), ("index", 3), ("flag", 1)])
+def test_devices_of_a_bank_must_agree(argument: str, shape: Any) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        call("project_rows", {argument: lambda: torch.empty(shape, dtype=INT, device="meta")})
+    assert str(caught.value) == f"project_rows: {argument} must be on cpu, got meta"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("spans",), "spans and index must come together, got spans alone"),
+        (("index",), "spans and index must come together, got index alone"),
+        (("flag",), "flag must come with spans and index, got it alone"),
+    ],
+)
+def test_parts_of_a_bank_come_together(given: tuple[str, ...], text: str) -> None:
+    """For operators whose bank is optional."""
+    parts = {"spans": t(2, 2, dtype=INT), "index": t(3, dtype=INT), "flag": t(1, dtype=INT)}
+    arguments = [parts[name] if name in given else None for name in parts]
+    with pytest.raises(RuntimeError) as caught:
+        _check.bank("linear", t(3, 8), *arguments)
+    assert str(caught.value) == f"linear: {text}"
 
 
 @pytest.mark.gpu

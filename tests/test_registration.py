@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, assert_bits, factors, features
+from cases import DTYPES, RANKS, assert_bits, bank, factors, features
 from torch import Tensor, nn
 
 from clipproj import ops
 
 RAW = torch.ops.clipproj
+BANK = ("read", "write", "offset", "spans", "index", "strength")  # as project_rows takes them
 SCHEMAS = {
     "project": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
     "Tensor? strength=None, *, bool normalize=False) -> Tensor",
@@ -19,6 +20,10 @@ SCHEMAS = {
     "Tensor? strength=None, *, bool normalize=False) -> ()",
     "project_out": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
     "Tensor? strength=None, *, bool normalize=False, Tensor(a!) out) -> ()",
+    "project_rows": "(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
+    "Tensor index, Tensor? strength=None, *, bool normalize=False) -> Tensor",
+    "project_rows.flag": "(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
+    "Tensor index, Tensor? strength=None, *, bool normalize=False, Tensor(a!) flag) -> Tensor",
     "fold_": "(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
     "Tensor? strength=None, *, int dim) -> ()",
     "projected_norm": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
@@ -26,9 +31,14 @@ SCHEMAS = {
 }
 
 
+def operator(name: str) -> torch._ops.OpOverload:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(RAW, packet), overload or "default")
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema(name: str) -> None:
-    assert str(getattr(RAW, name).default._schema) == f"clipproj::{name}{SCHEMAS[name]}"
+    assert str(operator(name)._schema) == f"clipproj::{name}{SCHEMAS[name]}"
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "requires grad"])
@@ -43,12 +53,20 @@ def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
         "project": {"normalize": True},
         "project_": {"normalize": True},
         "project_out": {"normalize": True, "out": torch.empty_like(x)},
+        "project_rows": {"normalize": True},
+        "project_rows.flag": {"normalize": True, "flag": torch.zeros(1, dtype=torch.int32)},
         "fold_": {"dim": 0},
     }
+    if name.startswith("project_rows"):
+        for option in ("symmetric", "oblique", "per-row"):
+            given = bank(option, 6, 6, [2, 0, 3], dtype)
+            arguments = [given.get(key) for key in BANK]
+            torch.library.opcheck(operator(name), (x, *arguments), options[name])
+        return
     option = "strength" if name == "fold_" else "per-row"
     for given in (factors("oblique", 6, 6, 2, dtype), factors(option, 6, 6, 2, dtype)):
         arguments = [given.get(key) for key in ("read", "write", "offset", "strength")]
-        torch.library.opcheck(getattr(RAW, name).default, (x, *arguments), options.get(name, {}))
+        torch.library.opcheck(operator(name), (x, *arguments), options.get(name, {}))
 
 
 class Edited(nn.Module):
@@ -183,3 +201,72 @@ def test_aot_inductor_round_trip(tmp_path: Path) -> None:
     for n in (2, 33):
         x = features(n, 12)
         torch.testing.assert_close(loaded(x), model(x))
+
+
+class Served(nn.Module):
+    """An encoder's end with a projector and a strength for each row."""
+
+    def __init__(self, flagged: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 48)
+        for name, value in bank("offset", 1, 48).items():
+            self.register_buffer(name, value)
+        self.register_buffer("flag", torch.zeros(1, dtype=torch.int32) if flagged else None)
+
+    def forward(self, x: Tensor, index: Tensor, strength: Tensor) -> Tensor:
+        z = self.head(x)
+        tenants = (self.read, self.write, self.offset, self.spans)
+        return ops.project_rows(z, *tenants, index, strength, normalize=True, flag=self.flag) * 2
+
+
+def rows(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    index = torch.randint(-1, len(RANKS), (n,), dtype=torch.int32)
+    return features(n, 12), index, torch.rand(n)
+
+
+both_forms = pytest.mark.parametrize("flagged", [False, True], ids=["unflagged", "flagged"])
+BATCH = {0: torch.export.Dim("batch", min=2, max=4096)}
+
+
+@both_forms
+def test_one_compilation_serves_every_batch_tenant_and_strength(flagged: bool) -> None:
+    model = Served(flagged)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    given = rows(7)
+    for argument in given:
+        torch._dynamo.mark_dynamic(argument, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*given), model(*given))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for n in (33, 2, 257):
+                model.spans.copy_(model.spans.roll(1, 0))  # tenants that move within the bank
+                given = rows(n)
+                torch.testing.assert_close(compiled(*given), model(*given))
+
+
+@both_forms
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_gradients_of_a_bank(backend: str, flagged: bool) -> None:
+    model, given = Served(flagged), rows(7)
+
+    def gradient(forward: nn.Module) -> Tensor:
+        return torch.autograd.grad(forward(*given)[:, 3].sin().sum(), model.head.weight)[0]
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    torch.testing.assert_close(gradient(compiled), gradient(model))
+
+
+@both_forms
+def test_a_bank_goes_through_export_and_aot_inductor(flagged: bool, tmp_path: Path) -> None:
+    model = Served(flagged).requires_grad_(False)
+    program = torch.export.export(model, rows(7), dynamic_shapes=(BATCH, BATCH, BATCH))
+    wanted = operator("project_rows.flag" if flagged else "project_rows")
+    assert any(node.target is wanted for node in program.graph.nodes)
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "served.pt2")
+    )
+    loaded = torch._inductor.aoti_load_package(package)
+    for n in (2, 33):
+        given = rows(n)
+        torch.testing.assert_close(program.module()(*given), model(*given))
+        torch.testing.assert_close(loaded(*given), model(*given))
