@@ -131,6 +131,22 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
   return f;
 }
 
+// On the CPU, whose kernels trust what they are told: every row's index, and the spans in use.
+inline void check_rows_of_bank(const char* op, const Tensor& spans, const Tensor& index,
+                               int64_t k) {
+  const auto* span = static_cast<const int32_t*>(spans.const_data_ptr());
+  const auto* row = static_cast<const int32_t*>(index.const_data_ptr());
+  const int64_t n = index.size(0), m = spans.size(0);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t j = row[i];
+    require(-1 <= j && j < m, op, "index must be in [-1, ", m - 1, "], got ", j, " in row ", i);
+    if (j < 0) continue;
+    const int64_t start = span[2 * j], rank = span[2 * j + 1];
+    require(start >= 0 && rank >= 0 && start + rank <= k, op, "spans must lie within the ", k,
+            " directions of the bank, got start ", start, " and rank ", rank, " in span ", j);
+  }
+}
+
 // The projectors of a bank: which of the factors' k directions are whose, and each row's own.
 inline void check_bank(const char* op, const Tensor& x, const std::optional<Tensor>& spans,
                        const std::optional<Tensor>& index, const std::optional<Tensor>& flag,
@@ -153,6 +169,7 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
   check("index", *index);
   f->spans = dense(*spans);
   f->index = dense(*index);
+  if (place.is_cpu()) check_rows_of_bank(op, *f->spans, *f->index, f->k);
   if (!flag) return;
   require(flag->numel() == 1, op, "flag must have one element, got ", Shape{*flag});
   check("flag", *flag);
