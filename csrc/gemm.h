@@ -39,6 +39,11 @@ inline Tensor convert(const Tensor& t, const Tensor& like) {
   return made;
 }
 
+inline std::optional<Tensor> in_dtype_of(const Tensor& like, const std::optional<Tensor>& t) {
+  if (!t || t->scalar_type() == like.scalar_type()) return t;
+  return convert(*t, like);
+}
+
 // How many rows a chunk of n has, for at most `bytes` of them: what lies between two steps is to
 // stay in cache. Chunks are alike and whole tiles of a product, so that none is a remainder.
 inline int64_t even_chunk(int64_t n, int64_t bytes_of_row, int64_t bytes) {

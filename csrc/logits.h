@@ -38,8 +38,7 @@ Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const 
   const Rows rows = flat.value_or(Rows{n, d, d, 1}), to{n, c, c, 1};
   const Tensor right = right_operand(wide ? convert(classes, accurate) : classes);
   // The product takes a bias of the result's dtype: one of half precision rounds it once.
-  std::optional<Tensor> shift = bias;
-  if (bias && bias->scalar_type() != result) shift = convert(*bias, out);
+  const auto shift = in_dtype_of(out, bias);
 
   const Tensor& like = wide ? accurate : x;
   const int64_t chunk = chunk_of(n, d * item_size(like.scalar_type()));
