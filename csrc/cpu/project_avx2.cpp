@@ -147,8 +147,8 @@ struct Vec {
 };
 
 #include "fold_kernel.inl"
-#include "gathered.inl"
 #include "project_kernel.inl"
+#include "rows_kernel.inl"
 
 template <class T>
 constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>,

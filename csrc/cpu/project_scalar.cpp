@@ -82,8 +82,8 @@ struct Vec {
 };
 
 #include "fold_kernel.inl"
-#include "gathered.inl"
 #include "project_kernel.inl"
+#include "rows_kernel.inl"
 
 template <class A, class T>
 constexpr ProjectKernel<A> kProject{project_rows<Vec<A>, T>, project_split<Vec<A>, T>,
