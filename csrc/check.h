@@ -131,6 +131,22 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
   return f;
 }
 
+// On the CPU, whose kernels trust what they are told: every row's index, and the spans in use.
+inline void check_rows_of_bank(const char* op, const Tensor& spans, const Tensor& index,
+                               int64_t k) {
+  const auto* span = static_cast<const int32_t*>(spans.const_data_ptr());
+  const auto* row = static_cast<const int32_t*>(index.const_data_ptr());
+  const int64_t n = index.size(0), m = spans.size(0);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t j = row[i];
+    require(-1 <= j && j < m, op, "index must be in [-1, ", m - 1, "], got ", j, " in row ", i);
+    if (j < 0) continue;
+    const int64_t start = span[2 * j], rank = span[2 * j + 1];
+    require(start >= 0 && rank >= 0 && start + rank <= k, op, "spans must lie within the ", k,
+            " directions of the bank, got start ", start, " and rank ", rank, " in span ", j);
+  }
+}
+
 // The projectors of a bank: which of the factors' k directions are whose, and each row's own.
 inline void check_bank(const char* op, const Tensor& x, const std::optional<Tensor>& spans,
                        const std::optional<Tensor>& index, const std::optional<Tensor>& flag,
@@ -153,10 +169,68 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
   check("index", *index);
   f->spans = dense(*spans);
   f->index = dense(*index);
+  if (place.is_cpu()) check_rows_of_bank(op, *f->spans, *f->index, f->k);
   if (!flag) return;
   require(flag->numel() == 1, op, "flag must have one element, got ", Shape{*flag});
   check("flag", *flag);
   f->flag = *flag;
+}
+
+// The operands of a product other than the factors. n, the rows of x [..., in], is returned.
+inline int64_t check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                            const std::optional<Tensor>& bias) {
+  require(x.dim() >= 1, op, "x must be [..., in], got ", Shape{x});
+  const int64_t in = x.size(x.dim() - 1);
+  require(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) == in, op,
+          "weight must be [d, in] with d >= 1 and in=", in, ", got ", Shape{weight});
+  const ScalarType type = x.scalar_type();
+  const Place place(x);
+  check_dtype(op, "weight", weight, type, type);
+  check_place(op, "weight", weight, place);
+  if (bias) {
+    const int64_t d = weight.size(0);
+    require(bias->dim() == 1 && bias->size(0) == d, op, "bias must be [d] with d=", d, ", got ",
+            Shape{*bias});
+    check_dtype(op, "bias", *bias, type, type);
+    check_place(op, "bias", *bias, place);
+  }
+  int64_t n = 1;
+  for (int64_t i = 0; i < x.dim() - 1; ++i) n *= x.size(i);
+  return n;
+}
+
+inline void check_logits(const char* op, const Tensor& x, const Tensor& classes,
+                         const Tensor& scale, const std::optional<Tensor>& bias,
+                         const std::optional<Tensor>& write_classes, int64_t k,
+                         const std::optional<ScalarType>& dtype) {
+  const ScalarType type = x.scalar_type();
+  const ScalarType want = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Place place(x);
+  const int64_t d = x.size(x.dim() - 1);
+  require(classes.dim() == 2 && classes.size(1) == d, op, "classes must be [C, d] with d=", d,
+          ", got ", Shape{classes});
+  const int64_t c = classes.size(0);
+  check_dtype(op, "classes", classes, type, type);
+  check_place(op, "classes", classes, place);
+  require(scale.dim() == 0, op, "scale must be 0-dim, got ", Shape{scale});
+  check_dtype(op, "scale", scale, type, want);
+  check_place(op, "scale", scale, place);
+  if (bias) {
+    require(bias->dim() == 0 || (bias->dim() == 1 && bias->size(0) == c), op,
+            "bias must be 0-dim or [C] with C=", c, ", got ", Shape{*bias});
+    check_dtype(op, "bias", *bias, type, want);
+    check_place(op, "bias", *bias, place);
+  }
+  if (write_classes) {
+    require(write_classes->dim() == 2 && write_classes->size(0) == k && write_classes->size(1) == c,
+            op, "write_classes must be [k, C] with k=", k, " and C=", c, ", got ",
+            Shape{*write_classes});
+    check_dtype(op, "write_classes", *write_classes, type, want);
+    check_place(op, "write_classes", *write_classes, place);
+  }
+  require(!dtype || *dtype == type || *dtype == want, op, "dtype must be None, ", Dtype{type},
+          " or ", Dtype{want}, " for ", Dtype{type}, " features, got ",
+          Dtype{dtype.value_or(type)});
 }
 
 inline int64_t check_features(const char* op, const Tensor& x) {

@@ -15,11 +15,14 @@ using ParallelFor = void (*)(int64_t threads, int64_t units,
                              void (*body)(void* context, int64_t begin, int64_t end),
                              void* context);
 
-// One dtype of one instruction set. `rows` and `split` give a row the same bits.
+// One dtype of one instruction set. All but `columns` give a row the same bits.
 template <class A>
 struct ProjectKernel {
   void (*rows)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // on one thread
   void (*split)(const ProjectParams<A>& p, int64_t threads, ParallelFor parallel_for);
+  // With a bank, on one thread: rows order[0], .., order[count - 1], those of a projector together
+  // and in ascending order.
+  void (*gathered)(const ProjectParams<A>& p, const int64_t* order, int64_t count);
   void (*columns)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // fold_ along dim 0
   int64_t block;  // rows that share the factors they load: what a thread should get a multiple of
 };

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <new>
 
+#include "../params.h"
+
 // Loops over registers: GCC keeps an array in registers only if the loops over it are gone early.
 #define CLIPPROJ_UNROLL _Pragma("GCC unroll 16")
 #define CLIPPROJ_INLINE __attribute__((always_inline)) inline
@@ -18,6 +20,18 @@ namespace clipproj {
 template <class P>
 CLIPPROJ_INLINE P opaque(P p) {
   asm("" : "+r"(p));
+  return p;
+}
+
+// The problem of the rows whose index is j: their own directions alone, none for -1. Inlined
+// always, since both the launch and every instruction set need it.
+template <class A>
+CLIPPROJ_INLINE ProjectParams<A> projector(ProjectParams<A> p, int64_t j) {
+  const int64_t start = j < 0 ? 0 : p.spans[2 * j];
+  p.k = j < 0 ? 0 : p.spans[2 * j + 1];
+  p.read += start * p.d;
+  p.write += start * p.d;
+  if (p.offset) p.offset += start;
   return p;
 }
 

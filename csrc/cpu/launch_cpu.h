@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel of the dtype and instruction set, split over torch's threads.
+// The kernel of the dtype and instruction set, split over torch's threads; with a bank each row by
+// its own projector.
 #pragma once
 #include "../host.h"
+#include "bank.h"
 #include "isa.h"
+#include "kernel.h"
 
 namespace clipproj {
 
@@ -22,11 +25,15 @@ void run_parallel(int64_t threads, int64_t units, F body) {
 }
 
 // How many threads a problem is worth: one for some ten microseconds of work.
+inline int64_t threads_for(int64_t work) {
+  constexpr int64_t kWorkPerThread = 1 << 19;
+  const int64_t worth = work / kWorkPerThread;
+  return worth <= 1 ? 1 : std::min<int64_t>(worth, torch::stable::get_num_threads());
+}
+
 template <class A>
 int64_t threads_for(const ProjectParams<A>& p) {
-  constexpr int64_t kWorkPerThread = 1 << 19;
-  const int64_t worth = p.n * p.d * (p.k + 2) / kWorkPerThread;
-  return worth <= 1 ? 1 : std::min<int64_t>(worth, torch::stable::get_num_threads());
+  return threads_for(p.n * p.d * row_work(p.k));
 }
 
 template <class A>
@@ -37,6 +44,47 @@ void launch_rows(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
   run_parallel(threads, blocks, [&](int64_t begin, int64_t end) {
     kernel.rows(p, begin * kernel.block, std::min(end * kernel.block, p.n));
   });
+}
+
+// Rows of a bank. A batch is grouped as a whole, so that threads share no projector but those at
+// their ends; of a large one each thread groups its own rows, a few thousand at a time. Too few
+// rows of many projectors are not split within a row, however high their ranks.
+template <class A>
+void launch_bank(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
+  constexpr int64_t kGroup = 4096;  // rows that are grouped together
+  const auto work = [&](int64_t i) { return row_work(rank_of(p, i)); };
+  int64_t total = 0;
+  bool one = true;
+  for (int64_t i = 0; i < p.n; ++i) {
+    total += work(i);
+    one = one && p.index[i] == p.index[0];
+  }
+  if (one && !is_copy(p, rank_of(p, 0))) return launch_rows(kernel, projector(p, p.index[0]));
+  const int64_t threads = threads_for(total * p.d);
+  const auto in_parallel = [&](auto row, auto body) {
+    if (threads == 1) return body(int64_t{0}, p.n);
+    const auto cuts = equal_shares(threads, p.n, total, [&](int64_t i) { return work(row(i)); });
+    run_parallel(threads, threads, [&](int64_t begin, int64_t end) {
+      if (cuts[begin] < cuts[end]) body(cuts[begin], cuts[end]);
+    });
+  };
+  if (p.n <= kGroup) {
+    RowOrder order(p.n);
+    order.group(p.index, 0, p.n, p.m);
+    const int64_t* rows = order.get();
+    return in_parallel(
+        [&](int64_t i) { return rows[i]; },
+        [&](int64_t begin, int64_t end) { kernel.gathered(p, rows + begin, end - begin); });
+  }
+  in_parallel([](int64_t i) { return i; },
+              [&](int64_t begin, int64_t end) {
+                RowOrder order(std::min(end - begin, kGroup));
+                for (; begin < end; begin += kGroup) {
+                  const int64_t count = std::min(end - begin, kGroup);
+                  order.group(p.index, begin, begin + count, p.m);
+                  kernel.gathered(p, order.get(), count);
+                }
+              });
 }
 
 // launch(kernel, params) with the kernel of the dtype.
@@ -56,8 +104,9 @@ void for_dtype(ScalarType type, const Factors& f, const Pass& pass, Launch launc
 }
 
 inline void launch_cpu(const Tensor& x, const Factors& f, const Pass& pass) {
-  for_dtype(x.scalar_type(), f, pass,
-            [](const auto& kernel, const auto& p) { launch_rows(kernel, p); });
+  for_dtype(x.scalar_type(), f, pass, [](const auto& kernel, const auto& p) {
+    p.index ? launch_bank(kernel, p) : launch_rows(kernel, p);
+  });
 }
 
 }  // namespace clipproj

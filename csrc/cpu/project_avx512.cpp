@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -154,10 +155,11 @@ struct Vec {
 
 #include "fold_kernel.inl"
 #include "project_kernel.inl"
+#include "rows_kernel.inl"
 
 template <class T>
 constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>,
-                                        fold_columns<Vec, T>, Vec::kRows};
+                                        project_gathered<Vec, T>, fold_columns<Vec, T>, Vec::kRows};
 
 }  // namespace
 

@@ -83,10 +83,12 @@ struct Vec {
 
 #include "fold_kernel.inl"
 #include "project_kernel.inl"
+#include "rows_kernel.inl"
 
 template <class A, class T>
 constexpr ProjectKernel<A> kProject{project_rows<Vec<A>, T>, project_split<Vec<A>, T>,
-                                    fold_columns<Vec<A>, T>, Vec<A>::kRows};
+                                    project_gathered<Vec<A>, T>, fold_columns<Vec<A>, T>,
+                                    Vec<A>::kRows};
 
 }  // namespace
 
