@@ -56,13 +56,14 @@ def _asked(config: pytest.Config) -> list[str]:
 
 
 def _check_peers(names: list[str]) -> None:
-    import peers_fold
-    import peers_project
-    import peers_projected_norm
+    import peers_fold  # noqa: F401  each registers its peers
+    import peers_linear  # noqa: F401
+    import peers_logits  # noqa: F401
+    import peers_project  # noqa: F401
+    import peers_projected_norm  # noqa: F401
     from peers import PEERS
 
-    operators = (peers_project.OP, peers_projected_norm.OP, peers_fold.OP)
-    known = dict.fromkeys(name for op in operators for name in PEERS[op])
+    known = dict.fromkeys(name for peers in PEERS.values() for name in peers)
     if unknown := set(names) - set(known):
         raise pytest.UsageError(f"--peers must be of {list(known)}, got {sorted(unknown)}")
 

@@ -41,7 +41,9 @@ class Peer:
     cpu_only: bool
 
 
-PEERS: dict[str, dict[str, Peer]] = {"project": {}, "projected_norm": {}, "fold_": {}}
+PEERS: dict[str, dict[str, Peer]] = {
+    op: {} for op in ("project", "projected_norm", "fold_", "linear", "logits")
+}
 
 
 def peer(
