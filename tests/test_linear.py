@@ -156,7 +156,7 @@ def test_nan_stays_in_its_row(
 
 
 def test_bad_index_is_refused() -> None:
-    x, (weight, bias), given = features(3, 4), head(8, 4), bank(3, 8, 4)
+    x, (weight, bias), given = features(3, 4), head(8, 4), bank("offset", 3, 8)
     for bad in (-2, len(given["spans"])):
         given["index"][1] = bad
         with pytest.raises(RuntimeError, match=r"linear: index must be in \[-1, 6\]"):
