@@ -185,9 +185,24 @@ def test_autocast_casts_the_product_alone(half: torch.dtype) -> None:
     assert parameter.grad.dtype == torch.float32
 
 
+def test_autocast_is_neutral_for_the_project_family() -> None:
+    x, given, own = features(5, 32), factors("per-row", 5, 32, 4), bank("per-row", 5, 32)
+    calls = [
+        lambda: ops.project(x, **given, normalize=True),
+        lambda: ops.project_out(x, **given, out=torch.empty_like(x)),
+        lambda: ops.project_(x.clone(), **given),
+        lambda: ops.project_rows(x, **own),
+        lambda: ops.projected_norm(x, **given),
+    ]
+    for call in calls:
+        want = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_bits(call(), want)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_autocast_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     x, (weight, bias) = features(5, 24, device="cuda"), head(32, 24, device="cuda")
     given = factors("per-row", 5, 32, 4, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
