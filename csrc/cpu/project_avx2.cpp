@@ -150,8 +150,6 @@ struct Vec {
 #include "project_kernel.inl"
 #include "rows_kernel.inl"
 
-#include "gathered.inl"
-
 template <class T>
 constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>,
                                         project_gathered<Vec, T>, fold_columns<Vec, T>, Vec::kRows};

@@ -85,8 +85,6 @@ struct Vec {
 #include "project_kernel.inl"
 #include "rows_kernel.inl"
 
-#include "gathered.inl"
-
 template <class A, class T>
 constexpr ProjectKernel<A> kProject{project_rows<Vec<A>, T>, project_split<Vec<A>, T>,
                                     project_gathered<Vec<A>, T>, fold_columns<Vec<A>, T>,
