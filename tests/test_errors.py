@@ -319,10 +319,10 @@ def test_devices_must_agree_on_a_gpu(name: str) -> None:
     for argument in ("read", "write"):
         with pytest.raises(RuntimeError, match=f"{name}: {argument} must be on cpu, got cuda:0"):
             call(name, {argument: lambda: t(*R).cuda()})
+    wide = {"x": lambda: t(3, 8, dtype=torch.float64).cuda()}
+    if name == "linear":
+        wide["weight"] = lambda: t(8, 8, dtype=torch.float64).cuda()
     with pytest.raises(RuntimeError, match=f"{name}: .* float64 on the CPU"):
-        wide = {"x": lambda: t(3, 8, dtype=torch.float64).cuda()}
-        if name == "linear":
-            wide["weight"] = lambda: t(8, 8, dtype=torch.float64).cuda()
         call(name, wide)
 
 
