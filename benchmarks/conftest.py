@@ -56,15 +56,15 @@ def _asked(config: pytest.Config) -> list[str]:
 
 
 def _check_peers(names: list[str]) -> None:
-    import peers_fold
-    import peers_project
-    import peers_project_rows
-    import peers_projected_norm
+    import peers_fold  # noqa: F401  each registers its peers
+    import peers_linear  # noqa: F401
+    import peers_logits  # noqa: F401
+    import peers_project  # noqa: F401
+    import peers_project_rows  # noqa: F401
+    import peers_projected_norm  # noqa: F401
     from peers import PEERS
 
-    suites = (peers_project, peers_project_rows, peers_projected_norm, peers_fold)
-    operators = [suite.OP for suite in suites]
-    known = dict.fromkeys(name for op in operators for name in PEERS[op])
+    known = dict.fromkeys(name for peers in PEERS.values() for name in peers)
     if unknown := set(names) - set(known):
         raise pytest.UsageError(f"--peers must be of {list(known)}, got {sorted(unknown)}")
 

@@ -42,10 +42,7 @@ class Peer:
 
 
 PEERS: dict[str, dict[str, Peer]] = {
-    "project": {},
-    "project_rows": {},
-    "projected_norm": {},
-    "fold_": {},
+    op: {} for op in ("project", "project_rows", "projected_norm", "fold_", "linear", "logits")
 }
 
 

@@ -53,6 +53,13 @@ ROWS = {
     "full": [Shape(n, d, k) for d, k in RANKS for n in BATCHES],
     "small": [Shape(n, 512, 16) for n in (1, 256)],
 }
+# A head's product of a batch; the towers in front of d = 512 and 768 are those of ViT-B and ViT-L.
+PRODUCTS = {
+    "full": [Shape(n, d, k) for d, k in ((512, 8), (768, 16)) for n in (1, 32, 256, 4096, 65536)],
+    "small": [Shape(n, 512, 8) for n in (1, 256)],
+}
+TOWERS = {512: 768, 768: 1024}  # the width of x in front of `linear`
+CLASSES, SCALE = 1000, 100.0  # of `logits`: ImageNet's, CLIP's
 FOLDS = {
     "full": [Shape(*HEADS[head], k) for head in FOLD_HEADS for k in FOLD_RANKS],
     "small": [Shape(*HEADS["ViT-B-32"], 16)],
@@ -98,6 +105,14 @@ class Bank(Problem):
         return write.mT.contiguous(), write
 
 
+@dataclass(frozen=True)
+class Product(Problem):
+    """Features times `matrix`: the weight `[d, in]` before they are projected (x is `[n, in]`), or
+    the class embeddings `[C, d]` after it."""
+
+    matrix: Tensor | None = None
+
+
 @functools.lru_cache(maxsize=2)
 def _rows(n: int, d: int, device: str) -> Tensor:
     torch.manual_seed(0)
@@ -124,6 +139,20 @@ def bank(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Bank:
     return Bank(x, torch.cat(tenants).to(device), index=index, spans=spans)
 
 
+def linear_problem(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Product:
+    n, d, k = shape
+    width = TOWERS[d]
+    read = problem(Shape(1, d, k), dtype, device).read
+    weight = torch.randn(d, width, device=device) / width**0.5
+    return Product(_rows(n, width, device).to(dtype), read, matrix=weight.to(dtype))
+
+
+def logits_problem(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Product:
+    given = problem(shape, dtype, device)
+    classes = torch.nn.functional.normalize(torch.randn(CLASSES, shape.d, device=device), dim=-1)
+    return Product(given.x, given.read, matrix=classes.to(dtype))
+
+
 def sample(rows: Tensor, dim: int = -1) -> Tensor:
     """At most about REFERENCE_ROWS of the rows, evenly spread."""
     axis = 1 if dim == 0 else 0
@@ -145,4 +174,9 @@ def expected(op: str, given: Problem) -> Tensor:
         return reference.project(x, given.read, given.write, normalize=True)
     if op == "projected_norm":
         return reference.projected_norm(x, given.read, given.write)
+    if isinstance(given, Product):
+        matrix = given.matrix.double()
+        if op == "linear":
+            return reference.project(x.double() @ matrix.T, given.read, given.write, normalize=True)
+        return SCALE * reference.project(x, given.read, given.write, normalize=True) @ matrix.T
     return reference.fold(x, given.read, given.write, dim=given.dim)

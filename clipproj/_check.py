@@ -28,8 +28,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _factor(op: str, name: str, t: Tensor, x: Tensor) -> None:
-    want = _FACTOR_DTYPE[x.dtype]
+def _factor(op: str, name: str, t: Tensor, x: Tensor, want: torch.dtype | None = None) -> None:
+    want = want or _FACTOR_DTYPE[x.dtype]
     torch._check(
         t.dtype == want,
         lambda: (
@@ -222,5 +222,70 @@ def writable(op: str, subject: str, x: Tensor, *, flat: bool) -> None:
         lambda: (
             f"{op}: {subject} must have leading dims that flatten to one stride, got strides of a "
             "permuted view; use project()"
+        ),
+    )
+
+
+def linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Size:
+    """The operands of a product other than the factors. Returns n, the rows of x [..., in]."""
+    torch._check(x.dim() >= 1, lambda: f"{op}: x must be [..., in], got {_shape(x)}")
+    inner = x.shape[-1]
+    torch._check(
+        weight.dim() == 2 and weight.shape[0] >= 1 and weight.shape[1] == inner,
+        lambda: f"{op}: weight must be [d, in] with d >= 1 and in={inner}, got {_shape(weight)}",
+    )
+    _factor(op, "weight", weight, x, x.dtype)
+    if bias is not None:
+        d = weight.shape[0]
+        torch._check(
+            bias.dim() == 1 and bias.shape[0] == d,
+            lambda: f"{op}: bias must be [d] with d={d}, got {_shape(bias)}",
+        )
+        _factor(op, "bias", bias, x, x.dtype)
+    return math.prod(x.shape[:-1])
+
+
+def logits(
+    op: str,
+    x: Tensor,
+    classes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    write_classes: Tensor | None,
+    k: Size,
+    dtype: torch.dtype | None,
+) -> None:
+    """What `logits` takes beside x and the factors, which are checked before."""
+    d, want = x.shape[-1], _FACTOR_DTYPE[x.dtype]
+    torch._check(
+        classes.dim() == 2 and classes.shape[1] == d,
+        lambda: f"{op}: classes must be [C, d] with d={d}, got {_shape(classes)}",
+    )
+    _factor(op, "classes", classes, x, x.dtype)
+    c = classes.shape[0]
+    torch._check(scale.dim() == 0, lambda: f"{op}: scale must be 0-dim, got {_shape(scale)}")
+    _factor(op, "scale", scale, x)
+    if bias is not None:
+        torch._check(
+            bias.dim() == 0 or (bias.dim() == 1 and bias.shape[0] == c),
+            lambda: f"{op}: bias must be 0-dim or [C] with C={c}, got {_shape(bias)}",
+        )
+        _factor(op, "bias", bias, x)
+    if write_classes is not None:
+        torch._check(
+            write_classes.dim() == 2
+            and write_classes.shape[0] == k
+            and write_classes.shape[1] == c,
+            lambda: (
+                f"{op}: write_classes must be [k, C] with k={k} and C={c}, "
+                f"got {_shape(write_classes)}"
+            ),
+        )
+        _factor(op, "write_classes", write_classes, x)
+    torch._check(
+        dtype is None or dtype == x.dtype or dtype == want,
+        lambda: (
+            f"{op}: dtype must be None, {_name(x.dtype)} or {_name(want)} for "
+            f"{_name(x.dtype)} features, got {_name(dtype)}"
         ),
     )

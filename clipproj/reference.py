@@ -106,27 +106,58 @@ def tolerance(
     """
     options = {"offset": offset, "strength": strength, "normalize": normalize}
     reference = project(x, read, write, **options)
-    torch_error = (plain(x, read, write, **options).double() - reference).abs()
-    torch_error = torch_error.nan_to_num(0, 0)  # float16's zero rows: no excuse for NaN or inf
-    eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    wide_x, wide_read, wide_write, wide_offset, wide_strength = _wide(
-        x, read, write, offset, strength
-    )
-    dots = wide_x.abs() @ wide_read.abs().T
-    if wide_offset is not None:
-        dots = dots + wide_offset.abs()
-    scale = _per_row(wide_strength, wide_x)
-    magnitude = wide_x.abs() + (scale if isinstance(scale, float) else scale.abs()) * (
-        dots @ wide_write.abs()
-    )
+    bound = _rounding(x, read, write, **options)
+    return _torch_error(plain(x, read, write, **options), reference) + bound
+
+
+def _torch_error(out: Tensor, reference: Tensor) -> Tensor:
+    """Twice the largest error of torch's own result in the row."""
+    error = (out.double() - reference).abs().nan_to_num(0, 0)  # no excuse for NaN or inf
+    return 2 * error.amax(-1, keepdim=True) if error.shape[-1] else 0 * error
+
+
+def _eps(dtype: torch.dtype) -> float:
+    """Of the type which accumulates."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def _magnitude(
+    x: Tensor, read: Tensor, write: Tensor, offset: Tensor | None, strength: Tensor | None
+) -> Tensor:
+    """`|x| + s (|x| |read^T| + |c|) |write|`, what the sums of the update may reach."""
+    wide = [None if t is None else t.abs() for t in _wide(x, read, write, offset, strength)]
+    dots = wide[0] @ wide[1].T if wide[3] is None else wide[0] @ wide[1].T + wide[3]
+    return wide[0] + _per_row(wide[4], wide[0]) * (dots @ wide[2])
+
+
+def _rounding(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    """The second part of `tolerance`."""
     k, d = read.shape
-    bound = 4 * eps * (d + k) ** 0.5 * magnitude
-    if normalize:
-        before = torch.linalg.vector_norm(wide_x, dim=-1, keepdim=True)
-        after = projected_norm(x, read, write, offset, strength).unsqueeze(-1)
-        bound = bound / after.clamp_min(1e-12)
-        bound = bound.masked_fill(after < MOSTLY_ERASED * before, torch.inf)
-    return 2 * torch_error.amax(-1, keepdim=True) + bound
+    bound = 4 * _eps(x.dtype) * (d + k) ** 0.5 * _magnitude(x, read, write, offset, strength)
+    return _over_length(bound, x, read, write, offset, strength) if normalize else bound
+
+
+def _over_length(
+    bound: Tensor,
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+) -> Tensor:
+    """A bound of projected rows as one of normalised rows."""
+    before = torch.linalg.vector_norm(x.detach().double(), dim=-1, keepdim=True)
+    after = projected_norm(x, read, write, offset, strength).unsqueeze(-1)
+    bound = bound / after.clamp_min(1e-12)
+    return bound.masked_fill(after < MOSTLY_ERASED * before, torch.inf)
 
 
 def _by_projector(
@@ -154,7 +185,7 @@ def _by_projector(
             None if offset is None else offset[own],
             strength if strength is None or strength.dim() == 0 else strength[rows],
             **options,
-        )
+        ).double()
     return out.view(x.shape)
 
 
@@ -188,3 +219,153 @@ def tolerance_rows(
     """`tolerance` for `ops.project_rows(...)`: of each row, with its own projector's rank."""
     bank = read, write, offset, spans, index, strength
     return _by_projector(tolerance, x, *bank, normalize=normalize)
+
+
+def _each(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    spans: Tensor | None,
+    index: Tensor | None,
+    **options: bool,
+) -> Tensor:
+    """function of all rows, or with spans of the rows of each projector."""
+    if spans is None or index is None:
+        return function(x, read, write, offset, strength, **options)
+    return _by_projector(function, x, read, write, offset, spans, index, strength, **options)
+
+
+def _spread(
+    y: Tensor, read: Tensor, write: Tensor, offset: Tensor | None, strength: Tensor | None
+) -> Tensor:
+    """How far rounding each element of y by one part may move the projected rows: roundings are
+    independent, so their squares add up.
+    """
+    square = y.double().square()
+    through = square @ (read.double().T @ write.double()).square()
+    return (square + _per_row(strength, y) ** 2 * through).sqrt()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    spans: Tensor | None = None,
+    index: Tensor | None = None,
+) -> Tensor:
+    """`clipproj.ops.linear` in float64."""
+    factors = read, write, offset, strength, spans, index
+    y = functional.linear(*_wide(x, weight, bias))
+    return _each(project, y, *factors, normalize=normalize)
+
+
+def linear_tolerance(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    spans: Tensor | None = None,
+    index: Tensor | None = None,
+) -> Tensor:
+    """How far each element of `ops.linear(...)` may lie from `linear(...)`: `[..., d]` float64.
+
+    As `tolerance`: twice the largest error in the row of torch's linear and `plain`, plus
+    `4 eps sqrt(in + d + k)` of the magnitude of the chain, that of the update at
+    `|x| |weight^T| + |bias|`; and for half types what one rounding of the product may do, which is
+    all that the operator rounds before its store. Divided by the row's length when normalising.
+    """
+    factors = read, write, offset, strength, spans, index
+    product = functional.linear(x, weight, bias)
+    torch_result = _each(plain, product, *factors, normalize=normalize).to(x.dtype)
+    reference = linear(x, weight, bias, *factors[:4], normalize=normalize, spans=spans, index=index)
+
+    y = functional.linear(*_wide(x, weight, bias))
+    sums = functional.linear(*(None if t is None else t.abs() for t in _wide(x, weight, bias)))
+    terms = x.shape[-1] + sum(read.shape)
+    bound = 4 * _eps(x.dtype) * terms**0.5 * _each(_magnitude, sums, *factors)
+    if x.dtype.itemsize == 2:
+        bound = bound + torch.finfo(x.dtype).eps * _each(_spread, y, *factors)
+    if normalize:
+        bound = bound * _each(_one_over_length, y, *factors)
+    return _torch_error(torch_result, reference) + bound
+
+
+def _one_over_length(y: Tensor, *factors: Tensor | None) -> Tensor:
+    return _over_length(torch.ones_like(y, dtype=torch.float64), y, *factors)
+
+
+def logits(
+    x: Tensor,
+    classes: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    spans: Tensor | None = None,
+    index: Tensor | None = None,
+) -> Tensor:
+    """`clipproj.ops.logits` in float64."""
+    z = _each(project, x, read, write, offset, strength, spans, index, normalize=True)
+    out = scale.double() * (z @ classes.double().T)
+    return out if bias is None else out + bias.double()
+
+
+def logits_tolerance(
+    x: Tensor,
+    classes: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    spans: Tensor | None = None,
+    index: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """How far each element of `ops.logits(...)` may lie from `logits(...)`: `[..., C]` float64.
+
+    Twice the largest error in the row of `plain` and torch's product, plus the rounding of the
+    chain: that of the normalised row, as in `tolerance`, through the classes, the product's own and
+    the bias's; for half types also one rounding of the row and, unless it is float32, one of bias
+    and result. Rows that lose more than 99.9 % of their length have no bound (inf).
+    """
+    factors = read, write, offset, strength, spans, index
+    dtype = dtype or x.dtype
+    row = _each(plain, x, *factors, normalize=True).to(x.dtype)
+    torch_result = scale.to(dtype) * (row @ classes.T).to(dtype)
+    if bias is not None:
+        torch_result = torch_result + bias.to(dtype)
+    reference = logits(x, classes, *factors[:4], scale, bias, spans=spans, index=index)
+
+    z = _each(project, x, *factors, normalize=True)
+    of_row = _each(_rounding, x, *factors, normalize=True)
+    erased = of_row.isinf().any(-1, keepdim=True)
+    c, by, eps = classes.double(), scale.double().abs(), _eps(x.dtype)
+    shift = 0.0 if bias is None else bias.double().abs()
+    sums = 4 * eps * x.shape[-1] ** 0.5 * (z.abs() @ c.abs().T)
+    bound = by * (of_row.masked_fill(erased, 0) @ c.abs().T + sums) + eps * shift
+    if x.dtype.itemsize == 2:
+        half = torch.finfo(x.dtype).eps
+        bound = bound + half * by * (z.square() @ c.square().T).sqrt()
+        if dtype == x.dtype:
+            bound = bound + half / 2 * (reference.abs() + shift)
+    return (_torch_error(torch_result, reference) + bound).masked_fill(erased, torch.inf)

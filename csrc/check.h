@@ -176,6 +176,63 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
   f->flag = *flag;
 }
 
+// The operands of a product other than the factors. n, the rows of x [..., in], is returned.
+inline int64_t check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                            const std::optional<Tensor>& bias) {
+  require(x.dim() >= 1, op, "x must be [..., in], got ", Shape{x});
+  const int64_t in = x.size(x.dim() - 1);
+  require(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) == in, op,
+          "weight must be [d, in] with d >= 1 and in=", in, ", got ", Shape{weight});
+  const ScalarType type = x.scalar_type();
+  const Place place(x);
+  check_dtype(op, "weight", weight, type, type);
+  check_place(op, "weight", weight, place);
+  if (bias) {
+    const int64_t d = weight.size(0);
+    require(bias->dim() == 1 && bias->size(0) == d, op, "bias must be [d] with d=", d, ", got ",
+            Shape{*bias});
+    check_dtype(op, "bias", *bias, type, type);
+    check_place(op, "bias", *bias, place);
+  }
+  int64_t n = 1;
+  for (int64_t i = 0; i < x.dim() - 1; ++i) n *= x.size(i);
+  return n;
+}
+
+inline void check_logits(const char* op, const Tensor& x, const Tensor& classes,
+                         const Tensor& scale, const std::optional<Tensor>& bias,
+                         const std::optional<Tensor>& write_classes, int64_t k,
+                         const std::optional<ScalarType>& dtype) {
+  const ScalarType type = x.scalar_type();
+  const ScalarType want = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Place place(x);
+  const int64_t d = x.size(x.dim() - 1);
+  require(classes.dim() == 2 && classes.size(1) == d, op, "classes must be [C, d] with d=", d,
+          ", got ", Shape{classes});
+  const int64_t c = classes.size(0);
+  check_dtype(op, "classes", classes, type, type);
+  check_place(op, "classes", classes, place);
+  require(scale.dim() == 0, op, "scale must be 0-dim, got ", Shape{scale});
+  check_dtype(op, "scale", scale, type, want);
+  check_place(op, "scale", scale, place);
+  if (bias) {
+    require(bias->dim() == 0 || (bias->dim() == 1 && bias->size(0) == c), op,
+            "bias must be 0-dim or [C] with C=", c, ", got ", Shape{*bias});
+    check_dtype(op, "bias", *bias, type, want);
+    check_place(op, "bias", *bias, place);
+  }
+  if (write_classes) {
+    require(write_classes->dim() == 2 && write_classes->size(0) == k && write_classes->size(1) == c,
+            op, "write_classes must be [k, C] with k=", k, " and C=", c, ", got ",
+            Shape{*write_classes});
+    check_dtype(op, "write_classes", *write_classes, type, want);
+    check_place(op, "write_classes", *write_classes, place);
+  }
+  require(!dtype || *dtype == type || *dtype == want, op, "dtype must be None, ", Dtype{type},
+          " or ", Dtype{want}, " for ", Dtype{type}, " features, got ",
+          Dtype{dtype.value_or(type)});
+}
+
 inline int64_t check_features(const char* op, const Tensor& x) {
   require(x.dim() >= 1 && x.size(x.dim() - 1) >= 1, op, "x must be [..., d] with d >= 1, got ",
           Shape{x});

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from clipproj import _check, ops
 
 NAMES = ["project", "project_", "project_out", "project_rows", "projected_norm", "fold_"]
+NAMES += ["linear", "logits"]
 MODES = {"eager": nullcontext, "fake": FakeTensorMode}
 
 
@@ -134,6 +135,71 @@ WEIGHT: list[tuple[dict[str, Any], str]] = [
 # fold_ takes an offset with a bias only, so its offset refusals are asked about a bias.
 BIAS = [({"x": lambda: t(8), "dim": lambda: 0} | change, text) for change, text in FACTORS[9:12]]
 WEIGHT_FACTORS = [*FACTORS[:9], FACTORS[12], *BIAS]
+HEAD: list[tuple[dict[str, Any], str]] = [
+    ({"x": lambda: t()}, "x must be [..., in], got []"),
+    ({"weight": lambda: t(8)}, "weight must be [d, in] with d >= 1 and in=8, got [8]"),
+    ({"weight": lambda: t(8, 7)}, "weight must be [d, in] with d >= 1 and in=8, got [8, 7]"),
+    ({"weight": lambda: t(0, 8)}, "weight must be [d, in] with d >= 1 and in=8, got [0, 8]"),
+    ({"weight": lambda: t(5, 8)}, "read must be [k, d] with d=5, got [2, 8]"),
+    (
+        {"weight": lambda: t(8, 8, dtype=torch.bfloat16)},
+        "weight must be float32 for float32 features, got bfloat16",
+    ),
+    (
+        {"x": lambda: t(3, 8, dtype=torch.int32), "weight": lambda: t(8, 8, dtype=torch.int32)},
+        f"x {FEATURES} int32",
+    ),
+    ({"bias": lambda: t(7)}, "bias must be [d] with d=8, got [7]"),
+    ({"bias": lambda: t()}, "bias must be [d] with d=8, got []"),
+    (
+        {"bias": lambda: t(8, dtype=torch.float16)},
+        "bias must be float32 for float32 features, got float16",
+    ),
+]
+CLASSES: list[tuple[dict[str, Any], str]] = [
+    ({"classes": lambda: t(8)}, "classes must be [C, d] with d=8, got [8]"),
+    ({"classes": lambda: t(4, 7)}, "classes must be [C, d] with d=8, got [4, 7]"),
+    (
+        {"classes": lambda: t(4, 8, dtype=torch.bfloat16)},
+        "classes must be float32 for float32 features, got bfloat16",
+    ),
+    ({"scale": lambda: t(1)}, "scale must be 0-dim, got [1]"),
+    (
+        {"scale": lambda: t(dtype=torch.float16)},
+        "scale must be float32 for float32 features, got float16",
+    ),
+    ({"bias": lambda: t(3)}, "bias must be 0-dim or [C] with C=4, got [3]"),
+    ({"bias": lambda: t(4, 1)}, "bias must be 0-dim or [C] with C=4, got [4, 1]"),
+    (
+        {"bias": lambda: t(dtype=torch.float64)},
+        "bias must be float32 for float32 features, got float64",
+    ),
+    (
+        {"write_classes": lambda: t(2, 3)},
+        "write_classes must be [k, C] with k=2 and C=4, got [2, 3]",
+    ),
+    (
+        {"write_classes": lambda: t(8)},
+        "write_classes must be [k, C] with k=2 and C=4, got [8]",
+    ),
+    (
+        {"write_classes": lambda: t(2, 4, dtype=torch.float16)},
+        "write_classes must be float32 for float32 features, got float16",
+    ),
+    (
+        {
+            "x": lambda: t(3, 8, dtype=torch.bfloat16),
+            "classes": lambda: t(4, 8, dtype=torch.bfloat16),
+            "dtype": lambda: torch.float16,
+        },
+        "dtype must be None, bfloat16 or float32 for bfloat16 features, got float16",
+    ),
+]
+ALONE: list[tuple[dict[str, Any], str]] = [
+    ({"spans": lambda: None}, "spans and index must come together, got index alone"),
+    ({"index": lambda: None}, "spans and index must come together, got spans alone"),
+]
+OPTIONAL_BANK = [row for row in BANK if row[0].keys() & {"spans", "index"}] + ALONE
 TABLE = [
     (name, change, text)
     for name, rows in {
@@ -143,6 +209,9 @@ TABLE = [
         "project_rows": FACTORS + ROWS + BANK,
         "projected_norm": FACTORS + ROWS,
         "fold_": WEIGHT_FACTORS + WEIGHT,
+        # A head's weight is checked against x before the factors are.
+        "linear": FACTORS[:8] + FACTORS[9:] + ROWS[4:] + HEAD + OPTIONAL_BANK,
+        "logits": FACTORS + ROWS + CLASSES + OPTIONAL_BANK,
     }.items()
     for change, text in rows
 ]
@@ -158,7 +227,11 @@ def call(name: str, change: dict[str, Any]) -> None:
     }
     if name == "fold_":
         arguments["dim"] = lambda: 1
-    if name == "project_rows":
+    if name == "linear":
+        arguments |= {"weight": lambda: t(8, 8), "bias": lambda: None}
+    if name == "logits":
+        arguments |= {"classes": lambda: t(4, 8), "scale": lambda: t()}
+    if name == "project_rows" or change.keys() & {"spans", "index"}:
         arguments |= {"spans": lambda: t(2, 2, dtype=INT), "index": lambda: t(3, dtype=INT)}
     made = {key: make() for key, make in (arguments | change).items()}
     if name == "project_out":
@@ -198,6 +271,23 @@ def test_devices_must_agree(name: str) -> None:
         assert str(caught.value) == f"{name}: {argument} must be on cpu, got meta"
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "shape"),
+    [
+        ("linear", "weight", (8, 8)),
+        ("linear", "bias", 8),
+        ("logits", "classes", (4, 8)),
+        ("logits", "scale", ()),
+        ("logits", "bias", 4),
+        ("logits", "write_classes", (2, 4)),
+    ],
+)
+def test_devices_of_a_product_must_agree(name: str, argument: str, shape: Any) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        call(name, {argument: lambda: torch.empty(shape, device="meta")})
+    assert str(caught.value) == f"{name}: {argument} must be on cpu, got meta"
+
+
 @pytest.mark.parametrize(("argument", "shape"), [("spans", (2, 2)), ("index", 3), ("flag", 1)])
 def test_devices_of_a_bank_must_agree(argument: str, shape: Any) -> None:
     with pytest.raises(RuntimeError) as caught:
@@ -229,8 +319,11 @@ def test_devices_must_agree_on_a_gpu(name: str) -> None:
     for argument in ("read", "write"):
         with pytest.raises(RuntimeError, match=f"{name}: {argument} must be on cpu, got cuda:0"):
             call(name, {argument: lambda: t(*R).cuda()})
+    wide = {"x": lambda: t(3, 8, dtype=torch.float64).cuda()}
+    if name == "linear":
+        wide["weight"] = lambda: t(8, 8, dtype=torch.float64).cuda()
     with pytest.raises(RuntimeError, match=f"{name}: .* float64 on the CPU"):
-        call(name, {"x": lambda: t(3, 8, dtype=torch.float64).cuda()})
+        call(name, wide)
 
 
 @pytest.mark.parametrize("argument", ["read", "write", "offset", "strength"])
@@ -268,5 +361,5 @@ def test_tensors_that_are_not_strided_are_refused(name: str) -> None:
         call(name, {"x": lambda: t(3, 8).to_sparse()})
     with pytest.raises(NotImplementedError, match="Sparse"):
         call(name, {"read": lambda: t(*R).to_sparse()})
-    with pytest.raises(RuntimeError, match="got complex64"):
+    with pytest.raises(RuntimeError, match=r"got complex64|must be complex64"):
         call(name, {"x": lambda: t(3, 8, dtype=torch.complex64).conj()})

@@ -43,6 +43,37 @@ out = ops.project_rows(x, read, read, None, spans, index, normalize=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before - out.nbytes // 1024)
 """
 
+# The same for the products: what lies between their steps is a chunk.
+PRODUCTS_GROWTH = """
+import resource, torch
+from clipproj import ops
+
+torch.set_num_threads(1)
+n, d = 500_000, 256
+read = torch.linalg.qr(torch.randn(d, 16))[0].T.contiguous()
+spans = torch.tensor([[0, 8], [8, 8]], dtype=torch.int32)
+weight, scale = torch.randn(d, 64), torch.tensor(100.0)
+classes = torch.randn(8, d)
+x, z = torch.ones(n, 64), torch.ones(n, d)
+index = torch.randint(-1, 2, (n,), dtype=torch.int32)
+
+def linear(n):
+    bank = {"spans": spans, "index": index[:n]}
+    return ops.linear(x[:n], weight, None, read, read, normalize=True, **bank)
+
+def logits(n):
+    bank = {"spans": spans, "index": index[:n]}
+    return ops.logits(z[:n], classes, read, read, None, None, scale, **bank)
+
+linear(4096), logits(4096)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+out = logits(n)
+first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - out.nbytes // 1024
+out = linear(n), out
+second = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(max(first - before, second - before - sum(t.nbytes for t in out) // 1024))
+"""
+
 
 def available() -> int:
     """Bytes that may be taken without swapping."""
@@ -68,6 +99,11 @@ def test_a_large_batch_is_projected_in_its_own_memory() -> None:
 @linux
 def test_rows_of_a_bank_take_no_memory_but_the_result() -> None:
     assert growth(ROWS_GROWTH) < 16 << 20
+
+
+@linux
+def test_products_take_a_chunk_beside_the_result() -> None:
+    assert growth(PRODUCTS_GROWTH) < 16 << 20
 
 
 def flags(address: int) -> list[str]:

@@ -13,8 +13,19 @@ directions, its CCUP edit and LEACE (arXiv 2306.03819) with two different factor
 
 from clipproj import _load  # noqa: F401  opens the libraries that define the operators
 from clipproj.ops._fold import fold_
+from clipproj.ops._linear import linear
+from clipproj.ops._logits import logits
 from clipproj.ops._project import project, project_, project_out
 from clipproj.ops._project_rows import project_rows
 from clipproj.ops._projected_norm import projected_norm
 
-__all__ = ["fold_", "project", "project_", "project_out", "project_rows", "projected_norm"]
+__all__ = [
+    "fold_",
+    "linear",
+    "logits",
+    "project",
+    "project_",
+    "project_out",
+    "project_rows",
+    "projected_norm",
+]

@@ -1,0 +1,226 @@
+"""Derivatives of `linear` and `logits`, torch.vmap, and what autocast casts.
+
+As in _autograd.py, whose machinery this shares, the kernels sit at the dispatcher's keys.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch._functorch.autograd_function import custom_function_call_vmap_helper
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.nn import functional
+
+from clipproj import _autograd
+from clipproj._autograd import PLAIN, _operands, _through_normalize, _transposed, _update
+
+_ops = torch.ops.clipproj
+_library = torch.library.Library("clipproj", "IMPL")  # registrations live as long as this object
+_TRAIN_FACTORS = f"train factors in plain torch, {PLAIN}"
+_TRAIN_CLASSES = "train it in plain torch, scale * normalize(project(x)) @ classes.T + bias"
+
+
+# Formulas. `factors` are those after x in `_autograd._operands`.
+
+
+def _primal(x: Tensor | None) -> Tensor | None:
+    return None if x is None else _autograd._unpack_dual(x).primal
+
+
+class _Linear(torch.autograd.function._SingleLevelFunction):
+    """`linear` with its derivatives. Inputs of apply: `call`, which runs the operator below
+    autograd; `normalize`; x, weight, bias; the factors.
+    """
+
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
+
+    @staticmethod
+    def forward(call: Callable[[], Tensor], normalize: bool, *args: Tensor | None) -> Tensor:
+        # Both are off in here, for this level. More levels of torch.func may be below.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return call()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.normalize, *saved = inputs
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, *factors = ctx.saved_tensors
+        if ctx.normalize:
+            # Computed again rather than saved, so that the formula is differentiable.
+            grad = _through_normalize(grad, functional.linear(x, weight, bias), factors)
+        grad = _transposed(grad, factors).to(x.dtype)
+        of_x, of_weight, of_bias = ctx.needs_input_grad[2:5]
+        n = math.prod(x.shape[:-1])
+        rows = grad.reshape(n, grad.shape[-1])
+        return (
+            None,
+            None,
+            grad @ weight if of_x else None,
+            rows.T @ x.reshape(n, x.shape[-1]) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+            *[None] * 6,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, weight, bias, *factors = ctx.saved_tensors
+        x_tangent, weight_tangent, bias_tangent = tangents[2:5]
+        # Off in here, which would drop the tangents of an outer torch.func.jvp; the inputs have
+        # some of their own at this level, which are not to be followed.
+        with forward_ad._set_fwd_grad_enabled(True):
+            x, weight, bias = _primal(x), _primal(weight), _primal(bias)
+            parts = [
+                part
+                for part in (
+                    None if x_tangent is None else x_tangent @ weight.T,
+                    None if weight_tangent is None else x @ weight_tangent.T,
+                    bias_tangent,
+                )
+                if part is not None
+            ]
+            tangent = _update(sum(parts[1:], parts[0]).expand(*x.shape[:-1], -1), factors)
+            if not ctx.normalize:
+                return tangent
+            y = functional.linear(x, weight, bias)
+            return _through_normalize(tangent, y, factors).to(x.dtype)
+
+
+class _Logits(torch.autograd.function._SingleLevelFunction):
+    """`logits` with its derivatives in x. Inputs of apply: `call`, which runs the operator below
+    autograd; x, classes, scale; the factors.
+    """
+
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
+
+    @staticmethod
+    def forward(call: Callable[[], Tensor], *args: Tensor | None) -> Tensor:
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return call()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, *saved = inputs
+        ctx.out_dtype = output.dtype
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, classes, scale, *factors = ctx.saved_tensors
+        v = (grad @ classes.to(grad.dtype)).to(scale.dtype) * scale
+        grad = _transposed(_through_normalize(v, x, factors), factors).to(x.dtype)
+        return None, grad, *[None] * 8
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, classes, scale, *factors = ctx.saved_tensors
+        with forward_ad._set_fwd_grad_enabled(True):
+            tangent = _update(tangents[1].to(scale.dtype), factors)
+            tangent = _through_normalize(tangent, _primal(x), factors)
+            return (scale * (tangent @ classes.to(scale.dtype).T)).to(ctx.out_dtype)
+
+
+# Registrations
+
+
+def _named(op: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name; the dispatcher leaves out those that are the default."""
+    values = {arg.name: arg.default_value for arg in op._schema.arguments}
+    given = dict(zip(values, args, strict=False))
+    return values | given | kwargs
+
+
+def _apply_linear(call: Callable[[], Tensor], given: dict[str, Any]) -> Tensor:
+    x, *factors = _operands(given)
+    return _Linear.apply(call, given["normalize"], x, given["weight"], given["bias"], *factors)
+
+
+def _apply_logits(call: Callable[[], Tensor], given: dict[str, Any]) -> Tensor:
+    names = ("classes", "scale", "bias", "write_classes")
+    _autograd._refuse_tracked("logits", names, [given[name] for name in names], _TRAIN_CLASSES)
+    x, *factors = _operands(given)
+    return _Logits.apply(call, x, given["classes"], given["scale"], *factors)
+
+
+def _register(
+    name: str,
+    apply: Callable[[Callable[[], Tensor], dict[str, Any]], Tensor],
+    cast: tuple[str, ...],
+) -> None:
+    """Autograd, torch.vmap and autocast, which casts the arguments named `cast`."""
+    op = getattr(_ops, name).default
+
+    def derive(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+        def call() -> Tensor:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+        tracked = _autograd._backward_mode(args) or _autograd._forward_mode()
+        if not (tracked or _autograd._tracing()):
+            return call()
+        given = _named(op, args, kwargs)
+        names = ("read", "write", "offset", "strength")
+        _autograd._refuse_tracked(name, names, [given[key] for key in names], _TRAIN_FACTORS)
+        with enable_single_level_autograd_function():
+            return apply(call, given)
+
+    def batched(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+        # torch.library.register_vmap takes no tensors by keyword, which spans and index are.
+        given = _named(op, args, kwargs)
+        tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
+        rest = {key: value for key, value in given.items() if key not in tensors}
+
+        def call(*values: Tensor) -> Tensor:
+            return op(**dict(zip(tensors, values, strict=True)), **rest)
+
+        def rule(info: Any, in_dims: tuple, *values: Tensor) -> tuple[Tensor, int]:
+            if any(dim is not None for dim in in_dims[1:]):
+
+                def one(i: int) -> Tensor:
+                    pairs = zip(values, in_dims, strict=True)
+                    return call(*(t if dim is None else t.select(dim, i) for t, dim in pairs))
+
+                return torch.stack([one(i) for i in range(info.batch_size)]), 0
+            # Rows know nothing of one another, so a batch of x is x with one leading dim more.
+            rows = [
+                t.repeat(info.batch_size) if key in ("strength", "index") and t.ndim else t
+                for key, t in zip(tensors, values, strict=True)
+            ]
+            return call(values[0].movedim(in_dims[0], 0), *rows[1:]), 0
+
+        interpreter = retrieve_current_functorch_interpreter()
+        return custom_function_call_vmap_helper(
+            interpreter, rule, call, *(given[key] for key in tensors)
+        )
+
+    def autocast(device: str, key: DispatchKey) -> Callable[..., Tensor]:
+        def run(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+            given = _named(op, args, kwargs)
+            dtype = torch.get_autocast_dtype(device)
+            for arg in cast:
+                t = given[arg]
+                # What torch's own operators leave alone, they leave alone.
+                if t is not None and t.is_floating_point() and t.dtype != torch.float64:
+                    given[arg] = t.to(dtype) if t.device.type == device else t
+            with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(key)):
+                return op(**given)
+
+        return run
+
+    _library.impl(name, derive, "Autograd", with_keyset=True)
+    _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _library.impl(name, autocast(device, getattr(DispatchKey, key)), key, with_keyset=True)
+
+
+_register("linear", _apply_linear, cast=("x", "weight", "bias"))
+_register("logits", _apply_logits, cast=("x", "classes"))

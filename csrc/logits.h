@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// scale * normalize(project(x)) @ classes.T + bias: a chunk of rows is projected, normalised and
+// scaled (one rounding) into a workspace that stays in cache, and multiplied from there.
+//
+// The identity x'.t = x.t - s c.(W t), with W t = write_classes at hand, would make logits of the
+// unprojected rows and correct them. It needs the length of x' all the same, which comes from the
+// projected row itself, for x.x - 2 s c.(W x) + ... cancels where most of a row is taken out. So
+// the projection is never saved, and write_classes only checked.
+#pragma once
+#include "gemm.h"
+#include "host.h"
+
+namespace clipproj {
+
+// `widens`: the device has no product of halves into float32, so both operands are made float32.
+template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
+Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const Tensor& write,
+              const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+              const Tensor& scale, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& write_classes, const std::optional<Tensor>& spans,
+              const std::optional<Tensor>& index, std::optional<ScalarType> dtype) {
+  const int64_t d = check_features("logits", x), n = x.numel() / d;
+  Factors f = check_factors("logits", "x", x, read, write, offset, strength, d, n);
+  check_bank("logits", x, spans, index, std::nullopt, n, &f);
+  check_logits("logits", x, classes, scale, bias, write_classes, f.k, dtype);
+  f.scale = scale;
+  const ScalarType type = x.scalar_type(), result = dtype.value_or(type);
+  const int64_t c = classes.size(0);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = c;
+  const Tensor& accurate = f.read;  // has the dtype of scale and bias
+  const Tensor out = make(result == type ? x : accurate, sizes);
+  if (n == 0 || c == 0) return out;
+
+  const bool wide = widens && result != type;
+  const auto flat = rows_of(x, n, d);
+  const Tensor from = flat ? x : dense(x);  // leading dims without a common stride
+  const Rows rows = flat.value_or(Rows{n, d, d, 1}), to{n, c, c, 1};
+  const Tensor right = right_operand(wide ? convert(classes, accurate) : classes);
+  // The product takes a bias of the result's dtype: one of half precision rounds it once.
+  const auto shift = in_dtype_of(out, bias);
+
+  const Tensor& like = wide ? accurate : x;
+  const int64_t chunk = chunk_of(n, d * item_size(like.scalar_type()));
+  const Tensor work = new_dense(like, {chunk, d});
+  for_chunks(n, chunk, [&](int64_t first, int64_t count) {
+    const Rows part{count, d, d, 1};
+    const Tensor left = matrix(work, part, 0, count);
+    Pass pass{row_data(from, rows, first),
+              {count, d, rows.row, rows.col},
+              work.mutable_data_ptr(),
+              part,
+              nullptr,
+              true,
+              first};
+    if (wide) {
+      const Tensor chunk_of_x = matrix(from, rows, first, count);
+      TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(left.get(), chunk_of_x.get(), 0));
+      pass.x = pass.out;
+      pass.from = part;
+    }
+    launch(work, f, pass);
+    multiply(matrix(out, to, first, count), shift, left, right);
+  });
+  return out;
+}
+
+}  // namespace clipproj

@@ -1,0 +1,301 @@
+"""`linear`: against the reference, per row, autocast, compiled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    HALF,
+    OPTIONS,
+    assert_bits,
+    bank,
+    factors,
+    features,
+    orthonormal,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipproj import ops, reference
+
+# (n, in, d, k): none, one, around vector widths, more rows than a chunk has at d = 512.
+SHAPES = [
+    (0, 8, 16, 3),
+    (1, 1, 1, 0),
+    (5, 1, 1, 1),
+    (5, 0, 17, 2),
+    (33, 15, 16, 7),
+    (257, 17, 17, 17),
+    (5, 96, 100, 50),
+    (2, 768, 512, 16),
+    (700, 24, 512, 16),
+    (700, 24, 512, 0),
+]
+
+
+def head(
+    d: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """A weight [d, width] and a bias."""
+    weight = features(d, width, torch.float64) / max(width, 1) ** 0.5
+    return weight.to(device, dtype), features(1, d, dtype, device)[0]
+
+
+def assert_reference(
+    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, **given: Any
+) -> None:
+    """`out` is what the operator makes of x, within the bound of the chain."""
+    assert out.dtype == x.dtype
+    assert out.shape == (*x.shape[:-1], weight.shape[0])
+    assert out.is_contiguous()
+    assert out.isfinite().all()
+    bound = reference.linear_tolerance(x, weight, bias, **given)
+    error = (out.double() - reference.linear(x, weight, bias, **given)).abs()
+    assert (error <= bound).all(), f"error {error.max():.3g}, {(error / bound).max():.3g} x bound"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("n", "width", "d", "k"), SHAPES)
+def test_matches_reference(
+    device: str, dtype: torch.dtype, n: int, width: int, d: int, k: int, option: str
+) -> None:
+    x = features(n, width, dtype, device)
+    weight, bias = head(d, width, dtype, device)
+    given = factors(option, n, d, k, dtype, device)
+    for normalize in (False, True):
+        for b in (None, bias):
+            out = ops.linear(x, weight, b, **given, normalize=normalize)
+            assert_reference(out, x, weight, b, **given, normalize=normalize)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("n", [0, 1, 40, 700])
+def test_each_row_by_its_own_projector(
+    device: str, dtype: torch.dtype, n: int, normalize: bool
+) -> None:
+    width, d = 24, 512
+    x = features(n, width, dtype, device)
+    weight, bias = head(d, width, dtype, device)
+    given = bank("per-row", n, d, dtype=dtype, device=device)
+    out = ops.linear(x, weight, bias, **given, normalize=normalize)
+    assert_reference(out, x, weight, bias, **given, normalize=normalize)
+    given["index"].fill_(-1)
+    out = ops.linear(x, weight, bias, **given, normalize=normalize)
+    assert_reference(out, x, weight, bias, **given, normalize=normalize)
+
+
+def layouts(dtype: torch.dtype, device: str, width: int) -> dict[str, Tensor]:
+    three = features(24, width, dtype, device).view(4, 6, width)
+    return {
+        "slice": features(40, 2 * width, dtype, device)[1:34, 3 : 3 + width],
+        "every other": features(40, 2 * width, dtype, device)[:, 1::2],
+        "transposed": features(width, 33, dtype, device).T,
+        "one": features(1, width, dtype, device)[0],
+        "three dims": three,
+        "permuted": three.transpose(0, 1),
+        "expanded": features(1, width, dtype, device).expand(33, width),
+        "constant rows": features(33, 1, dtype, device).expand(33, width),
+        "size-1 dims": features(5, width, dtype, device)[:, None, None, :],
+        "empty": features(0, width, dtype, device).view(0, 3, width),
+    }
+
+
+def test_layouts(device: str, dtype: torch.dtype) -> None:
+    width, d = 20, 33
+    weight, bias = head(d, width, dtype, device)
+    weights = {
+        "contiguous": weight,
+        "transposed": weight.T.contiguous().T,
+        "both strided": torch.stack([weight] * 2, -1)[..., 1],
+    }
+    biases = {"contiguous": bias, "expanded": bias[:1].expand(d), "strided": bias.repeat(2)[::2]}
+    for x in layouts(dtype, device, width).values():
+        given = factors("per-row", x.numel() // width, d, 5, dtype, device)
+        for w in weights.values():
+            assert_reference(ops.linear(x, w, bias, **given), x, w, bias, **given)
+    for b in biases.values():
+        assert_reference(ops.linear(x, weight, b, **given), x, weight, b, **given)
+
+
+def test_rows_almost_all_within_the_erased_span(device: str, dtype: torch.dtype) -> None:
+    n, d, k = 300, 512, 16
+    read = orthonormal(k, d, dtype, device)
+    inside = functional.normalize(features(n, k, torch.float64, device), dim=-1) @ read.double()
+    x = (0.99 * inside + 0.01 * features(n, d, torch.float64, device) / d**0.5).to(dtype)
+    weight, bias = torch.eye(d, dtype=dtype, device=device), None
+    for normalize in (False, True):
+        out = ops.linear(x, weight, bias, read, read, normalize=normalize)
+        given = {"read": read, "write": read, "normalize": normalize}
+        assert_reference(out, x, weight, bias, **given)
+        assert reference.linear_tolerance(x, weight, bias, **given).isfinite().all()
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_nan_stays_in_its_row(
+    device: str, dtype: torch.dtype, normalize: bool, per_row: bool
+) -> None:
+    x = features(300, 24, dtype, device)
+    weight, bias = head(512, 24, dtype, device)
+    if per_row:
+        given = bank("per-row", 300, 512, dtype=dtype, device=device)
+    else:
+        given = factors("per-row", 300, 512, 8, dtype, device)
+    clean = ops.linear(x, weight, bias, **given, normalize=normalize)
+    x[7, 3] = torch.nan
+    out = ops.linear(x, weight, bias, **given, normalize=normalize)
+    others = torch.arange(300, device=device) != 7
+    assert_bits(out[others], clean[others])
+    assert out[7].isnan().all()
+
+
+def test_bad_index_is_refused() -> None:
+    x, (weight, bias), given = features(3, 4), head(8, 4), bank("offset", 3, 8)
+    for bad in (-2, len(given["spans"])):
+        given["index"][1] = bad
+        with pytest.raises(RuntimeError, match=r"linear: index must be in \[-1, 6\]"):
+            ops.linear(x, weight, bias, **given)
+
+
+@pytest.mark.parametrize("half", HALF, ids=str)
+def test_autocast_casts_the_product_alone(half: torch.dtype) -> None:
+    x, (weight, bias), given = features(5, 24), head(32, 24), factors("per-row", 5, 32, 4)
+    want = ops.linear(x.to(half), weight.to(half), bias.to(half), **given)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.autocast("cpu", half):
+            return ops.linear(x, weight, bias, **given)
+
+    assert_bits(run(x, weight, bias), want)
+    assert_bits(torch.compile(run, fullgraph=True, backend="aot_eager")(x, weight, bias), want)
+    with torch.autocast("cpu", half, enabled=False):
+        assert ops.linear(x, weight, bias, **given).dtype == torch.float32
+    wide = factors("oblique", 5, 32, 4, torch.float64)
+    with torch.autocast("cpu", half):
+        out = ops.linear(x.double(), weight.double(), None, **wide)
+    assert out.dtype == torch.float64
+    parameter = weight.clone().requires_grad_()
+    run(x, parameter, bias).float().sum().backward()
+    assert parameter.grad.dtype == torch.float32
+
+
+def test_autocast_is_neutral_for_the_project_family() -> None:
+    x, given, own = features(5, 32), factors("per-row", 5, 32, 4), bank("per-row", 5, 32)
+    calls = [
+        lambda: ops.project(x, **given, normalize=True),
+        lambda: ops.project_out(x, **given, out=torch.empty_like(x)),
+        lambda: ops.project_(x.clone(), **given),
+        lambda: ops.project_rows(x, **own),
+        lambda: ops.projected_norm(x, **given),
+    ]
+    for call in calls:
+        want = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_bits(call(), want)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_autocast_on_a_gpu() -> None:
+    x, (weight, bias) = features(5, 24, device="cuda"), head(32, 24, device="cuda")
+    given = factors("per-row", 5, 32, 4, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        out = ops.linear(x, weight, bias, **given)
+    half = (x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    assert_bits(out, ops.linear(*half, **given))
+
+
+class Tower(nn.Module):
+    """An encoder's end with a projector for each row, as a server would compile it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 16)
+        for name, value in bank("per-row", 1, 16).items():
+            if name not in ("index", "strength"):
+                self.register_buffer(name, value)
+
+    def forward(self, x: Tensor, index: Tensor, strength: Tensor) -> Tensor:
+        factors = self.read, self.write, self.offset, strength
+        options = {"spans": self.spans, "index": index, "normalize": True}
+        return 2 * ops.linear(x + 1, self.head.weight, self.head.bias, *factors, **options)
+
+
+def arguments(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    given = bank("per-row", n, 16)
+    return features(n, 12), given["index"], given["strength"]
+
+
+def test_compile_with_a_dynamic_batch_compiles_once() -> None:
+    model = Tower()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        given = arguments(7)
+        torch.testing.assert_close(compiled(*given), model(*given))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for n in (33, 3, 257):
+                given = arguments(n)
+                torch.testing.assert_close(compiled(*given), model(*given))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_gradients(backend: str) -> None:
+    model, given = Tower(), arguments(7)
+    want = torch.autograd.grad(model(*given).sin().sum(), [*model.parameters()])
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    found = torch.autograd.grad(compiled(*given).sin().sum(), [*model.parameters()])
+    torch.testing.assert_close(found, want)
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    batch = {0: torch.export.Dim("batch", min=2, max=4096)}
+    return torch.export.export(model, arguments(7), dynamic_shapes=(batch, batch, batch))
+
+
+def test_export_with_a_dynamic_batch() -> None:
+    model = Tower().requires_grad_(False)
+    program = exported(model)
+    target = torch.ops.clipproj.linear.default
+    assert any(node.target is target for node in program.graph.nodes)
+    for n in (2, 33):
+        given = arguments(n)
+        torch.testing.assert_close(program.module()(*given), model(*given))
+
+
+LOADED = """
+import sys, torch, clipproj
+loaded = torch._inductor.aoti_load_package(sys.argv[1])
+for given, want in torch.load(sys.argv[2]):
+    torch.testing.assert_close(loaded(*given), want)
+"""
+
+
+def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
+    model = Tower().requires_grad_(False)
+    package = torch._inductor.aoti_compile_and_package(
+        exported(model), package_path=str(tmp_path / "tower.pt2")
+    )
+    cases = [(given, model(*given)) for given in (arguments(2), arguments(33))]
+    torch.save(cases, tmp_path / "cases.pt")
+    command = [sys.executable, "-c", LOADED, package, str(tmp_path / "cases.pt")]
+    subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype: torch.dtype) -> None:
+    x, (weight, bias) = features(6, 6, dtype), head(8, 6, dtype)
+    op = torch.ops.clipproj.linear.default
+    given = bank("per-row", 6, 8, dtype=dtype)
+    order = ("read", "write", "offset", "strength")
+    many = tuple(given[name] for name in order)
+    rows = {"spans": given["spans"], "index": given["index"]}
+    for rows_of_x in (x, x.T, x.clone().requires_grad_()):
+        one = factors("oblique", 6, 8, 2, dtype)
+        torch.library.opcheck(op, (rows_of_x, weight, None, one["read"], one["write"]))
+        torch.library.opcheck(op, (rows_of_x, weight, bias, *many), {"normalize": True, **rows})
