@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every refusal of the operators, in one place. clipproj/ops.py repeats the ones that metadata
+// Every refusal of the operators, in one place. clipproj/ops/ repeats the ones that metadata
 // allow, with the same words, for fake tensors; tests/test_errors.py holds the two together.
 #pragma once
 #include <algorithm>

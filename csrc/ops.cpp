@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The schemas of torch.ops.clipproj, once. Kernels register themselves in cpu/ and cuda/;
-// fake kernels and autograd live in clipproj/ops.py.
+// fake kernels and autograd live in clipproj/ops/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(clipproj, m) {
