@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 KEY = ("op", "output", "dtype", "n", "d", "k", "dim")  # what makes two cells the same problem
-BOUNDS = ("shared project",)  # beside the peers, but less than was asked: never the best peer
+BOUNDS = (
+    "shared project",
+    "bare product",
+)  # beside the peers, but less than was asked: never the best peer
 
 
 class Results(NamedTuple):
