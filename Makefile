@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SAY := @printf '\n\033[1m== %s\033[0m\n'
 
-.PHONY: help demo test lint builds bench bench-gpu bench-compare clean
+.PHONY: help demo test lint builds bench bench-gpu bench-compare ptxas clean
 .PHONY: perf-guard perf-guard-update perf-guard-callgrind
 
 help:  ## This list
@@ -43,6 +43,10 @@ bench: $(VENV)/.bench  ## Operators beside their peers: tables, and benchmarks/r
 bench-gpu: $(VENV)/.dev  ## On a GPU, beside copies, eager, torch.compile, Triton: 9 minutes; BENCH=--quick for 3
 	$(SAY) "benchmarks/gpu.py"
 	@$(BIN)/python benchmarks/gpu.py $(BENCH)
+
+ptxas:  ## What nvcc makes of the CUDA kernels, kept in benchmarks/results/ptxas.md; fails when one spills
+	$(SAY) "registers and spills of the CUDA kernels"
+	@$(PYTHON) tools/ptxas.py --out benchmarks/results/ptxas.md
 
 bench-compare: $(VENV)/.torch  ## What moved between two result files: OLD=a.json NEW=b.json
 	@$(BIN)/python benchmarks/tables.py --compare $(OLD) $(NEW)
