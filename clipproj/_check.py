@@ -140,6 +140,12 @@ def strength(op: str, given: object) -> None:
         raise TypeError(f"{op}: strength must be a tensor or None, got {type(given).__name__}")
 
 
+def scale(op: str, given: object) -> None:
+    """The same for what has no default."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{op}: scale must be a tensor, got {type(given).__name__}")
+
+
 def features(
     op: str,
     x: Tensor,

@@ -262,6 +262,13 @@ def test_strength_is_no_number(name: str, strength: object) -> None:
         call(name, {"strength": lambda: strength})
 
 
+@pytest.mark.parametrize("scale", [100.0, None])
+def test_scale_is_no_number(scale: object) -> None:
+    text = f"logits: scale must be a tensor, got {type(scale).__name__}"
+    with pytest.raises(TypeError, match=re.escape(text)):
+        call("logits", {"scale": lambda: scale})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_devices_must_agree(name: str) -> None:
     for argument in ("read", "write", "strength"):

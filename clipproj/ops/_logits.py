@@ -74,9 +74,10 @@ def logits(
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device, or another than x requires
             grad.
-        TypeError: `strength` is a Python number.
+        TypeError: `strength` or `scale` is a Python number.
     """
     _check.strength("logits", strength)
+    _check.scale("logits", scale)
     return _autograd.call(
         _logits,
         *(x, classes, read, write, offset, strength, scale, bias, write_classes),
