@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import custom_function_call_vmap_helper
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
 from clipproj import _load  # noqa: F401  opens the libraries that define the operators
+from clipproj._dispatch import named, register_vmap
 
 EPS = 1e-12  # of torch.nn.functional.normalize, and of csrc/cpu/project_kernel.inl
 PLAIN = "x - strength * (x @ read.T - offset) @ write"  # what texts of errors send people to
@@ -256,39 +255,12 @@ def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | Non
         if not (_backward_mode(args) or _forward_mode() or _tracing()):
             return call()
         _refuse_tracked(packet, names[1:], args[1:], instead)
-        operands = _operands(dict(zip(names, args, strict=False)))
+        operands = _operands(named(op, args, kwargs))
         with enable_single_level_autograd_function():
             return _Differentiable.apply(call, after(kwargs), *operands)
 
-    def batch(info: Any, in_dims: tuple, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
-        if any(dim is not None for dim in in_dims[1:]):
-
-            def one(i: int) -> Tensor:
-                pairs = zip(args, in_dims, strict=True)
-                return op(*(x if dim is None else x.select(dim, i) for x, dim in pairs), **kwargs)
-
-            return torch.stack([one(i) for i in range(info.batch_size)]), 0
-        # Rows know nothing of one another, so a batch of x is x with one leading dim more.
-        given = dict(zip(names, args, strict=False))
-        given["x"] = args[0].movedim(in_dims[0], 0)
-        for per_row in ("strength", "index"):
-            values = given.get(per_row)
-            if values is not None and values.ndim:
-                given[per_row] = values.repeat(info.batch_size)
-        return op(**given, **kwargs), 0
-
-    def batched(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
-        flag = kwargs.get("flag")
-        if flag is not None and torch._C._functorch.is_batchedtensor(flag):
-            raise RuntimeError(
-                f"{packet}: flag must be the same for all of a torch.vmap, got a batch"
-            )
-        level = retrieve_current_functorch_interpreter()
-        return custom_function_call_vmap_helper(level, batch, op, *args, **kwargs)
-
     _library.impl(name, derive, "Autograd", with_keyset=True)
-    # torch.library.register_vmap would do the same, but takes no operator with a flag.
-    _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+    register_vmap(_library, name, op)
 
 
 def _register_count(op: torch._ops.OpOverload, name: str, subject: str) -> None:

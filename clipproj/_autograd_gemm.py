@@ -1,4 +1,4 @@
-"""Derivatives of `linear` and `logits`, torch.vmap, and what autocast casts.
+"""Derivatives of `linear` and `logits`, and what autocast casts.
 
 As in _autograd.py, whose machinery this shares, the kernels sit at the dispatcher's keys.
 """
@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
-from torch._functorch.autograd_function import custom_function_call_vmap_helper
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.nn import functional
 
 from clipproj import _autograd
-from clipproj._autograd import PLAIN, _operands, _through_normalize, _transposed, _update
+from clipproj._autograd import (
+    PLAIN,
+    _library,
+    _operands,
+    _through_normalize,
+    _transposed,
+    _update,
+)
+from clipproj._dispatch import named, register_vmap
 
 _ops = torch.ops.clipproj
-_library = torch.library.Library("clipproj", "IMPL")  # registrations live as long as this object
 _TRAIN_FACTORS = f"train factors in plain torch, {PLAIN}"
 _TRAIN_CLASSES = "train it in plain torch, scale * normalize(project(x)) @ classes.T + bias"
 
@@ -132,13 +137,6 @@ class _Logits(torch.autograd.function._SingleLevelFunction):
 # Registrations
 
 
-def _named(op: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name; the dispatcher leaves out those that are the default."""
-    values = {arg.name: arg.default_value for arg in op._schema.arguments}
-    given = dict(zip(values, args, strict=False))
-    return values | given | kwargs
-
-
 def _apply_linear(call: Callable[[], Tensor], given: dict[str, Any]) -> Tensor:
     x, *factors = _operands(given)
     return _Linear.apply(call, given["normalize"], x, given["weight"], given["bias"], *factors)
@@ -167,44 +165,15 @@ def _register(
         tracked = _autograd._backward_mode(args) or _autograd._forward_mode()
         if not (tracked or _autograd._tracing()):
             return call()
-        given = _named(op, args, kwargs)
+        given = named(op, args, kwargs)
         names = ("read", "write", "offset", "strength")
         _autograd._refuse_tracked(name, names, [given[key] for key in names], _TRAIN_FACTORS)
         with enable_single_level_autograd_function():
             return apply(call, given)
 
-    def batched(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
-        # torch.library.register_vmap takes no tensors by keyword, which spans and index are.
-        given = _named(op, args, kwargs)
-        tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
-        rest = {key: value for key, value in given.items() if key not in tensors}
-
-        def call(*values: Tensor) -> Tensor:
-            return op(**dict(zip(tensors, values, strict=True)), **rest)
-
-        def rule(info: Any, in_dims: tuple, *values: Tensor) -> tuple[Tensor, int]:
-            if any(dim is not None for dim in in_dims[1:]):
-
-                def one(i: int) -> Tensor:
-                    pairs = zip(values, in_dims, strict=True)
-                    return call(*(t if dim is None else t.select(dim, i) for t, dim in pairs))
-
-                return torch.stack([one(i) for i in range(info.batch_size)]), 0
-            # Rows know nothing of one another, so a batch of x is x with one leading dim more.
-            rows = [
-                t.repeat(info.batch_size) if key in ("strength", "index") and t.ndim else t
-                for key, t in zip(tensors, values, strict=True)
-            ]
-            return call(values[0].movedim(in_dims[0], 0), *rows[1:]), 0
-
-        interpreter = retrieve_current_functorch_interpreter()
-        return custom_function_call_vmap_helper(
-            interpreter, rule, call, *(given[key] for key in tensors)
-        )
-
     def autocast(device: str, key: DispatchKey) -> Callable[..., Tensor]:
         def run(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
-            given = _named(op, args, kwargs)
+            given = named(op, args, kwargs)
             dtype = torch.get_autocast_dtype(device)
             for arg in cast:
                 t = given[arg]
@@ -217,7 +186,7 @@ def _register(
         return run
 
     _library.impl(name, derive, "Autograd", with_keyset=True)
-    _library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+    register_vmap(_library, name, op)
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _library.impl(name, autocast(device, getattr(DispatchKey, key)), key, with_keyset=True)
 
