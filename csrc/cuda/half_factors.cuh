@@ -8,9 +8,6 @@
 // 8 q to 8 q + 7 of the rows, q = lane % 4, then owns the same columns of the products. Chunks are
 // swapped about by direction, so that eight directions of one chunk lie in different banks.
 #pragma once
-#include <type_traits>
-#include <utility>
-
 #include "split.cuh"
 #include "tile.cuh"
 
@@ -29,23 +26,6 @@ __device__ inline int team_warp() { return warp() % kWarps; }
 struct alignas(8) Pair {
   float at[2];
 };
-
-template <class T>
-constexpr Type kType = Type::kFloat;
-template <>
-constexpr Type kType<__nv_bfloat16> = Type::kBFloat16;
-template <>
-constexpr Type kType<__half> = Type::kHalf;
-
-// body(i) for i of 0..count-1, each a constant.
-template <int... i, class Body>
-__device__ void unrolled(std::integer_sequence<int, i...>, Body body) {
-  (body(std::integral_constant<int, i>()), ...);
-}
-template <int count, class Body>
-__device__ void unrolled(Body body) {
-  unrolled(std::make_integer_sequence<int, count>(), body);
-}
 
 // Slots for groups of kGroup directions of P * kWarps pieces.
 template <int P>

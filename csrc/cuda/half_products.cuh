@@ -2,10 +2,21 @@
 // The two products of project_half_kernel, by tensor cores, and the coefficients between them.
 #pragma once
 #include <type_traits>
+#include <utility>
 
 #include "half_rows.cuh"
 
 namespace clipproj {
+
+// body(i) for i of 0..count-1, each a constant.
+template <int... i, class Body>
+__device__ void unrolled(std::integer_sequence<int, i...>, Body body) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+template <int count, class Body>
+__device__ void unrolled(Body body) {
+  unrolled(std::make_integer_sequence<int, count>(), body);
+}
 
 // dot <- R x^T of this warp's pieces for the directions of a slot: rows lane / 4 and, as mma lays
 // out 16 x 8, of eight rows of x, twice. This way round, words of x are operands as they lie.

@@ -30,8 +30,9 @@ template <class T>
 void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) {
   const Device device = describe(index);
   const Plan plan = plan_project(kType<T>, p, device);
-  require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project", "d + k must fit ",
-          device.shared_of_block, " bytes of shared memory, got d=", p.d, ", k=", p.k);
+  require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project",
+          "a row and its coefficients must fit ", device.shared_of_block,
+          " bytes of shared memory, got d=", p.d, " and k=", coef_room(p));
   const Kernel kernel = project_kernel_of<T>(plan, p);
   if (plan.shared > 48 * 1024) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -82,7 +82,7 @@ __device__ void copy_row(const T* from, int64_t from_col, int d, T* to, int64_t 
 template <class T, int P, int teams, bool banked>
 __device__ void project_half_tiles(const ProjectParams<float>& p) {
   const int d = static_cast<int>(p.d);
-  const int groups = banked ? 1 : static_cast<int>(whole<int64_t>(p.k, kGroup) / kGroup);
+  const int groups = banked ? 1 : static_cast<int>(half_groups(p));
   const HalfParts parts(P, groups, p.write == p.read, banked);
   const int stages = parts.stages(teams, launched_shared_bytes());
   const HalfShared<P> shared = take_shared<P, teams, banked>(p, parts, stages);

@@ -91,6 +91,11 @@ CLIPPROJ_HOST_DEVICE constexpr int half_pieces(int64_t d) {
   return pieces < 2 ? 2 : static_cast<int>(pieces);
 }
 
+// Groups of directions that its shared memory has slots for: all; of a bank one, filled in turns.
+CLIPPROJ_HOST_DEVICE constexpr int64_t half_groups(const ProjectParams<float>& p) {
+  return p.index ? 1 : (p.k + kGroup - 1) / kGroup;
+}
+
 // The shared memory of a block of project_half_kernel, in elements, part by part; all but the
 // factors for each team.
 struct HalfParts {
@@ -156,8 +161,8 @@ inline size_t project_shared(int element_bytes, Which kernel, int rows,
     return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
   }
   if (kernel == Which::kHalf) {
-    const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
-    return HalfParts(half_pieces(p.d), groups, p.write == p.read, p.index).bytes(teams, stages);
+    return HalfParts(half_pieces(p.d), half_groups(p), p.write == p.read, p.index)
+        .bytes(teams, stages);
   }
   return TileShared(element_bytes, rows, p.d, room, p.normalize || p.norm).bytes(element_bytes);
 }
@@ -168,9 +173,8 @@ inline size_t project_shared(int element_bytes, Which kernel, int rows,
 inline Plan plan_half(Type type, const ProjectParams<float>& p, const Device& device) {
   const int pieces = half_pieces(p.d);
   if (pieces > kMostPieces) return {};
-  const int64_t groups = p.index ? 1 : whole<int64_t>(p.k, kGroup) / kGroup;
   const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
-  const HalfParts parts(pieces, groups, p.write == p.read, p.index);
+  const HalfParts parts(pieces, half_groups(p), p.write == p.read, p.index);
   for (int blocks = half_blocks(type, pieces, p.index); blocks > 0; --blocks) {
     const int64_t room =
         std::min(device.shared_of_multiprocessor / blocks - kReserved, device.shared_of_block);

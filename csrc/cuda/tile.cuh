@@ -17,6 +17,14 @@ namespace clipproj {
 
 static_assert(kWarps == 8 && kGroup == 16);
 
+// As plans name the type of x.
+template <class T>
+constexpr Type kType = Type::kFloat;
+template <>
+constexpr Type kType<__nv_bfloat16> = Type::kBFloat16;
+template <>
+constexpr Type kType<__half> = Type::kHalf;
+
 // What a tile needs to know of the memory it comes from or goes to.
 struct Memory {
   int64_t row, col;
