@@ -155,7 +155,8 @@ def _register(
     cast: tuple[str, ...],
 ) -> None:
     """Autograd, torch.vmap and autocast, which casts the arguments named `cast`."""
-    op = getattr(_ops, name).default
+    packet, _, overload = name.partition(".")
+    op = getattr(getattr(_ops, packet), overload or "default")
 
     def derive(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
         def call() -> Tensor:
@@ -167,7 +168,7 @@ def _register(
             return call()
         given = named(op, args, kwargs)
         names = ("read", "write", "offset", "strength")
-        _autograd._refuse_tracked(name, names, [given[key] for key in names], _TRAIN_FACTORS)
+        _autograd._refuse_tracked(packet, names, [given[key] for key in names], _TRAIN_FACTORS)
         with enable_single_level_autograd_function():
             return apply(call, given)
 
@@ -191,5 +192,8 @@ def _register(
         _library.impl(name, autocast(device, getattr(DispatchKey, key)), key, with_keyset=True)
 
 
-_register("linear", _apply_linear, cast=("x", "weight", "bias"))
-_register("logits", _apply_logits, cast=("x", "classes"))
+for _overload in ("", ".flag"):
+    _register("linear" + _overload, _apply_linear, cast=("x", "weight", "bias"))
+    _register("logits" + _overload, _apply_logits, cast=("x", "classes"))
+_autograd._register_count(_ops.linear.flag, "linear.flag", "flag")
+_autograd._register_count(_ops.logits.flag, "logits.flag", "flag")

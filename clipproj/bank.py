@@ -210,14 +210,13 @@ class ProjectorBank(BankRows):
                 (or no longer) one of the bank's. On a GPU such a row becomes NaN, see `check`.
         """
         operands = self.operands(x, index, strength)
-        flag = self.flag if self.flag.is_cuda else None  # the CPU raises instead
-        return ops.project_rows(x, **operands, normalize=normalize, flag=flag)
+        return ops.project_rows(x, **operands, normalize=normalize)
 
     def operands(
         self, x: Tensor, index: Tensor, strength: float | Tensor | None = None
     ) -> dict[str, Tensor | None]:
-        """read, write, offset, spans, index and strength, as `project_rows`, `linear` and `logits`
-        of `clipproj.ops` take them by keyword, for rows x.
+        """read, write, offset, spans, index, strength and flag, as `project_rows`, `linear` and
+        `logits` of `clipproj.ops` take them by keyword, for rows x.
 
         Takes and raises what calling the bank does.
         """
@@ -227,7 +226,9 @@ class ProjectorBank(BankRows):
                 got = type(given).__name__
                 raise TypeError(f"ProjectorBank: {name} must be {kind}, got {got}")
         n = math.prod(x.shape[:-1])
-        if index.ndim != 1 or index.shape[0] != n:
+        # A compiler may not know the sizes yet; the operator checks them again.
+        known = not torch.compiler.is_compiling()
+        if index.ndim != 1 or (known and index.shape[0] != n):
             raise ValueError(
                 f"ProjectorBank: index must be [{n}], one for each row, got {list(index.shape)}"
             )
@@ -242,7 +243,8 @@ class ProjectorBank(BankRows):
         elif not isinstance(strength, Tensor):
             got = type(strength).__name__
             raise TypeError(f"ProjectorBank: strength must be a number or a tensor, got {got}")
-        return factors | {"index": index, "strength": strength.to(wide)}
+        flag = self.flag if self.flag.is_cuda else None  # the CPU raises instead
+        return factors | {"index": index, "strength": strength.to(wide), "flag": flag}
 
     def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
         """read, write, offset and spans, for features of `dtype`: the buffers, but for float64."""

@@ -12,11 +12,12 @@ template <auto launch, auto multiply, auto chunk_of, auto make = new_dense>
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
               const Tensor& read, const Tensor& write, const std::optional<Tensor>& offset,
               const std::optional<Tensor>& strength, bool normalize,
-              const std::optional<Tensor>& spans, const std::optional<Tensor>& index) {
+              const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
+              const std::optional<Tensor>& flag) {
   const int64_t n = check_linear("linear", x, weight, bias);
   const int64_t in = weight.size(1), d = weight.size(0);
   Factors f = check_factors("linear", "x", x, read, write, offset, strength, d, n);
-  check_bank("linear", x, spans, index, std::nullopt, n, &f);
+  check_bank("linear", x, spans, index, flag, n, &f);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = d;
   const Tensor out = make(x, sizes);
@@ -36,6 +37,26 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
     launch(out, f, Pass{data, part, data, part, nullptr, normalize, first});
   });
   return out;
+}
+
+template <auto launch, auto multiply, auto chunk_of, auto make = new_dense>
+Tensor linear_unflagged(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const Tensor& read, const Tensor& write,
+                        const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+                        bool normalize, const std::optional<Tensor>& spans,
+                        const std::optional<Tensor>& index) {
+  return linear<launch, multiply, chunk_of, make>(x, weight, bias, read, write, offset, strength,
+                                                  normalize, spans, index, std::nullopt);
+}
+
+template <auto launch, auto multiply, auto chunk_of, auto make = new_dense>
+Tensor linear_flagged(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      const Tensor& read, const Tensor& write, const std::optional<Tensor>& offset,
+                      const std::optional<Tensor>& strength, bool normalize,
+                      const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
+                      const Tensor& flag) {
+  return linear<launch, multiply, chunk_of, make>(x, weight, bias, read, write, offset, strength,
+                                                  normalize, spans, index, flag);
 }
 
 }  // namespace clipproj

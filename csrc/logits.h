@@ -18,10 +18,11 @@ Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const 
               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
               const Tensor& scale, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& write_classes, const std::optional<Tensor>& spans,
-              const std::optional<Tensor>& index, std::optional<ScalarType> dtype) {
+              const std::optional<Tensor>& index, std::optional<ScalarType> dtype,
+              const std::optional<Tensor>& flag) {
   const int64_t d = check_features("logits", x), n = x.numel() / d;
   Factors f = check_factors("logits", "x", x, read, write, offset, strength, d, n);
-  check_bank("logits", x, spans, index, std::nullopt, n, &f);
+  check_bank("logits", x, spans, index, flag, n, &f);
   check_logits("logits", x, classes, scale, bias, write_classes, f.k, dtype);
   f.scale = scale;
   const ScalarType type = x.scalar_type(), result = dtype.value_or(type);
@@ -63,6 +64,31 @@ Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const 
     multiply(matrix(out, to, first, count), shift, left, right);
   });
   return out;
+}
+
+template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
+Tensor logits_unflagged(const Tensor& x, const Tensor& classes, const Tensor& read,
+                        const Tensor& write, const std::optional<Tensor>& offset,
+                        const std::optional<Tensor>& strength, const Tensor& scale,
+                        const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& write_classes,
+                        const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
+                        std::optional<ScalarType> dtype) {
+  return logits<launch, multiply, chunk_of, widens, make>(x, classes, read, write, offset, strength,
+                                                          scale, bias, write_classes, spans, index,
+                                                          dtype, std::nullopt);
+}
+
+template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
+Tensor logits_flagged(const Tensor& x, const Tensor& classes, const Tensor& read,
+                      const Tensor& write, const std::optional<Tensor>& offset,
+                      const std::optional<Tensor>& strength, const Tensor& scale,
+                      const std::optional<Tensor>& bias, const std::optional<Tensor>& write_classes,
+                      const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
+                      std::optional<ScalarType> dtype, const Tensor& flag) {
+  return logits<launch, multiply, chunk_of, widens, make>(x, classes, read, write, offset, strength,
+                                                          scale, bias, write_classes, spans, index,
+                                                          dtype, flag);
 }
 
 }  // namespace clipproj

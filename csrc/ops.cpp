@@ -24,9 +24,18 @@ STABLE_TORCH_LIBRARY(clipproj, m) {
       "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
       "Tensor? index=None) -> Tensor");
   m.def(
+      "linear.flag(Tensor x, Tensor weight, Tensor? bias, Tensor read, Tensor write, "
+      "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
+      "Tensor? index=None, Tensor(a!) flag) -> Tensor");
+  m.def(
       "logits(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
       "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
       "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None) -> "
+      "Tensor");
+  m.def(
+      "logits.flag(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
+      "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
+      "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None, Tensor(a!) flag) -> "
       "Tensor");
   m.def(
       "fold_(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "

@@ -234,6 +234,33 @@ def test_vmap_over_everything() -> None:
     assert torch.equal(found, torch.stack(want))
 
 
+@pytest.mark.parametrize("operator", ["linear", "logits"])
+def test_a_flag_changes_nothing_but_itself(operator: str) -> None:
+    """Values, gradients and what autocast casts are as without it, and the write is counted."""
+    weight, bias, scale = operands(5, torch.float32)
+    given = rows(features(6, 5), factors("oblique", 6, 5, 2))
+    flag = torch.zeros(1, dtype=torch.int32)
+
+    def call(x: Tensor, **more: Tensor) -> Tensor:
+        if operator == "linear":
+            return ops.linear(x, weight, bias, **given, **more)
+        return logits(x, weight, scale=scale, **given, **more)
+
+    x = features(6, 5).requires_grad_()
+    for cast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            before = flag._version
+            found, want = call(x, flag=flag), call(x)
+            assert flag._version == before + 1
+            assert found.dtype == want.dtype
+            assert torch.equal(found, want)
+            gradients = [torch.autograd.grad(y.float().sin().sum(), x)[0] for y in (found, want)]
+            assert torch.equal(*gradients)
+    del given["spans"], given["index"]
+    with pytest.raises(RuntimeError, match=f"{operator}: flag must come with spans and index"):
+        call(x, flag=flag)
+
+
 FACTORS = ["read", "write", "offset", "strength"]
 
 

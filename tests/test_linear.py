@@ -299,3 +299,6 @@ def test_opcheck(dtype: torch.dtype) -> None:
         one = factors("oblique", 6, 8, 2, dtype)
         torch.library.opcheck(op, (rows_of_x, weight, None, one["read"], one["write"]))
         torch.library.opcheck(op, (rows_of_x, weight, bias, *many), {"normalize": True, **rows})
+        flagged = {**rows, "flag": torch.zeros(1, dtype=torch.int32)}
+        op_flag = torch.ops.clipproj.linear.flag
+        torch.library.opcheck(op_flag, (rows_of_x, weight, bias, *many), flagged)

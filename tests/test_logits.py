@@ -291,3 +291,6 @@ def test_opcheck(dtype: torch.dtype) -> None:
         torch.library.opcheck(op, (rows, classes, read, read, None, None, scale))
         options = rows_of(given) | {"dtype": factor_dtype(dtype)}
         torch.library.opcheck(op, (rows, classes, *positional(given), scale, scale), options)
+        options["flag"] = torch.zeros(1, dtype=torch.int32)
+        op_flag = torch.ops.clipproj.logits.flag
+        torch.library.opcheck(op_flag, (rows, classes, *positional(given), scale, scale), options)

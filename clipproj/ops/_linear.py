@@ -10,9 +10,11 @@ from clipproj import (
 )
 
 _linear = torch.ops.clipproj.linear.default
+_linear_flag = torch.ops.clipproj.linear.flag
 
 
 @torch.library.register_fake("clipproj::linear")
+@torch.library.register_fake("clipproj::linear.flag")
 def _(
     x: Tensor,
     weight: Tensor,
@@ -25,10 +27,11 @@ def _(
     normalize: bool = False,
     spans: Tensor | None = None,
     index: Tensor | None = None,
+    flag: Tensor | None = None,
 ) -> Tensor:
     n = _check.linear("linear", x, weight, bias)
     _check.factors("linear", "x", x, read, write, offset, strength, weight.shape[0], n)
-    _check.bank("linear", x, spans, index)
+    _check.bank("linear", x, spans, index, flag)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -44,6 +47,7 @@ def linear(
     normalize: bool = False,
     spans: Tensor | None = None,
     index: Tensor | None = None,
+    flag: Tensor | None = None,
 ) -> Tensor:
     """Projects the rows of a linear head: `project(x @ weight.T + bias)`, without a second result.
 
@@ -63,6 +67,7 @@ def linear(
         read, write, offset, strength: as in `project`, for rows of length d.
         normalize: as in `project`.
         spans, index: None, or both as in `project_rows`: each row by the projector of its own.
+        flag: None, or as in `project_rows`, with spans and index.
 
     Returns:
         A contiguous tensor `[..., d]` in the dtype of x.
@@ -72,10 +77,8 @@ def linear(
         TypeError: `strength` is a Python number.
     """
     _check.strength("linear", strength)
-    return _autograd.call(
-        _linear,
-        *(x, weight, bias, read, write, offset, strength),
-        normalize=normalize,
-        spans=spans,
-        index=index,
-    )
+    args = x, weight, bias, read, write, offset, strength
+    options = {"normalize": normalize, "spans": spans, "index": index}
+    if flag is None:
+        return _autograd.call(_linear, *args, **options)
+    return _autograd.write(_linear_flag, "flag", *args, **options, flag=flag)

@@ -10,9 +10,11 @@ from clipproj import (
 )
 
 _logits = torch.ops.clipproj.logits.default
+_logits_flag = torch.ops.clipproj.logits.flag
 
 
 @torch.library.register_fake("clipproj::logits")
+@torch.library.register_fake("clipproj::logits.flag")
 def _(
     x: Tensor,
     classes: Tensor,
@@ -27,9 +29,10 @@ def _(
     spans: Tensor | None = None,
     index: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    flag: Tensor | None = None,
 ) -> Tensor:
     _check.features("logits", x, read, write, offset, strength)
-    _check.bank("logits", x, spans, index)
+    _check.bank("logits", x, spans, index, flag)
     _check.logits("logits", x, classes, scale, bias, write_classes, read.shape[0], dtype)
     return x.new_empty((*x.shape[:-1], classes.shape[0]), dtype=dtype or x.dtype)
 
@@ -48,6 +51,7 @@ def logits(
     spans: Tensor | None = None,
     index: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    flag: Tensor | None = None,
 ) -> Tensor:
     """Class logits of projected features: `scale * normalize(project(x)) @ classes.T + bias`.
 
@@ -66,6 +70,7 @@ def logits(
             projected rows; but their length has to be measured on the projected row, as the
             identity for it cancels, so the projection is never saved.
         spans, index: None, or both as in `project_rows`: each row by the projector of its own.
+        flag: None, or as in `project_rows`, with spans and index.
         dtype: of the result; None means that of x, and `torch.float32` is there for half types.
 
     Returns:
@@ -78,10 +83,8 @@ def logits(
     """
     _check.strength("logits", strength)
     _check.scale("logits", scale)
-    return _autograd.call(
-        _logits,
-        *(x, classes, read, write, offset, strength, scale, bias, write_classes),
-        spans=spans,
-        index=index,
-        dtype=dtype,
-    )
+    args = x, classes, read, write, offset, strength, scale, bias, write_classes
+    options = {"spans": spans, "index": index, "dtype": dtype}
+    if flag is None:
+        return _autograd.call(_logits, *args, **options)
+    return _autograd.write(_logits_flag, "flag", *args, **options, flag=flag)

@@ -11,7 +11,11 @@ namespace clipproj {
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CPU, m) {
   m.impl("linear",
-         TORCH_BOX((&Reading<&linear<launch_cpu, multiply_cpu, chunk_cpu, new_result>>::call)));
+         TORCH_BOX(
+             (&Reading<&linear_unflagged<launch_cpu, multiply_cpu, chunk_cpu, new_result>>::call)));
+  m.impl("linear.flag",
+         TORCH_BOX(
+             (&Reading<&linear_flagged<launch_cpu, multiply_cpu, chunk_cpu, new_result>>::call)));
 }
 
 }  // namespace clipproj

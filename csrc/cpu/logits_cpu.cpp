@@ -12,7 +12,12 @@ namespace clipproj {
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CPU, m) {
   m.impl(
       "logits",
-      TORCH_BOX((&Reading<&logits<launch_cpu, multiply_cpu, chunk_cpu, true, new_result>>::call)));
+      TORCH_BOX((&Reading<
+                 &logits_unflagged<launch_cpu, multiply_cpu, chunk_cpu, true, new_result>>::call)));
+  m.impl(
+      "logits.flag",
+      TORCH_BOX((
+          &Reading<&logits_flagged<launch_cpu, multiply_cpu, chunk_cpu, true, new_result>>::call)));
 }
 
 }  // namespace clipproj

@@ -8,7 +8,9 @@
 namespace clipproj {
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CUDA, m) {
-  m.impl("logits", TORCH_BOX((&logits<launch_cuda, multiply_cuda, chunk_cuda, false>)));
+  m.impl("logits", TORCH_BOX((&logits_unflagged<launch_cuda, multiply_cuda, chunk_cuda, false>)));
+  m.impl("logits.flag",
+         TORCH_BOX((&logits_flagged<launch_cuda, multiply_cuda, chunk_cuda, false>)));
 }
 
 }  // namespace clipproj
