@@ -28,11 +28,11 @@ def sections() -> dict[str, str]:
     return {title: block for title, block in code.items() if block}
 
 
-def run(title: str, **scope: Any) -> dict[str, Any]:
-    """What the names of a section are after it has run, behind the page's first one."""
+def run(*titles: str, **scope: Any) -> dict[str, Any]:
+    """What the names of sections are after they have run in turn, behind the page's first one."""
     code = sections()
-    exec(compile(code["The examples"], f"{DOC.name}, The examples", "exec"), scope)
-    exec(compile(code[title], f"{DOC.name}, {title}", "exec"), scope)
+    for title in ("The examples", *titles):
+        exec(compile(code[title], f"{DOC.name}, {title}", "exec"), scope)
     return scope
 
 
