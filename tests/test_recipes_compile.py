@@ -145,7 +145,11 @@ def test_sizes_0_and_1_and_few_pictures_are_graphs_of_their_own() -> None:
 def test_one_graph_from_features_of_any_batch() -> None:
     served = Service(lambda x: x, 32)
     served.add("acme", projector())
-    tail = torch.compile(served.tail, fullgraph=True)
+
+    @torch.compile(fullgraph=True)
+    def tail(features: Tensor, index: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        torch._check(len(features) == len(index))
+        return served.tail(features, index, strength)
 
     def check(n: int) -> None:
         x = torch.randn(n, 32)
