@@ -58,9 +58,9 @@ def oblique(k: int = 2, side: str = "image") -> Projector:
     return Projector(read, write, side=side)
 
 
-def bank(side: str = "image", dim: int = WIDTH) -> ProjectorBank:
+def bank(side: str = "image", dim: int = WIDTH, capacity: int = 64) -> ProjectorBank:
     """Of two tenants, the second with another rank and a strength of its own."""
-    made = ProjectorBank(dim, capacity=64, side=side)
+    made = ProjectorBank(dim, capacity=capacity, side=side)
     made.add("acme", projector(3, side, seed=1, dim=dim))
     made.add("umbrella", projector(2, side, strength=1.5, seed=2, dim=dim))
     return made

@@ -212,6 +212,20 @@ def test_a_request_that_cannot_be_served_gets_no_vector(
         PoolingHead.like(vllm_head, b, on_error="raise")(pooled, metadata)
 
 
+def test_a_combination_without_room_costs_nobody_else_a_vector(
+    vllm_head: EmbeddingPoolerHead,
+) -> None:
+    b, pooled = bank(capacity=5), torch.randn(3, IN)
+    metadata = Metadata([says("acme"), says(["acme", "umbrella"]), says("umbrella", 0.5)])
+    got = PoolingHead.like(vllm_head, b)(pooled, metadata)
+    assert got[1].isnan().all()
+    z = vllm_head.projector(pooled)
+    close(got[0], b.projector("acme")(z[0], normalize=True))
+    close(got[2], b.projector("umbrella")(z[2], 0.5, normalize=True))
+    with pytest.raises(ValueError, match="bank must have room for"):
+        PoolingHead.like(vllm_head, b, on_error="raise")(pooled, metadata)
+
+
 def test_refusals(vllm_head: EmbeddingPoolerHead) -> None:
     head = PoolingHead.like(vllm_head, bank())
     with pytest.raises(ValueError, match="a row for each of 1 requests, got 2"):

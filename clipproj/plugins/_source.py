@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clipproj import ops
 from clipproj.bank import ProjectorBank
@@ -114,7 +113,8 @@ class Source:
         """`project(x @ weight.T + bias)`; x [..., in] to [..., d]."""
         if isinstance(self.projector, Projector):
             return ops.linear(x, weight, bias, **self.projector.factors(x.dtype))
-        return self.project(functional.linear(x, weight, bias))
+        index, strength = self._chosen(x.shape[:-1].numel())
+        return ops.linear(x, weight, bias, **self.projector.operands(x, index, strength))
 
     def _chosen(self, n: int) -> _Rows:
         said = _ROWS.get(None)  # a constant, for the sake of torch.compile
@@ -156,3 +156,47 @@ def strengths(strength: object, index: Tensor) -> Tensor | None:
             f"got {list(given.shape)}"
         )
     return given.to(index.device)
+
+
+class Asked(NamedTuple):
+    """What one request of a batch wants for its row."""
+
+    tenant: Name
+    strength: float | None  # None: the entry's own
+
+
+def has(bank: ProjectorBank, name: Name) -> bool:
+    """Whether the bank can serve a name now; None, for rows that stay as they are, always."""
+    names = (name,) if isinstance(name, str) else name
+    return names is None or (len(names) > 0 and all(one in bank for one in names))
+
+
+def serve(
+    bank: ProjectorBank, rows: Tensor, asked: Sequence[Asked | None], normalize: bool = False
+) -> tuple[Tensor, list[int]]:
+    """Rows [n, d] of n requests, each edited as it asked, in one launch; and whose are lost.
+
+    A request that is None, whose tenant is not in the bank, or for whose combination of tenants
+    there is no room gets a row of NaN: for engines in which an exception would take every other
+    request with it.
+    """
+    numbers = [torch.nan if one is None or one.strength is None else one.strength for one in asked]
+    given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
+    with bank.lock:  # nobody is removed between the look-up and the launch
+        served = [one is not None and has(bank, one.tenant) for one in asked]
+        try:
+            index = bank.index(_names(asked, served))
+        except ValueError:  # no room for so many combinations at once
+            pairs = zip(asked, served, strict=True)
+            served = [ok and not isinstance(one.tenant, tuple) for one, ok in pairs]
+            index = bank.index(_names(asked, served))
+        given = torch.where(given.isnan(), bank.strengths[index.clamp_min(0)], given)
+        edited = bank(rows, index, given, normalize)
+    lost = [i for i, ok in enumerate(served) if not ok]
+    if lost:
+        edited[torch.tensor(lost, device=rows.device)] = torch.nan
+    return edited, lost
+
+
+def _names(asked: Sequence[Asked | None], served: list[bool]) -> list[Name]:
+    return [one.tenant if ok else None for one, ok in zip(asked, served, strict=True)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +28,14 @@ from torch import Tensor
 from clipproj.bank import ProjectorBank
 from clipproj.encoder import features
 from clipproj.heads import TOWERS, find_heads
-from clipproj.plugins._source import Name, strengths
+from clipproj.plugins._source import Asked, Name, serve, strengths
 from clipproj.projector import Projector
-
-
-class _Said(NamedTuple):
-    tenant: Name
-    strength: float | None
 
 
 class _Text(str):
     """A text with its tenant; pictures carry theirs as an attribute too."""
 
-    clipproj: _Said
+    clipproj: Asked
 
 
 class Installed:
@@ -110,7 +105,7 @@ class Installed:
         for replica in self.engine._model_replicas:
             del replica.encode_pre, replica.encode_core
 
-    def _say(self, tower: str, tenant: Name, strength: float | None) -> _Said:
+    def _say(self, tower: str, tenant: Name, strength: float | None) -> Asked:
         bank = self.projector
         if not isinstance(bank, ProjectorBank) or tower != self.tower:
             got = f"a {type(bank).__name__} for {self.tower} features"
@@ -119,7 +114,7 @@ class Installed:
             )
         index = bank.index([tenant])
         strengths(strength, index[0])
-        return _Said(tenant, None if strength is None else float(strength))
+        return Asked(tenant, None if strength is None else float(strength))
 
     @staticmethod
     def _whole(tenant: Name, vectors: list[Any], usage: int) -> tuple[list[Any], int]:
@@ -137,12 +132,12 @@ class Installed:
         if isinstance(projector, Projector):
             projector = copy.deepcopy(projector).to(replica.model.device)
 
-        def encode_pre(inputs: list[Any]) -> tuple[Any, list[_Said | None]]:
+        def encode_pre(inputs: list[Any]) -> tuple[Any, list[Asked | None]]:
             mine = [item for item in inputs if isinstance(item, str) == (self.tower == "text")]
             return pre(inputs), [getattr(item, "clipproj", None) for item in mine]
 
         @torch.no_grad()
-        def encode_core(prepared: tuple[Any, list[_Said | None]]) -> tuple[Any, ...]:
+        def encode_core(prepared: tuple[Any, list[Asked | None]]) -> tuple[Any, ...]:
             inputs, said = prepared
             *rows, types = core(inputs)
             rows = [None if out is None else features(out) for out in rows]
@@ -200,33 +195,12 @@ def install(engine: Any, projector: Projector | ProjectorBank, tower: str = "ima
 
 
 def _project(
-    projector: Projector | ProjectorBank, rows: Tensor, said: list[_Said | None]
+    projector: Projector | ProjectorBank, rows: Tensor, said: list[Asked | None]
 ) -> Tensor:
     """Each row by what was said with it; NaN where nothing was, or its tenant is gone."""
     if isinstance(projector, Projector):
         return projector(rows)
-    bank = projector
-    names: list[Name] = []
-    numbers: list[float] = []
-    lost: list[int] = []
-    with bank.lock:  # nobody is removed between the look-up and the launch
-        for i, one in enumerate(said):
-            tenant = None if one is None else one.tenant
-            present = all(
-                name in bank for name in ((tenant,) if isinstance(tenant, str) else tenant or ())
-            )
-            if one is None or not present:
-                lost.append(i)
-                tenant = None
-            strength = 1.0
-            if tenant is not None:
-                strength = bank.entry(tenant).strength if one.strength is None else one.strength
-            names.append(tenant)
-            numbers.append(strength)
-        edited = bank(rows, bank.index(names), torch.tensor(numbers).to(rows.device))
-    if lost:
-        edited[torch.tensor(lost, device=rows.device)] = torch.nan
-    return edited
+    return serve(projector, rows, said)[0]
 
 
 def _check_stopped(engine: Any) -> None:

@@ -146,7 +146,7 @@ class Projection(Module):
         if self.kind == "projector":
             return self.projector(z, strength, self.normalize)
         index = self.projector.index([tenant]).expand(len(z)).contiguous()
-        return self.projector(z, index, strengths(strength, index), self.normalize)
+        return self.projector(z, index, strength, self.normalize)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **_: Any) -> None:
         """Write config.json and the projector or the bank, as safetensors whatever is asked for."""

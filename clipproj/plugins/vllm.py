@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Name
+from clipproj.plugins._source import Asked, has, serve
 from clipproj.projector import Projector
 
 KEY = "clipproj"  # in PoolingParams.extra_kwargs
@@ -162,33 +162,34 @@ class PoolingHead(nn.Module):
 
     def _edit(self, rows: Tensor, params: Sequence[Any], normalize: bool) -> Tensor:
         """Every row by the projector that its request names, in one launch."""
-        tenants: list[Name] = []
-        numbers: list[float] = []
-        lost: list[int] = []
+        strict = self.on_error == "raise"
+        asked: list[Asked | None] = []
         for i, param in enumerate(params):
             try:
-                tenant, strength = self._read(param)
+                asked.append(self._read(param))
             except (TypeError, ValueError) as error:
-                if self.on_error == "raise":
+                if strict:
                     raise type(error)(f"{error} (request {i} of {len(params)})") from None
-                lost.append(i)
-                tenant, strength = None, 1.0
-            tenants.append(tenant)
-            numbers.append(strength)
-        given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
+                asked.append(None)
         if isinstance(self.projector, ProjectorBank):
-            index = self.projector.index(tenants)
-            edited = self.projector(rows, index, given, normalize)
-        else:
-            own = self.projector.strength.to(rows.device)
-            given = torch.where(given.isnan(), own, given)
-            edited = self.projector(rows, given, normalize)
+            edited, lost = serve(self.projector, rows, asked, normalize)
+            if lost and strict:
+                tenants = [params[i].extra_kwargs[KEY]["tenant"] for i in lost]
+                raise ValueError(f"PoolingHead: bank must have room for {tenants}, got none")
+            return edited
+        numbers = [
+            torch.nan if one is None or one.strength is None else one.strength for one in asked
+        ]
+        given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
+        own = self.projector.strength.to(rows.device)
+        edited = self.projector(rows, torch.where(given.isnan(), own, given), normalize)
+        lost = [i for i, one in enumerate(asked) if one is None]
         if lost:
             edited[torch.tensor(lost, device=rows.device)] = torch.nan
         return edited
 
-    def _read(self, params: Any) -> tuple[Name, float]:
-        """What a request says: its tenant, and its strength (NaN: one projector's own)."""
+    def _read(self, params: Any) -> Asked:
+        """What a request says."""
         bank = self.projector if isinstance(self.projector, ProjectorBank) else None
         said = (getattr(params, "extra_kwargs", None) or {}).get(KEY, {})
         if not isinstance(said, Mapping):
@@ -205,31 +206,23 @@ class PoolingHead(nn.Module):
                 raise TypeError(f"PoolingHead: strength must be a number, got {got}")
             if not 0 <= strength <= 2:
                 raise ValueError(f"PoolingHead: strength must be in [0, 2], got {strength:g}")
+            strength = float(strength)
         if bank is None:
             if "tenant" in said:
                 raise ValueError(
                     f"PoolingHead: tenant must come with a bank, got {said['tenant']!r} and one "
                     "Projector"
                 )
-            return None, float("nan") if strength is None else float(strength)
+            return Asked(None, strength)
         if "tenant" not in said:
             raise ValueError(
                 f'PoolingHead: extra_kwargs["{KEY}"] must name a tenant, or None for none, got none'
             )
         tenant = said["tenant"]
-        if tenant is None:
-            return None, 1.0
-        several = isinstance(tenant, list | tuple)
-        names = tuple(tenant) if several else (tenant,)
-        for name in names:
-            if not isinstance(name, str) or name not in bank:
-                raise ValueError(f"PoolingHead: tenant must be in the bank, got {name!r}")
-        if several:
-            bank.index([names])  # makes the combined entry, or says why not, for this request alone
-        tenant = names if several else tenant
-        if strength is None:
-            strength = bank.entry(tenant).strength
-        return tenant, float(strength)
+        tenant = tuple(tenant) if isinstance(tenant, list) else tenant
+        if not isinstance(tenant, str | tuple | None) or not has(bank, tenant):
+            raise ValueError(f"PoolingHead: tenant must be in the bank, got {tenant!r}")
+        return Asked(tenant, strength)
 
 
 def _flag(params: Any) -> Any:
