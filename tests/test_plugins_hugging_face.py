@@ -277,6 +277,33 @@ def test_a_compiled_model_takes_other_rows_without_another_graph(clip: nn.Module
         served(["acme"])
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_bank_is_not_exported_with_the_rows_of_one_call(clip: nn.Module) -> None:
+    """They would be constants of the graph: whoever runs it would get this tenant's vectors."""
+
+    class Pictures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = clip
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.clip.get_image_features(pixels).pooler_output
+
+    pixels = CLIP.inputs("image")["pixel_values"]
+    attached = attach(clip, bank())
+    with attached.rows(["acme"] * ROWS):
+        for strict in (False, True):
+            with pytest.raises(Exception, match="must not be exported"):
+                torch.export.export(Pictures(), (pixels,), strict=strict)
+        with pytest.raises(RuntimeError, match="must not be exported"):
+            torch.jit.trace(Pictures(), pixels)
+    attached.detach()
+    p = projector()
+    want = p(CLIP.encode(clip, "image"))
+    with attach(clip, p), torch.no_grad():
+        close(torch.export.export(Pictures(), (pixels,)).module()(pixels), want)
+
+
 def test_a_tower_that_was_compiled_alone_notices(clip: nn.Module) -> None:
     torch.compiler.reset()
     family, p = FAMILIES["SiglipModel"], projector()

@@ -28,6 +28,7 @@ Name = str | tuple[str, ...] | None  # of a bank's entry, of several at once, or
 class _Rows(NamedTuple):
     index: Tensor  # int32, [n], or 0-dim for every row of the call
     strength: Tensor | None  # 0-dim, or [n]
+    lent: bool  # the caller's own index, which a CUDA graph may go on reading
 
 
 _ROWS: ContextVar[Mapping[int, _Rows]] = ContextVar("clipproj_plugins_rows")
@@ -65,6 +66,9 @@ class Source:
             strength: replaces the entries' own: a number for all, one for each row (a sequence), or
                 a tensor, 0-dim or [n], which is not checked for its values.
 
+        What the block says holds in its thread or task, in those that `asyncio` starts from it and
+        in `asyncio.to_thread`, not in other threads: these raise.
+
         Raises:
             TypeError: there is no bank; rows or strength of another kind.
             ValueError: a name that the bank does not have; a strength out of [0, 2] or of another
@@ -96,7 +100,7 @@ class Source:
         else:
             got = type(rows).__name__
             raise TypeError(f"rows: rows must be a list of names or one name, got {got}")
-        return _Rows(index, strengths(strength, index))
+        return _Rows(index, strengths(strength, index), isinstance(rows, Tensor))
 
     def project(self, z: Tensor, normalize: bool = False) -> Tensor:
         """The edited rows of z [..., d], each by the projector that is its own.
@@ -106,14 +110,14 @@ class Source:
         """
         if isinstance(self.projector, Projector):
             return self.projector(z, normalize=normalize)
-        index, strength = self._chosen(z.shape[:-1].numel())
+        index, strength, _ = self._chosen(z.shape[:-1].numel())
         return self.projector(z, index, strength, normalize)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`project(x @ weight.T + bias)`; x [..., in] to [..., d]."""
         if isinstance(self.projector, Projector):
             return ops.linear(x, weight, bias, **self.projector.factors(x.dtype))
-        index, strength = self._chosen(x.shape[:-1].numel())
+        index, strength, _ = self._chosen(x.shape[:-1].numel())
         return ops.linear(x, weight, bias, **self.projector.operands(x, index, strength))
 
     def _chosen(self, n: int) -> _Rows:
@@ -124,14 +128,29 @@ class Source:
                 "rows: a bank must be told whose the rows of a call are, got a call outside of "
                 "`with plugin.rows(names):`"
             )
-        index, strength = chosen
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise RuntimeError(
+                "rows: a bank must not be exported in a model, where the rows of this call would "
+                "become constants; export the model without it and call the bank on the features"
+            )
+        index, strength, lent = chosen
+        if not lent and index.is_cuda and not torch.compiler.is_compiling():
+            _check_capture()
         if index.ndim == 0:
             index = index.expand(n).contiguous()
         if index.shape[0] != n:
             raise RuntimeError(
                 f"rows: rows must be as many as the call has, {n}, got {index.shape[0]}"
             )
-        return _Rows(index, strength)
+        return _Rows(index, strength, lent)
+
+
+def _check_capture() -> None:
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "rows: rows must be a tensor while a CUDA graph is being captured, whose values are "
+            "then yours to change before a replay, got names"
+        )
 
 
 def strengths(strength: object, index: Tensor) -> Tensor | None:
