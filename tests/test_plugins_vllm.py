@@ -230,8 +230,12 @@ def test_refusals(vllm_head: EmbeddingPoolerHead) -> None:
     head = PoolingHead.like(vllm_head, bank())
     with pytest.raises(ValueError, match="a row for each of 1 requests, got 2"):
         head(torch.randn(2, IN), Metadata([says("acme")]))
-    with pytest.raises(ValueError, match=r"dimensions must be in \[1, 32\]"):
-        head(torch.randn(1, IN), Metadata([says("acme", dimensions=33)]))
+    for size in (0, 33):  # as long as it can be, and NaN
+        with pytest.raises(ValueError, match=r"dimensions must be in \[1, 32\]"):
+            head.check(says("acme", dimensions=size))
+        got = head(torch.randn(2, IN), Metadata([says("acme", dimensions=size), says("acme")]))
+        assert got[0].isnan().all()
+        assert got[1].isfinite().all()
     with pytest.raises(TypeError, match="must be vLLM's EmbeddingPoolerHead, got Linear"):
         PoolingHead.like(nn.Linear(2, 2), bank())
     with pytest.raises(TypeError, match="got PoolingHead"):

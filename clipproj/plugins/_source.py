@@ -212,9 +212,14 @@ def serve(
         given = torch.where(given.isnan(), bank.strengths[index.clamp_min(0)], given)
         edited = bank(rows, index, given, normalize)
     lost = [i for i, ok in enumerate(served) if not ok]
+    return blank(edited, lost), lost
+
+
+def blank(rows: Tensor, lost: list[int]) -> Tensor:
+    """`rows` [n, d] itself, with NaN in those that nobody may take for features."""
     if lost:
-        edited[torch.tensor(lost, device=rows.device)] = torch.nan
-    return edited, lost
+        rows[torch.tensor(lost, device=rows.device)] = torch.nan
+    return rows
 
 
 def _names(asked: Sequence[Asked | None], served: list[bool]) -> list[Name]:

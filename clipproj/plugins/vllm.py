@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Asked, has, serve
+from clipproj.plugins._source import Asked, blank, has, serve
 from clipproj.projector import Projector
 
 KEY = "clipproj"  # in PoolingParams.extra_kwargs
@@ -103,8 +103,8 @@ class PoolingHead(nn.Module):
     def check(self, params: Any) -> None:
         """What to call when a request comes in, before it joins a batch.
 
-        Raises ValueError, TypeError for a tenant that is missing or unknown, a strength out of
-        range, or a key that means nothing here.
+        Raises ValueError, TypeError for a tenant that is missing or unknown, a strength or
+        dimensions out of range, or a key that means nothing here.
         """
         self._read(params)
 
@@ -144,10 +144,6 @@ class PoolingHead(nn.Module):
         if cut:
             # what a request does not want becomes 0, so that one pass normalises all lengths
             sizes = torch.tensor([rows.shape[1] if size is None else size for size in cuts])
-            if sizes.min() < 1 or sizes.max() > rows.shape[1]:
-                raise ValueError(
-                    f"PoolingHead: dimensions must be in [1, {rows.shape[1]}], got {sizes.tolist()}"
-                )
             beyond = torch.arange(rows.shape[1]) >= sizes[:, None]
             rows = rows.masked_fill(beyond.to(rows.device), 0)
         if not fused and self.activation is not None and any(flags):
@@ -183,21 +179,23 @@ class PoolingHead(nn.Module):
         given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
         own = self.projector.strength.to(rows.device)
         edited = self.projector(rows, torch.where(given.isnan(), own, given), normalize)
-        lost = [i for i, one in enumerate(asked) if one is None]
-        if lost:
-            edited[torch.tensor(lost, device=rows.device)] = torch.nan
-        return edited
+        return blank(edited, [i for i, one in enumerate(asked) if one is None])
 
     def _read(self, params: Any) -> Asked:
-        """What a request says."""
+        """What a request says. TypeError, ValueError for what it must not say."""
         bank = self.projector if isinstance(self.projector, ProjectorBank) else None
         said = (getattr(params, "extra_kwargs", None) or {}).get(KEY, {})
         if not isinstance(said, Mapping):
             got = type(said).__name__
             raise TypeError(f'PoolingHead: extra_kwargs["{KEY}"] must be a dict, got {got}')
-        if unknown := sorted(set(said) - {"tenant", "strength"}):
+        if unknown := sorted(set(said) - {"tenant", "strength"}, key=str):
             raise ValueError(
                 f'PoolingHead: extra_kwargs["{KEY}"] may hold tenant and strength, got {unknown}'
+            )
+        size = params.dimensions
+        if size is not None and not 1 <= size <= self.projector.dim:
+            raise ValueError(
+                f"PoolingHead: dimensions must be in [1, {self.projector.dim}], got {size}"
             )
         strength = said.get("strength")
         if strength is not None:
