@@ -1,0 +1,191 @@
+"""Edit features of a dual encoder of transformers on the fly, in `get_*_features` and `forward`.
+
+The module that ends a tower is replaced by one that projects too, which is where both ways through
+the model meet, in transformers 4 and 5 alike. No hooks, no patched methods, nothing per call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from clipproj import heads, log
+from clipproj.bank import ProjectorBank
+from clipproj.plugins.head import ProjectedHead
+from clipproj.projector import Projector
+
+# Image towers without a projection: the module whose result is the features. Of the others,
+# `find_heads` knows the projection.
+_ENDS = {
+    "SiglipModel": ("vision_model.head", False),
+    "Siglip2Model": ("vision_model.head", False),
+    "AlignModel": ("vision_model.pooler", True),
+}
+
+
+class Attached:
+    """A projector or a bank in one tower of a live model; a context manager that detaches.
+
+    Attributes:
+        module: the `ProjectedHead` that stands in the model.
+        tower: "image" or "text".
+    """
+
+    def __init__(self, owner: nn.Module, name: str, module: ProjectedHead, tower: str) -> None:
+        self.module = module
+        self.tower = tower
+        self._owner, self._name = owner, name
+
+    @property
+    def active(self) -> bool:
+        """Whether it still stands in the model."""
+        return self._owner._modules.get(self._name) is self.module
+
+    def rows(self, rows: Any, strength: Any = None) -> AbstractContextManager[None]:
+        """Whose the rows of the model's calls inside the block are; see `Source.rows`."""
+        return self.module.rows(rows, strength)
+
+    def detach(self) -> None:
+        """Put the tower's own module back, the very same object.
+
+        RuntimeError when it is not there any more: detached before, or replaced by something else.
+        """
+        if not self.active:
+            found = type(self._owner._modules.get(self._name)).__name__
+            raise RuntimeError(f"detach: {self._name} must be the one attached, got {found}")
+        self._owner._modules[self._name] = self.module.head
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.active:
+            self.detach()
+
+
+def attach(
+    model: nn.Module,
+    projector: Projector | ProjectorBank,
+    tower: str = "image",
+    *,
+    force: bool = False,
+) -> Attached:
+    """Project the features of one tower, in every call of the model, until detached.
+
+    `get_image_features` and `get_text_features`, `forward` with its `image_embeds` and logits, and
+    `torch.compile(model, fullgraph=True)` all see it. SigLIP and ALIGN image towers, which have no
+    projection to fold into, work as well. What one projector does to everybody is cheaper folded:
+    `clipproj.edit`.
+
+        attached = attach(model, bank)
+        with attached.rows(["acme", None]):
+            features = model.get_image_features(pixel_values)
+
+    Args:
+        model: a dual encoder of transformers, or a `*WithProjection` one, of the list in
+            `clipproj.find_heads`; compiled ones too.
+        projector: a Projector, whose transpose is taken on the other tower; it is shared, or a copy
+            if transposed. A ProjectorBank of this tower's side wants `rows` around every call.
+        tower: "image" or "text".
+        force: attach a projector of another model.
+
+    Raises:
+        TypeError: not a module, not a projector.
+        ValueError: a model that is not of transformers or unknown; a tower that has been attached
+            to, is missing, quantised or sharded; another width; a bank of the other side; an affine
+            projector of the other side; a projector of another model (without force).
+    """
+    heads.check_module("attach", model)
+    if not isinstance(projector, Projector | ProjectorBank):
+        got = type(projector).__name__
+        raise TypeError(f"attach: projector must be a Projector or a ProjectorBank, got {got}")
+    if tower not in heads.TOWERS:
+        raise ValueError(f'attach: tower must be "image" or "text", got {tower!r}')
+    found = heads.find_heads(model)[tower]
+    model = heads.unwrap(model)
+    known = heads._is(model, "transformers", *heads._TRANSFORMERS)
+    if known is None:
+        raise ValueError(
+            "attach: model must be one of transformers', got "
+            f"{type(model).__module__}.{type(model).__qualname__}; apply the projector to the "
+            f"result of encode_{tower}(), or fold it with clipproj.edit"
+        )
+    path, channels = _ENDS.get(known, ("", False)) if tower == "image" else ("", False)
+    if not path:
+        if not found.foldable:
+            raise ValueError(f"attach: tower must have a head, got {tower}: {found.reason}")
+        path = found.weight.removesuffix(".weight")
+    owner, name = _place(model, path)
+    end = owner._modules.get(name)
+    if not isinstance(end, nn.Module) or isinstance(end, ProjectedHead):
+        got = "nothing" if end is None else "one attached before: detach that first"
+        raise ValueError(f"attach: {path} must be the model's own module, got {got}")
+    projector = _fitting(model, projector, tower, found.width, force)
+    module = ProjectedHead(end, projector, channels=channels)
+    owner._modules[name] = module
+    if tower == "text":
+        warnings.warn(
+            "attach: an edit of the text tower can vanish where text features are normalised, "
+            'as in classifiers: a text that only shrank grows back; tower="image" is safe',
+            stacklevel=2,
+        )
+    return Attached(owner, name, module, tower)
+
+
+def _place(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that calls the one at `path`, and its name there."""
+    *parents, name = path.split(".")
+    owner = model
+    for part in parents:
+        owner = (owner if part in owner._modules else heads.unwrap(owner))._modules[part]
+    owner = owner if name in owner._modules else heads.unwrap(owner)
+    end = owner._modules.get(name)
+    if any(module is not None and heads.unwrap(module) is not module for module in (owner, end)):
+        # the wrapper has taken hold of the module's code: it would go on without us
+        raise ValueError(
+            f"attach: {path} must not be compiled or wrapped by itself, got one that is; compile "
+            "the model, after attaching or before"
+        )
+    return owner, name
+
+
+def _fitting(
+    model: nn.Module,
+    projector: Projector | ProjectorBank,
+    tower: str,
+    width: int | None,
+    force: bool,
+) -> Projector | ProjectorBank:
+    if projector.dim != width:
+        raise ValueError(
+            f"attach: projector must be of width {width} as the {tower} features are, "
+            f"got {projector.dim}"
+        )
+    if isinstance(projector, ProjectorBank):
+        if projector.side != tower:
+            raise ValueError(f"attach: bank must be of side {tower!r}, got {projector.side!r}")
+        return projector
+    source = projector.provenance.get("head_hash")
+    spaces = {heads.head_hash(model), *(entry.space for entry in log.entries(model))}
+    if source not in {None, *spaces} and not force:
+        raise ValueError(
+            f"attach: projector must come from this model, got one of "
+            f"{projector.provenance.get('model')} (head {source[:12]}); force=True takes it anyway"
+        )
+    if projector.side == tower:
+        return projector
+    if projector.offset is not None:
+        raise ValueError(
+            f"attach: projector must have no offset on the {tower} tower, got an affine one for "
+            f"{projector.side} features"
+        )
+    return projector.T
