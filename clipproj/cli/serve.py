@@ -1,0 +1,85 @@
+"""`clipproj serve`: the service on this machine, from the first request to the last."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+APP = "clipproj"
+STORE = 256 << 20  # bytes of shared memory for Ray: what it moves is small
+PROXY_WAIT = 5.0  # seconds beyond a request's grace that stopping may take
+
+
+def run(
+    settings: dict[str, Any], host: str, port: int, metrics_port: int | None, as_json: bool
+) -> None:
+    """Start it, say where it is, wait for Ctrl-C or SIGTERM, and let requests in hand finish.
+
+    Args:
+        settings: as `clipproj.serve.build` takes them.
+
+    Raises:
+        ImportError: without Ray Serve. ValueError: for settings out of range.
+        RuntimeError: when a part does not start; it says which, and Ray's log says why.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    import ray
+    from ray import serve
+
+    from clipproj.serve.app import build
+    from clipproj.serve.settings import Settings
+
+    made = Settings.of(settings)
+    stop = threading.Event()
+    cores = max(os.cpu_count() or 1, made.replicas)
+    ray.init(
+        address="local",  # not a cluster that an environment variable names
+        num_cpus=cores,
+        include_dashboard=False,
+        object_store_memory=STORE,
+        log_to_driver=False,
+        logging_level="warning",
+        _metrics_export_port=metrics_port,
+    )
+    try:
+        # not before: Ray sets its own
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config={"log_level": "WARNING"},
+        )
+        gateway = serve.run(build(made), name=APP, route_prefix="/")
+        if not stop.is_set():
+            _say(made, host, port, metrics_port, as_json)
+        stop.wait()
+        print("clipproj serve: stopping, requests in hand finish", file=sys.stderr, flush=True)
+        cut = sum(gateway.broadcast("drain").results(timeout_s=made.grace + PROXY_WAIT))
+        if cut:
+            print(f"clipproj serve: {cut} requests did not finish", file=sys.stderr, flush=True)
+        serve.delete(APP)
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _say(settings: Any, host: str, port: int, metrics_port: int | None, as_json: bool) -> None:
+    import json
+
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    facts = {"url": url, "model": settings.served, "tenants": settings.data}
+    if metrics_port is not None:
+        facts["metrics"] = f"http://127.0.0.1:{metrics_port}/metrics"
+    if as_json:
+        print(json.dumps(facts), flush=True)
+        return
+    print(f"serving {settings.served} on {url}, tenants in {settings.data}; Ctrl-C stops")
+    if settings.token_digest is None:
+        print("tenants cannot be changed: no CLIPPROJ_ADMIN_TOKEN and no --token-file")
+    if metrics_port is not None:
+        print(f"metrics on {facts['metrics']}")
+    sys.stdout.flush()
