@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -265,20 +264,19 @@ class Engine:
         Requests with the same list share its tensor, which `classes` keeps.
         """
         out = {i: torch.empty(len(batch[i]), len(texts[i])) for i in which}
-        groups: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        groups: dict[tuple[int, str], dict[int, list[int]]] = {}
         for i in which:
             for j, one in enumerate(batch[i].request.inputs):
-                groups.setdefault((id(texts[i]), one.side), []).append((i, j))
-        for (_, side), where in groups.items():
-            members = list(dict.fromkeys(i for i, _ in where))
-            first = dict(zip(members, accumulate((len(rows[i]) for i in members), initial=0)))
-            picked = [first[i] + j for i, j in where]
-            x = torch.cat([rows[i] for i in members])[picked]
-            plan = [plans[i][j] for i, j in where]
-            made = self.tenants.logits(side, x, plan, texts[members[0]], *self.scale()).cpu()
-            for i in members:
-                at = [n for n, (own, _) in enumerate(where) if own == i]
-                out[i][[where[n][1] for n in at]] = made[at]
+                group = groups.setdefault((id(texts[i]), one.side), {})
+                group.setdefault(i, []).append(j)
+        for (_, side), group in groups.items():
+            x = torch.cat([rows[i][own] for i, own in group.items()])
+            plan = [plans[i][j] for i, own in group.items() for j in own]
+            classes = texts[next(iter(group))]
+            made = self.tenants.logits(side, x, plan, classes, *self.scale()).cpu()
+            parts = made.split([len(own) for own in group.values()])
+            for (i, own), part in zip(group.items(), parts, strict=True):
+                out[i][own] = part
         return out
 
     def scale(self) -> tuple[Tensor, Tensor | None]:

@@ -29,14 +29,19 @@ class Input:
         value: a string; the bytes of a picture file; or numbers, an array [d] float32.
         projector: a tenant's name, several that are applied together, or None.
         strength: in place of the projector's own, or None.
-        side: "image" or "text", which of a tenant's two forms is applied.
+        side: "image" or "text", which of a tenant's two forms is applied; None: that of the kind,
+            and of pictures for an embedding.
     """
 
     kind: str
     value: Any
     projector: Name | None = None
     strength: float | None = None
-    side: str = "image"
+    side: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.side is None:
+            object.__setattr__(self, "side", "text" if self.kind == "text" else "image")
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def _input(
             raise bad(before + "strength must come with a projector", f"{place}.strength")
     if projector is None:
         strength = None
-    side = "text" if kind == "text" else "image"
+    side = None
     if "side" in one:
         if kind != "embedding" or one["side"] not in ("image", "text"):
             text = 'side must be "image" or "text", and come with an embedding'
