@@ -4,19 +4,23 @@ from clipproj import ops, reference
 from clipproj._C import build_info, cpu_isa, set_cpu_isa
 from clipproj._version import __version__
 from clipproj.algebra import compose, union
+from clipproj.bank import ProjectorBank
 from clipproj.edit import Edit, edit, edits, undo
 from clipproj.heads import find_heads
 from clipproj.methods import ccup, from_leace, nullspace
 from clipproj.projector import Projector, load
 from clipproj.receipt import Receipt, Verdict, verify
 from clipproj.text import Embeddings, embed_classes, expand_names, generic_keep
+from clipproj.zeroshot import ZeroShotHead
 
 __all__ = [
     "Edit",
     "Embeddings",
     "Projector",
+    "ProjectorBank",
     "Receipt",
     "Verdict",
+    "ZeroShotHead",
     "__version__",
     "build_info",
     "ccup",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def factor(name: str, value: Tensor) -> Tensor:
@@ -47,3 +47,12 @@ def check_orthonormal(read: Tensor) -> None:
             "Projector: read must have orthonormal rows when write is None, got rows that are off "
             f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace"
         )
+
+
+def move_buffers(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    """What `.to()` and its like do to buffers, except that they keep their precision."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            moved = fn(buffer)
+            same = moved.dtype == buffer.dtype
+            module._buffers[name] = moved if same else buffer.to(moved.device)

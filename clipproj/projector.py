@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
-from clipproj._factors import check_orthonormal, factor, plain_json
+from clipproj._factors import check_orthonormal, factor, move_buffers, plain_json
 
 SIDES = ("image", "text")
 
@@ -130,6 +130,18 @@ class Projector(nn.Module):
                 is out of range, or of another shape than x's leading dims.
             RuntimeError: for an `out` that cannot be written, or where autograd would follow x.
         """
+        operands = self.operands(x, strength)
+        if out is not None:
+            return ops.project_out(x, **operands, normalize=normalize, out=out)
+        return ops.project(x, **operands, normalize=normalize)
+
+    def operands(
+        self, x: Tensor, strength: float | Tensor | None = None
+    ) -> dict[str, Tensor | None]:
+        """read, write, offset and strength, as the operators take them by keyword for rows x.
+
+        Takes and raises what calling the projector does.
+        """
         self._check_rows("Projector", x)
         factors = self.factors(x.dtype)
         if isinstance(strength, Tensor):
@@ -143,9 +155,7 @@ class Projector(nn.Module):
         elif strength is not None:
             value = self._checked(strength)
             factors["strength"] = torch.full_like(factors["strength"], value)
-        if out is not None:
-            return ops.project_out(x, **factors, normalize=normalize, out=out)
-        return ops.project(x, **factors, normalize=normalize)
+        return factors
 
     def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
         """read, write, offset, strength as the operators take them for features of `dtype`.
@@ -229,11 +239,32 @@ class Projector(nn.Module):
 
         Raises OSError; ValueError for a strength that was set out of range.
         """
+        files.write(path, "projector", *self.parts())
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file keeps of it, for `from_parts`: tensors by name, and JSON.
+
+        Raises ValueError for a strength that was set out of range.
+        """
         self._checked(self.strength, warn=False)
         tensors = {"read": self.read, "write": self._write, "offset": self.offset}
         tensors = {name: t for name, t in tensors.items() if t is not None}
         meta = {"side": self.side, "provenance": self.provenance, "hash": self.content_hash()}
-        files.write(path, "projector", tensors | {"strength": self.strength}, meta)
+        return tensors | {"strength": self.strength}, meta
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Projector:
+        """The projector whose `parts` these are. ValueError when its hash is another."""
+        factors = [tensors.get(name) for name in ("read", "write", "offset", "strength")]
+        with warnings.catch_warnings():  # whoever built it has been warned about its strength
+            warnings.simplefilter("ignore")
+            projector = cls(*factors, side=meta["side"], provenance=meta["provenance"])
+        if projector.content_hash() != meta["hash"]:
+            raise ValueError(
+                f"load: parts must be of projector {meta['hash'][:12]}, got others of "
+                f"{projector.content_hash()[:12]}"
+            )
+        return projector
 
     def get_extra_state(self) -> Tensor:
         """Side, provenance and hash, for `state_dict`: as bytes, which every format can hold."""
@@ -277,13 +308,7 @@ class Projector(nn.Module):
         return number
 
     def _apply(self, fn: Any, recurse: bool = True) -> Projector:
-        """Move with the module, keep the precision."""
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                moved = fn(buffer)
-                self._buffers[name] = (
-                    moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-                )
+        move_buffers(self, fn)
         return self
 
     def extra_repr(self) -> str:
@@ -301,17 +326,4 @@ def load(path: str | os.PathLike[str]) -> Projector:
     of a newer format.
     """
     artefact = files.read(path, "projector")
-    tensors, meta = artefact.tensors, artefact.meta
-    with warnings.catch_warnings():  # whoever built it has been warned about its strength
-        warnings.simplefilter("ignore")
-        projector = Projector(
-            tensors["read"],
-            tensors.get("write"),
-            tensors.get("offset"),
-            tensors["strength"],
-            side=meta["side"],
-            provenance=meta["provenance"],
-        )
-    if projector.content_hash() != meta["hash"]:
-        raise ValueError(f"load: path must hold the projector it names, got another hash in {path}")
-    return projector
+    return Projector.from_parts(artefact.tensors, artefact.meta)

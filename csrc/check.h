@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "layout.h"
+#include "params.h"
 
 namespace clipproj {
 
@@ -131,19 +133,32 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
   return f;
 }
 
+// Spans are loaded as they are stored, by 8 bytes at once: a bank may be changed meanwhile.
+inline Span load_span(const int32_t* spans, int64_t j) {
+  using Both __attribute__((may_alias)) = int64_t;
+  const int64_t both =
+      __atomic_load_n(reinterpret_cast<const Both*>(spans + 2 * j), __ATOMIC_ACQUIRE);
+  Span span;
+  std::memcpy(&span, &both, sizeof(span));
+  return span;
+}
+
+inline void check_span(const char* op, Span span, int64_t j, int64_t k) {
+  require(span.start >= 0 && span.rank >= 0 && int64_t{span.start} + span.rank <= k, op,
+          "spans must lie within the ", k, " directions of the bank, got start ", span.start,
+          " and rank ", span.rank, " in span ", j);
+}
+
 // On the CPU, whose kernels trust what they are told: every row's index, and the spans in use.
 inline void check_rows_of_bank(const char* op, const Tensor& spans, const Tensor& index,
                                int64_t k) {
-  const auto* span = static_cast<const int32_t*>(spans.const_data_ptr());
+  const auto* all = static_cast<const int32_t*>(spans.const_data_ptr());
   const auto* row = static_cast<const int32_t*>(index.const_data_ptr());
   const int64_t n = index.size(0), m = spans.size(0);
   for (int64_t i = 0; i < n; ++i) {
     const int64_t j = row[i];
     require(-1 <= j && j < m, op, "index must be in [-1, ", m - 1, "], got ", j, " in row ", i);
-    if (j < 0) continue;
-    const int64_t start = span[2 * j], rank = span[2 * j + 1];
-    require(start >= 0 && rank >= 0 && start + rank <= k, op, "spans must lie within the ", k,
-            " directions of the bank, got start ", start, " and rank ", rank, " in span ", j);
+    if (j >= 0) check_span(op, load_span(all, j), j, k);
   }
 }
 
@@ -167,7 +182,7 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
   require(index->dim() == 1 && index->size(0) == n, op, "index must be [n] with n=", n, ", got ",
           Shape{*index});
   check("index", *index);
-  f->spans = dense(*spans);
+  f->spans = aligned(*spans);
   f->index = dense(*index);
   if (place.is_cpu()) check_rows_of_bank(op, *f->spans, *f->index, f->k);
   if (!flag) return;

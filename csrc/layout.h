@@ -73,6 +73,14 @@ inline Tensor new_dense(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
   return Tensor(made);
 }
 
+// Contiguous, and at an address that 8 bytes can be loaded from at once.
+inline Tensor aligned(const Tensor& t) {
+  if (t.is_contiguous() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 8 == 0) return t;
+  Tensor copy = new_dense(t, t.sizes());
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
   const auto s = a.sizes(), t = b.sizes();
   return std::equal(s.begin(), s.end(), t.begin(), t.end());

@@ -5,6 +5,11 @@
 
 namespace clipproj {
 
+// A projector's directions among those of a bank: its entry in `spans`.
+struct Span {
+  int32_t start, rank;
+};
+
 // x' = x - s (x read^T - offset) write, row by row; A is the type of factors and accumulators.
 // With spans, the factors hold those of many projectors and each row takes the one of its index.
 template <class A>

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/isa.h"
+#include "cpu/readers.h"
 
 namespace py = pybind11;
 
@@ -28,4 +29,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", &clipproj::set_cpu_isa, py::arg("name"),
         "Use a lower instruction set of this machine (or go back up). Raises ValueError for any "
         "other name. CLIPPROJ_CPU_ISA does the same before import.");
+  m.def("wait_for_bank_readers", &clipproj::wait_for_bank_readers,
+        py::call_guard<py::gil_scoped_release>(),
+        "Returns when all CPU operators that were reading a bank at the call have ended.");
 }

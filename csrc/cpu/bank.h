@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../check.h"
 #include "../params.h"
 
 namespace clipproj {
@@ -12,10 +13,21 @@ namespace clipproj {
 // What a row of so many directions costs, in passes over its d elements: both ways once.
 inline int64_t row_work(int64_t rank) { return rank + 2; }
 
+// The projector of a row. It has been checked when the call began, but whoever owns the bank may
+// switch spans meanwhile, and take one away.
+template <class A>
+Span span_of(const ProjectParams<A>& p, int64_t row) {
+  const int64_t j = p.index[row];
+  const Span span = j < 0 ? Span{0, 0} : load_span(p.spans, j);
+  check_span("bank", span, j, p.k);
+  return span;
+}
+
+// The rank of that projector, of the moment: good enough to share out work by.
 template <class A>
 int64_t rank_of(const ProjectParams<A>& p, int64_t row) {
   const int64_t j = p.index[row];
-  return j < 0 ? 0 : p.spans[2 * j + 1];
+  return j < 0 ? 0 : std::max<int64_t>(0, load_span(p.spans, j).rank);
 }
 
 // Whether rows of this rank keep their bits.
@@ -36,17 +48,29 @@ std::vector<int64_t> equal_shares(int64_t shares, int64_t n, int64_t total, F wo
   return cuts;
 }
 
-// The numbers of rows in an order that puts those of one projector together, ascending. Its memory
-// is that of the most rows it was made for, whatever the number of projectors.
+// The numbers of rows in an order that puts those of one projector together, ascending, and its
+// span as it was when they were grouped. Its memory is that of the most rows it was made for,
+// whatever the number of projectors.
 class RowOrder {
  public:
-  explicit RowOrder(int64_t most) : order_(most), ends_(buckets(most) + 1) {}
+  explicit RowOrder(int64_t most) : order_(most), spans_(most), ends_(buckets(most) + 1) {}
 
-  const int64_t* get() const { return order_.data(); }
+  const int64_t* rows() const { return order_.data(); }
+  const Span* spans() const { return spans_.data(); }
 
+  template <class A>
+  void group(const ProjectParams<A>& p, int64_t begin, int64_t end) {
+    sort(p.index, begin, end, p.m);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const bool first = i == 0 || p.index[order_[i]] != p.index[order_[i - 1]];
+      spans_[i] = first ? span_of(p, order_[i]) : spans_[i - 1];
+    }
+  }
+
+ private:
   // Rows [begin, end) by their index in -1..m-1: a counting sort of what is left of the index in a
   // bucket's number, then buckets that several projectors share by comparison.
-  void group(const int32_t* index, int64_t begin, int64_t end, int64_t m) {
+  void sort(const int32_t* index, int64_t begin, int64_t end, int64_t m) {
     const int64_t count = std::min<int64_t>(buckets(end - begin), ends_.size() - 1);
     const auto mask = static_cast<uint32_t>(count - 1);
     auto bucket = [&](int64_t row) { return static_cast<uint32_t>(index[row] + 1) & mask; };
@@ -63,7 +87,6 @@ class RowOrder {
     }
   }
 
- private:
   // A power of two, and so many that rows of different projectors seldom meet.
   static int64_t buckets(int64_t rows) {
     int64_t count = 1;
@@ -72,6 +95,7 @@ class RowOrder {
   }
 
   std::vector<int64_t> order_;
+  std::vector<Span> spans_;
   std::vector<int32_t> ends_;
 };
 

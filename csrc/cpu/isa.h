@@ -20,9 +20,10 @@ template <class A>
 struct ProjectKernel {
   void (*rows)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // on one thread
   void (*split)(const ProjectParams<A>& p, int64_t threads, ParallelFor parallel_for);
-  // With a bank, on one thread: rows order[0], .., order[count - 1], those of a projector together
-  // and in ascending order.
-  void (*gathered)(const ProjectParams<A>& p, const int64_t* order, int64_t count);
+  // With a bank, on one thread: rows order[0], .., order[count - 1] of the projectors spans[0], ..,
+  // those of a projector together and in ascending order.
+  void (*gathered)(const ProjectParams<A>& p, const int64_t* order, const Span* spans,
+                   int64_t count);
   void (*columns)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // fold_ along dim 0
   int64_t block;  // rows that share the factors they load: what a thread should get a multiple of
 };

@@ -23,15 +23,14 @@ CLIPPROJ_INLINE P opaque(P p) {
   return p;
 }
 
-// The problem of the rows whose index is j: their own directions alone, none for -1. Inlined
-// always, since both the launch and every instruction set need it.
+// The problem of the rows of one projector: their own directions alone. Inlined always, since both
+// the launch and every instruction set need it.
 template <class A>
-CLIPPROJ_INLINE ProjectParams<A> projector(ProjectParams<A> p, int64_t j) {
-  const int64_t start = j < 0 ? 0 : p.spans[2 * j];
-  p.k = j < 0 ? 0 : p.spans[2 * j + 1];
-  p.read += start * p.d;
-  p.write += start * p.d;
-  if (p.offset) p.offset += start;
+CLIPPROJ_INLINE ProjectParams<A> projector(ProjectParams<A> p, Span span) {
+  p.k = span.rank;
+  p.read += span.start * p.d;
+  p.write += span.start * p.d;
+  if (p.offset) p.offset += span.start;
   return p;
 }
 

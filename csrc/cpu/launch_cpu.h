@@ -59,7 +59,10 @@ void launch_bank(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
     total += work(i);
     one = one && p.index[i] == p.index[0];
   }
-  if (one && !is_copy(p, rank_of(p, 0))) return launch_rows(kernel, projector(p, p.index[0]));
+  if (one) {
+    const Span span = span_of(p, 0);
+    if (!is_copy(p, span.rank)) return launch_rows(kernel, projector(p, span));
+  }
   const int64_t threads = threads_for(total * p.d);
   const auto in_parallel = [&](auto row, auto body) {
     if (threads == 1) return body(int64_t{0}, p.n);
@@ -70,19 +73,20 @@ void launch_bank(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
   };
   if (p.n <= kGroup) {
     RowOrder order(p.n);
-    order.group(p.index, 0, p.n, p.m);
-    const int64_t* rows = order.get();
-    return in_parallel(
-        [&](int64_t i) { return rows[i]; },
-        [&](int64_t begin, int64_t end) { kernel.gathered(p, rows + begin, end - begin); });
+    order.group(p, 0, p.n);
+    const int64_t* rows = order.rows();
+    return in_parallel([&](int64_t i) { return rows[i]; },
+                       [&](int64_t begin, int64_t end) {
+                         kernel.gathered(p, rows + begin, order.spans() + begin, end - begin);
+                       });
   }
   in_parallel([](int64_t i) { return i; },
               [&](int64_t begin, int64_t end) {
                 RowOrder order(std::min(end - begin, kGroup));
                 for (; begin < end; begin += kGroup) {
                   const int64_t count = std::min(end - begin, kGroup);
-                  order.group(p.index, begin, begin + count, p.m);
-                  kernel.gathered(p, order.get(), count);
+                  order.group(p, begin, begin + count);
+                  kernel.gathered(p, order.rows(), order.spans(), count);
                 }
               });
 }

@@ -5,11 +5,13 @@
 #include "launch_cpu.h"
 #include "multiply_cpu.h"
 #include "pages.h"
+#include "readers.h"
 
 namespace clipproj {
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CPU, m) {
-  m.impl("linear", TORCH_BOX((&linear<launch_cpu, multiply_cpu, chunk_cpu, new_result>)));
+  m.impl("linear",
+         TORCH_BOX((&Reading<&linear<launch_cpu, multiply_cpu, chunk_cpu, new_result>>::call)));
 }
 
 }  // namespace clipproj

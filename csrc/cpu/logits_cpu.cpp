@@ -5,11 +5,14 @@
 #include "launch_cpu.h"
 #include "multiply_cpu.h"
 #include "pages.h"
+#include "readers.h"
 
 namespace clipproj {
 
 STABLE_TORCH_LIBRARY_IMPL(clipproj, CPU, m) {
-  m.impl("logits", TORCH_BOX((&logits<launch_cpu, multiply_cpu, chunk_cpu, true, new_result>)));
+  m.impl(
+      "logits",
+      TORCH_BOX((&Reading<&logits<launch_cpu, multiply_cpu, chunk_cpu, true, new_result>>::call)));
 }
 
 }  // namespace clipproj

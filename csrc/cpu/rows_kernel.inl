@@ -37,7 +37,7 @@ void fetch_row(const ProjectParams<A>& p, int64_t row) {
 // Rows order[0..count) of a bank, on one thread; those of a projector follow each other.
 template <class V, class T>
 void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* order,
-                      int64_t count) {
+                      const Span* spans, int64_t count) {
   using A = typename V::A;
   const bool stream = streams<V, T>(bank), measured = bank.normalize || bank.norm;
   const bool without_tile =
@@ -45,16 +45,14 @@ void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* o
   const bool far = stream && bank.x_col == 1;  // rows come from memory, where no prefetcher looks
   const int64_t ld = tile_pitch<V>(bank.d);
   int64_t rank = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    rank = std::max(rank, projector(bank, bank.index[order[i]]).k);
-  }
+  for (int64_t i = 0; i < count; ++i) rank = std::max<int64_t>(rank, spans[i].rank);
   Scratch<A> tile_memory(V::kRows * ld), coef_memory(V::kRows * rank);
   A *tile = tile_memory.get(), *coef = coef_memory.get(), square[V::kRows], strength[V::kRows];
 
   for (int64_t i = 0, end = 0; i < count; i = end) {
     const int32_t j = bank.index[order[i]];
     while (end < count && bank.index[order[end]] == j) ++end;
-    const ProjectParams<A> p = projector(bank, j);
+    const ProjectParams<A> p = projector(bank, spans[i]);
     if (p.k == 0 && !measured && !p.scale) {
       copy_rows<V, T>(p, order + i, end - i);
       continue;

@@ -6,22 +6,19 @@
 
 namespace clipproj {
 
-// A projector's directions among those of the factors.
-struct Span {
-  int start;
-  int rank;  // -1: none that is known, and the row becomes NaN
+__device__ inline bool operator==(const Span& a, const Span& b) {
+  return a.start == b.start && a.rank == b.rank;
+}
 
-  __device__ bool operator==(const Span& other) const {
-    return start == other.start && rank == other.rank;
-  }
-};
-
-// The span of row i, of rank 0 where there is nothing to do.
+// The span of row i: of rank 0 where there is nothing to do, -1 where none is known and the row
+// becomes NaN. To be asked once: whoever changes the bank may switch it from another stream, by one
+// store of its 8 bytes.
 __device__ inline Span span_of(const ProjectParams<float>& p, int64_t i) {
   const int which = p.index[i];
   if (which == -1) return {0, 0};
   if (0 <= which && which < p.m) {
-    const Span span{p.spans[2 * int64_t{which}], p.spans[2 * int64_t{which} + 1]};
+    Span span;
+    load_pair(p.spans + 2 * int64_t{which}, span.start, span.rank);
     if (span.start >= 0 && span.rank >= 0 && int64_t{span.start} + span.rank <= p.k) {
       return span;
     }

@@ -96,6 +96,13 @@ __device__ inline void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(to) = words;
 }
 
+// Eight bytes at an address that is a multiple of eight, by one load.
+__device__ inline void load_pair(const int32_t* from, int32_t& first, int32_t& second) {
+  const int2 pair = *reinterpret_cast<const int2*>(from);
+  first = pair.x;
+  second = pair.y;
+}
+
 // The value, of which the compiler knows nothing.
 __device__ inline uint32_t opaque(uint32_t value) {
   asm volatile("" : "+r"(value));

@@ -229,6 +229,7 @@ __global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParam
   tile.sums = reinterpret_cast<float*>(shared.take<unsigned char>(parts.scratch));
   tile.coef = shared.take<float>(parts.coef);
   tile.slots = shared.take<float>(parts.slots);
+  Span* spans = shared.take<Span>(M);  // one warp asks for them, and all agree
   tile.pitch = static_cast<int>(tile_pitch(4, d));
   tile.coef_pitch = whole(room, kGroup);
 
@@ -239,10 +240,11 @@ __global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParam
     const int left = p.n - first < M ? static_cast<int>(p.n - first) : M;
     load_tile(static_cast<const float*>(p.x) + first * p.x_row, from, left, M, d, whole(d, kPiece),
               tile.x, tile.pitch);
-    Span span{0, -1};  // of row lane()
-    if (banked && lane() < left) span = span_of(p, first + lane());
+    if (banked && warp() == 0 && lane() < left) spans[lane()] = span_of(p, first + lane());
     copy_async_wait<0>();
     sync_block();
+    // Of row lane().
+    const Span span = banked && lane() < left ? spans[lane()] : Span{0, -1};
     // Rows to be projected, or only measured; all warps agree on them.
     const bool some = measured ? span.rank >= 0 : span.rank > 0;
     uint32_t open = banked ? ballot(some && span.rank <= kRoom) : ~0u;

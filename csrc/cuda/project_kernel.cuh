@@ -63,22 +63,24 @@ __global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectPar
   float* coef = shared.take<float>(room);
   float* partly = shared.take<float>(room < p.k ? p.d : 0);  // what is taken, until all is known
   float* slots = shared.take<float>(kWarps);
+  Span* spans = shared.take<Span>(2);  // of this row and the next, which one thread asks for
 
-  for (int64_t i = blockIdx.x; i < p.n; i += gridDim.x) {
+  for (int64_t i = blockIdx.x, turn = 0; i < p.n; i += gridDim.x, turn = 1 - turn) {
     const T* x = static_cast<const T*>(p.x) + i * p.x_row;
+    if (banked && threadIdx.x == 0) spans[turn] = span_of(p, i);
+    for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
+      row[j] = to_float(x[j * p.x_col]);
+    }
+    sync_block();
     int64_t start = 0, k = p.k;
     if constexpr (banked) {
-      const Span span = span_of(p, i);
+      const Span span = spans[turn];
       if (span.rank < 0) {
         spoil<T>(p, i);
         continue;
       }
       start = span.start, k = span.rank;
     }
-    for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
-      row[j] = to_float(x[j * p.x_col]);
-    }
-    sync_block();
 
     const float s = p.strength ? p.strength[i * p.strength_row] : 1.0f;
     float squares = 0;

@@ -53,19 +53,22 @@ struct TileShared {
   int64_t scratch;  // bytes: partial dot products, then the low bytes of projected rows
   int64_t coef;     // words
   int64_t slots;    // floats: parts of the rows' sums of squares
+  int64_t spans;    // words: of float rows in a bank, and room for them without one, so that a row
+                    // of a bank goes the way of its projector by itself
 
   CLIPPROJ_HOST_DEVICE constexpr TileShared(int element_bytes, int m, int64_t d, int64_t k,
                                             bool measured)
       : tile(m * tile_pitch(element_bytes, d)),
         scratch(int64_t{4} * kWarps * m * kGroup),
         coef(element_bytes == 2 ? 2 * m * coef_pitch(k) : m * whole(k, kGroup)),
-        slots(m * (element_bytes == 2 ? kWarps : (d + kPanel - 1) / kPanel)) {
+        slots(m * (element_bytes == 2 ? kWarps : (d + kPanel - 1) / kPanel)),
+        spans(element_bytes == 2 ? 0 : 2 * m) {
     if (measured && element_bytes == 2 && scratch < tile) scratch = tile;
   }
 
   constexpr size_t bytes(int element_bytes) const {
     auto up = [](int64_t size) { return static_cast<size_t>(whole(size, 16)); };
-    return up(tile * element_bytes) + up(scratch) + up(coef * 4) + up(slots * 4);
+    return up(tile * element_bytes) + up(scratch) + up(coef * 4) + up(slots * 4) + up(spans * 4);
   }
 };
 
@@ -158,7 +161,8 @@ inline size_t project_shared(int element_bytes, Which kernel, int rows,
   const int64_t room = coef_room(p);
   if (kernel == Which::kPlain) {
     const int64_t taken = room < p.k ? p.d : 0;
-    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16);
+    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16) +
+           2 * sizeof(Span);
   }
   if (kernel == Which::kHalf) {
     return HalfParts(half_pieces(p.d), half_groups(p), p.write == p.read, p.index)

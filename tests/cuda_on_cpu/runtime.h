@@ -80,6 +80,11 @@ void store_pack(T* to, const Pack<T>& pack, Where where = Where::current()) {
   *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 
+inline void load_pair(const int32_t* from, int32_t& first, int32_t& second) {
+  first = from[0];
+  second = from[1];
+}
+
 void sync_block(Where where = Where::current());
 void sync_part(int which, unsigned threads, Where where);
 template <int threads>

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "readers.h"
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <thread>
+
+namespace clipproj {
+namespace {
+
+struct Readers {
+  std::atomic<int> phase{0};
+  alignas(64) std::atomic<int64_t> count[2]{};
+  std::mutex waiting;
+};
+
+Readers readers;
+
+}  // namespace
+
+BankReader::BankReader() : phase_(readers.phase.load(std::memory_order_relaxed)) {
+  readers.count[phase_].fetch_add(1, std::memory_order_relaxed);
+  // Either the waiting thread sees this count, or this thread the spans from before the wait.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+BankReader::~BankReader() { readers.count[phase_].fetch_sub(1, std::memory_order_release); }
+
+void wait_for_bank_readers() {
+  using namespace std::chrono_literals;
+  const std::lock_guard<std::mutex> lock(readers.waiting);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // Newcomers count in the other phase, so that they can't keep this one from ending. Twice,
+  // because a reader may have asked for the phase long before it counts itself.
+  for (int round = 0; round < 2; ++round) {
+    const int old = readers.phase.load(std::memory_order_relaxed);
+    readers.phase.store(1 - old, std::memory_order_seq_cst);
+    while (readers.count[old].load(std::memory_order_acquire) != 0) {
+      std::this_thread::sleep_for(20us);
+    }
+  }
+}
+
+}  // namespace clipproj

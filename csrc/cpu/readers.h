@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who is reading banks: whoever changes one may write over rows that no span names any more only
+// after all calls that may have seen the old spans. The counting is that of Linux's sleepable
+// read-copy-update: readers never wait.
+#pragma once
+#include <cstdint>
+
+namespace clipproj {
+
+// Counts its thread as a reader, and what its parallel loops do, for as long as it lives.
+class BankReader {
+ public:
+  BankReader();
+  ~BankReader();
+  BankReader(const BankReader&) = delete;
+  BankReader& operator=(const BankReader&) = delete;
+
+ private:
+  int phase_;
+};
+
+// Returns when every reader of the moment of the call is gone.
+void wait_for_bank_readers();
+
+// The operator f while counted as a reader.
+template <auto f>
+struct Reading;
+
+template <class R, class... Args, R (*f)(Args...)>
+struct Reading<f> {
+  static R call(Args... args) {
+    const BankReader reader;
+    return f(args...);
+  }
+};
+
+}  // namespace clipproj
