@@ -213,9 +213,10 @@ def test_receipts_say_what_was_applied(
         Input("text", "a cat", "sym2", 1.0),
         Input("embedding", given(1), "sym1", 0.5),
         Input("embedding", given(1)),
+        Input("embedding", given(1), ("oblique", "sym5")),
     )
     (answer,) = engine.answer([Request(inputs, receipt=True)])
-    first, text, half, none = answer.receipts
+    first, text, half, none, both = answer.receipts
     p = projectors["sym1"]
     left = float(p.residual(torch.from_numpy(answer.rows[0])))
     assert first["residual"] == pytest.approx(left, abs=1e-12)
@@ -230,6 +231,9 @@ def test_receipts_say_what_was_applied(
     assert half["residual"] > 1e-3  # half a projection leaves half of it, and says so
     assert none["projector"] is None
     assert none["hash"] is None
+    assert both["projector"] == ["oblique", "sym5"]
+    assert both["hash"] == [projectors[name].content_hash() for name in both["projector"]]
+    assert both["residual"][1] < 1e-6 < both["residual"][0]  # CCUP leaves what its weights leave
 
 
 def test_changes_replace_and_remove(projectors: dict[str, clipproj.Projector]) -> None:

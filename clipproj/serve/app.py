@@ -31,6 +31,7 @@ from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, Store, to_bytes
 
 FAILURES = 3  # batches in a row whose every request failed in the model, until a replica is ill
+HEALTH_PERIOD = 2.0  # seconds; without the store every request fails, so its end is noticed soon
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
@@ -74,7 +75,6 @@ class Replica:
         self.engine = Engine(
             loaded,
             capacity=settings.capacity,
-            combine=settings.combine,
             max_pixels=settings.max_pixels,
         )
         # One thread for batches: they come one after the other. One for the texts of classes and
@@ -165,7 +165,10 @@ class Replica:
             "model": self.settings.served,
             "device": str(self.engine.device),
             "dim": self.engine.dim,
-        } | {"tenants": len(tenants), "version": tenants.version}
+            "replica": serve.get_replica_context().replica_id.unique_id,
+            "tenants": len(tenants),
+            "version": tenants.version,
+        }
 
     def check_health(self) -> None:
         """Serve asks now and then, and starts a replica again that raises."""
@@ -187,6 +190,7 @@ def build(args: Mapping[str, Any] | Settings) -> serve.Application:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     patient = {
         "graceful_shutdown_timeout_s": settings.grace,
+        "health_check_period_s": HEALTH_PERIOD,
         "logging_config": {"enable_access_log": settings.access_log},
     }
     store = serve.deployment(

@@ -34,7 +34,7 @@ class Answer:
             where the model has a logit_bias; None for embeddings.
         receipts: one for each row where asked for: `projector` (name, list of names or None),
             `hash` of what was applied, `side`, `strength`, and the returned row's `residual`
-            (`Projector.residual`).
+            (`Projector.residual`); hash and residual of each for several names.
         tokens: in the request's texts.
     """
 
@@ -49,8 +49,8 @@ class Engine:
 
     Args:
         loaded: the model, of open_clip.
-        capacity: directions over all tenants. combine: names in one `projector`.
-        max_pixels: of a picture. class_rows: class texts that are kept.
+        capacity: directions over all tenants. max_pixels: of a picture.
+        class_rows: class texts that are kept.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class Engine:
         loaded: Loaded,
         *,
         capacity: int = 4096,
-        combine: int = 8,
         max_pixels: int = 50_000_000,
         class_rows: int = 65_536,
     ) -> None:
@@ -75,7 +74,7 @@ class Engine:
             self.head = head_hash(self.model)
         except ValueError:  # a head that cannot be edited can be served
             self.head = None
-        self.tenants = Tenants(self.dim, capacity, combine, self.device)
+        self.tenants = Tenants(self.dim, capacity, self.device)
         self._class_rows = class_rows
         self._classes: OrderedDict[tuple[Any, Any], Tensor] = OrderedDict()
         self._classes_lock = threading.Lock()
@@ -199,7 +198,7 @@ class Engine:
                 return self._finish(batch, texts, rows)
             except Exception as error:
                 if len(batch) == 1:
-                    return [_failed(error)]
+                    return [error if isinstance(error, ServiceError) else _failed(error)]
                 each = zip(batch, texts, rows, strict=True)
                 return [self.finish(*([part] for part in one))[0] for one in each]
 

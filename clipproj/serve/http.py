@@ -168,12 +168,12 @@ class Gateway:
         return _json({"object": "tenant", "name": name, "deleted": True})
 
     async def _health(self, request: Request) -> Response:
-        names = await self._ask(self.store.call, "names", timeout=HEALTH_TIMEOUT)
+        stored = await self._ask(self.store.call, "status", timeout=HEALTH_TIMEOUT)
         try:
             status = await self._ask(self.model.status, timeout=HEALTH_TIMEOUT)
         except BackPressureError:  # alive, and no time to say so
             status = {"model": self.settings.served, "busy": True}
-        return _json({"status": "ok", "stored_tenants": len(names)} | status)
+        return _json({"status": "ok"} | stored | status)
 
     async def answered(
         self, endpoint: str, request: Request, work: Callable[[Request], Awaitable[Response]]

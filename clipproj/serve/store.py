@@ -144,6 +144,11 @@ class Store:
         with self._lock:
             return sorted(self._files)
 
+    def status(self) -> dict[str, int]:
+        """How many tenants, and the version."""
+        with self._lock:
+            return {"stored_tenants": len(self._files), "stored_version": self.version}
+
     def about(self, name: str) -> dict[str, Any]:
         """`describe` of a tenant. ServiceError 404 for an unknown one."""
         with self._lock:

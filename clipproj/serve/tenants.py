@@ -14,117 +14,111 @@ from clipproj import ops
 from clipproj.bank import ProjectorBank
 from clipproj.projector import SIDES, Projector
 from clipproj.serve.errors import ServiceError, bad
-from clipproj.serve.inputs import Input, Name
+from clipproj.serve.inputs import Input
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is applied to a row: an entry of a bank (None: nothing), and how strongly."""
+    """What is applied to a row.
 
-    key: Name | None
-    strength: float
+    Attributes:
+        names: of tenants, in the order in which they are applied; none for nothing.
+        strength: in place of the projector's own, or None.
+    """
+
+    names: tuple[str, ...] = ()
+    strength: float | None = None
+
+    @property
+    def key(self) -> str | tuple[str, ...] | None:
+        """What the bank calls it."""
+        return None if not self.names else self.names[0] if len(self.names) == 1 else self.names
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tenant's projector for one side, and its content hash."""
+
+    projector: Projector
+    hash: str
 
 
 class Tenants:
-    """Projectors by name, for both sides. Whoever looks up and applies holds `lock` for both.
+    """Projectors by name, for both sides.
 
     Args:
-        dim: width of features. capacity: directions over all tenants. combine: names at once.
+        dim: width of features. capacity: directions over all tenants; the banks have room for as
+            many again, for combinations and for old and new side by side.
         device: of the features.
+
+    Attributes:
+        lock: whoever looks up and applies holds it around both.
+        epoch, version: of the store's state that was last applied.
     """
 
-    def __init__(self, dim: int, capacity: int, combine: int, device: torch.device) -> None:
-        self.dim, self.capacity, self.combine, self.device = dim, capacity, combine, device
+    def __init__(self, dim: int, capacity: int, device: torch.device) -> None:
         self.lock = threading.RLock()
         self.epoch: str | None = None
         self.version = 0
-        self._projectors: dict[str, Projector] = {}
-        self._banks = self._new_banks()
+        self._device = device
+        self._forms: dict[str, dict[str, Form]] = {side: {} for side in SIDES}
+        self._banks = {
+            side: ProjectorBank(dim, 2 * capacity, side=side, device=device) for side in SIDES
+        }
 
     def __len__(self) -> int:
-        return len(self._projectors)
+        return len(self._forms["image"])
 
     def apply(
         self, epoch: str, version: int, projectors: Mapping[str, Projector | None], full: bool
     ) -> None:
         """Set these tenants, remove those that are None and, with `full`, all others.
 
-        ValueError for a projector that does not fit; the version stays, so the change comes again.
+        ValueError where one does not fit; the version stays, so that the change comes again.
         """
         with self.lock:
-            for name in [n for n in self._projectors if full and n not in projectors]:
+            for name in [n for n in self._forms["image"] if full and n not in projectors]:
                 self._set(name, None)
             for name, projector in projectors.items():
-                known = self._projectors.get(name)
-                same = None not in (known, projector) and (
-                    known.content_hash() == projector.content_hash()
-                )
-                if not same and not (known is None and projector is None):
-                    self._set(name, projector)
+                self._set(name, projector)
             self.epoch, self.version = epoch, version
 
     def find(self, inputs: Sequence[Input]) -> list[Plan]:
-        """What to apply to each input.
+        """What to apply to each input. Hold `lock` until it is applied.
 
-        Raises ServiceError: 404 for a tenant that does not exist, 400 for one without a text form,
-        several that cannot be combined, or a strength out of range; 507 where a combination has no
-        room. Hold `lock` until it is applied.
+        Raises ServiceError: 404 for a tenant that does not exist, 400 for one without a text form
+        or several that cannot be combined, 507 where a combination has no room.
         """
         return [self._find(one, i) for i, one in enumerate(inputs)]
 
     def _find(self, one: Input, i: int) -> Plan:
         if one.projector is None:
-            return Plan(None, 1.0)
+            return Plan()
         names = (one.projector,) if isinstance(one.projector, str) else one.projector
+        param = f"input[{i}].projector"
         for name in names:
-            if name not in self._projectors:
-                raise ServiceError(
-                    404,
-                    f"input {i}: there is no tenant {name!r}",
-                    f"input[{i}].projector",
-                    "tenant_not_found",
-                )
-            if name not in self._banks[one.side]:
-                raise bad(
-                    f"input {i}: tenant {name!r} has an affine projector, which has no form for "
-                    "texts; apply it to pictures or features",
-                    f"input[{i}].projector",
-                    "no_text_form",
-                )
-        key = self._key(names, one.side)
-        entry = self._entry(key, one.side, i)
-        return Plan(key, entry.strength if one.strength is None else one.strength)
-
-    def _key(self, names: tuple[str, ...], side: str) -> Name:
-        """(P Q)^T is Q^T P^T: on texts what comes last is done first."""
-        if len(names) == 1:
-            return names[0]
-        return names if side == "image" else names[::-1]
-
-    def _entry(self, key: Name, side: str, i: int) -> Any:
-        try:
-            return self._banks[side].entry(key)
-        except ValueError as error:
-            if isinstance(key, str):
-                raise
-            first = error
-        try:  # old combinations fill the bank; a new bank has only tenants
-            self._banks = self._new_banks()
-            return self._banks[side].entry(key)
-        except ValueError as error:
-            text = f"input {i}: {', '.join(key)} cannot be combined: {first}"
-            full = "full" in str(error)
-            raise ServiceError(
-                507 if full else 400,
-                text,
-                f"input[{i}].projector",
-                "bank_full" if full else "invalid_value",
-            ) from error
+            if name not in self._forms["image"]:
+                text = f"input {i}: there is no tenant {name!r}"
+                raise ServiceError(404, text, param, "tenant_not_found")
+            if name not in self._forms[one.side]:
+                text = f"input {i}: tenant {name!r} has an affine projector, which has no form for "
+                raise bad(text + "texts; apply it to pictures or features", param, "no_text_form")
+        if one.side == "text":
+            names = names[::-1]  # (P Q)^T is Q^T P^T
+        plan = Plan(names, one.strength)
+        if len(names) > 1:
+            try:
+                self._index(one.side, [plan])
+            except ServiceError as error:
+                text = f"input {i}: {error.message}"
+                raise ServiceError(error.status, text, param, error.code) from error
+        return plan
 
     def project(self, side: str, x: Tensor, plans: Sequence[Plan]) -> Tensor:
         """Unit rows of x [n, d], each edited by its plan, in one call."""
-        bank = self._banks[side]
-        return bank(x, bank.index([p.key for p in plans]), self._strengths(plans), normalize=True)
+        index = self._index(side, plans)
+        strength = self._strengths(side, index, plans)
+        return self._banks[side](x, index, strength, normalize=True)
 
     def logits(
         self,
@@ -136,82 +130,80 @@ class Tenants:
         bias: Tensor | None,
     ) -> Tensor:
         """[n, C] logits of x [n, d] against unit rows [C, d], each edited by its plan."""
-        bank = self._banks[side]
-        index = bank.index([p.key for p in plans])
-        factors = bank.factors(x.dtype)
-        return ops.logits(
-            x,
-            classes.to(x.dtype),
-            factors["read"],
-            factors["write"],
-            factors["offset"],
-            self._strengths(plans),
-            scale,
-            bias,
-            spans=factors["spans"],
-            index=index,
-        )
+        index = self._index(side, plans)
+        strength = self._strengths(side, index, plans)
+        operands = self._banks[side].operands(x, index, strength)
+        return ops.logits(x, classes.to(x.dtype), scale=scale, bias=bias, **operands)
 
-    def _strengths(self, plans: Sequence[Plan]) -> Tensor:
-        return torch.tensor([p.strength for p in plans], dtype=torch.float32, device=self.device)
+    def _index(self, side: str, plans: Sequence[Plan]) -> Tensor:
+        """[n] int32. ServiceError where a combination cannot be made."""
+        bank, keys = self._banks[side], [plan.key for plan in plans]
+        try:
+            return bank.index(keys)
+        except ValueError:
+            bank.recycle()  # indices live in one call here, and the lock is held
+        try:
+            return bank.index(keys)
+        except ValueError as error:
+            several = max((plan.names for plan in plans), key=len)
+            text = f"{', '.join(several)} cannot be combined: {error}"
+            if "bank must have" in str(error):
+                raise ServiceError(507, text, "projector", "bank_full") from error
+            raise bad(text, "projector") from error
+
+    def _strengths(self, side: str, index: Tensor, plans: Sequence[Plan]) -> Tensor:
+        """[n] float32: of each row the strength asked for, else the entry's own."""
+        own = self._banks[side].strengths[index.clamp_min(0)]
+        asked = torch.tensor([torch.nan if p.strength is None else p.strength for p in plans])
+        asked = asked.to(self._device)
+        return torch.where(asked.isnan(), own, asked)
 
     def receipts(
         self, inputs: Sequence[Input], plans: Sequence[Plan], rows: Tensor
     ) -> list[dict[str, Any]]:
-        """For each returned row [n, d], what was applied and how much of that is left."""
+        """For each returned row [n, d], what was applied, and how much of that it still has.
+
+        `hash` and `residual` are lists where `projector` is, in the same order.
+        """
         out = []
         for one, plan, row in zip(inputs, plans, rows, strict=True):
-            if plan.key is None:
-                out.append({"projector": None, "hash": None, "side": one.side, "strength": None,
-                            "residual": None})  # fmt: skip
-                continue
-            bank = self._banks[one.side]
-            named = one.projector if isinstance(one.projector, str) else list(one.projector)
-            out.append(
-                {
-                    "projector": named,
-                    "hash": bank.entry(plan.key).hash,
-                    "side": one.side,
-                    "strength": plan.strength,
-                    "residual": float(bank.projector(plan.key).residual(row)),
+            receipt = {"projector": one.projector, "side": one.side, "hash": None,
+                       "strength": None, "residual": None}  # fmt: skip
+            if plan.names:
+                strength = self._strengths(one.side, self._index(one.side, [plan]), [plan])
+                several = isinstance(one.projector, tuple)
+                names = one.projector if several else plan.names
+                forms = [self._forms[one.side][name] for name in names]
+                hashes = [form.hash for form in forms]
+                left = [float(form.projector.residual(row)) for form in forms]
+                receipt |= {
+                    "projector": list(names) if several else names[0],
+                    "hash": hashes if several else hashes[0],
+                    "strength": float(strength),
+                    "residual": left if several else left[0],
                 }
-            )
+            out.append(receipt)
         return out
 
     def _set(self, name: str, projector: Projector | None) -> None:
-        """One change in both banks; where they have no room for it, new ones have."""
-        if projector is None:
-            del self._projectors[name]
-            for bank in self._banks.values():
-                if name in bank:
+        """One change, in both banks."""
+        for side, bank in self._banks.items():
+            form = None if projector is None else _form(projector, side)
+            known = self._forms[side].get(name)
+            if form is None:
+                if known is not None:
                     bank.remove(name)
-            return
-        self._projectors[name] = projector
-        try:
-            for side, bank in self._banks.items():
-                form = _form(projector, side)
-                if form is None:
-                    if name in bank:
-                        bank.remove(name)
-                elif name in bank:
-                    bank.replace(name, form)
-                else:
-                    bank.add(name, form)
-        except ValueError:  # full of combinations and of what was replaced
-            self._banks = self._new_banks()
-
-    def _new_banks(self) -> dict[str, ProjectorBank]:
-        # as much again for combinations
-        banks = {
-            side: ProjectorBank(self.dim, 2 * self.capacity, side=side, device=self.device)
-            for side in SIDES
-        }
-        for name, projector in self._projectors.items():
-            for side, bank in banks.items():
-                form = _form(projector, side)
-                if form is not None:
-                    bank.add(name, form)
-        return banks
+                    del self._forms[side][name]
+                continue
+            digest = form.content_hash()
+            if known is None or known.hash != digest:
+                change = bank.add if known is None else bank.replace
+                try:
+                    change(name, form, force=True)  # whose model it is has been checked
+                except ValueError:  # all indices handed out
+                    bank.recycle()
+                    change(name, form, force=True)
+            self._forms[side][name] = Form(form, digest)
 
 
 def _form(projector: Projector, side: str) -> Projector | None:
