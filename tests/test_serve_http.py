@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -345,6 +346,18 @@ def test_a_store_that_is_killed_comes_back_with_its_tenants(
     assert client.http.get("/v1/tenants").json() == known
     assert client.upload("late", to_bytes(tenants["t1"])).status_code == 201
     assert client.http.delete("/v1/tenants/late").status_code == 200
+
+
+def test_the_load_test_finds_no_wrong_row(client: Client, tenants: dict[str, Projector]) -> None:
+    from test_serve_load import load
+
+    known = client.http.get("/v1/tenants").json()
+    sizes = {"rows": 600, "per_request": 8, "clients": 4, "rounds": 2, "tenants": 8}
+    found = asyncio.run(load.measure(client.url, serving.TOKEN, **sizes))
+    assert found["rows checked"] >= 600
+    assert found["wrong rows"] == found["failed requests"] == 0, found
+    assert all(phase["rows"] >= 200 for phase in found["phases"].values())
+    assert client.http.get("/v1/tenants").json() == known
 
 
 def test_health_and_metrics(client: Client) -> None:

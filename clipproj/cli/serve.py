@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
@@ -33,6 +35,7 @@ def run(
     from clipproj.serve.settings import Settings
 
     made = Settings.of(settings)
+    _check_address(host, port)
     stop = threading.Event()
     cores = max(os.cpu_count() or 1, made.replicas)
     ray.init(
@@ -53,6 +56,7 @@ def run(
             http_options={"host": host, "port": port},
             logging_config={"log_level": "WARNING"},
         )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         gateway = serve.run(build(made), name=APP, route_prefix="/")
         if not stop.is_set():
             _say(made, host, port, metrics_port, as_json)
@@ -65,6 +69,22 @@ def run(
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ValueError for an address that cannot be listened on: Ray would only log it."""
+    if not 0 < port < 65536:
+        raise ValueError(f"serve: port must be in [1, 65535], got {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"serve: host and port must be free, got {host}:{port}: {reason}"
+        ) from error
 
 
 def _say(settings: Any, host: str, port: int, metrics_port: int | None, as_json: bool) -> None:

@@ -173,7 +173,7 @@ class Gateway:
             status = await self._ask(self.model.status, timeout=HEALTH_TIMEOUT)
         except BackPressureError:  # alive, and no time to say so
             status = {"model": self.settings.served, "busy": True}
-        return _json({"status": "ok"} | stored | status)
+        return _json({"status": "ok", "open": self.open} | stored | status)
 
     async def answered(
         self, endpoint: str, request: Request, work: Callable[[Request], Awaitable[Response]]
