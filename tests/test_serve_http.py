@@ -168,6 +168,8 @@ def test_a_class_is_erased_from_its_name(client: Client) -> None:
         assert sum(c["probability"] for c in one["classes"]) == pytest.approx(1, abs=1e-5)
         logits = [c["logit"] for c in one["classes"]]
         assert logits == sorted(logits, reverse=True)
+    (first,) = client.classify(image, top=1, **options).json()["data"]
+    assert first["classes"] == before["classes"][:1]
     assert client.http.get("/v1/tenants/no-cats").json()["hash"] == about["hash"]
     headers = {"accept": "application/octet-stream"}
     file = client.http.get("/v1/tenants/no-cats", headers=headers).content

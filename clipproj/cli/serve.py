@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 APP = "clipproj"
 STORE = 256 << 20  # bytes of shared memory for Ray: what it moves is small
+_ERROR = re.compile(r"^[\w.]*(Error|Exception): ")  # how a traceback ends
 PROXY_WAIT = 5.0  # seconds beyond a request's grace that stopping may take
 
 
@@ -44,20 +46,24 @@ def run(
         include_dashboard=False,
         object_store_memory=STORE,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level="error",
         _metrics_export_port=metrics_port,
     )
     try:
         # not before: Ray sets its own
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
+        quiet = logging.getLogger("ray.serve")
+        quiet.addFilter(lambda record: record.levelno >= logging.WARNING)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port},
             logging_config={"log_level": "WARNING"},
         )
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        gateway = serve.run(build(made), name=APP, route_prefix="/")
+        try:
+            gateway = serve.run(build(made), name=APP, route_prefix="/")
+        except RuntimeError as error:
+            raise RuntimeError(f"serve: {_reason(serve.status(), error)}") from error
         if not stop.is_set():
             _say(made, host, port, metrics_port, as_json)
         stop.wait()
@@ -69,6 +75,16 @@ def run(
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _reason(status: Any, error: Exception) -> str:
+    """The error in the part that did not start: its last line, without where it was raised."""
+    for app in status.applications.values():
+        for name, part in app.deployments.items():
+            lines = [line for line in part.message.splitlines() if _ERROR.match(line)]
+            if lines:
+                return f"{name} does not start: {_ERROR.sub('', lines[-1])}"
+    return str(error)
 
 
 def _check_address(host: str, port: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections import Counter as Counts
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,14 +45,14 @@ class StoreActor:
         self.gauge = Gauge("clipproj_tenants", "Tenants in the store.")
         self.gauge.set(len(self.store))
 
-    def changes(self, epoch: str | None, version: int) -> Changes:
+    async def changes(self, epoch: str | None, version: int) -> Changes:
         """See `Store.changes`."""
         return self.store.changes(epoch, version)
 
-    def call(self, method: str, *args: Any, **options: Any) -> Any:
+    async def call(self, method: str, *args: Any, **options: Any) -> Any:
         """Any other method of the store; an error of the client's is returned, not raised."""
-        try:
-            out = getattr(self.store, method)(*args, **options)
+        try:  # in a thread: it may wait for a disk
+            out = await asyncio.to_thread(getattr(self.store, method), *args, **options)
         except ServiceError as error:
             return error
         self.gauge.set(len(self.store))
@@ -84,7 +85,7 @@ class Replica:
         self.failed = 0
         self._batch.set_max_batch_size(settings.max_batch)
         self._batch.set_batch_wait_timeout_s(settings.batch_wait)
-        self.rows = Counter("clipproj_rows", "Rows answered.", tag_keys=("kind",))
+        self.rows = Counter("clipproj_rows", "Rows answered.", tag_keys=("kind", "edited"))
         self.sizes = Histogram("clipproj_batch_rows", "Rows in a batch.", boundaries=ROWS)
         self.seconds = Histogram(
             "clipproj_batch_seconds", "Of a batch.", boundaries=SECONDS, tag_keys=("part",)
@@ -121,7 +122,7 @@ class Replica:
         response = self.store.changes.remote(tenants.epoch, tenants.version)
         rows, changes = await asyncio.gather(
             self._in(self.batches, self.engine.forward, requests),
-            _awaited(response),
+            asyncio.wait_for(_awaited(response), self.settings.timeout),
             return_exceptions=True,
         )
         forwarded = clock()
@@ -140,8 +141,9 @@ class Replica:
         self.known.set(len(tenants))
         for prepared, one in zip(requests, out, strict=True):
             if isinstance(one, Answer):
-                for kind, where in prepared.places.items():
-                    self.rows.inc(len(where), tags={"kind": kind})
+                kinds = Counts((i.kind, i.projector is not None) for i in prepared.request.inputs)
+                for (kind, edited), count in kinds.items():
+                    self.rows.inc(count, tags={"kind": kind, "edited": str(edited).lower()})
         broken = [isinstance(o, ServiceError) and o.code == "model_failed" for o in out]
         self.failed = self.failed + 1 if all(broken) else 0
         return out
@@ -191,6 +193,7 @@ def build(args: Mapping[str, Any] | Settings) -> serve.Application:
     patient = {
         "graceful_shutdown_timeout_s": settings.grace,
         "health_check_period_s": HEALTH_PERIOD,
+        "max_constructor_retry_count": 2,  # what fails twice, a setting most likely, fails again
         "logging_config": {"enable_access_log": settings.access_log},
     }
     store = serve.deployment(

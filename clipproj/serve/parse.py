@@ -18,7 +18,7 @@ from clipproj.serve.settings import Settings
 
 COMMON = {"model", "input", "projector", "strength", "receipt", "truncate", "user"}
 OF_EMBEDDINGS = COMMON | {"encoding_format"}
-OF_CLASSIFY = COMMON | {"classes", "templates"}
+OF_CLASSIFY = COMMON | {"classes", "templates", "top"}
 OF_INPUT = {"text", "image", "embedding", "projector", "strength", "side"}
 OF_SPEC = {"forget", "keep", "templates", "method", "contrast", "rank", "strength",
            "forget_weight", "keep_weight"}  # fmt: skip
@@ -71,8 +71,8 @@ def embeddings(body: bytes, settings: Settings) -> tuple[Request, str]:
     return _request(data, settings), form
 
 
-def classify(body: bytes, settings: Settings) -> Request:
-    """The request of `/v1/classify`."""
+def classify(body: bytes, settings: Settings) -> tuple[Request, int | None]:
+    """The request of `/v1/classify`, and how many classes of each input are asked for."""
     data = json_object(body, OF_CLASSIFY)
     _model(data, settings)
     classes = strings(data.get("classes"), "classes", settings.max_classes)
@@ -80,7 +80,8 @@ def classify(body: bytes, settings: Settings) -> Request:
     prompts = len(classes) * len(templates or range(7))
     if prompts > settings.max_prompts:
         raise _prompts(prompts, settings)
-    return _request(data, settings, classes, templates)
+    top = _whole(data.get("top"), "top")
+    return _request(data, settings, classes, templates), top
 
 
 def spec(body: bytes, settings: Settings) -> Spec:
@@ -97,11 +98,9 @@ def spec(body: bytes, settings: Settings) -> Spec:
     for name in foreign:
         if data.get(name) is not None:
             raise bad(f"{name} must be left out with method {method}", name)
-    contrast, rank = data.get("contrast"), data.get("rank")
+    contrast, rank = data.get("contrast"), _whole(data.get("rank"), "rank")
     if contrast not in (None, "auto", "none", "span", "mean"):
         raise bad(f"contrast must be auto, none, span or mean, got {contrast!r}", "contrast")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise bad(f"rank must be a whole number of at least 1, got {rank!r}", "rank")
     weights = {name: _number(data.get(name), name) for name in ("forget_weight", "keep_weight")}
     strength = _strength(data.get("strength"), "strength", "")
     if templates and keep is not None:
@@ -277,6 +276,12 @@ def _number(value: Any, param: str, before: str = "") -> float | None:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise bad(f"{before}{param} must be a finite number, got {value!r}", param)
     return float(value)
+
+
+def _whole(value: Any, name: str) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise bad(f"{name} must be a whole number of at least 1, got {value!r}", name)
+    return value
 
 
 def _flag(value: Any, name: str) -> bool:

@@ -109,7 +109,8 @@ class Store:
         self.folder, self.capacity = Path(folder), capacity
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held = _hold(self.folder / ".lock")
-        self._lock = threading.Lock()
+        # Changes one after the other, on disk first; who reads waits for no disk.
+        self._changing, self._lock = threading.Lock(), threading.Lock()
         self._files: dict[str, bytes] = {}
         self._about: dict[str, dict[str, Any]] = {}
         self._changed: dict[str, int] = {}  # name to the version of its last change, gone ones too
@@ -170,7 +171,7 @@ class Store:
         check_name(name)
         projector = from_bytes(data)
         about = describe(name, projector)
-        with self._lock:
+        with self._changing:
             known = name in self._files
             if create and known:
                 raise ServiceError(409, f"there is a tenant {name!r}", "name", "tenant_exists")
@@ -185,25 +186,28 @@ class Store:
                 )
             try:
                 projector.save(self._path(name))
+                kept = self._path(name).read_bytes()
             except OSError as error:
                 raise ServiceError(507, f"the tenant cannot be kept: {error}") from error
-            self._set(name, self._path(name).read_bytes(), about)
+            with self._lock:
+                self._set(name, kept, about)
             return about | {"new": not known}
 
     def remove(self, name: str) -> None:
         """Forget a tenant. ServiceError: 404 for an unknown one, 507 when the file stays."""
-        with self._lock:
+        with self._changing:
             try:
                 self._path(self._known(name)).unlink()
             except OSError as error:
                 raise ServiceError(507, f"the tenant cannot be removed: {error}") from error
-            del self._files[name], self._about[name]
-            self._count(name)
-            gone = sorted((at, n) for n, at in self._changed.items() if n not in self._files)
-            if len(gone) > TOMBSTONES:
-                for at, n in gone[: len(gone) // 2]:
-                    del self._changed[n]
-                    self._floor = at
+            with self._lock:
+                del self._files[name], self._about[name]
+                self._count(name)
+                gone = sorted((at, n) for n, at in self._changed.items() if n not in self._files)
+                if len(gone) > TOMBSTONES:
+                    for at, n in gone[: len(gone) // 2]:
+                        del self._changed[n]
+                        self._floor = at
 
     def _known(self, name: str) -> str:
         if name not in self._files:
