@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from clipproj.checkpoint import load_model
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Input, Request
+from clipproj.serve.make import from_file, from_spec
+from clipproj.serve.parse import Spec
 from clipproj.serve.store import Changes, to_bytes
 
 D = 128  # of the embedded model
@@ -277,3 +280,38 @@ def test_combinations_that_fill_the_bank_make_room(
             both = clipproj.union(*(tenants[name] for name in pair))
             want, _ = expected(torch.from_numpy(given(0))[None], both, None)
             np.testing.assert_allclose(answer.rows[0], want.numpy(), atol=2e-6)
+
+
+def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
+    loaded = load_model(str(model))  # tiny, and not the embedded one: it has no list of its own
+    made = from_spec(loaded, Spec(("cat",), templates=("a {}",)), 10_000)
+    keep = made.provenance["keep"]["names"]
+    assert len(keep) > 900
+    assert "cat" not in keep
+    assert made.provenance["parameters"]["contrast"] == "mean"
+    assert float(made.strength) == 1.5
+    closed = Spec(("cat",), ("dog", "owl"), ("a {}",), "ccup", keep_weight=1.0, strength=0.5)
+    made = from_spec(loaded, closed, 10_000)
+    assert made.provenance["parameters"] == {"forget_weight": 10.0, "keep_weight": 1.0}
+    assert float(made.strength) == 0.5
+    for spec in (
+        Spec(("cat",), ("cat",), ("a {}",)),
+        Spec(("cat",), templates=("a {}",) * 11),  # of a thousand names
+    ):
+        with pytest.raises(ServiceError) as refused:
+            from_spec(loaded, spec, 10_000)
+        assert refused.value.status == 400
+
+
+def test_a_projector_of_another_model_is_refused(
+    engine: Engine, projectors: dict[str, clipproj.Projector]
+) -> None:
+    p = projectors["sym1"]
+    foreign = clipproj.Projector(p.read, provenance={"model": "other", "head_hash": "0" * 64})
+    with pytest.raises(ServiceError, match="must come from this model"):
+        from_file(engine, to_bytes(foreign))
+    assert from_file(engine, to_bytes(p)).content_hash() == p.content_hash()
+    before = engine.tenants.version
+    with pytest.raises(ValueError, match="tenant 'x' must come from this model"):
+        engine.apply(Changes("epoch", before + 1, {"x": to_bytes(foreign)}))
+    assert engine.tenants.version == before

@@ -21,6 +21,7 @@ except ImportError as error:
     raise SystemExit(2) from error
 
 from clipproj.cli import terminal
+from clipproj.cli.serve import serve
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
 
@@ -94,7 +95,6 @@ ERASE_EPILOG = """
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
-SERVICE, LIMITS = "Service", "Limits"
 
 
 def _version(asked: bool) -> None:
@@ -376,96 +376,7 @@ def info(
         terminal.console().print(grid)
 
 
-@app.command()
-def serve(
-    model: Annotated[
-        str | None,
-        typer.Option(help="As for erase. Default: the embedded model.", rich_help_panel=MODEL),
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="As for erase.", rich_help_panel=MODEL)
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Default: cuda where there is one.", rich_help_panel=MODEL),
-    ] = None,
-    replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=MODEL)] = 1,
-    host: Annotated[
-        str, typer.Option(help="0.0.0.0 for all interfaces.", rich_help_panel=SERVICE)
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Of HTTP.", rich_help_panel=SERVICE)] = 8000,
-    data: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Keeps the tenants.", rich_help_panel=SERVICE)
-    ] = Path("clipproj-tenants"),
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Holds the token for changing tenants. Default: CLIPPROJ_ADMIN_TOKEN; without "
-            "either nobody can.",
-            rich_help_panel=SERVICE,
-        ),
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(help="Of Prometheus metrics. Default: none.", rich_help_panel=SERVICE),
-    ] = None,
-    max_batch: Annotated[
-        int, typer.Option(help="Rows in a batch, inputs in a request.", rich_help_panel=LIMITS)
-    ] = 256,
-    batch_wait: Annotated[
-        float,
-        typer.Option(help="Seconds a batch waits for more requests.", rich_help_panel=LIMITS),
-    ] = 0.005,
-    queue: Annotated[
-        int, typer.Option(help="Requests that may wait; then 429.", rich_help_panel=LIMITS)
-    ] = 256,
-    max_body: Annotated[
-        int, typer.Option(help="Bytes of a request; then 413.", rich_help_panel=LIMITS)
-    ] = 16 << 20,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds to answer; then 504.", rich_help_panel=LIMITS)
-    ] = 30.0,
-    upload_timeout: Annotated[
-        float, typer.Option(help="Seconds to send; then 408.", rich_help_panel=LIMITS)
-    ] = 30.0,
-    grace: Annotated[
-        float,
-        typer.Option(
-            help="Seconds that requests in hand have to finish at the end.", rich_help_panel=LIMITS
-        ),
-    ] = 30.0,
-    capacity: Annotated[
-        int, typer.Option(help="Directions over all tenants; then 507.", rich_help_panel=LIMITS)
-    ] = 4096,
-    as_json: Json = False,
-    traceback: Traceback = False,
-) -> None:
-    """Serve embeddings and classes over HTTP, each request with its tenant's projector.
-
-    OpenAI-style: POST /v1/embeddings, /v1/classify; GET, PUT, POST, DELETE /v1/tenants/NAME.
-
-    Ctrl-C or SIGTERM stops it; requests in hand finish. More in docs/serving.md.
-    """
-    from clipproj.cli.serve import run
-
-    settings = {
-        "model": model,
-        "pretrained": pretrained,
-        "device": device,
-        "replicas": replicas,
-        "data": str(data),
-        "token_file": token_file,
-        "max_batch": max_batch,
-        "batch_wait": batch_wait,
-        "queue": queue,
-        "max_body": max_body,
-        "timeout": timeout,
-        "upload_timeout": upload_timeout,
-        "grace": grace,
-        "capacity": capacity,
-    }
-    run(settings, host, port, metrics_port, as_json)
+app.command()(serve)
 
 
 def _names_in(file: Path | None) -> list[str]:

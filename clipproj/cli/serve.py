@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -9,12 +10,109 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+# What needs Ray is imported where it is used: --help must not wait for it.
+
+MODEL, SERVICE, LIMITS = "Model", "Service", "Limits"
 APP = "clipproj"
 STORE = 256 << 20  # bytes of shared memory for Ray: what it moves is small
 _ERROR = re.compile(r"^[\w.]*(Error|Exception): ")  # how a traceback ends
 PROXY_WAIT = 5.0  # seconds beyond a request's grace that stopping may take
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(help="As for erase. Default: the embedded model.", rich_help_panel=MODEL),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="As for erase.", rich_help_panel=MODEL)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Default: cuda where there is one.", rich_help_panel=MODEL),
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=MODEL)] = 1,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 for all interfaces.", rich_help_panel=SERVICE)
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of HTTP.", rich_help_panel=SERVICE)] = 8000,
+    data: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Keeps the tenants.", rich_help_panel=SERVICE)
+    ] = Path("clipproj-tenants"),
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Holds the token for changing tenants. Default: CLIPPROJ_ADMIN_TOKEN; without "
+            "either nobody can.",
+            rich_help_panel=SERVICE,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Of Prometheus metrics. Default: none.", rich_help_panel=SERVICE),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(help="Rows in a batch, inputs in a request.", rich_help_panel=LIMITS)
+    ] = 256,
+    batch_wait: Annotated[
+        float,
+        typer.Option(help="Seconds a batch waits for more requests.", rich_help_panel=LIMITS),
+    ] = 0.005,
+    queue: Annotated[
+        int, typer.Option(help="Requests that may wait; then 429.", rich_help_panel=LIMITS)
+    ] = 256,
+    max_body: Annotated[
+        int, typer.Option(help="Bytes of a request; then 413.", rich_help_panel=LIMITS)
+    ] = 16 << 20,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to answer; then 504.", rich_help_panel=LIMITS)
+    ] = 30.0,
+    upload_timeout: Annotated[
+        float, typer.Option(help="Seconds to send; then 408.", rich_help_panel=LIMITS)
+    ] = 30.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that requests in hand have to finish at the end.", rich_help_panel=LIMITS
+        ),
+    ] = 30.0,
+    capacity: Annotated[
+        int, typer.Option(help="Directions over all tenants; then 507.", rich_help_panel=LIMITS)
+    ] = 4096,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error comes from.")
+    ] = False,
+) -> None:
+    """Serve embeddings and classes over HTTP, each request with its tenant's projector.
+
+    OpenAI-style: POST /v1/embeddings, /v1/classify; GET, PUT, POST, DELETE /v1/tenants/NAME.
+
+    Ctrl-C or SIGTERM stops it; requests in hand finish. More in docs/serving.md.
+    """
+    settings = {
+        "model": model,
+        "pretrained": pretrained,
+        "device": device,
+        "replicas": replicas,
+        "data": str(data),
+        "token_file": token_file,
+        "max_batch": max_batch,
+        "batch_wait": batch_wait,
+        "queue": queue,
+        "max_body": max_body,
+        "timeout": timeout,
+        "upload_timeout": upload_timeout,
+        "grace": grace,
+        "capacity": capacity,
+    }
+    run(settings, host, port, metrics_port, as_json)
 
 
 def run(
@@ -104,8 +202,6 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _say(settings: Any, host: str, port: int, metrics_port: int | None, as_json: bool) -> None:
-    import json
-
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     facts = {"url": url, "model": settings.served, "tenants": settings.data}
     if metrics_port is not None:
