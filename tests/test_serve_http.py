@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from PIL import Image
 from serving import ADMIN, Client, answered, error, png, rows
 
 from clipproj import Projector, demo, nullspace, reference
-from clipproj.serve.settings import digest
-from clipproj.serve.store import from_bytes, to_bytes
+from clipproj.checkpoint import load_model
+from clipproj.serve.engine import Engine
+from clipproj.serve.inputs import Input, Request
+from clipproj.serve.settings import Settings, digest
+from clipproj.serve.store import Changes, from_bytes, to_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 
@@ -361,6 +365,29 @@ def test_a_store_that_is_killed_comes_back_with_its_tenants(
     assert kept["receipt"]["hash"] == tenants["t3"].content_hash()
     assert client.upload("late", to_bytes(tenants["t1"])).status_code == 201
     assert client.http.delete("/v1/tenants/late").status_code == 200
+
+
+def test_a_replica_that_does_not_hear_from_the_store_answers_nothing() -> None:
+    from clipproj.serve.app import Replica
+
+    class Gone:
+        """A handle to a store whose answer fails on the way."""
+
+        def __getattr__(self, _: str) -> Gone:
+            return self
+
+        async def remote(self, *_: Any) -> None:
+            raise ConnectionError("the store died")
+
+    replica = object.__new__(Replica)
+    replica.settings, replica.store = Settings(), Gone()
+    replica.batches = ThreadPoolExecutor(1)
+    replica.engine = Engine(load_model())
+    replica.engine.apply(Changes("epoch", 1, {"t": to_bytes(Projector(torch.eye(1, D)))}))
+    request = Request((Input("embedding", np.ones(D, np.float32), "t"),))
+    batch = [(replica.engine.prepare(request), None)] * 2
+    answers = asyncio.run(Replica._batch.__wrapped__(replica, batch))
+    assert [(one.status, one.code) for one in answers] == [(503, "store_unreachable")] * 2
 
 
 def test_the_load_test_finds_no_wrong_row(client: Client, tenants: dict[str, Projector]) -> None:
