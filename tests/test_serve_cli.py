@@ -22,6 +22,8 @@ import serving
 from clipproj import demo
 from clipproj.cli import app
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+
 COMMAND = [sys.executable, "-c", "from clipproj.cli import main; main()", "serve"]
 
 
