@@ -128,8 +128,13 @@ def run(
         RuntimeError: when a part does not start; it says which, and Ray's log says why.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
-    import ray
-    from ray import serve
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise ImportError(
+            'serve: the service needs Ray Serve: pip install "clipproj[serve]"'
+        ) from error
 
     from clipproj.serve.app import build
     from clipproj.serve.settings import Settings
