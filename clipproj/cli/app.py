@@ -1,4 +1,4 @@
-"""The command line: `clipproj erase`, `verify`, `undo` and `info`."""
+"""The command line: `clipproj erase`, `verify`, `undo`, `info` and `serve`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ except ImportError as error:
     raise SystemExit(2) from error
 
 from clipproj.cli import terminal
+from clipproj.cli.serve import serve
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
 
@@ -373,6 +374,9 @@ def info(
         grid.add_row(Text(key.replace("_", " "), style="bold"), Text(shown, overflow="fold"))
     with terminal.printing():
         terminal.console().print(grid)
+
+
+app.command()(serve)
 
 
 def _names_in(file: Path | None) -> list[str]:

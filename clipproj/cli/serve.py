@@ -1,0 +1,222 @@
+"""`clipproj serve`: the service on this machine, from the first request to the last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# What needs Ray is imported where it is used: --help must not wait for it.
+
+MODEL, SERVICE, LIMITS = "Model", "Service", "Limits"
+APP = "clipproj"
+STORE = 256 << 20  # bytes of shared memory for Ray: what it moves is small
+_ERROR = re.compile(r"^[\w.]*(Error|Exception): ")  # how a traceback ends
+PROXY_WAIT = 5.0  # seconds beyond a request's grace that stopping may take
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(help="As for erase. Default: the embedded model.", rich_help_panel=MODEL),
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="As for erase.", rich_help_panel=MODEL)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Default: cuda where there is one.", rich_help_panel=MODEL),
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=MODEL)] = 1,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 for all interfaces.", rich_help_panel=SERVICE)
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of HTTP.", rich_help_panel=SERVICE)] = 8000,
+    data: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Keeps the tenants.", rich_help_panel=SERVICE)
+    ] = Path("clipproj-tenants"),
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Holds the token for changing tenants. Default: CLIPPROJ_ADMIN_TOKEN; without "
+            "either nobody can.",
+            rich_help_panel=SERVICE,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Of Prometheus metrics. Default: none.", rich_help_panel=SERVICE),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(help="Rows in a batch, inputs in a request.", rich_help_panel=LIMITS)
+    ] = 256,
+    batch_wait: Annotated[
+        float,
+        typer.Option(help="Seconds a batch waits for more requests.", rich_help_panel=LIMITS),
+    ] = 0.005,
+    queue: Annotated[
+        int, typer.Option(help="Requests that may wait; then 429.", rich_help_panel=LIMITS)
+    ] = 256,
+    max_body: Annotated[
+        int, typer.Option(help="Bytes of a request; then 413.", rich_help_panel=LIMITS)
+    ] = 16 << 20,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to answer; then 504.", rich_help_panel=LIMITS)
+    ] = 30.0,
+    upload_timeout: Annotated[
+        float, typer.Option(help="Seconds to send; then 408.", rich_help_panel=LIMITS)
+    ] = 30.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that requests in hand have to finish at the end.", rich_help_panel=LIMITS
+        ),
+    ] = 30.0,
+    capacity: Annotated[
+        int, typer.Option(help="Directions over all tenants; then 507.", rich_help_panel=LIMITS)
+    ] = 4096,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error comes from.")
+    ] = False,
+) -> None:
+    """Serve embeddings and classes over HTTP, each request with its tenant's projector.
+
+    OpenAI-style: POST /v1/embeddings, /v1/classify; GET, PUT, POST, DELETE /v1/tenants/NAME.
+
+    Ctrl-C or SIGTERM stops it; requests in hand finish. More in docs/serving.md.
+    """
+    settings = {
+        "model": model,
+        "pretrained": pretrained,
+        "device": device,
+        "replicas": replicas,
+        "data": str(data),
+        "token_file": token_file,
+        "max_batch": max_batch,
+        "batch_wait": batch_wait,
+        "queue": queue,
+        "max_body": max_body,
+        "timeout": timeout,
+        "upload_timeout": upload_timeout,
+        "grace": grace,
+        "capacity": capacity,
+    }
+    run(settings, host, port, metrics_port, as_json)
+
+
+def run(
+    settings: dict[str, Any], host: str, port: int, metrics_port: int | None, as_json: bool
+) -> None:
+    """Start it, say where it is, wait for Ctrl-C or SIGTERM, and let requests in hand finish.
+
+    Args:
+        settings: as `clipproj.serve.build` takes them.
+
+    Raises:
+        ImportError: without Ray Serve. ValueError: for settings out of range.
+        RuntimeError: when a part does not start; it says which, and Ray's log says why.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    try:
+        import ray
+        from ray import serve
+    except ImportError as error:
+        raise ImportError(
+            'serve: the service needs Ray Serve: pip install "clipproj[serve]"'
+        ) from error
+
+    from clipproj.serve.app import build
+    from clipproj.serve.settings import Settings
+
+    made = Settings.of(settings)
+    _check_address(host, port)
+    stop = threading.Event()
+    cores = max(os.cpu_count() or 1, made.replicas)
+    ray.init(
+        address="local",  # not a cluster that an environment variable names
+        num_cpus=cores,
+        include_dashboard=False,
+        object_store_memory=STORE,
+        log_to_driver=False,
+        logging_level="error",
+        _metrics_export_port=metrics_port,
+    )
+    try:
+        # not before: Ray sets its own
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        quiet = logging.getLogger("ray.serve")
+        quiet.addFilter(lambda record: record.levelno >= logging.WARNING)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config={"log_level": "WARNING"},
+        )
+        try:
+            gateway = serve.run(build(made), name=APP, route_prefix="/")
+        except RuntimeError as error:
+            raise RuntimeError(f"serve: {_reason(serve.status(), error)}") from error
+        if not stop.is_set():
+            _say(made, host, port, metrics_port, as_json)
+        stop.wait()
+        print("clipproj serve: stopping, requests in hand finish", file=sys.stderr, flush=True)
+        cut = sum(gateway.broadcast("drain").results(timeout_s=made.grace + PROXY_WAIT))
+        if cut:
+            print(f"clipproj serve: {cut} requests did not finish", file=sys.stderr, flush=True)
+        serve.delete(APP)
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _reason(status: Any, error: Exception) -> str:
+    """The error in the part that did not start: its last line, without where it was raised."""
+    for app in status.applications.values():
+        for name, part in app.deployments.items():
+            lines = [line for line in part.message.splitlines() if _ERROR.match(line)]
+            if lines:
+                return f"{name} does not start: {_ERROR.sub('', lines[-1])}"
+    return str(error)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises ValueError for an address that cannot be listened on: Ray would only log it."""
+    if not 0 < port < 65536:
+        raise ValueError(f"serve: port must be in [1, 65535], got {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"serve: host and port must be free, got {host}:{port}: {reason}"
+        ) from error
+
+
+def _say(settings: Any, host: str, port: int, metrics_port: int | None, as_json: bool) -> None:
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    facts = {"url": url, "model": settings.served, "tenants": settings.data}
+    if metrics_port is not None:
+        facts["metrics"] = f"http://127.0.0.1:{metrics_port}/metrics"
+    if as_json:
+        print(json.dumps(facts), flush=True)
+        return
+    print(f"serving {settings.served} on {url}, tenants in {settings.data}; Ctrl-C stops")
+    if settings.token_digest is None:
+        print("tenants cannot be changed: no CLIPPROJ_ADMIN_TOKEN and no --token-file")
+    if metrics_port is not None:
+        print(f"metrics on {facts['metrics']}")
+    sys.stdout.flush()

@@ -1,0 +1,192 @@
+"""What a request holds, and how texts and pictures become tensors; no model runs here."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipproj.audit.pictures import open_picture
+from clipproj.serve.errors import ServiceError, bad
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
+MAX_ASPECT = 100  # a row of pixels, resized to the model's height, would be millions wide
+
+Name = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One row to come.
+
+    Attributes:
+        kind: "text", "image" or "embedding".
+        value: a string; the bytes of a picture file; or numbers, an array [d] float32.
+        projector: a tenant's name, several that are applied together, or None.
+        strength: in place of the projector's own, or None.
+        side: "image" or "text", which of a tenant's two forms is applied; None: that of the kind,
+            and of pictures for an embedding.
+    """
+
+    kind: str
+    value: Any
+    projector: Name | None = None
+    strength: float | None = None
+    side: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.side is None:
+            object.__setattr__(self, "side", "text" if self.kind == "text" else "image")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call asks for.
+
+    Attributes:
+        inputs: at least one.
+        receipt: whether each row comes with one.
+        classes: names to choose from, or None for embeddings. templates: prompts with one `{}`,
+            None for open_clip's seven simple ones.
+        truncate: whether a text that is too long for the model is cut; else it is an error.
+    """
+
+    inputs: tuple[Input, ...]
+    receipt: bool = False
+    classes: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    truncate: bool = False
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request as tensors: of each kind the places of its inputs, and their rows, on the CPU.
+
+    Attributes:
+        places: kind to positions in `request.inputs`.
+        tensors: kind to tensors: tokens [n, context], pixels [n, 3, h, w], features [n, d].
+        tokens: tokens in all texts, without padding.
+    """
+
+    request: Request
+    places: dict[str, list[int]]
+    tensors: dict[str, Tensor]
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+
+class Preparer:
+    """Texts to tokens, picture files to pixels, numbers to checked rows. Safe in threads.
+
+    Args:
+        preprocess, tokenizer: of open_clip.
+        dim: width of features. context: tokens the model reads, or None where it has no limit.
+        max_pixels: of a picture.
+    """
+
+    def __init__(
+        self,
+        preprocess: Callable[..., Tensor],
+        tokenizer: Callable[..., Tensor],
+        dim: int,
+        context: int | None,
+        max_pixels: int = 50_000_000,
+    ) -> None:
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.dim, self.context, self.max_pixels = dim, context, max_pixels
+
+    def __call__(self, request: Request) -> Prepared:
+        """Raises ServiceError, naming the input, for one that cannot be read."""
+        places: dict[str, list[int]] = {}
+        for i, one in enumerate(request.inputs):
+            places.setdefault(one.kind, []).append(i)
+        tensors: dict[str, Tensor] = {}
+        tokens = 0
+        for kind, where in places.items():
+            values = [request.inputs[i].value for i in where]
+            if kind == "text":
+                tensors[kind] = self.tokenizer(values)
+                counts = self._counts(tensors[kind])
+                tokens = sum(counts)
+                if not request.truncate:
+                    self._check_lengths(values, counts, where)
+            elif kind == "image":
+                pixels = [self._pixels(v, i) for v, i in zip(values, where, strict=True)]
+                tensors[kind] = torch.stack(pixels)
+            else:
+                rows = [self._given(v, i) for v, i in zip(values, where, strict=True)]
+                tensors[kind] = torch.stack(rows)
+        return Prepared(request, places, tensors, tokens)
+
+    def _counts(self, tokens: Tensor) -> list[int]:
+        """Tokens of each text without its padding."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        pad = getattr(inner, "pad_token_id", None) or 0
+        return (tokens != pad).sum(1).tolist()
+
+    def _check_lengths(self, texts: Sequence[str], counts: list[int], where: list[int]) -> None:
+        """open_clip's tokenizers cut silently; what is as long as the context may have been cut."""
+        encode = getattr(self.tokenizer, "encode", None)
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        for text, count, i in zip(texts, counts, where, strict=True):
+            if self.context is None or count < self.context:
+                continue
+            whole = len(encode(text)) + 2 if encode else count
+            if not encode and inner is not None:
+                whole = len(inner(text)["input_ids"])
+            if whole > self.context:
+                raise bad(
+                    f"input {i}: the text has {whole} tokens, the model reads {self.context}; "
+                    'shorten it or send "truncate": true',
+                    f"input[{i}]",
+                    "text_too_long",
+                )
+
+    def _pixels(self, data: bytes, i: int) -> Tensor:
+        from PIL import Image
+
+        param = f"input[{i}].image"
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+        except Exception as error:  # Pillow's readers raise what they like on a damaged header
+            if isinstance(error, Image.DecompressionBombError):
+                raise self._too_large(i, param, str(error)) from error
+            text = f"input {i}: the image is none of {', '.join(FORMATS)}, or its header is damaged"
+            raise bad(text, param, "invalid_image") from error
+        if width * height > self.max_pixels:
+            raise self._too_large(i, param, f"{width} x {height}")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            text = f"input {i}: the image must be at most {MAX_ASPECT} times as long as wide"
+            raise bad(f"{text}, got {width} x {height}", param, "invalid_image")
+        try:
+            return self.preprocess(open_picture(io.BytesIO(data)))
+        except Exception as error:
+            text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
+            raise bad(text, param, "invalid_image") from error
+
+    def _too_large(self, i: int, param: str, got: str) -> ServiceError:
+        text = f"input {i}: the image must have at most {self.max_pixels} pixels, got {got}"
+        return bad(text, param, "image_too_large")
+
+    def _given(self, value: np.ndarray, i: int) -> Tensor:
+        row = torch.from_numpy(value.copy())  # what came from another process is read-only
+        param = f"input[{i}].embedding"
+        if len(row) != self.dim:
+            text = f"input {i}: the embedding must have {self.dim} numbers, got {len(row)}"
+            raise bad(text, param, "wrong_dimension")
+        if not bool(row.isfinite().all()):
+            raise bad(f"input {i}: the embedding must be finite, got a NaN or inf", param)
+        if not bool(row.any()):
+            raise bad(f"input {i}: the embedding must not be zero", param)
+        return row

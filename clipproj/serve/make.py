@@ -1,0 +1,69 @@
+"""A tenant's projector from names or from a file, checked against the served model."""
+
+from __future__ import annotations
+
+from clipproj import demo
+from clipproj.checkpoint import Loaded
+from clipproj.methods import ccup, nullspace
+from clipproj.methods.nullspace import SPAN_UP_TO
+from clipproj.projector import Projector
+from clipproj.serve.engine import Engine
+from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.parse import Spec
+from clipproj.serve.store import from_bytes
+from clipproj.text import Embeddings, embed_classes, generic_keep
+from clipproj.words import openai_templates, simple_templates
+
+
+def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
+    """As `clipproj erase` makes it. ServiceError 400 for names or options that make none."""
+    try:
+        forget, keep = _texts(loaded, spec, max_prompts)
+        return _build(spec, forget, keep)
+    except (ValueError, TypeError) as error:
+        raise ServiceError(400, str(error), None, "invalid_value") from error
+
+
+def from_file(engine: Engine, data: bytes) -> Projector:
+    """An uploaded one. ServiceError 400 for a damaged file, or a projector of another model."""
+    try:
+        projector = from_bytes(data)
+        engine.check(projector, "the projector")
+    except ValueError as error:
+        raise bad(str(error), None, "invalid_projector") from error
+    return projector
+
+
+def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Embeddings]:
+    keep = spec.keep
+    if keep is None and loaded.name == demo.NAME:
+        gone = {name.casefold() for name in spec.forget}
+        keep = tuple(name for name in demo.class_names() if name.casefold() not in gone)
+    default = simple_templates() if keep is None else openai_templates()
+    templates = spec.templates or default
+    names = (*spec.forget, *(keep or ()))
+    prompts = (len(names) + (0 if keep else 1000)) * len(templates)
+    if prompts > max_prompts:
+        text = f"names times templates must be at most {max_prompts}, got {prompts}"
+        raise bad(text, "templates", "too_many")
+
+    texts = embed_classes(
+        loaded.model, loaded.tokenizer, dict.fromkeys(names), templates, model_name=loaded.name
+    )
+    forget = texts.select(spec.forget)
+    if keep is not None:
+        return forget, texts.select(keep)
+    return forget, generic_keep(loaded.model, loaded.tokenizer, forget, templates=templates)
+
+
+def _build(spec: Spec, forget: Embeddings, keep: Embeddings) -> Projector:
+    if spec.method == "ccup":
+        lam = 10.0 if spec.forget_weight is None else spec.forget_weight
+        mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0  # more would protect the class with them
+        made = ccup(forget, keep, lam, mu if spec.keep_weight is None else spec.keep_weight)
+    else:
+        made = nullspace(forget, keep, spec.contrast or "auto", rank=spec.rank)
+        # Less than 1.5 leaves some of a class that is told apart from a long list by its mean.
+        if made.provenance["parameters"]["contrast"] == "mean":
+            made = made.scaled(1.5)
+    return made if spec.strength is None else made.scaled(spec.strength)

@@ -1,0 +1,213 @@
+"""The two banks of a replica: each tenant's projector for pictures, its transpose for texts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipproj import ops
+from clipproj.bank import ProjectorBank
+from clipproj.projector import SIDES, Projector
+from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.inputs import Input
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is applied to a row.
+
+    Attributes:
+        names: of tenants, in the order in which they are applied; none for nothing.
+        strength: in place of the projector's own, or None.
+    """
+
+    names: tuple[str, ...] = ()
+    strength: float | None = None
+
+    @property
+    def key(self) -> str | tuple[str, ...] | None:
+        """What the bank calls it."""
+        return None if not self.names else self.names[0] if len(self.names) == 1 else self.names
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tenant's projector for one side, and its content hash."""
+
+    projector: Projector
+    hash: str
+
+
+class Tenants:
+    """Projectors by name, for both sides.
+
+    Args:
+        dim: width of features. capacity: directions over all tenants; the banks have room for as
+            many again, for combinations and for old and new side by side.
+        device: of the features.
+
+    Attributes:
+        lock: whoever looks up and applies holds it around both.
+        epoch, version: of the store's state that was last applied.
+    """
+
+    def __init__(self, dim: int, capacity: int, device: torch.device) -> None:
+        self.lock = threading.RLock()
+        self.epoch: str | None = None
+        self.version = 0
+        self._device = device
+        self._forms: dict[str, dict[str, Form]] = {side: {} for side in SIDES}
+        self._banks = {
+            side: ProjectorBank(dim, 2 * capacity, side=side, device=device) for side in SIDES
+        }
+
+    def __len__(self) -> int:
+        return len(self._forms["image"])
+
+    def apply(
+        self, epoch: str, version: int, projectors: Mapping[str, Projector | None], full: bool
+    ) -> None:
+        """Set these tenants, remove those that are None and, with `full`, all others.
+
+        ValueError where one does not fit; the version stays, so that the change comes again.
+        """
+        with self.lock:
+            for name in [n for n in self._forms["image"] if full and n not in projectors]:
+                self._set(name, None)
+            for name, projector in projectors.items():
+                self._set(name, projector)
+            self.epoch, self.version = epoch, version
+
+    def find(self, inputs: Sequence[Input]) -> list[Plan]:
+        """What to apply to each input. Hold `lock` until it is applied.
+
+        Raises ServiceError: 404 for a tenant that does not exist, 400 for one without a text form
+        or several that cannot be combined, 507 where a combination has no room.
+        """
+        return [self._find(one, i) for i, one in enumerate(inputs)]
+
+    def _find(self, one: Input, i: int) -> Plan:
+        if one.projector is None:
+            return Plan()
+        names = (one.projector,) if isinstance(one.projector, str) else one.projector
+        param = f"input[{i}].projector"
+        for name in names:
+            if name not in self._forms["image"]:
+                text = f"input {i}: there is no tenant {name!r}"
+                raise ServiceError(404, text, param, "tenant_not_found")
+            if name not in self._forms[one.side]:
+                text = f"input {i}: tenant {name!r} has an affine projector, which has no form for "
+                raise bad(text + "texts; apply it to pictures or features", param, "no_text_form")
+        if one.side == "text":
+            names = names[::-1]  # (P Q)^T is Q^T P^T
+        plan = Plan(names, one.strength)
+        if len(names) > 1:
+            try:
+                self._index(one.side, [plan])
+            except ServiceError as error:
+                text = f"input {i}: {error.message}"
+                raise ServiceError(error.status, text, param, error.code) from error
+        return plan
+
+    def project(self, side: str, x: Tensor, plans: Sequence[Plan]) -> Tensor:
+        """Unit rows of x [n, d], each edited by its plan, in one call."""
+        index = self._index(side, plans)
+        strength = self._strengths(side, index, plans)
+        return self._banks[side](x, index, strength, normalize=True)
+
+    def logits(
+        self,
+        side: str,
+        x: Tensor,
+        plans: Sequence[Plan],
+        classes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """[n, C] logits of x [n, d] against unit rows [C, d], each edited by its plan."""
+        index = self._index(side, plans)
+        strength = self._strengths(side, index, plans)
+        operands = self._banks[side].operands(x, index, strength)
+        return ops.logits(x, classes.to(x.dtype), scale=scale, bias=bias, **operands)
+
+    def _index(self, side: str, plans: Sequence[Plan]) -> Tensor:
+        """[n] int32. ServiceError where a combination cannot be made."""
+        bank, keys = self._banks[side], [plan.key for plan in plans]
+        try:
+            return bank.index(keys)
+        except ValueError:
+            bank.recycle()  # indices live in one call here, and the lock is held
+        try:
+            return bank.index(keys)
+        except ValueError as error:
+            several = max((plan.names for plan in plans), key=len)
+            text = f"{', '.join(several)} cannot be combined: {error}"
+            if "bank must have" in str(error):
+                raise ServiceError(507, text, "projector", "bank_full") from error
+            raise bad(text, "projector") from error
+
+    def _strengths(self, side: str, index: Tensor, plans: Sequence[Plan]) -> Tensor:
+        """[n] float32: of each row the strength asked for, else the entry's own."""
+        own = self._banks[side].strengths[index.clamp_min(0)]
+        asked = torch.tensor([torch.nan if p.strength is None else p.strength for p in plans])
+        asked = asked.to(self._device)
+        return torch.where(asked.isnan(), own, asked)
+
+    def receipts(
+        self, inputs: Sequence[Input], plans: Sequence[Plan], rows: Tensor
+    ) -> list[dict[str, Any]]:
+        """For each returned row [n, d], what was applied, and how much of that it still has.
+
+        `hash` and `residual` are lists where `projector` is, in the same order.
+        """
+        out = []
+        for one, plan, row in zip(inputs, plans, rows, strict=True):
+            receipt = {"projector": one.projector, "side": one.side, "hash": None,
+                       "strength": None, "residual": None}  # fmt: skip
+            if plan.names:
+                strength = self._strengths(one.side, self._index(one.side, [plan]), [plan])
+                several = isinstance(one.projector, tuple)
+                names = one.projector if several else plan.names
+                forms = [self._forms[one.side][name] for name in names]
+                hashes = [form.hash for form in forms]
+                left = [float(form.projector.residual(row)) for form in forms]
+                receipt |= {
+                    "projector": list(names) if several else names[0],
+                    "hash": hashes if several else hashes[0],
+                    "strength": float(strength),
+                    "residual": left if several else left[0],
+                }
+            out.append(receipt)
+        return out
+
+    def _set(self, name: str, projector: Projector | None) -> None:
+        """One change, in both banks."""
+        for side, bank in self._banks.items():
+            form = None if projector is None else _form(projector, side)
+            known = self._forms[side].get(name)
+            if form is None:
+                if known is not None:
+                    bank.remove(name)
+                    del self._forms[side][name]
+                continue
+            digest = form.content_hash()
+            if known is None or known.hash != digest:
+                change = bank.add if known is None else bank.replace
+                try:
+                    change(name, form, force=True)  # whose model it is has been checked
+                except ValueError:  # all indices handed out
+                    bank.recycle()
+                    change(name, form, force=True)
+            self._forms[side][name] = Form(form, digest)
+
+
+def _form(projector: Projector, side: str) -> Projector | None:
+    """What is applied on a side; None for an affine projector's texts."""
+    if side == "image":
+        return projector
+    return None if projector.offset is not None else projector.T

@@ -1,0 +1,317 @@
+"""The engine of the service, without Ray or HTTP: mixed tenants, bad requests, receipts."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("open_clip")
+pytest.importorskip("pydantic")
+
+from PIL import Image
+
+import clipproj
+from clipproj import reference
+from clipproj.checkpoint import load_model
+from clipproj.serve.engine import Answer, Engine
+from clipproj.serve.errors import ServiceError
+from clipproj.serve.inputs import Input, Request
+from clipproj.serve.make import from_file, from_spec
+from clipproj.serve.parse import Spec
+from clipproj.serve.store import Changes, to_bytes
+
+D = 128  # of the embedded model
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def projectors() -> dict[str, clipproj.Projector]:
+    """Each form: symmetric of three ranks, oblique, affine."""
+    torch.manual_seed(1)
+    keep = torch.randn(20, D)
+    made = {f"sym{k}": clipproj.nullspace(torch.randn(k, D), keep, "mean") for k in (1, 2, 5)}
+    made["sym2"] = made["sym2"].scaled(1.5)
+    made["oblique"] = clipproj.ccup(torch.randn(2, D), keep, 10.0, 1.0)
+    read, write = torch.randn(2, D) / D**0.5, torch.randn(2, D) / D**0.5
+    made["affine"] = clipproj.Projector(read, write, torch.randn(2))
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(projectors: dict[str, clipproj.Projector]) -> Engine:
+    engine = Engine(load_model(), capacity=64)
+    engine.apply(Changes("epoch", 1, {n: to_bytes(p) for n, p in projectors.items()}))
+    return engine
+
+
+def given(seed: int) -> np.ndarray:
+    return torch.randn(D, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def expected(raw: torch.Tensor, p: clipproj.Projector | None, strength: float | None) -> Any:
+    """(unit row in float64, bound) of a raw row [1, d]."""
+    if p is None:
+        p = clipproj.Projector(torch.zeros(0, D))
+    factors = p.factors()
+    if strength is not None:
+        factors["strength"] = torch.tensor(strength)
+    made = reference.project(raw, **factors, normalize=True)
+    return made[0], reference.tolerance(raw, **factors, normalize=True)[0]
+
+
+def test_each_row_of_a_mixed_batch_has_its_own_projector(
+    engine: Engine, projectors: dict[str, clipproj.Projector]
+) -> None:
+    p = projectors
+    both = clipproj.union(p["sym1"], p["sym5"])
+    mixed = clipproj.compose(clipproj.compose(p["sym1"], p["oblique"]), p["sym2"])
+    rows = [  # an input, and what it must be edited by
+        (Input("embedding", given(0), "sym1"), p["sym1"]),
+        (Input("embedding", given(1)), None),
+        (Input("text", "a red circle", "sym2"), p["sym2"].T),
+        (Input("image", png((250, 10, 10)), "oblique"), p["oblique"]),
+        (Input("text", "a fish", "oblique", 0.5), p["oblique"].T),
+        (Input("image", png((10, 10, 250)), "affine"), p["affine"]),
+        (Input("embedding", given(2), "sym5", 0.25), p["sym5"]),
+        (Input("embedding", given(2), "oblique", side="text"), p["oblique"].T),
+        (Input("image", png((10, 200, 10))), None),
+        (Input("embedding", given(3), ("sym1", "sym5")), both),
+        (Input("embedding", given(3), ("sym1", "oblique", "sym2")), mixed),
+        (Input("text", "a cat", ("sym1", "oblique", "sym2")), mixed.T),
+    ]
+    # three requests whose kinds and sides are interleaved
+    requests = [Request(tuple(one for one, _ in rows[i::3])) for i in range(3)]
+    raw = engine.forward([engine.prepare(request) for request in requests])
+    answers = engine.answer(requests)
+    for i, answer in enumerate(answers):
+        assert isinstance(answer, Answer)
+        assert answer.rows.dtype == np.float32
+        for j, (one, projector) in enumerate(rows[i::3]):
+            want, bound = expected(raw[i][j : j + 1], projector, one.strength)
+            got = torch.from_numpy(answer.rows[j]).double()
+            # a combination's own factors are rounded to float32, in another basis
+            allowed = bound + 1e-5 if isinstance(one.projector, tuple) else bound
+            assert bool(((got - want).abs() <= allowed).all()), one
+
+
+def test_logits_and_probabilities(
+    engine: Engine, projectors: dict[str, clipproj.Projector]
+) -> None:
+    classes, templates = ("cat", "dog", "whale"), ("a {}",)
+    inputs = (
+        Input("embedding", given(0), "sym1"),
+        Input("text", "a cat", "oblique", 0.5),
+        Input("image", png((250, 10, 10))),
+    )
+    request = Request(inputs, True, classes, templates)
+    other = Request(inputs[::-1], False, ("owl", "cat"), templates)
+    same = Request(inputs[1:], False, classes, templates)
+    texts = clipproj.embed_classes(engine.model, engine.loaded.tokenizer, classes, templates)
+    (raw,) = engine.forward([engine.prepare(request)])
+    answer, reversed_, shared = engine.answer([request, other, same])
+    forms = [projectors["sym1"], projectors["oblique"].T, None]
+    scale = engine.model.logit_scale.detach().exp()
+    for j, (one, projector) in enumerate(zip(inputs, forms, strict=True)):
+        projector = projector or clipproj.Projector(torch.zeros(0, D))
+        factors = list(projector.factors().values())
+        if one.strength is not None:
+            factors[3] = torch.tensor(one.strength)
+        row = raw[j : j + 1]
+        want = reference.logits(row, texts.tensor, *factors, scale)[0]
+        bound = reference.logits_tolerance(row, texts.tensor, *factors, scale)[0]
+        got = torch.from_numpy(answer.rows[j]).double()
+        assert bool(((got - want).abs() <= bound).all())
+        torch.testing.assert_close(
+            torch.from_numpy(answer.probabilities[j]).double(), want.softmax(0), atol=1e-5, rtol=0
+        )
+        # "cat" is the second of the other list, whose rows come the other way round
+        assert abs(reversed_.rows[2 - j][1] - answer.rows[j][0]) < 1e-4
+    np.testing.assert_allclose(shared.rows, answer.rows[1:], atol=1e-4)
+    assert [r["projector"] for r in answer.receipts] == ["sym1", "oblique", None]
+
+
+def test_a_model_with_a_bias_answers_with_sigmoids(engine: Engine) -> None:
+    request = Request((Input("embedding", given(0)),), False, ("cat", "dog"), ("a {}",))
+    (plain,) = engine.answer([request])
+    engine.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+    try:
+        (answer,) = engine.answer([request])
+    finally:
+        del engine.model.logit_bias
+    np.testing.assert_allclose(answer.rows, plain.rows - 10, atol=1e-4)
+    np.testing.assert_allclose(answer.probabilities, 1 / (1 + np.exp(-answer.rows)), rtol=1e-5)
+
+
+BAD = {
+    "nan": (Input("embedding", np.full(D, np.nan, np.float32)), 400, "invalid_value"),
+    "one inf": (Input("embedding", np.r_[given(0)[1:], np.float32("inf")]), 400, "invalid_value"),
+    "zero": (Input("embedding", np.zeros(D, np.float32)), 400, "invalid_value"),
+    "width": (Input("embedding", given(0)[1:]), 400, "wrong_dimension"),
+    "not a picture": (Input("image", b"GIF89a?"), 400, "invalid_image"),
+    "cut picture": (Input("image", png((1, 2, 3), (200, 200))[:-60]), 400, "invalid_image"),
+    "bomb": (Input("image", png((0, 0, 0), (9000, 9000))), 400, "image_too_large"),
+    "strip": (Input("image", png((0, 0, 0), (2000, 1))), 400, "invalid_image"),
+    "long text": (Input("text", "cat " * 60), 400, "text_too_long"),
+    "no tenant": (Input("embedding", given(0), "nobody"), 404, "tenant_not_found"),
+    "one of two": (Input("embedding", given(0), ("sym1", "nobody")), 404, "tenant_not_found"),
+    "affine text": (Input("text", "a cat", "affine"), 400, "no_text_form"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_fails_alone(engine: Engine, case: str) -> None:
+    bad, status, code = BAD[case]
+    good = Request((Input("embedding", given(7), "sym1"), Input("embedding", given(8))))
+    (alone,) = engine.answer([good])
+    before, failed, after = engine.answer([good, Request((good.inputs[0], bad)), good])
+    assert isinstance(failed, ServiceError)
+    assert (failed.status, failed.code) == (status, code)
+    assert failed.message.startswith("input 1: ")  # the input is named
+    assert failed.param.startswith("input[1]")
+    for answer in (before, after):
+        assert np.array_equal(answer.rows, alone.rows)
+
+
+def test_a_long_text_can_be_cut(engine: Engine) -> None:
+    inputs = (Input("text", "cat " * 60), Input("text", "cat " * 40))
+    (answer,) = engine.answer([Request(inputs, truncate=True)])
+    assert np.array_equal(answer.rows[0], answer.rows[1])
+    assert answer.tokens == 48
+
+
+def test_a_request_that_breaks_the_model_fails_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = engine.model.encode_image
+
+    def breaks(pixels: torch.Tensor) -> torch.Tensor:
+        if bool((pixels[:, 0] > pixels[:, 2] + 1).any()):
+            raise RuntimeError("out of memory")
+        return encode(pixels)
+
+    monkeypatch.setattr(engine.model, "encode_image", breaks)
+    red, blue = (Request((Input("image", png(c)),)) for c in ((255, 0, 0), (0, 0, 255)))
+    first, failed, last = engine.answer([blue, red, blue])
+    assert isinstance(failed, ServiceError)
+    assert (failed.status, failed.code) == (500, "model_failed")
+    assert isinstance(first, Answer)
+    np.testing.assert_allclose(first.rows, last.rows, atol=1e-6)
+
+
+def test_receipts_say_what_was_applied(
+    engine: Engine, projectors: dict[str, clipproj.Projector]
+) -> None:
+    inputs = (
+        Input("embedding", given(0), "sym1"),
+        Input("text", "a cat", "sym2", 1.0),
+        Input("embedding", given(1), "sym1", 0.5),
+        Input("embedding", given(1)),
+        Input("embedding", given(1), ("oblique", "sym5")),
+    )
+    (answer,) = engine.answer([Request(inputs, receipt=True)])
+    first, text, half, none, both = answer.receipts
+    p = projectors["sym1"]
+    left = float(p.residual(torch.from_numpy(answer.rows[0])))
+    assert first["residual"] == pytest.approx(left, abs=1e-12)
+    assert left < 1e-6
+    del first["residual"]
+    shown = {"projector": "sym1", "hash": p.content_hash(), "side": "image", "strength": 1.0}
+    assert first == shown
+    assert text["hash"] == projectors["sym2"].T.content_hash()
+    assert (text["side"], text["strength"]) == ("text", 1.0)
+    assert text["residual"] < 1e-6
+    assert half["strength"] == 0.5
+    assert half["residual"] > 1e-3  # half a projection leaves half of it, and says so
+    assert none["projector"] is None
+    assert none["hash"] is None
+    assert both["projector"] == ["oblique", "sym5"]
+    assert both["hash"] == [projectors[name].content_hash() for name in both["projector"]]
+    assert both["residual"][1] < 1e-6 < both["residual"][0]  # CCUP leaves what its weights leave
+
+
+def test_changes_replace_and_remove(projectors: dict[str, clipproj.Projector]) -> None:
+    engine = Engine(load_model(), capacity=8)
+    request = Request((Input("embedding", given(0), "a"),))
+
+    def hash_of() -> str:
+        (answer,) = engine.answer([Request(request.inputs, receipt=True)])
+        return answer.receipts[0]["hash"]
+
+    p, q = projectors["sym1"], projectors["sym5"]
+    engine.apply(Changes("e", 1, {"a": to_bytes(p), "b": to_bytes(p)}))
+    assert hash_of() == p.content_hash()
+    for version in range(2, 60):  # many more directions, one after the other, than there is room
+        one = (p, q)[version % 2]
+        engine.apply(Changes("e", version, {"a": to_bytes(one)}))
+        assert hash_of() == one.content_hash()
+    engine.apply(Changes("e", 60, {"a": None}))
+    assert engine.answer([request])[0].status == 404
+    engine.apply(Changes("f", 1, {"c": to_bytes(p)}, full=True))
+    assert len(engine.tenants) == 1
+    wrong = clipproj.nullspace(torch.randn(1, D + 1), contrast="none")
+    with pytest.raises(ValueError, match="width 128"):
+        engine.apply(Changes("f", 2, {"d": to_bytes(wrong)}))
+    assert (engine.tenants.epoch, engine.tenants.version) == ("f", 1)
+
+
+def test_combinations_that_fill_the_bank_make_room(
+    projectors: dict[str, clipproj.Projector],
+) -> None:
+    engine = Engine(load_model(), capacity=12)
+    torch.manual_seed(3)
+    tenants = {f"t{i}": clipproj.nullspace(torch.randn(2, D), contrast="none") for i in range(6)}
+    engine.apply(Changes("e", 1, {n: to_bytes(p) for n, p in tenants.items()}))
+    for i in range(6):
+        for j in range(6):
+            if i == j:
+                continue
+            pair = (f"t{i}", f"t{j}")
+            (answer,) = engine.answer([Request((Input("embedding", given(0), pair),))])
+            both = clipproj.union(*(tenants[name] for name in pair))
+            want, _ = expected(torch.from_numpy(given(0))[None], both, None)
+            np.testing.assert_allclose(answer.rows[0], want.numpy(), atol=2e-6)
+
+
+def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
+    loaded = load_model(str(model))  # tiny, and not the embedded one: it has no list of its own
+    made = from_spec(loaded, Spec(("cat",), templates=("a {}",)), 10_000)
+    keep = made.provenance["keep"]["names"]
+    assert len(keep) > 900
+    assert "cat" not in keep
+    assert made.provenance["parameters"]["contrast"] == "mean"
+    assert float(made.strength) == 1.5
+    closed = Spec(("cat",), ("dog", "owl"), ("a {}",), "ccup", keep_weight=1.0, strength=0.5)
+    made = from_spec(loaded, closed, 10_000)
+    assert made.provenance["parameters"] == {"forget_weight": 10.0, "keep_weight": 1.0}
+    assert float(made.strength) == 0.5
+    for spec in (
+        Spec(("cat",), ("cat",), ("a {}",)),
+        Spec(("cat",), templates=("a {}",) * 11),  # of a thousand names
+    ):
+        with pytest.raises(ServiceError) as refused:
+            from_spec(loaded, spec, 10_000)
+        assert refused.value.status == 400
+
+
+def test_a_projector_of_another_model_is_refused(
+    engine: Engine, projectors: dict[str, clipproj.Projector]
+) -> None:
+    p = projectors["sym1"]
+    foreign = clipproj.Projector(p.read, provenance={"model": "other", "head_hash": "0" * 64})
+    with pytest.raises(ServiceError, match="must come from this model"):
+        from_file(engine, to_bytes(foreign))
+    assert from_file(engine, to_bytes(p)).content_hash() == p.content_hash()
+    before = engine.tenants.version
+    with pytest.raises(ValueError, match="tenant 'x' must come from this model"):
+        engine.apply(Changes("epoch", before + 1, {"x": to_bytes(foreign)}))
+    assert engine.tenants.version == before
