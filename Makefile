@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SAY := @printf '\n\033[1m== %s\033[0m\n'
 
-.PHONY: help demo test lint builds bench bench-gpu bench-compare ptxas clean
+.PHONY: help demo serve test lint builds bench bench-serve bench-gpu bench-compare ptxas clean
 .PHONY: perf-guard perf-guard-update perf-guard-callgrind
 
 help:  ## This list
@@ -17,6 +17,10 @@ help:  ## This list
 demo: $(VENV)/.cli  ## Erase "cat" from the embedded CLIP and write clipproj-out/report.html
 	$(SAY) "clipproj erase cat"
 	@$(BIN)/clipproj erase cat
+
+serve: $(VENV)/.dev  ## The service on the embedded model: http://127.0.0.1:8000, tenants in clipproj-tenants/
+	$(SAY) "clipproj serve"
+	@$(BIN)/clipproj serve
 
 test: $(VENV)/.dev  ## All tests of the CPU path (GPU tests run where there is a GPU)
 	$(SAY) "pytest"
@@ -39,6 +43,10 @@ bench: $(VENV)/.bench  ## Operators beside their peers: tables, and benchmarks/r
 	@$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=.benchmarks/last.json \
 		$(if $(THREADS),--threads $(THREADS)) $(BENCH)
 	@$(BIN)/python benchmarks/tables.py .benchmarks/last.json $(if $(BENCH),,--keep benchmarks/results)
+
+bench-serve: $(VENV)/.dev  ## The service under load: no tenant, one, a hundred; 100 000 rows held against float64
+	$(SAY) "benchmarks/serve_load.py"
+	@$(BIN)/python benchmarks/serve_load.py --rows 100000 --rounds 20 $(BENCH)
 
 bench-gpu: $(VENV)/.dev  ## On a GPU, beside copies, eager, torch.compile, Triton: 9 minutes; BENCH=--quick for 3
 	$(SAY) "benchmarks/gpu.py"

@@ -43,7 +43,7 @@ _NO_TEXT = _Absent("the model has no text tower")
 
 _CLIP_LIKE = ("CLIPModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model", "CLIPSegModel")
 _CLIP_LIKE += ("OwlViTModel", "Owlv2Model", "VisionTextDualEncoderModel", "BlipModel")
-_TRANSFORMERS: dict[str, tuple[_Site, _Site]] = {
+TRANSFORMERS: dict[str, tuple[_Site, _Site]] = {
     **dict.fromkeys(_CLIP_LIKE, ("visual_projection", "text_projection")),
     "CLIPVisionModelWithProjection": ("visual_projection", _NO_TEXT),
     "CLIPTextModelWithProjection": (_NO_IMAGE, "text_projection"),
@@ -124,19 +124,19 @@ def find_heads(model: nn.Module) -> Heads:
     check_module("find_heads", model)
     model = unwrap(model)
     call = "encode_{}()"
-    if _is(model, "open_clip", "CLIP"):
+    if which_class(model, "open_clip", "CLIP"):
         image, text = _image_site(unwrap(model.visual), "open_clip"), "text_projection"
-    elif _is(model, "open_clip", "CustomTextCLIP", "CoCa"):
+    elif which_class(model, "open_clip", "CustomTextCLIP", "CoCa"):
         image, text = _image_site(unwrap(model.visual), "open_clip"), _text_site(unwrap(model.text))
-    elif _is(model, "clip", "CLIP"):
+    elif which_class(model, "clip", "CLIP"):
         image, text = _image_site(unwrap(model.visual), "clip"), "text_projection"
-    elif name := _is(model, "transformers", *_TRANSFORMERS):
-        image, text = _TRANSFORMERS[name]
+    elif name := which_class(model, "transformers", *TRANSFORMERS):
+        image, text = TRANSFORMERS[name]
         call = "forward(), its {}_embeds" if "WithProjection" in name else "get_{}_features()"
     else:
         raise ValueError(
             "find_heads: model must be CLIP, CustomTextCLIP or CoCa of open_clip, CLIP of OpenAI's "
-            f"clip, or {', '.join(_TRANSFORMERS)} of transformers, got {_describe(model)}"
+            f"clip, or {', '.join(TRANSFORMERS)} of transformers, got {_describe(model)}"
         )
     heads = [_inspect(model, "image", image), _inspect(model, "text", text)]
     widths = {head.width for head in heads} - {None}
@@ -159,7 +159,7 @@ def check_module(op: str, model: object) -> None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """`model` without torch.compile's and (Distributed)DataParallel's wrappers, however nested."""
-    while wrapper := _is(model, "torch", *_WRAPPERS):
+    while wrapper := which_class(model, "torch", *_WRAPPERS):
         model = getattr(model, _WRAPPERS[wrapper])
     return model
 
@@ -194,11 +194,11 @@ def head_hash(model: nn.Module, tower: str | None = None) -> str | None:
 
 
 def _image_site(visual: nn.Module, package: str) -> _Site:
-    if _is(visual, package, "VisionTransformer"):
+    if which_class(visual, package, "VisionTransformer"):
         return "visual.proj"
-    if _is(visual, package, "ModifiedResNet"):
+    if which_class(visual, package, "ModifiedResNet"):
         return "visual.attnpool.c_proj"
-    if not _is(visual, package, "TimmModel"):
+    if not which_class(visual, package, "TimmModel"):
         return _Absent(f"the image tower is unknown to clipproj: {_describe(visual)}")
     # The adapter's own head comes last; where it is empty, the classifier of timm's trunk does.
     for child, path in (("proj", "proj"), ("mlp", "mlp.fc2"), ("pool", "pool.proj")):
@@ -215,9 +215,9 @@ def _image_site(visual: nn.Module, package: str) -> _Site:
 
 
 def _text_site(text: nn.Module) -> _Site:
-    if _is(text, "open_clip", "TextTransformer", "ModernTextTransformer"):
+    if which_class(text, "open_clip", "TextTransformer", "ModernTextTransformer"):
         return "text.text_projection"
-    if not _is(text, "open_clip", "HFTextEncoder"):
+    if not which_class(text, "open_clip", "HFTextEncoder"):
         return _Absent(f"the text tower is unknown to clipproj: {_describe(text)}")
     if isinstance(text.proj, nn.Identity):
         return _POOLED
@@ -231,7 +231,7 @@ def _inspect(model: nn.Module, tower: str, site: _Site) -> Head:
     owner, found, path = model, model, ""
     for name in site.split("."):
         owner, found, path = found, getattr(found, name), f"{path}.{name}".lstrip(".")
-        while wrapper := _is(found, "torch", *_WRAPPERS):
+        while wrapper := which_class(found, "torch", *_WRAPPERS):
             found = getattr(found, _WRAPPERS[wrapper])
             path = f"{path}.{_WRAPPERS[wrapper]}"
     if found is None:
@@ -290,7 +290,7 @@ def _finish(head: Head, width: int | None, call: str) -> Head:
     return replace(head, width=width, reason=f"{head.reason}; {way}")
 
 
-def _is(module: object, package: str, *names: str) -> str | None:
+def which_class(module: object, package: str, *names: str) -> str | None:
     """Which of `package`'s classes `names` the module is an instance of, if any.
 
     A subclass counts while it encodes as that class does: one that overrides how may well do

@@ -50,7 +50,7 @@ def projectors() -> dict[str, clipproj.Projector]:
 @pytest.fixture(scope="module")
 def engine(projectors: dict[str, clipproj.Projector]) -> Engine:
     engine = Engine(load_model(), capacity=64)
-    engine.apply(Changes("epoch", 1, {n: to_bytes(p) for n, p in projectors.items()}))
+    engine.apply(Changes(1, 1, {n: to_bytes(p) for n, p in projectors.items()}))
     return engine
 
 
@@ -248,20 +248,44 @@ def test_changes_replace_and_remove(projectors: dict[str, clipproj.Projector]) -
         return answer.receipts[0]["hash"]
 
     p, q = projectors["sym1"], projectors["sym5"]
-    engine.apply(Changes("e", 1, {"a": to_bytes(p), "b": to_bytes(p)}))
+    engine.apply(Changes(1, 1, {"a": to_bytes(p), "b": to_bytes(p)}))
     assert hash_of() == p.content_hash()
     for version in range(2, 60):  # many more directions, one after the other, than there is room
         one = (p, q)[version % 2]
-        engine.apply(Changes("e", version, {"a": to_bytes(one)}))
+        engine.apply(Changes(1, version, {"a": to_bytes(one)}))
         assert hash_of() == one.content_hash()
-    engine.apply(Changes("e", 60, {"a": None}))
+    engine.apply(Changes(1, 60, {"a": None}))
     assert engine.answer([request])[0].status == 404
-    engine.apply(Changes("f", 1, {"c": to_bytes(p)}, full=True))
+    engine.apply(Changes(2, 1, {"c": to_bytes(p)}, full=True))
     assert len(engine.tenants) == 1
     wrong = clipproj.nullspace(torch.randn(1, D + 1), contrast="none")
     with pytest.raises(ValueError, match="width 128"):
-        engine.apply(Changes("f", 2, {"d": to_bytes(wrong)}))
-    assert (engine.tenants.epoch, engine.tenants.version) == ("f", 1)
+        engine.apply(Changes(2, 2, {"d": to_bytes(wrong)}))
+    assert (engine.tenants.epoch, engine.tenants.version) == (2, 1)
+
+
+def test_news_that_comes_late_puts_nothing_back(
+    projectors: dict[str, clipproj.Projector],
+) -> None:
+    """Batches ask the store one after the other, and may hear from it in another order."""
+    engine = Engine(load_model(), capacity=8)
+    p, q = projectors["sym1"], projectors["sym5"]
+    engine.apply(Changes(1, 1, {"a": to_bytes(p)}, full=True))
+    engine.apply(Changes(1, 3, {"a": to_bytes(q), "b": to_bytes(p)}))
+    late = (
+        Changes(1, 2, {"a": to_bytes(p), "b": None}),
+        Changes(1, 3, {"a": to_bytes(p)}),
+        Changes(1, 1, {}, full=True),
+    )
+    for changes in late:
+        engine.apply(changes)
+        assert len(engine.tenants) == 2
+    engine.apply(Changes(2, 0, {"a": to_bytes(q)}, full=True))
+    engine.apply(Changes(1, 4, {"a": to_bytes(p)}))  # from the store before the present one
+    request = Request((Input("embedding", given(0), "a"),), receipt=True)
+    (answer,) = engine.answer([request])
+    assert answer.receipts[0]["hash"] == q.content_hash()
+    assert (engine.tenants.epoch, engine.tenants.version) == (2, 0)
 
 
 def test_combinations_that_fill_the_bank_make_room(
@@ -270,7 +294,7 @@ def test_combinations_that_fill_the_bank_make_room(
     engine = Engine(load_model(), capacity=12)
     torch.manual_seed(3)
     tenants = {f"t{i}": clipproj.nullspace(torch.randn(2, D), contrast="none") for i in range(6)}
-    engine.apply(Changes("e", 1, {n: to_bytes(p) for n, p in tenants.items()}))
+    engine.apply(Changes(1, 1, {n: to_bytes(p) for n, p in tenants.items()}))
     for i in range(6):
         for j in range(6):
             if i == j:
@@ -313,5 +337,5 @@ def test_a_projector_of_another_model_is_refused(
     assert from_file(engine, to_bytes(p)).content_hash() == p.content_hash()
     before = engine.tenants.version
     with pytest.raises(ValueError, match="tenant 'x' must come from this model"):
-        engine.apply(Changes("epoch", before + 1, {"x": to_bytes(foreign)}))
+        engine.apply(Changes(1, before + 1, {"x": to_bytes(foreign)}))
     assert engine.tenants.version == before

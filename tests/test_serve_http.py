@@ -383,7 +383,7 @@ def test_a_replica_that_does_not_hear_from_the_store_answers_nothing() -> None:
     replica.settings, replica.store = Settings(), Gone()
     replica.batches = ThreadPoolExecutor(1)
     replica.engine = Engine(load_model())
-    replica.engine.apply(Changes("epoch", 1, {"t": to_bytes(Projector(torch.eye(1, D)))}))
+    replica.engine.apply(Changes(1, 1, {"t": to_bytes(Projector(torch.eye(1, D)))}))
     request = Request((Input("embedding", np.ones(D, np.float32), "t"),))
     batch = [(replica.engine.prepare(request), None)] * 2
     answers = asyncio.run(Replica._batch.__wrapped__(replica, batch))

@@ -34,8 +34,7 @@ from clipproj.cli.output import Output
 from clipproj.cli.request import Names, Request, check, resolve
 from clipproj.edit import Edit, edit
 from clipproj.heads import find_heads, head_tensors
-from clipproj.methods import ccup, nullspace
-from clipproj.methods.nullspace import SPAN_UP_TO
+from clipproj.methods import defaults
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
 from clipproj.text import Embeddings, embed_classes, generic_keep
@@ -158,7 +157,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
     if saved is None:
-        projector = _scaled(_build(request, forget, keep), request)
+        projector = _build(request, forget, keep)
         fold(projector).undo()  # nor after an hour of pictures
     else:
         projector = saved
@@ -266,15 +265,17 @@ def _embed(
 
 
 def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
-    if request.method == "ccup":
-        lam = 10.0 if request.forget_weight is None else request.forget_weight
-        mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0  # more would protect the class with them
-        mu = mu if request.keep_weight is None else request.keep_weight
-        return ccup(forget, keep, lam, mu, side=request.tower)
-    contrast = request.contrast or "auto"
-    made = nullspace(forget, keep, contrast, rank=request.rank, side=request.tower)
-    # Less than 1.5 leaves some of a class that is told apart from a long list by its mean alone.
-    return made.scaled(1.5) if made.provenance["parameters"]["contrast"] == "mean" else made
+    return defaults.make(
+        forget,
+        keep,
+        request.method,
+        contrast=request.contrast,
+        rank=request.rank,
+        forget_weight=request.forget_weight,
+        keep_weight=request.keep_weight,
+        strength=request.strength,
+        side=request.tower,
+    )
 
 
 def _scaled(projector: Projector, request: Request) -> Projector:

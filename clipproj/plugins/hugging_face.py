@@ -112,7 +112,7 @@ def attach(
         raise ValueError(f'attach: tower must be "image" or "text", got {tower!r}')
     found = heads.find_heads(model)[tower]
     model = heads.unwrap(model)
-    known = heads._is(model, "transformers", *heads._TRANSFORMERS)
+    known = heads.which_class(model, "transformers", *heads.TRANSFORMERS)
     if known is None:
         raise ValueError(
             "attach: model must be one of transformers', got "

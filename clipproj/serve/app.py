@@ -45,7 +45,7 @@ class StoreActor:
         self.gauge = Gauge("clipproj_tenants", "Tenants in the store.")
         self.gauge.set(len(self.store))
 
-    async def changes(self, epoch: str | None, version: int) -> Changes:
+    async def changes(self, epoch: int, version: int) -> Changes:
         """See `Store.changes`."""
         return self.store.changes(epoch, version)
 
@@ -92,7 +92,7 @@ class Replica:
         )
         self.known = Gauge("clipproj_replica_tenants", "Tenants in a replica's bank.")
         # Tenants that this model cannot have: better known now than at their first request.
-        self.engine.apply(await store.changes.remote(None, 0))
+        self.engine.apply(await store.changes.remote(0, 0))
 
     async def answer(self, request: Request) -> Answer | ServiceError:
         """One request, answered in a batch with others."""

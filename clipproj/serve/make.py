@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from clipproj import demo
 from clipproj.checkpoint import Loaded
-from clipproj.methods import ccup, nullspace
-from clipproj.methods.nullspace import SPAN_UP_TO
+from clipproj.methods import defaults
 from clipproj.projector import Projector
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
@@ -19,7 +18,16 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
     """As `clipproj erase` makes it. ServiceError 400 for names or options that make none."""
     try:
         forget, keep = _texts(loaded, spec, max_prompts)
-        return _build(spec, forget, keep)
+        return defaults.make(
+            forget,
+            keep,
+            spec.method,
+            contrast=spec.contrast,
+            rank=spec.rank,
+            forget_weight=spec.forget_weight,
+            keep_weight=spec.keep_weight,
+            strength=spec.strength,
+        )
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
 
@@ -54,16 +62,3 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
     if keep is not None:
         return forget, texts.select(keep)
     return forget, generic_keep(loaded.model, loaded.tokenizer, forget, templates=templates)
-
-
-def _build(spec: Spec, forget: Embeddings, keep: Embeddings) -> Projector:
-    if spec.method == "ccup":
-        lam = 10.0 if spec.forget_weight is None else spec.forget_weight
-        mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0  # more would protect the class with them
-        made = ccup(forget, keep, lam, mu if spec.keep_weight is None else spec.keep_weight)
-    else:
-        made = nullspace(forget, keep, spec.contrast or "auto", rank=spec.rank)
-        # Less than 1.5 leaves some of a class that is told apart from a long list by its mean.
-        if made.provenance["parameters"]["contrast"] == "mean":
-            made = made.scaled(1.5)
-    return made if spec.strength is None else made.scaled(spec.strength)

@@ -9,11 +9,11 @@ import re
 import tempfile
 import threading
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipproj import files
 from clipproj.projector import Projector, load
 from clipproj.serve.errors import ServiceError, bad
 
@@ -28,13 +28,13 @@ class Changes:
     """What a replica must do to know what the store knew.
 
     Attributes:
-        epoch: of the store; it starts a new one each time it is started.
+        epoch: of the store; it starts the next one each time it is started.
         version: number of changes in this epoch.
         tenants: name to a projector's file, or None for one that is gone.
         full: whether `tenants` is all there is, so that any other must go.
     """
 
-    epoch: str
+    epoch: int
     version: int
     tenants: dict[str, bytes | None] = field(default_factory=dict)
     full: bool = False
@@ -115,7 +115,7 @@ class Store:
         self._about: dict[str, dict[str, Any]] = {}
         self._changed: dict[str, int] = {}  # name to the version of its last change, gone ones too
         self._floor = 0  # deletions up to this version are forgotten
-        self.epoch, self.version = uuid.uuid4().hex, 0
+        self.epoch, self.version = _next_epoch(self.folder / ".epoch"), 0
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             name = path.name.removesuffix(SUFFIX).rpartition(".")[0]
             if path != self._path(name):
@@ -130,8 +130,10 @@ class Store:
     def __len__(self) -> int:
         return len(self._files)
 
-    def changes(self, epoch: str | None, version: int) -> Changes:
-        """What happened since `version` of `epoch`; everything where that is too long ago."""
+    def changes(self, epoch: int, version: int) -> Changes:
+        """What happened since `version` of `epoch`, 0 from who knows nothing; everything where
+        that is too long ago.
+        """
         with self._lock:
             if epoch != self.epoch or version < self._floor:
                 return Changes(self.epoch, self.version, dict(self._files), full=True)
@@ -225,6 +227,17 @@ class Store:
     def _path(self, name: str) -> Path:
         # the digest tells "Acme" from "acme" where the file system does not
         return self.folder / f"{name}.{hashlib.sha256(name.encode()).hexdigest()[:8]}{SUFFIX}"
+
+
+def _next_epoch(path: Path) -> int:
+    """One more than the last store of this folder had: replicas must tell late news from new."""
+    try:
+        last = int(path.read_text()) if path.exists() else 0
+    except ValueError as error:
+        raise ValueError(f"store: {path} must hold a number, got something else") from error
+    with files.atomic(path) as part:
+        part.write_text(str(last + 1))
+    return last + 1
 
 
 def _hold(path: Path) -> Any:

@@ -58,8 +58,7 @@ class Tenants:
 
     def __init__(self, dim: int, capacity: int, device: torch.device) -> None:
         self.lock = threading.RLock()
-        self.epoch: str | None = None
-        self.version = 0
+        self.epoch, self.version = 0, 0
         self._device = device
         self._forms: dict[str, dict[str, Form]] = {side: {} for side in SIDES}
         self._banks = {
@@ -70,13 +69,18 @@ class Tenants:
         return len(self._forms["image"])
 
     def apply(
-        self, epoch: str, version: int, projectors: Mapping[str, Projector | None], full: bool
+        self, epoch: int, version: int, projectors: Mapping[str, Projector | None], full: bool
     ) -> None:
         """Set these tenants, remove those that are None and, with `full`, all others.
+
+        What a batch was told may come after what a later one was told: then it is nothing new, and
+        would put back what has changed since.
 
         ValueError where one does not fit; the version stays, so that the change comes again.
         """
         with self.lock:
+            if (epoch, version) <= (self.epoch, self.version):
+                return
             for name in [n for n in self._forms["image"] if full and n not in projectors]:
                 self._set(name, None)
             for name, projector in projectors.items():

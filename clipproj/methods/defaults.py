@@ -1,0 +1,43 @@
+"""The projector of the command line and of the service: a method with the defaults that suit it."""
+
+from __future__ import annotations
+
+from clipproj.methods.ccup import ccup
+from clipproj.methods.nullspace import SPAN_UP_TO, nullspace
+from clipproj.projector import Projector
+from clipproj.text import Embeddings
+
+
+def make(
+    forget: Embeddings,
+    keep: Embeddings,
+    method: str | None = None,
+    *,
+    contrast: str | None = None,
+    rank: int | None = None,
+    forget_weight: float | None = None,
+    keep_weight: float | None = None,
+    strength: float | None = None,
+    side: str = "image",
+) -> Projector:
+    """What `nullspace` (the default) or `ccup` makes of names, each option None for its default.
+
+    Args:
+        contrast, rank: of `nullspace`. Against more names than span suits, which it tells apart by
+            their mean, its strength is 1.5: less leaves some of the class.
+        forget_weight, keep_weight: of `ccup`, 10 and 100; above as many names the latter is 1, for
+            more would protect the class with them.
+        strength: None for the method's own.
+
+    Raises:
+        TypeError, ValueError: as the methods do.
+    """
+    if method == "ccup":
+        lam = 10.0 if forget_weight is None else forget_weight
+        mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0
+        made = ccup(forget, keep, lam, mu if keep_weight is None else keep_weight, side=side)
+    else:
+        made = nullspace(forget, keep, contrast or "auto", rank=rank, side=side)
+        if made.provenance["parameters"]["contrast"] == "mean":
+            made = made.scaled(1.5)
+    return made if strength is None else made.scaled(strength)
