@@ -8,6 +8,7 @@ import open_clip
 import torch
 import typer
 
+import clipproj
 from clipproj import demo
 from clipproj.cli.app import app
 
@@ -24,10 +25,17 @@ def test_python_runs(monkeypatch):
     tokenizer = open_clip.get_tokenizer(f"local-dir:{demo.model_dir()}")
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: made)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_: tokenizer)
-    scope = {"images": torch.zeros(2, 3, 64, 64)}
-    (code,) = blocks("python")
-    exec(code, scope)
-    assert scope["features"].shape == (2, scope["p"].dim)
+    scope = {"images": torch.randn(3, 3, 64, 64)}
+    erase, serve = blocks("python")
+    exec(erase, scope)
+    features, p = scope["features"], scope["p"]
+    assert features.shape == (3, p.dim)
+    scope["q"] = q = clipproj.nullspace(torch.eye(p.dim)[:1], contrast="none")
+    exec(serve, scope)
+    both = clipproj.compose(p, q)(features[2], normalize=True)  # of two strengths: no union
+    want = torch.stack([p(features[0], normalize=True), features[1], both])
+    torch.testing.assert_close(scope["rows"], want)
+    assert scope["logits"].shape == (3, 2)
 
 
 def test_commands_and_their_options_exist():
