@@ -88,13 +88,14 @@ alignas(64) float g_read[kMost], g_write[kMost], g_offset[kMost], g_strength[kMo
 alignas(64) unsigned char g_x[kMost * sizeof(float)], g_out[kMost * sizeof(float)];
 
 constexpr int64_t kProjectors = 3;
-int32_t g_spans[2 * kProjectors], g_index[kMost];
+int32_t g_index[kMost];
 int64_t g_order[kMost];
+clipproj::Span g_spans[kMost];  // of the rows in that order
 decltype(clipproj::ProjectKernel<float>::gathered) g_gathered;
 
 // The gathered kernel as any other.
 void gathered(const Params& p, int64_t begin, int64_t end) {
-  g_gathered(p, g_order + begin, end - begin);
+  g_gathered(p, g_order + begin, g_spans + begin, end - begin);
 }
 
 // What operator new gives: malloc's own steps depend on the C library and on the heap's past.
@@ -157,14 +158,13 @@ Params prepare(const Problem& problem) {
   if (traits & kBank) {
     int64_t place = 0;
     for (int64_t j = 0; j < kProjectors; ++j) {
-      g_spans[2 * j] = static_cast<int32_t>(j * k);
-      g_spans[2 * j + 1] = static_cast<int32_t>(k);
+      const clipproj::Span span{static_cast<int32_t>(j * k), static_cast<int32_t>(k)};
       for (int64_t i = j; i < n; i += kProjectors) {
         g_index[i] = static_cast<int32_t>(j);
+        g_spans[place] = span;
         g_order[place++] = i;
       }
     }
-    p.spans = g_spans;
     p.index = g_index;
     p.m = kProjectors;
   }
