@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from clipproj import Projector, __version__
+from clipproj import Projector, ProjectorBank, __version__
 from clipproj.checkpoint import WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli import terminal
@@ -307,6 +307,17 @@ def test_info(run: Run, edited: Path, file: str, kind: str, holds: dict) -> None
     table = run("info", edited / file)
     assert table.exit_code == 0
     assert kind in table.stdout
+
+
+def test_info_of_a_bank_names_its_projectors(run: Run) -> None:
+    bank, p = ProjectorBank(8, 16), Projector(torch.eye(2, 8), strength=1.5)
+    bank.add("acme", p)
+    bank.save("bank.safetensors")
+    facts = json.loads(run("info", "bank.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["dim"], facts["free"]) == ("bank", 8, 14)
+    assert facts["hash"] == bank.content_hash()
+    entry = f"rank 2, strength 1.5, {p.content_hash()[:12]}"
+    assert facts["projectors"] == {"acme": entry}
 
 
 def test_info_of_a_checkpoint_names_heads_and_edits(run: Run, edited: Path, model: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from clipproj import files
+from clipproj.bank import ProjectorBank
 from clipproj.checkpoint import locate, read_edits, read_state, size
 from clipproj.projector import load
 from clipproj.receipt import Receipt
@@ -23,7 +24,7 @@ _HEADS = (
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a projector, receipt, undo file, checkpoint, or the checkpoint of a folder; JSON.
+    """Facts about a projector, bank, receipt, undo file, checkpoint, or the checkpoint of a folder; JSON.
 
     Raises FileNotFoundError, or ValueError for a damaged file or one that is none of these.
     """
@@ -44,6 +45,19 @@ def describe(path: Path) -> dict[str, Any]:
             "hash": projector.content_hash(),
         }  # fmt: skip
         return facts | _history(projector.provenance)
+    if artefact.kind == "bank":
+        bank = ProjectorBank.load(file)
+        return facts | {
+            "side": bank.side,
+            "dim": bank.dim,
+            "capacity": bank.capacity,
+            "free": bank.free,
+            "hash": bank.content_hash(),
+            "projectors": {
+                entry.name: f"rank {entry.rank}, strength {entry.strength:g}, {entry.hash[:12]}"
+                for entry in map(bank.entry, bank.names())
+            },
+        }
     if artefact.kind == "receipt":
         receipt = Receipt.load(file)
         facts |= {
