@@ -353,7 +353,7 @@ def undo(
 @app.command()
 def info(
     file: Annotated[
-        Path, typer.Argument(help="A projector, bank, receipt, undo file, checkpoint, or output folder.")
+        Path, typer.Argument(help="A file that clipproj wrote, a checkpoint, or an output folder.")
     ],
     as_json: Json = False,
     traceback: Traceback = False,

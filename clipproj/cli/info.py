@@ -24,7 +24,7 @@ _HEADS = (
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a projector, bank, receipt, undo file, checkpoint, or the checkpoint of a folder; JSON.
+    """Facts about a file of ours, a checkpoint, or the checkpoint in a folder; plain JSON.
 
     Raises FileNotFoundError, or ValueError for a damaged file or one that is none of these.
     """
