@@ -179,9 +179,13 @@ class ProjectorBank(BankRows):
         """
         if isinstance(names, str):
             raise TypeError(f"index: names must be a list of names, got the text {names!r}")
+        names = list(names)
         with self.lock:
-            used: set[int] = set()
-            indices = [self._index_of(name, used) for name in names]
+            held, used = self._entries, set()
+            try:  # single names alone, in a tenth of the time
+                indices = [-1 if name is None else held[name].index for name in names]
+            except (KeyError, TypeError):
+                indices = [self._index_of(name, used) for name in names]
         index = torch.tensor(indices, dtype=torch.int32)
         if not self.read.is_cuda:
             return index
