@@ -288,6 +288,8 @@ def test_projectors_of_several_models_need_force(bank):
             r"index must be \[2\], one for each row",
         ),
         (lambda b: b(3, b.index(["a"])), TypeError, "x must be a tensor, got int"),
+        (lambda b: b(rows(1).to("meta"), b.index(["a"])), RuntimeError, "read must be on meta"),
+        (lambda b: b(rows(1), b.index(["a"]).to("meta")), RuntimeError, "index must be on cpu"),
         (lambda b: b(rows(1), b.index(["a"]).long()), RuntimeError, "index must be int32"),
         (lambda b: b(rows(1), b.index(["a"]) + 9), RuntimeError, "in span 9"),
         (lambda b: b(rows(1), b.index(["a"]) - 9), RuntimeError, r"index must be in \[-1"),
