@@ -88,6 +88,7 @@ $(VENV)/.cli: $(VENV)/.torch $(SOURCES)
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(SAY) "2/2  clipproj, test and lint tools: compiling takes a minute, two with CUDA kernels"
 	@$(INSTALL) '.[dev]'
+	@$(PIP) --no-deps infinity_emb==0.0.78  # wants an older transformers than it runs with
 	@touch $@ $(VENV)/.cli
 
 $(VENV)/.bench: $(VENV)/.torch $(SOURCES)
