@@ -33,8 +33,8 @@ class Answer:
         probabilities: of logits, [n, C]: softmax over the classes, or each class's own (sigmoid)
             where the model has a logit_bias; None for embeddings.
         receipts: one for each row where asked for: `projector` (name, list of names or None),
-            `hash` of what was applied, `side`, `strength`, and the returned row's `residual`
-            (`Projector.residual`); hash and residual of each for several names.
+            `hash` of what was applied, `side`, `strength`, and `Projector.residual` of the
+            returned row and, as `before`, of the unedited one; of each for several names.
         tokens: in the request's texts.
     """
 
@@ -225,9 +225,11 @@ class Engine:
             shown = None
             if i in logits:
                 shown = logits[i].sigmoid() if sigmoid else logits[i].softmax(1)
-            out[i] = self._answer(
-                batch[i], logits.get(i, edited.get(i)), shown, edited.get(i), plan
-            )
+            receipts = None
+            if batch[i].request.receipt:
+                inputs = batch[i].request.inputs
+                receipts = self.tenants.receipts(inputs, plan, edited[i], rows[i].cpu())
+            out[i] = _answer(batch[i], logits.get(i, edited.get(i)), shown, receipts)
         return out
 
     def _edited(
@@ -284,21 +286,17 @@ class Engine:
         bias = None if bias is None else bias.detach().float().reshape(())
         return self.model.logit_scale.detach().float().exp().reshape(()), bias
 
-    def _answer(
-        self,
-        prepared: Prepared,
-        rows: Tensor,
-        probabilities: Tensor | None,
-        edited: Tensor | None,
-        plan: list[Plan],
-    ) -> Answer | ServiceError:
-        if not bool(rows.isfinite().all()):
-            return ServiceError(500, "the model's features are not finite", None, "not_finite")
-        receipts = None
-        if prepared.request.receipt:
-            receipts = self.tenants.receipts(prepared.request.inputs, plan, edited)
-        shown = None if probabilities is None else probabilities.numpy()
-        return Answer(rows.numpy(), shown, receipts, prepared.tokens)
+
+def _answer(
+    prepared: Prepared,
+    rows: Tensor,
+    probabilities: Tensor | None,
+    receipts: list[dict[str, Any]] | None,
+) -> Answer | ServiceError:
+    if not bool(rows.isfinite().all()):
+        return ServiceError(500, "the model's features are not finite", None, "not_finite")
+    shown = None if probabilities is None else probabilities.numpy()
+    return Answer(rows.numpy(), shown, receipts, prepared.tokens)
 
 
 def _failed(error: Exception) -> ServiceError:

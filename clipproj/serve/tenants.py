@@ -163,28 +163,32 @@ class Tenants:
         return torch.where(asked.isnan(), own, asked)
 
     def receipts(
-        self, inputs: Sequence[Input], plans: Sequence[Plan], rows: Tensor
+        self, inputs: Sequence[Input], plans: Sequence[Plan], rows: Tensor, unedited: Tensor
     ) -> list[dict[str, Any]]:
-        """For each returned row [n, d], what was applied, and how much of that it still has.
+        """For each returned row [n, d], what was applied, and how much of that it still has,
+        beside what the row that was not edited had.
 
-        `hash` and `residual` are lists where `projector` is, in the same order.
+        `hash`, `residual` and `before` are lists where `projector` is, in the same order.
         """
         out = []
-        for one, plan, row in zip(inputs, plans, rows, strict=True):
+        for one, plan, row, was in zip(inputs, plans, rows, unedited, strict=True):
             receipt = {"projector": one.projector, "side": one.side, "hash": None,
-                       "strength": None, "residual": None}  # fmt: skip
+                       "strength": None, "residual": None, "before": None}  # fmt: skip
             if plan.names:
                 strength = self._strengths(one.side, self._index(one.side, [plan]), [plan])
                 several = isinstance(one.projector, tuple)
                 names = one.projector if several else plan.names
                 forms = [self._forms[one.side][name] for name in names]
                 hashes = [form.hash for form in forms]
-                left = [float(form.projector.residual(row)) for form in forms]
+                left, before = (
+                    [float(form.projector.residual(z)) for form in forms] for z in (row, was)
+                )
                 receipt |= {
                     "projector": list(names) if several else names[0],
                     "hash": hashes if several else hashes[0],
                     "strength": float(strength),
                     "residual": left if several else left[0],
+                    "before": before if several else before[0],
                 }
             out.append(receipt)
         return out
