@@ -386,7 +386,7 @@ def test_a_replica_that_does_not_hear_from_the_store_answers_nothing() -> None:
     replica.engine.apply(Changes(1, 1, {"t": to_bytes(Projector(torch.eye(1, D)))}))
     request = Request((Input("embedding", np.ones(D, np.float32), "t"),))
     batch = [(replica.engine.prepare(request), None)] * 2
-    answers = asyncio.run(Replica._batch.__wrapped__(replica, batch))
+    answers = asyncio.run(Replica._batch(replica, batch))
     assert [(one.status, one.code) for one in answers] == [(503, "store_unreachable")] * 2
 
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 from collections import Counter as Counts
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 
 from clipproj.checkpoint import load_model
 from clipproj.serve import make
+from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.http import Gateway, make_api
@@ -83,8 +84,9 @@ class Replica:
         self.batches, self.texts = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.readers = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self.failed = 0
-        self._batch.set_max_batch_size(settings.max_batch)
-        self._batch.set_batch_wait_timeout_s(settings.batch_wait)
+        self.batcher = Batcher(
+            self._batch, lambda one: len(one[0]), settings.max_batch, settings.batch_wait
+        )
         self.rows = Counter("clipproj_rows", "Rows answered.", tag_keys=("kind", "edited"))
         self.sizes = Histogram("clipproj_batch_rows", "Rows in a batch.", boundaries=ROWS)
         self.seconds = Histogram(
@@ -101,17 +103,12 @@ class Replica:
             classes = None
             if request.classes is not None:
                 classes = await self._in(self.texts, self.engine.classes, request)
+            return await self.batcher((prepared, classes))
         except ServiceError as error:
             return error
-        return await self._batch((prepared, classes))
 
-    @serve.batch(
-        max_batch_size=256,
-        batch_wait_timeout_s=0.005,
-        batch_size_fn=lambda batch: sum(len(prepared) for prepared, _ in batch),
-    )
     async def _batch(
-        self, batch: list[tuple[Prepared, torch.Tensor | None]]
+        self, batch: Sequence[tuple[Prepared, torch.Tensor | None]]
     ) -> list[Answer | ServiceError]:
         requests = [prepared for prepared, _ in batch]
         clock = asyncio.get_running_loop().time
