@@ -7,12 +7,14 @@ has ended: a grace period, as in Linux's read-copy-update.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import torch
@@ -130,9 +132,8 @@ class BankRows(nn.Module):
                 torch.cuda.synchronize(self.read.device)
             else:
                 _C.wait_for_bank_readers()
-            for start, rank in self._retired:
-                self._space.give(start, rank)
-            self._retired.clear()
+            while self._retired:  # each given once, also when an interrupt ends this
+                self._space.give(*self._retired.pop())
 
     def recycle(self) -> None:
         """Lets the indices of former entries be handed out again.
@@ -179,8 +180,9 @@ class BankRows(nn.Module):
         """
         saved = json.loads(bytes(state.tolist()))
         with self.lock:
+            handed_out = self._next
             self._forget_all()
-            self.side, self._next = saved["side"], saved["next"]
+            self.side, self._next = saved["side"], max(saved["next"], handed_out)
             self._write_to(self.spans, slice(None), -1)
             entries = [Entry(**entry) for entry in saved["entries"]]
             for entry in entries:
@@ -191,8 +193,22 @@ class BankRows(nn.Module):
                 self._entries[entry.name] = entry
 
     def __getstate__(self) -> dict[str, Any]:
-        with self.lock:
-            return {key: value for key, value in self.__dict__.items() if key != "lock"}
+        """For pickle and copy: rows and entries of one moment, and none that two banks write to,
+        such as the shared memory in which torch.multiprocessing hands tensors on.
+        """
+        with self.lock, torch.inference_mode(False):
+            state = {key: value for key, value in self.__dict__.items() if key != "lock"}
+            for key in ("_entries", "_combined", "_space", "_retired", "_spare"):
+                state[key] = copy.copy(state[key])
+            # detached: a normal tensor's clone, whatever mode the caller is in
+            state["_buffers"] = {
+                key: None if buffer is None else buffer.detach().clone()
+                for key, buffer in self._buffers.items()
+            }
+            spawning = get_spawning_popen()
+            if spawning is not None:  # whose pickle holds no tensors, only where they are
+                vars(spawning).setdefault("clipproj_banks", []).append(state["_buffers"])
+            return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

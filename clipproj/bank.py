@@ -6,6 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from numbers import Real
 
 import torch
@@ -255,13 +256,21 @@ class ProjectorBank(BankRows):
         return operands
 
     def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
-        """read, write, offset and spans, for features of `dtype`: the buffers, but for float64."""
+        """read, write, offset and spans, for features of `dtype`: the buffers, but for float64.
+
+        What float64 features take is a copy of one moment, spans too: a span that is switched later
+        would mean other rows than were copied. (Not in a compiled graph, which knows no lock.)
+        """
         held = self._buffers  # as attributes they would take half a microsecond each
         read, write, offset = held["read"], held["_write"], held["offset"]
+        spans = held["spans"]
         if dtype == torch.float64:
-            read, write, offset = (None if t is None else t.double() for t in (read, write, offset))
+            with nullcontext() if torch.compiler.is_compiling() else self.lock:
+                spans = spans.clone()
+                wide = [None if t is None else t.double() for t in (read, write, offset)]
+            read, write, offset = wide
         write = read if write is None else write
-        return {"read": read, "write": write, "offset": offset, "spans": held["spans"]}
+        return {"read": read, "write": write, "offset": offset, "spans": spans}
 
     def check(self) -> None:
         """On a GPU: RuntimeError if since the last check a row became NaN because of its index.
