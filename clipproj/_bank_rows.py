@@ -186,7 +186,12 @@ class BankRows(nn.Module):
             self._write_to(self.spans, slice(None), -1)
             entries = [Entry(**entry) for entry in saved["entries"]]
             for entry in entries:
+                if self.symmetric and not entry.symmetric:
+                    raise ValueError(
+                        f"load_state_dict: bank must not be symmetric for {entry.name!r}, got one"
+                    )
                 self._copy(entry)
+                self._write_to(self.strengths, entry.index, entry.strength)
             self._space = _left(self.capacity, entries)
             for entry in entries:
                 self._switch(entry.index, (entry.start, entry.rank))
@@ -230,7 +235,15 @@ class BankRows(nn.Module):
         if entry.affine:
             held["offset"] = self.offset[rows]
         meta = {"side": self.side, "provenance": entry.provenance, "hash": entry.hash}
-        return Projector.from_parts(held, meta)
+        made = Projector.from_parts(held, meta)
+        # What its form does not have is in the bank all the same, for the operators to read.
+        if entry.symmetric and not torch.equal(
+            self.read[rows], (self.read if self._write is None else self._write)[rows]
+        ):
+            raise ValueError(f"load: write must be read for {entry.name!r}, got other rows")
+        if self.offset is not None and not entry.affine and self.offset[rows].any():
+            raise ValueError(f"load: offset must be 0 for {entry.name!r}, got other numbers")
+        return made
 
     def _check_capture(self, op: str) -> None:
         if self.read.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -245,6 +258,8 @@ class BankRows(nn.Module):
                 f"{op}: bank must have an index left, got all {self._next} handed out; call "
                 "recycle() where no index made before is in use"
             )
+        strength, affine = float(p.strength), p.offset is not None
+        made = p.content_hash(), p.symmetric, affine, copy.deepcopy(p.provenance)
         start = self._room(op, p.rank, used)
         rows = slice(start, start + p.rank)
         self._write_to(self.read, rows, p.read)
@@ -257,8 +272,6 @@ class BankRows(nn.Module):
             self._next = max(self._next, index + 1)
             self._write_to(self.strengths, index, p.strength)
         self._switch(index, (start, p.rank))
-        strength, affine = float(p.strength), p.offset is not None
-        made = p.content_hash(), p.symmetric, affine, p.provenance
         return Entry(name, index, start, p.rank, strength, *made)
 
     def _room(self, op: str, rank: int, used: Iterable[int]) -> int:

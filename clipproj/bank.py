@@ -156,8 +156,8 @@ class ProjectorBank(BankRows):
         with self.lock:
             entry = self._entry("remove", name)
             self._check_capture("remove")
+            del self._entries[name]  # first, so that no interrupt makes its rows free twice
             self._retire(entry)
-            del self._entries[name]
             self._drop_combinations(entry.hash)
 
     # Calls
@@ -361,6 +361,7 @@ class ProjectorBank(BankRows):
         if self.symmetric and not (projector.symmetric and projector.offset is None):
             kind = "oblique" if projector.offset is None else "affine"
             raise ValueError(f"{op}: projector must be symmetric as the bank is, got an {kind} one")
+        projector._checked(projector.strength, warn=False)  # it may have been set since
         source = projector.provenance.get("head_hash")
         heads = {entry.provenance.get("head_hash") for entry in others} - {None}
         if source is not None and heads - {source} and not force:
@@ -386,7 +387,7 @@ class ProjectorBank(BankRows):
     def _combination(self, names: Sequence[str], used: set[int]) -> Entry:
         parts = {e.hash: e for e in (self._entry("index", name, "names") for name in names)}
         entries = list(parts.values())
-        if len(entries) == 1:
+        if len(set(names)) == 1:  # two names of one projector may part: no index of either
             return entries[0]
         join = compose
         if all(e.symmetric and not e.affine and e.strength == entries[0].strength for e in entries):

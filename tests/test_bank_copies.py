@@ -83,8 +83,10 @@ def test_a_copy_is_a_bank_of_its_own(bank, duplicate):
     other, mine, theirs = duplicate(bank), symmetric(k=4, seed=2), symmetric(k=4, seed=3)
     bank.add("b", mine)
     other.add("c", theirs)
-    assert bank.names() == ["a", "b"] and other.names() == ["a", "c"]
-    assert takes(bank, bank.index(["b"]), mine) and takes(other, other.index(["c"]), theirs)
+    assert bank.names() == ["a", "b"]
+    assert other.names() == ["a", "c"]
+    assert takes(bank, bank.index(["b"]), mine)
+    assert takes(other, other.index(["c"]), theirs)
 
 
 def test_a_copy_made_in_inference_mode_can_be_changed(bank):
@@ -129,6 +131,41 @@ def test_a_process_has_a_bank_of_its_own(bank):
     process.start()
     index, right = results.get(timeout=120)
     process.join()
-    assert right and not bank.read.is_shared()
+    assert right
+    assert not bank.read.is_shared()
     with pytest.raises(RuntimeError, match="span"):
         bank(rows(1), torch.tensor(index, dtype=torch.int32))
+
+
+def test_a_state_of_another_form_is_refused_and_edits_nothing():
+    narrow, bank = ProjectorBank(D, 64, symmetric=True), ProjectorBank(D, 64)
+    narrow.add("a", symmetric(k=4, seed=1))
+    with pytest.raises((RuntimeError, ValueError), match="write"):
+        bank.load_state_dict(narrow.state_dict())
+    assert bank.names() == []
+
+
+def test_a_strength_that_was_set_out_of_range_is_refused(bank):
+    projector = symmetric(k=4, seed=2)
+    projector.strength.fill_(5)
+    with pytest.raises(ValueError, match="strength must be in"):
+        bank.add("b", projector)
+    assert bank.free == 60
+
+
+def test_two_names_of_one_projector_have_an_index_of_their_own(bank):
+    bank.add("b", symmetric(k=4, seed=1))
+    index = bank.index([("a", "b")])
+    bank.replace("b", symmetric(k=4, seed=2))
+    assert takes(bank, index, symmetric(k=4, seed=1))
+
+
+def test_a_change_that_fails_leaves_the_bank_as_it_was(bank, monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    monkeypatch.setattr(Projector, "content_hash", fail)
+    with pytest.raises(MemoryError):
+        bank.replace("a", symmetric(k=4, seed=2))
+    assert bank.free == 60
+    assert takes(bank, bank.index(["a"]), symmetric(k=4, seed=1))
