@@ -7,12 +7,14 @@ has ended: a grace period, as in Linux's read-copy-update.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import torch
@@ -130,9 +132,8 @@ class BankRows(nn.Module):
                 torch.cuda.synchronize(self.read.device)
             else:
                 _C.wait_for_bank_readers()
-            for start, rank in self._retired:
-                self._space.give(start, rank)
-            self._retired.clear()
+            while self._retired:  # each given once, also when an interrupt ends this
+                self._space.give(*self._retired.pop())
 
     def recycle(self) -> None:
         """Lets the indices of former entries be handed out again.
@@ -179,20 +180,40 @@ class BankRows(nn.Module):
         """
         saved = json.loads(bytes(state.tolist()))
         with self.lock:
+            handed_out = self._next
             self._forget_all()
-            self.side, self._next = saved["side"], saved["next"]
+            self.side, self._next = saved["side"], max(saved["next"], handed_out)
             self._write_to(self.spans, slice(None), -1)
             entries = [Entry(**entry) for entry in saved["entries"]]
             for entry in entries:
+                if self.symmetric and not entry.symmetric:
+                    raise ValueError(
+                        f"load_state_dict: bank must not be symmetric for {entry.name!r}, got one"
+                    )
                 self._copy(entry)
+                self._write_to(self.strengths, entry.index, entry.strength)
             self._space = _left(self.capacity, entries)
             for entry in entries:
                 self._switch(entry.index, (entry.start, entry.rank))
                 self._entries[entry.name] = entry
 
     def __getstate__(self) -> dict[str, Any]:
-        with self.lock:
-            return {key: value for key, value in self.__dict__.items() if key != "lock"}
+        """For pickle and copy: rows and entries of one moment, and none that two banks write to,
+        such as the shared memory in which torch.multiprocessing hands tensors on.
+        """
+        with self.lock, torch.inference_mode(False):
+            state = {key: value for key, value in self.__dict__.items() if key != "lock"}
+            for key in ("_entries", "_combined", "_space", "_retired", "_spare"):
+                state[key] = copy.copy(state[key])
+            # detached: a normal tensor's clone, whatever mode the caller is in
+            state["_buffers"] = {
+                key: None if buffer is None else buffer.detach().clone()
+                for key, buffer in self._buffers.items()
+            }
+            spawning = get_spawning_popen()
+            if spawning is not None:  # whose pickle holds no tensors, only where they are
+                vars(spawning).setdefault("clipproj_banks", []).append(state["_buffers"])
+            return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -214,7 +235,15 @@ class BankRows(nn.Module):
         if entry.affine:
             held["offset"] = self.offset[rows]
         meta = {"side": self.side, "provenance": entry.provenance, "hash": entry.hash}
-        return Projector.from_parts(held, meta)
+        made = Projector.from_parts(held, meta)
+        # What its form does not have is in the bank all the same, for the operators to read.
+        if entry.symmetric and not torch.equal(
+            self.read[rows], (self.read if self._write is None else self._write)[rows]
+        ):
+            raise ValueError(f"load: write must be read for {entry.name!r}, got other rows")
+        if self.offset is not None and not entry.affine and self.offset[rows].any():
+            raise ValueError(f"load: offset must be 0 for {entry.name!r}, got other numbers")
+        return made
 
     def _check_capture(self, op: str) -> None:
         if self.read.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -229,6 +258,8 @@ class BankRows(nn.Module):
                 f"{op}: bank must have an index left, got all {self._next} handed out; call "
                 "recycle() where no index made before is in use"
             )
+        strength, affine = float(p.strength), p.offset is not None
+        made = p.content_hash(), p.symmetric, affine, copy.deepcopy(p.provenance)
         start = self._room(op, p.rank, used)
         rows = slice(start, start + p.rank)
         self._write_to(self.read, rows, p.read)
@@ -241,8 +272,6 @@ class BankRows(nn.Module):
             self._next = max(self._next, index + 1)
             self._write_to(self.strengths, index, p.strength)
         self._switch(index, (start, p.rank))
-        strength, affine = float(p.strength), p.offset is not None
-        made = p.content_hash(), p.symmetric, affine, p.provenance
         return Entry(name, index, start, p.rank, strength, *made)
 
     def _room(self, op: str, rank: int, used: Iterable[int]) -> int:

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from numbers import Real
 
 import torch
@@ -155,8 +156,8 @@ class ProjectorBank(BankRows):
         with self.lock:
             entry = self._entry("remove", name)
             self._check_capture("remove")
+            del self._entries[name]  # first, so that no interrupt makes its rows free twice
             self._retire(entry)
-            del self._entries[name]
             self._drop_combinations(entry.hash)
 
     # Calls
@@ -255,13 +256,21 @@ class ProjectorBank(BankRows):
         return operands
 
     def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
-        """read, write, offset and spans, for features of `dtype`: the buffers, but for float64."""
+        """read, write, offset and spans, for features of `dtype`: the buffers, but for float64.
+
+        What float64 features take is a copy of one moment, spans too: a span that is switched later
+        would mean other rows than were copied. (Not in a compiled graph, which knows no lock.)
+        """
         held = self._buffers  # as attributes they would take half a microsecond each
         read, write, offset = held["read"], held["_write"], held["offset"]
+        spans = held["spans"]
         if dtype == torch.float64:
-            read, write, offset = (None if t is None else t.double() for t in (read, write, offset))
+            with nullcontext() if torch.compiler.is_compiling() else self.lock:
+                spans = spans.clone()
+                wide = [None if t is None else t.double() for t in (read, write, offset)]
+            read, write, offset = wide
         write = read if write is None else write
-        return {"read": read, "write": write, "offset": offset, "spans": held["spans"]}
+        return {"read": read, "write": write, "offset": offset, "spans": spans}
 
     def check(self) -> None:
         """On a GPU: RuntimeError if since the last check a row became NaN because of its index.
@@ -352,6 +361,7 @@ class ProjectorBank(BankRows):
         if self.symmetric and not (projector.symmetric and projector.offset is None):
             kind = "oblique" if projector.offset is None else "affine"
             raise ValueError(f"{op}: projector must be symmetric as the bank is, got an {kind} one")
+        projector._checked(projector.strength, warn=False)  # it may have been set since
         source = projector.provenance.get("head_hash")
         heads = {entry.provenance.get("head_hash") for entry in others} - {None}
         if source is not None and heads - {source} and not force:
@@ -377,7 +387,7 @@ class ProjectorBank(BankRows):
     def _combination(self, names: Sequence[str], used: set[int]) -> Entry:
         parts = {e.hash: e for e in (self._entry("index", name, "names") for name in names)}
         entries = list(parts.values())
-        if len(entries) == 1:
+        if len(set(names)) == 1:  # two names of one projector may part: no index of either
             return entries[0]
         join = compose
         if all(e.symmetric and not e.affine and e.strength == entries[0].strength for e in entries):
