@@ -94,6 +94,7 @@ class BankRows(nn.Module):
         self._space = Space(self.capacity)
         self._retired: list[tuple[int, int]] = []  # (start, rank), still read by some work
         self._next, self._spare = 0, []  # indices: the first that is new, and recycled ones
+        self._former: dict[tuple[str, ...], int] = {}  # of combinations that have yielded
 
     @property
     def dim(self) -> int:
@@ -116,6 +117,12 @@ class BankRows(nn.Module):
         with self.lock:
             lent = sum(entry.rank for entry in self._combined.values())
             return self._space.free + sum(rank for _, rank in self._retired) + lent
+
+    @property
+    def indices_left(self) -> int:
+        """How many more indices can be handed out before `recycle()`."""
+        with self.lock:
+            return len(self.spans) - self._next + len(self._spare)
 
     def reclaim(self) -> None:
         """Makes the rows of former entries free, once nothing can be reading them any more.
@@ -144,6 +151,7 @@ class BankRows(nn.Module):
         with self.lock:
             held = {e.index for e in (*self._entries.values(), *self._combined.values())}
             self._spare = [i for i in range(self._next) if i not in held]
+            self._former.clear()
 
     def compact(self) -> None:
         """Moves entries towards the first row, as far as gaps have room for them.
@@ -203,7 +211,7 @@ class BankRows(nn.Module):
         """
         with self.lock, torch.inference_mode(False):
             state = {key: value for key, value in self.__dict__.items() if key != "lock"}
-            for key in ("_entries", "_combined", "_space", "_retired", "_spare"):
+            for key in ("_entries", "_combined", "_space", "_retired", "_spare", "_former"):
                 state[key] = copy.copy(state[key])
             # detached: a normal tensor's clone, whatever mode the caller is in
             state["_buffers"] = {
@@ -245,6 +253,18 @@ class BankRows(nn.Module):
             raise ValueError(f"load: offset must be 0 for {entry.name!r}, got other numbers")
         return made
 
+    def _load_from_state_dict(
+        self, state: dict[str, Any], prefix: str, local: dict, *rest: Any
+    ) -> None:
+        if local.get("assign_to_params_buffers"):  # two banks would write to one memory
+            state = {
+                key: value.clone()
+                if key.startswith(prefix) and isinstance(value, Tensor)
+                else value
+                for key, value in state.items()
+            }
+        super()._load_from_state_dict(state, prefix, local, *rest)
+
     def _check_capture(self, op: str) -> None:
         if self.read.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"{op}: must not be called while a CUDA graph is being captured")
@@ -262,23 +282,28 @@ class BankRows(nn.Module):
         made = p.content_hash(), p.symmetric, affine, copy.deepcopy(p.provenance)
         start = self._room(op, p.rank, used)
         rows = slice(start, start + p.rank)
-        self._write_to(self.read, rows, p.read)
-        if self._write is not None:
-            self._write_to(self._write, rows, p.write)
-        if self.offset is not None:
-            self._write_to(self.offset, rows, 0.0 if p.offset is None else p.offset)
-        if index is None:
-            index = self._spare.pop() if self._spare else self._next
-            self._next = max(self._next, index + 1)
-            self._write_to(self.strengths, index, p.strength)
+        try:
+            self._write_to(self.read, rows, p.read)
+            if self._write is not None:
+                self._write_to(self._write, rows, p.write)
+            if self.offset is not None:
+                self._write_to(self.offset, rows, 0.0 if p.offset is None else p.offset)
+            if index is None:
+                index = self._spare.pop() if self._spare else self._next
+                self._next = max(self._next, index + 1)
+                self._write_to(self.strengths, index, p.strength)
+        except BaseException:
+            self._space.give(start, p.rank)
+            raise
         self._switch(index, (start, p.rank))
         return Entry(name, index, start, p.rank, strength, *made)
 
     def _room(self, op: str, rank: int, used: Iterable[int]) -> int:
         """The start of so many free rows; combinations of other indices than those in use yield."""
-        attempts = [lambda: None, self.reclaim, lambda: self._yield(used), self.compact]
-        for attempt in attempts:
-            attempt()
+        lent = [key for key, entry in self._combined.items() if entry.index not in used]
+        yielding = [functools.partial(self._yield, key) for key in lent]  # least recent first
+        for make_room in (lambda: None, self.reclaim, self.compact, *yielding, self.compact):
+            make_room()
             start = self._space.take(rank)
             if start is not None:
                 return start
@@ -288,10 +313,11 @@ class BankRows(nn.Module):
             "save() the bank and load() it with a larger capacity"
         )
 
-    def _yield(self, used: Iterable[int]) -> None:
-        for key, entry in list(self._combined.items()):
-            if entry.index not in used:
-                self._retire(self._combined.pop(key))
+    def _yield(self, key: tuple[str, ...]) -> None:
+        """A combination's rows. Made again, it gets the index that it had."""
+        entry = self._combined.pop(key)
+        self._former[key] = entry.index
+        self._retire(entry)
         self.reclaim()
 
     def _retire(self, entry: Entry, refuse: bool = True) -> None:
@@ -300,9 +326,12 @@ class BankRows(nn.Module):
         self._retired.append((entry.start, entry.rank))
 
     def _switch(self, index: int, span: tuple[int, int]) -> None:
-        """In one store of 8 bytes, which is how the operators load a span."""
+        """In one store of 8 bytes, which is how the operators load a span, after its rows."""
         both = int(torch.tensor(span, dtype=torch.int32).view(torch.int64))
+        _C.release_fence()
         self._write_to(self.spans.view(torch.int64), index, both)
+        if self.read.is_cuda:  # changes of other streams come after it, whoever makes them
+            torch.cuda.current_stream(self.read.device).synchronize()
 
     @staticmethod
     def _write_to(buffer: Tensor, place: int | slice, values: Tensor | float) -> None:

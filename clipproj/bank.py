@@ -29,8 +29,11 @@ class ProjectorBank(BankRows):
     the bank. New rows are written to free space, then one span is switched by one store; rows that
     are no longer in use are written again only after all work that may read them has ended
     (`reclaim`). A row gets the projector from before a change or that from after it, nothing in
-    between. On a GPU changes are ordered as other work of their stream is; where another stream
-    runs the bank, it sees them soon, not at once. Work in other processes is not waited for.
+    between. On a GPU a change returns when it has been made, after the work before it in its
+    stream; what other streams run meanwhile sees it soon. A copy, also one that is sent to another
+    process, is a bank of its own. Between a forward pass and its backward pass a bank must stay as
+    it is, which autograd checks. float64 features take a copy of all rows, and in a compiled graph,
+    which knows no lock, a change may fall into it: leave the bank alone there.
 
     An index is handed out once: that of an entry which was removed is refused (an error on the CPU,
     a NaN row and `check()` on a GPU), and never means another tenant until `recycle()` is called.
@@ -70,6 +73,9 @@ class ProjectorBank(BankRows):
         if side not in SIDES:
             raise ValueError(f'ProjectorBank: side must be "image" or "text", got {side!r}')
         super().__init__(dim, capacity, entries, side, symmetric, device)
+
+    def __bool__(self) -> bool:
+        return True  # an empty bank is one
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -169,8 +175,9 @@ class ProjectorBank(BankRows):
             names: one for each row: a name; None for a row that is left alone; or several names,
                 which are combined into one projector, made when it is first asked for and kept by
                 the hashes of its parts: the union of symmetric ones of one strength, else their
-                composition in the order given. Combinations give way, the least recent first, when
-                room is needed.
+                composition in the order given. Equal projectors count once. Combinations give way,
+                the least recent first, when room is needed; an index of one is then refused, and
+                also when a part of it has been replaced or removed.
 
         Returns:
             [n] int32, on the bank's device.
@@ -180,6 +187,7 @@ class ProjectorBank(BankRows):
         """
         if isinstance(names, str):
             raise TypeError(f"index: names must be a list of names, got the text {names!r}")
+        self._check_capture("index")  # the graph would copy from where these indices lie now
         names = list(names)
         with self.lock:
             held, used = self._entries, set()
@@ -230,6 +238,9 @@ class ProjectorBank(BankRows):
                 kind = "a tensor" if name == "x" else "a tensor from bank.index()"
                 got = type(given).__name__
                 raise TypeError(f"ProjectorBank: {name} must be {kind}, got {got}")
+        d = self._buffers["read"].shape[1]
+        if x.ndim == 0 or x.shape[-1] != d:
+            raise ValueError(f"ProjectorBank: x must be [..., {d}], got {list(x.shape)}")
         n = math.prod(x.shape[:-1])
         # A compiler may not know the sizes yet; the operator checks them again.
         known = not torch.compiler.is_compiling()
@@ -327,8 +338,8 @@ class ProjectorBank(BankRows):
             device=device,
         )
         for i, made in enumerate(meta["projectors"]):
-            held = {key.partition(".")[2]: value for key, value in tensors.items()
-                    if key.startswith(f"{i}.")}  # fmt: skip
+            keys = ("read", "write", "offset", "strength")
+            held = {key: tensors[f"{i}.{key}"] for key in keys if f"{i}.{key}" in tensors}
             bank.add(made["name"], Projector.from_parts(held, made), force=True)
         return bank
 
@@ -362,6 +373,9 @@ class ProjectorBank(BankRows):
             kind = "oblique" if projector.offset is None else "affine"
             raise ValueError(f"{op}: projector must be symmetric as the bank is, got an {kind} one")
         projector._checked(projector.strength, warn=False)  # it may have been set since
+        for part in (projector.read, projector.write, projector.offset):
+            if part is not None and not part.isfinite().all():
+                raise ValueError(f"{op}: projector must be finite, got NaN or inf in its factors")
         source = projector.provenance.get("head_hash")
         heads = {entry.provenance.get("head_hash") for entry in others} - {None}
         if source is not None and heads - {source} and not force:
@@ -398,7 +412,9 @@ class ProjectorBank(BankRows):
             made = functools.reduce(join, map(self._copy, entries))
             self._check("index", made, (), force=True)
             name = " + ".join(entry.name for entry in parts.values())
-            self._combined[key] = self._place("index", name, made, used=used)
+            index = self._former.get(key)
+            self._combined[key] = self._place("index", name, made, index, used=used)
+            self._former.pop(key, None)
         self._combined.move_to_end(key)
         return self._combined[key]
 

@@ -146,7 +146,8 @@ inline Span load_span(const int32_t* spans, int64_t j) {
 inline void check_span(const char* op, Span span, int64_t j, int64_t k) {
   require(span.start >= 0 && span.rank >= 0 && int64_t{span.start} + span.rank <= k, op,
           "spans must lie within the ", k, " directions of the bank, got start ", span.start,
-          " and rank ", span.rank, " in span ", j);
+          " and rank ", span.rank, " in span ", j,
+          span.start == -1 && span.rank == -1 ? ", whose projector was removed" : "");
 }
 
 // On the CPU, whose kernels trust what they are told: every row's index, and the spans in use.

@@ -32,4 +32,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("wait_for_bank_readers", &clipproj::wait_for_bank_readers,
         py::call_guard<py::gil_scoped_release>(),
         "Returns when all CPU operators that were reading a bank at the call have ended.");
+  m.def("release_fence", &clipproj::release_fence,
+        "What was written to memory before is seen by whoever sees what is written after.");
 }

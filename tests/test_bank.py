@@ -2,7 +2,10 @@
 
 import copy
 import io
+import os
 import pickle
+import signal
+import threading
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from cases import DTYPES, assert_bits, factor_dtype
 from test_projector import D, affine, oblique, rows, symmetric
 
 import clipproj
-from clipproj import Projector, ProjectorBank
+from clipproj import _C, Projector, ProjectorBank
 
 MAKES = {"a": symmetric, "b": oblique, "c": affine, "d": lambda: symmetric(2, strength=1.5)}
 NAMES = ["a", None, "b", "c", "a", "d", None, "empty"]
@@ -319,3 +322,61 @@ def test_gradients_reach_x(bank):
     x = rows(len(NAMES), dtype=torch.float64).requires_grad_()
     index = bank.index(NAMES)
     assert torch.autograd.gradcheck(lambda x: bank(x, index, normalize=True), x)
+
+
+def test_combinations_that_come_and_go_keep_their_indices():
+    """Two that do not fit at once take turns as long as they like, and yield one at a time."""
+    bank = ProjectorBank(D, 13, entries=8)
+    for i in range(4):
+        bank.add(str(i), oblique(2, seed=i))
+    pairs = [("0", "1"), ("2", "3")]
+    x = rows(1)
+    wants = [clipproj.compose(*(bank.projector(name) for name in pair))(x) for pair in pairs]
+    found = [[bank.index([pair]).item() for pair in pairs] for _ in range(20)]
+    assert len({tuple(indices) for indices in found}) == 1
+    assert bank.indices_left == 2
+    for pair, want in zip(pairs, wants, strict=True):
+        assert_bits(bank(x, bank.index([pair])), want)
+    bank.recycle()
+    assert bank.indices_left == 3
+
+
+def test_a_failure_while_rows_are_written_loses_none(bank, monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    free = bank.free
+    monkeypatch.setattr(type(bank), "_write_to", staticmethod(failing))
+    with pytest.raises(MemoryError):
+        bank.add("x", symmetric(4))
+    monkeypatch.undo()
+    assert (bank.free, "x" in bank) == (free, False)
+    broken = symmetric(2)
+    broken.read[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="add: projector must be finite"):
+        bank.add("x", broken)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_its_parents_threads():
+    wide, stop = ProjectorBank(512, 512), threading.Event()
+    wide.add("a", Projector(torch.randn(256, 512), torch.randn(256, 512)))
+    x, index = torch.randn(4096, 512), torch.zeros(4096, dtype=torch.int32)
+
+    def call():
+        while not stop.is_set():
+            wide(x, index)
+
+    reader = threading.Thread(target=call)
+    reader.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(5)  # ends a child that hangs, with a status that is not 0
+                _C.wait_for_bank_readers()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        reader.join()

@@ -67,7 +67,9 @@ class Source:
                 a tensor, 0-dim or [n], which is not checked for its values.
 
         What the block says holds in its thread or task, in those that `asyncio` starts from it and
-        in `asyncio.to_thread`, not in other threads: these raise.
+        in `asyncio.to_thread`, not in other threads: these raise. What runs after the block is not
+        in it: with activation checkpointing, which calls the model again in `backward`, take that
+        in too.
 
         Raises:
             TypeError: there is no bank; rows or strength of another kind.
@@ -205,9 +207,12 @@ def serve(
         served = [one is not None and has(bank, one.tenant) for one in asked]
         try:
             index = bank.index(_names(asked, served))
-        except ValueError:  # no room for so many combinations at once
-            pairs = zip(asked, served, strict=True)
-            served = [ok and not isinstance(one.tenant, tuple) for one, ok in pairs]
+        except ValueError:  # some combination that cannot be made, or for which there is no room
+            for i in range(len(asked)):
+                try:
+                    bank.index(_names(asked[: i + 1], served[: i + 1]))
+                except ValueError:
+                    served[i] = False
             index = bank.index(_names(asked, served))
         given = torch.where(given.isnan(), bank.strengths[index.clamp_min(0)], given)
         edited = bank(rows, index, given, normalize)

@@ -93,7 +93,7 @@ class Projection(Module):
         """Edits `features["sentence_embedding"]` [n, d].
 
         Args:
-            features: also read: `modality`, "text" where it is missing, as the library has it.
+            features: also read: `modality`, which may be missing where texts are edited.
             tenant: the bank's entry for all rows.
             strength: a number for all rows, in place of the projector's or the entry's own.
 
@@ -104,7 +104,8 @@ class Projection(Module):
                 out of range.
         """
         z = features["sentence_embedding"]
-        modality = features.get("modality", "text")
+        # A text pipeline need not say so; of pictures it must be known that they are.
+        modality = features.get("modality", "text" if self.modality == "text" else None)
         if modality not in SIDES:
             raise ValueError(f'Projection: modality must be "image" or "text", got {modality!r}')
         if _RAW.get():

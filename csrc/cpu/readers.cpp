@@ -4,7 +4,12 @@
 #include <atomic>
 #include <chrono>
 #include <mutex>
+#include <new>
 #include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 namespace clipproj {
 namespace {
@@ -16,6 +21,12 @@ struct Readers {
 };
 
 Readers readers;
+
+#if defined(__unix__) || defined(__APPLE__)
+// A forked child has none of its parent's other threads, and would wait for those that were
+// reading.
+const int fork_handler = pthread_atfork(nullptr, nullptr, [] { new (&readers) Readers; });
+#endif
 
 }  // namespace
 
@@ -32,7 +43,7 @@ void wait_for_bank_readers() {
   const std::lock_guard<std::mutex> lock(readers.waiting);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   // Newcomers count in the other phase, so that they can't keep this one from ending. Twice,
-  // because a reader may have asked for the phase long before it counts itself.
+  // because those who are there may be counted in either.
   for (int round = 0; round < 2; ++round) {
     const int old = readers.phase.load(std::memory_order_relaxed);
     readers.phase.store(1 - old, std::memory_order_seq_cst);
@@ -41,5 +52,7 @@ void wait_for_bank_readers() {
     }
   }
 }
+
+void release_fence() { std::atomic_thread_fence(std::memory_order_release); }
 
 }  // namespace clipproj

@@ -22,6 +22,9 @@ class BankReader {
 // Returns when every reader of the moment of the call is gone.
 void wait_for_bank_readers();
 
+// What was written before is seen by whoever sees what is written after.
+void release_fence();
+
 // The operator f while counted as a reader.
 template <auto f>
 struct Reading;
