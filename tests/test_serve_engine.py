@@ -18,11 +18,13 @@ from PIL import Image
 import clipproj
 from clipproj import reference
 from clipproj.checkpoint import load_model
+from clipproj.serve import parse
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Input, Request
 from clipproj.serve.make import from_file, from_spec
 from clipproj.serve.parse import Spec
+from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, to_bytes
 
 D = 128  # of the embedded model
@@ -162,6 +164,8 @@ BAD = {
     "bomb": (Input("image", png((0, 0, 0), (9000, 9000))), 400, "image_too_large"),
     "strip": (Input("image", png((0, 0, 0), (2000, 1))), 400, "invalid_image"),
     "long text": (Input("text", "cat " * 60), 400, "text_too_long"),
+    # the token of this "!" is 0, which is also what texts are padded with
+    "long text of zeros": (Input("text", "!$ " * 60), 400, "text_too_long"),
     "no tenant": (Input("embedding", given(0), "nobody"), 404, "tenant_not_found"),
     "one of two": (Input("embedding", given(0), ("sym1", "nobody")), 404, "tenant_not_found"),
     "affine text": (Input("text", "a cat", "affine"), 400, "no_text_form"),
@@ -343,3 +347,10 @@ def test_a_projector_of_another_model_is_refused(
     with pytest.raises(ValueError, match="tenant 'x' must come from this model"):
         engine.apply(Changes(1, before + 1, {"x": to_bytes(foreign)}))
     assert engine.tenants.version == before
+
+
+def test_an_integer_too_large_for_a_float_is_refused() -> None:
+    body = b'{"input": "a", "projector": "b", "strength": 1' + b"0" * 400 + b"}"
+    with pytest.raises(ServiceError, match="finite number") as caught:
+        parse.embeddings(body, Settings())
+    assert (caught.value.status, caught.value.param) == (400, "strength")

@@ -129,17 +129,20 @@ class Preparer:
         return Prepared(request, places, tensors, tokens)
 
     def _counts(self, tokens: Tensor) -> list[int]:
-        """Tokens of each text without its padding."""
+        """Tokens of each text without the padding around it; inside, 0 is a "!" of CLIP's."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         pad = getattr(inner, "pad_token_id", None) or 0
-        return (tokens != pad).sum(1).tolist()
+        kept = (tokens != pad).int()
+        around = kept.argmax(1) + kept.flip(1).argmax(1)
+        return ((tokens.shape[1] - around) * kept.amax(1)).tolist()
 
     def _check_lengths(self, texts: Sequence[str], counts: list[int], where: list[int]) -> None:
         """open_clip's tokenizers cut silently; what is as long as the context may have been cut."""
         encode = getattr(self.tokenizer, "encode", None)
         inner = getattr(self.tokenizer, "tokenizer", None)
         for text, count, i in zip(texts, counts, where, strict=True):
-            if self.context is None or count < self.context:
+            # one less: SigLIP ends a text with the token it pads with
+            if self.context is None or count < self.context - 1:
                 continue
             whole = len(encode(text)) + 2 if encode else count
             if not encode and inner is not None:

@@ -273,9 +273,13 @@ def _strength(value: Any, param: str, before: str) -> float | None:
 def _number(value: Any, param: str, before: str = "") -> float | None:
     if value is None:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value):
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number):
         raise bad(f"{before}{param} must be a finite number, got {value!r}", param)
-    return float(value)
+    return number
 
 
 def _whole(value: Any, name: str) -> int | None:

@@ -230,14 +230,17 @@ class Store:
 
 
 def _next_epoch(path: Path) -> int:
-    """One more than the last store of this folder had: replicas must tell late news from new."""
+    """More than the last store had: replicas must tell late news from new. The time, so that it is
+    more also where the folder was lost or put back.
+    """
     try:
         last = int(path.read_text()) if path.exists() else 0
     except ValueError as error:
         raise ValueError(f"store: {path} must hold a number, got something else") from error
+    epoch = max(last + 1, time.time_ns())
     with files.atomic(path) as part:
-        part.write_text(str(last + 1))
-    return last + 1
+        part.write_text(str(epoch))
+    return epoch
 
 
 def _hold(path: Path) -> Any:
