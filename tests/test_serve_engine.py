@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +355,73 @@ def test_an_integer_too_large_for_a_float_is_refused() -> None:
     with pytest.raises(ServiceError, match="finite number") as caught:
         parse.embeddings(body, Settings())
     assert (caught.value.status, caught.value.param) == (400, "strength")
+
+
+def test_prompts_that_the_model_would_cut_are_refused(engine: Engine) -> None:
+    long = "dog " * 90
+    request = Request((Input("text", "a cat"),), classes=("cat", long), templates=("a {}.",))
+    (refused,) = engine.answer([request])
+    assert (refused.status, refused.code, refused.param) == (400, "text_too_long", "classes")
+    for spec in (Spec((long,), ("cat",), ("a {}",)), Spec(("cat",), ("dog", long), ("a {}",))):
+        with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in 'a \{\}' has 9\d tokens"):
+            from_spec(engine.loaded, spec, 10_000)
+
+
+def test_a_strength_replaces_that_of_each_part_or_is_refused(engine: Engine) -> None:
+    x = given(3)
+    for names in (("sym1", "sym2"), ("sym1", "oblique")):  # of strengths 1 and 1.5; of two kinds
+        (refused,) = engine.answer([Request((Input("embedding", x, names, 1.0),))])
+        assert (refused.status, refused.param) == (400, "input[0].strength")
+    (answer,) = engine.answer([Request((Input("embedding", x, ("sym1", "sym5"), 0.5),))])
+    both = clipproj.union(*(engine.tenants._forms["image"][n].projector for n in ("sym1", "sym5")))
+    want, _ = expected(torch.from_numpy(x)[None], both, 0.5)
+    np.testing.assert_allclose(answer.rows[0], want.numpy(), atol=2e-6)
+
+
+def test_receipts_of_affine_projectors_claim_nothing(engine: Engine) -> None:
+    request = Request((Input("embedding", given(4), "affine"),), receipt=True)
+    (answer,) = engine.answer([request])
+    assert answer.receipts[0]["residual"] is answer.receipts[0]["before"] is None
+    assert answer.receipts[0]["hash"]
+
+
+def test_tenants_that_fit_are_taken_in_whatever_was_there_before() -> None:
+    """Gone and new ones at once, in a bank whose free rows are in small pieces."""
+    engine, version = Engine(load_model(), capacity=64), 0
+
+    def rank(k: int, seed: int) -> bytes:
+        torch.manual_seed(seed)
+        return to_bytes(clipproj.nullspace(torch.randn(k, D), contrast="none"))
+
+    def apply(tenants: dict[str, bytes | None]) -> None:
+        nonlocal version
+        version += 1
+        engine.apply(Changes(1, version, tenants))
+
+    small = {f"s{i}": rank(4 + i % 2, i) for i in range(14)}
+    apply(small)
+    apply(dict.fromkeys(list(small)[::2]))
+    apply({f"t{i}": rank(5, 50 + i) for i in range(5)})
+    gone: dict[str, bytes | None] = dict.fromkeys(engine.tenants._forms["image"])
+    large = {f"b{i}": rank(31, 90 + i) for i in range(2)}
+    apply(large | gone)  # those to come before those to go
+    request = Request((Input("embedding", given(0), "b1"), Input("embedding", given(1), "b0")))
+    (answer,) = engine.answer([request])
+    assert isinstance(answer, Answer)
+    assert len(engine.tenants) == 2
+
+
+def test_inputs_that_would_cost_too_much_or_mean_nothing(engine: Engine) -> None:
+    (refused,) = engine.answer([Request((Input("embedding", np.full(D, 1e-14, np.float32)),))])
+    assert refused.status == 400
+    assert "longer than" in refused.message
+    picture = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(picture, "PNG")  # 36 million pixels in 40 kB
+    many = tuple(Input("image", picture.getvalue()) for _ in range(6))
+    (refused,) = engine.answer([Request(many)])
+    assert (refused.status, refused.code) == (400, "image_too_large")
+    with pytest.raises(ServiceError, match="at most 2048 letters"):
+        parse.embeddings(json.dumps({"input": "a" * 3000}).encode(), Settings())
+    body = {"input": "a", "classes": ["cat", "a" * 3000]}
+    with pytest.raises(ServiceError, match=r"classes\[1\] must have at most 2048 letters"):
+        parse.classify(json.dumps(body).encode(), Settings())

@@ -130,7 +130,11 @@ class Replica:
             text = f"the store of tenants cannot be reached: {type(changes).__name__}"
             return [ServiceError(503, text, None, "store_unreachable", 1)] * len(batch)
         texts = [classes for _, classes in batch]
-        out = await self._in(self.batches, self.engine.finish, requests, texts, rows, changes)
+        try:
+            out = await self._in(self.batches, self.engine.finish, requests, texts, rows, changes)
+        except Exception:
+            self.failed += 1  # what the store knows does not fit this replica: start it again
+            raise
 
         self.seconds.observe(forwarded - start, tags={"part": "model"})
         self.seconds.observe(clock() - forwarded, tags={"part": "projectors"})

@@ -17,7 +17,7 @@ from clipproj.encoder import features
 from clipproj.heads import head_hash
 from clipproj.projector import Projector
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Prepared, Preparer, Request
+from clipproj.serve.inputs import Prepared, Preparer, Request, check_prompts
 from clipproj.serve.store import Changes, from_bytes
 from clipproj.serve.tenants import Plan, Tenants
 from clipproj.text import embed_classes
@@ -111,6 +111,7 @@ class Engine:
             if key in self._classes:
                 self._classes.move_to_end(key)
                 return self._classes[key]
+        check_prompts(self.loaded.tokenizer, request.classes, templates, "classes")
         try:
             made = embed_classes(self.model, self.loaded.tokenizer, request.classes, templates)
         except ValueError as error:

@@ -149,7 +149,7 @@ class Gateway:
         name = check_name(request.path_params["name"])
         create = request.method == "POST"
         body = await self._body(request)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         given = body if kind == PROJECTOR else parse.spec(body, self.settings)
         if create and name in await self._ask(self.store.call, "names"):  # before the work of it
             raise ServiceError(409, f"there is a tenant {name!r}", "name", "tenant_exists")

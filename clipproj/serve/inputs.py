@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from clipproj.serve.errors import ServiceError, bad
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
 MAX_ASPECT = 100  # a row of pixels, resized to the model's height, would be millions wide
+PICTURES = 4  # times max_pixels in one request
+SHORTEST = 1e-6  # length of an embedding; below, float32 loses its direction on the way
 
 Name = str | tuple[str, ...]
 
@@ -116,11 +118,23 @@ class Preparer:
             values = [request.inputs[i].value for i in where]
             if kind == "text":
                 tensors[kind] = self.tokenizer(values)
-                counts = self._counts(tensors[kind])
+                counts = _counts(self.tokenizer, tensors[kind])
                 tokens = sum(counts)
                 if not request.truncate:
-                    self._check_lengths(values, counts, where)
+                    for place, whole in _cut(self.tokenizer, self.context, values, counts):
+                        i = where[place]
+                        raise bad(
+                            f"input {i}: the text has {whole} tokens, the model reads "
+                            f'{self.context}; shorten it or send "truncate": true',
+                            f"input[{i}]",
+                            "text_too_long",
+                        )
             elif kind == "image":
+                sizes = [self._size(v, i) for v, i in zip(values, where, strict=True)]
+                if sum(sizes) > PICTURES * self.max_pixels:  # a small file may hold many
+                    text = f"all images of a request must have at most {PICTURES} times "
+                    text += f"{self.max_pixels} pixels, got {sum(sizes)}"
+                    raise bad(text, "input", "image_too_large")
                 pixels = [self._pixels(v, i) for v, i in zip(values, where, strict=True)]
                 tensors[kind] = torch.stack(pixels)
             else:
@@ -128,34 +142,8 @@ class Preparer:
                 tensors[kind] = torch.stack(rows)
         return Prepared(request, places, tensors, tokens)
 
-    def _counts(self, tokens: Tensor) -> list[int]:
-        """Tokens of each text without the padding around it; inside, 0 is a "!" of CLIP's."""
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        pad = getattr(inner, "pad_token_id", None) or 0
-        kept = (tokens != pad).int()
-        around = kept.argmax(1) + kept.flip(1).argmax(1)
-        return ((tokens.shape[1] - around) * kept.amax(1)).tolist()
-
-    def _check_lengths(self, texts: Sequence[str], counts: list[int], where: list[int]) -> None:
-        """open_clip's tokenizers cut silently; what is as long as the context may have been cut."""
-        encode = getattr(self.tokenizer, "encode", None)
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        for text, count, i in zip(texts, counts, where, strict=True):
-            # one less: SigLIP ends a text with the token it pads with
-            if self.context is None or count < self.context - 1:
-                continue
-            whole = len(encode(text)) + 2 if encode else count
-            if not encode and inner is not None:
-                whole = len(inner(text)["input_ids"])
-            if whole > self.context:
-                raise bad(
-                    f"input {i}: the text has {whole} tokens, the model reads {self.context}; "
-                    'shorten it or send "truncate": true',
-                    f"input[{i}]",
-                    "text_too_long",
-                )
-
-    def _pixels(self, data: bytes, i: int) -> Tensor:
+    def _size(self, data: bytes, i: int) -> int:
+        """Pixels of a picture, from its header."""
         from PIL import Image
 
         param = f"input[{i}].image"
@@ -172,11 +160,14 @@ class Preparer:
         if max(width, height) > MAX_ASPECT * min(width, height):
             text = f"input {i}: the image must be at most {MAX_ASPECT} times as long as wide"
             raise bad(f"{text}, got {width} x {height}", param, "invalid_image")
+        return width * height
+
+    def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
             return self.preprocess(open_picture(io.BytesIO(data)))
         except Exception as error:
             text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
-            raise bad(text, param, "invalid_image") from error
+            raise bad(text, f"input[{i}].image", "invalid_image") from error
 
     def _too_large(self, i: int, param: str, got: str) -> ServiceError:
         text = f"input {i}: the image must have at most {self.max_pixels} pixels, got {got}"
@@ -190,6 +181,50 @@ class Preparer:
             raise bad(text, param, "wrong_dimension")
         if not bool(row.isfinite().all()):
             raise bad(f"input {i}: the embedding must be finite, got a NaN or inf", param)
-        if not bool(row.any()):
-            raise bad(f"input {i}: the embedding must not be zero", param)
+        if not float(row.double().norm()) > SHORTEST:
+            text = f"input {i}: the embedding must be longer than {SHORTEST:g}, a direction"
+            raise bad(text, param)
         return row
+
+
+def check_prompts(
+    tokenizer: Callable[..., Tensor], names: Sequence[str], templates: Sequence[str], what: str
+) -> None:
+    """Raises ServiceError, naming the name, for a prompt that the model would not read to its end.
+
+    Args:
+        what: the field of the request that holds the names.
+    """
+    context = getattr(tokenizer, "context_length", None)
+    for template in templates:
+        prompts = [template.replace("{}", name) for name in names]
+        counts = _counts(tokenizer, tokenizer(prompts))
+        for i, whole in _cut(tokenizer, context, prompts, counts):
+            text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
+            raise bad(text, what, "text_too_long")
+
+
+def _counts(tokenizer: Callable[..., Tensor], tokens: Tensor) -> list[int]:
+    """Tokens of each text without the padding around it; inside, 0 is a "!" of CLIP's."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    pad = getattr(inner, "pad_token_id", None) or 0
+    kept = (tokens != pad).int()
+    around = kept.argmax(1) + kept.flip(1).argmax(1)
+    return ((tokens.shape[1] - around) * kept.amax(1)).tolist()
+
+
+def _cut(
+    tokenizer: Callable[..., Tensor], context: int | None, texts: Sequence[str], counts: list[int]
+) -> Iterator[tuple[int, int]]:
+    """Which texts have more tokens than the model reads, and how many: open_clip's tokenizers cut
+    silently, so what is as long as the context may have been cut."""
+    encode, inner = getattr(tokenizer, "encode", None), getattr(tokenizer, "tokenizer", None)
+    for i, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        # one less: SigLIP ends a text with the token it pads with
+        if context is None or count < context - 1:
+            continue
+        whole = len(encode(text)) + 2 if encode else count
+        if not encode and inner is not None:
+            whole = len(inner(text)["input_ids"])
+        if whole > context:
+            yield i, whole

@@ -8,6 +8,7 @@ from clipproj.methods import defaults
 from clipproj.projector import Projector
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.inputs import check_prompts
 from clipproj.serve.parse import Spec
 from clipproj.serve.store import from_bytes
 from clipproj.text import Embeddings, embed_classes, generic_keep
@@ -55,6 +56,8 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
         text = f"names times templates must be at most {max_prompts}, got {prompts}"
         raise bad(text, "templates", "too_many")
 
+    check_prompts(loaded.tokenizer, spec.forget, templates, "forget")
+    check_prompts(loaded.tokenizer, keep or (), templates, "keep")
     texts = embed_classes(
         loaded.model, loaded.tokenizer, dict.fromkeys(names), templates, model_name=loaded.name
     )

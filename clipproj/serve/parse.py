@@ -16,6 +16,8 @@ from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input, Name, Request
 from clipproj.serve.settings import Settings
 
+LONGEST = 2048  # letters: a model reads a hundred words, and tokenizing takes their square
+
 COMMON = {"model", "input", "projector", "strength", "receipt", "truncate", "user"}
 OF_EMBEDDINGS = COMMON | {"encoding_format"}
 OF_CLASSIFY = COMMON | {"classes", "templates", "top"}
@@ -119,7 +121,10 @@ def strings(value: Any, name: str, most: int) -> tuple[str, ...]:
     seen = set()
     for i, one in enumerate(value):
         if not isinstance(one, str) or not one.strip():
-            raise bad(f"{name}[{i}] must be a string that is not blank, got {one!r}", name)
+            raise bad(f"{name}[{i}] must be a string that is not blank, got {one!r:.80}", name)
+        if len(one) > LONGEST:
+            text = f"{name}[{i}] must have at most {LONGEST} letters, got {len(one)}"
+            raise bad(text, name, "too_long")
         if one in seen:
             raise bad(f"{name} must be distinct, got {one!r} twice", name)
         seen.add(one)
@@ -209,6 +214,8 @@ def _input(
 def _text(value: Any, param: str, before: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise bad(before + "the text must be a string that is not blank", param)
+    if len(value) > LONGEST:
+        raise bad(f"{before}the text must have at most {LONGEST} letters, got {len(value)}", param)
     return value
 
 

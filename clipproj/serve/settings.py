@@ -93,7 +93,7 @@ class Settings(BaseModel):
             return args
         given = dict(args)
         token_file = given.pop("token_file", None)
-        token = read_token(token_file) if token_file else os.environ.get(TOKEN)
+        token = read_token(token_file) if token_file else os.environ.get(TOKEN, "").strip()
         if token and "token_digest" not in given:
             given["token_digest"] = digest(token)
         try:

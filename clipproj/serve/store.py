@@ -177,8 +177,10 @@ class Store:
             known = name in self._files
             if create and known:
                 raise ServiceError(409, f"there is a tenant {name!r}", "name", "tenant_exists")
-            others = sum(one["rank"] for key, one in self._about.items() if key != name)
-            if others + projector.rank > self.capacity:
+            # One that has none counts as one: banks hand out indices too.
+            ranks = {key: max(1, one["rank"]) for key, one in self._about.items()}
+            others = sum(ranks.values()) - ranks.get(name, 0)
+            if others + max(1, projector.rank) > self.capacity:
                 raise ServiceError(
                     507,
                     f"no room: the tenants have {others} of {self.capacity} directions, "

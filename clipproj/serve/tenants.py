@@ -37,10 +37,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Form:
-    """A tenant's projector for one side, and its content hash."""
+    """A tenant's projector for one side, its content hash, and what receipts need of it.
+
+    Attributes:
+        inverse: [k, d] float64, of `read`: found once, not for each row.
+    """
 
     projector: Projector
     hash: str
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, projector: Projector) -> Form:
+        inverse = torch.linalg.pinv(projector.read.double()).T
+        return cls(projector, projector.content_hash(), inverse)
+
+    def residual(self, row: Tensor) -> float | None:
+        """`Projector.residual` of a row [d]; None for an affine projector, whose offset says
+        nothing of unit rows."""
+        if self.projector.offset is not None:
+            return None
+        z = row.double()
+        inside = z @ self.projector.read.double().T @ self.inverse
+        return float(inside.norm() / z.norm().clamp_min(torch.finfo(z.dtype).tiny))
 
 
 class Tenants:
@@ -62,7 +81,10 @@ class Tenants:
         self._device = device
         self._forms: dict[str, dict[str, Form]] = {side: {} for side in SIDES}
         self._banks = {
-            side: ProjectorBank(dim, 2 * capacity, side=side, device=device) for side in SIDES
+            side: ProjectorBank(
+                dim, 2 * capacity, entries=max(65_536, 4 * capacity), side=side, device=device
+            )
+            for side in SIDES
         }
 
     def __len__(self) -> int:
@@ -83,9 +105,26 @@ class Tenants:
                 return
             for name in [n for n in self._forms["image"] if full and n not in projectors]:
                 self._set(name, None)
-            for name, projector in projectors.items():
-                self._set(name, projector)
+            # Those that go first, so that there is room for those that come.
+            pending = sorted(projectors, key=lambda name: projectors[name] is not None)
+            for i, name in enumerate(pending):
+                try:
+                    self._set(name, projectors[name])
+                except ValueError:  # room, but in pieces
+                    self._repack(without=pending[i:])
+                    self._set(name, projectors[name])
             self.epoch, self.version = epoch, version
+
+    def _repack(self, without: Sequence[str]) -> None:
+        """All tenants but these taken out and put in again, side by side."""
+        for side, bank in self._banks.items():
+            for name in bank.names():
+                bank.remove(name)
+            bank.recycle()  # indices live in one call here, and the lock is held
+            for name in without:
+                self._forms[side].pop(name, None)
+            for name, form in self._forms[side].items():
+                bank.add(name, form.projector, force=True)
 
     def find(self, inputs: Sequence[Input]) -> list[Plan]:
         """What to apply to each input. Hold `lock` until it is applied.
@@ -107,6 +146,13 @@ class Tenants:
             if name not in self._forms[one.side]:
                 text = f"input {i}: tenant {name!r} has an affine projector, which has no form for "
                 raise bad(text + "texts; apply it to pictures or features", param, "no_text_form")
+        if len(names) > 1 and one.strength is not None:
+            forms = [self._forms[one.side][name].projector for name in names]
+            own = {float(form.strength) for form in forms}
+            if len(own) > 1 or not all(f.symmetric and f.offset is None for f in forms):
+                text = f"input {i}: strength must be left out with several projectors unless all "
+                text += "are symmetric and of one strength: it would not replace that of each"
+                raise bad(text, f"input[{i}].strength")
         if one.side == "text":
             names = names[::-1]  # (P Q)^T is Q^T P^T
         plan = Plan(names, one.strength)
@@ -180,9 +226,7 @@ class Tenants:
                 names = one.projector if several else plan.names
                 forms = [self._forms[one.side][name] for name in names]
                 hashes = [form.hash for form in forms]
-                left, before = (
-                    [float(form.projector.residual(z)) for form in forms] for z in (row, was)
-                )
+                left, before = ([form.residual(z) for form in forms] for z in (row, was))
                 receipt |= {
                     "projector": list(names) if several else names[0],
                     "hash": hashes if several else hashes[0],
@@ -203,15 +247,16 @@ class Tenants:
                     bank.remove(name)
                     del self._forms[side][name]
                 continue
-            digest = form.content_hash()
-            if known is None or known.hash != digest:
-                change = bank.add if known is None else bank.replace
-                try:
-                    change(name, form, force=True)  # whose model it is has been checked
-                except ValueError:  # all indices handed out
-                    bank.recycle()
-                    change(name, form, force=True)
-            self._forms[side][name] = Form(form, digest)
+            if known is not None and known.hash == form.content_hash():
+                continue
+            change = bank.add if known is None else bank.replace
+            made = Form.of(form)
+            try:
+                change(name, form, force=True)  # whose model it is has been checked
+            except ValueError:  # all indices handed out
+                bank.recycle()
+                change(name, form, force=True)
+            self._forms[side][name] = made
 
 
 def _form(projector: Projector, side: str) -> Projector | None:
