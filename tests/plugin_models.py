@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
 import transformers
 from families import WIDTH, hugging_face
@@ -13,6 +16,17 @@ from tokenizers.pre_tokenizers import ByteLevel
 from clipproj import Projector, ProjectorBank
 
 LENGTH = 16
+
+
+def infinity() -> ModuleType:
+    """infinity_emb; it makes itself at home in the root logger, whose lines other tests would see."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        return pytest.importorskip("infinity_emb", reason="needs infinity_emb")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def clip_folder(folder: Path) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plugin_models
 import pytest
 import torch
 from plugin_models import bank, clip_folder, picture, projector
@@ -74,8 +74,8 @@ def test_vllm(scope: dict[str, Any]) -> None:
     assert (got - want).abs().max() < 1e-6
 
 
-@pytest.mark.skipif(importlib.util.find_spec("infinity_emb") is None, reason="needs infinity_emb")
 def test_infinity(scope: dict[str, Any]) -> None:
+    plugin_models.infinity()
     run("infinity", scope)
     vectors = asyncio.run(scope["serve"](scope["pictures"]))
     assert np.isfinite(np.stack(vectors)).all()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plugin_models
 import pytest
 import torch
 from plugin_models import bank, clip_folder, oblique, picture, projector
@@ -16,7 +17,7 @@ from clipproj import compose
 from clipproj.encoder import features
 from clipproj.plugins.infinity import install
 
-infinity = pytest.importorskip("infinity_emb", reason="needs infinity_emb")
+infinity = plugin_models.infinity()
 
 PICTURES = [picture(i, size) for i, size in enumerate((32, 48, 40))]
 TEXTS = ["a cat", "a much longer text", "dogs"]
