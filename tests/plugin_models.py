@@ -19,7 +19,7 @@ LENGTH = 16
 
 
 def infinity() -> ModuleType:
-    """infinity_emb; it makes itself at home in the root logger, whose lines other tests would see."""
+    """infinity_emb. It configures the root logger, whose lines other tests would see."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
