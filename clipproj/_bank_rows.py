@@ -28,6 +28,10 @@ from clipproj.projector import Projector
 _REFUSED = (-1, -1)  # a span that every operator refuses
 
 
+class BankFull(ValueError):
+    """There is no room for a projector, or no index left."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One projector of a bank.
@@ -248,21 +252,21 @@ class BankRows(nn.Module):
         if entry.symmetric and not torch.equal(
             self.read[rows], (self.read if self._write is None else self._write)[rows]
         ):
-            raise ValueError(f"load: write must be read for {entry.name!r}, got other rows")
+            raise ValueError(
+                f"ProjectorBank: write must be read for {entry.name!r}, got other rows"
+            )
         if self.offset is not None and not entry.affine and self.offset[rows].any():
-            raise ValueError(f"load: offset must be 0 for {entry.name!r}, got other numbers")
+            raise ValueError(
+                f"ProjectorBank: offset must be 0 for {entry.name!r}, got other numbers"
+            )
         return made
 
     def _load_from_state_dict(
         self, state: dict[str, Any], prefix: str, local: dict, *rest: Any
     ) -> None:
         if local.get("assign_to_params_buffers"):  # two banks would write to one memory
-            state = {
-                key: value.clone()
-                if key.startswith(prefix) and isinstance(value, Tensor)
-                else value
-                for key, value in state.items()
-            }
+            own = {key: value.clone() for key, value in state.items() if key.startswith(prefix)}
+            state = {**state, **own}
         super()._load_from_state_dict(state, prefix, local, *rest)
 
     def _check_capture(self, op: str) -> None:
@@ -274,7 +278,7 @@ class BankRows(nn.Module):
     ) -> Entry:
         """Rows for a projector, its span last: under an index that is there, or a new one."""
         if index is None and not self._spare and self._next == len(self.spans):
-            raise ValueError(
+            raise BankFull(
                 f"{op}: bank must have an index left, got all {self._next} handed out; call "
                 "recycle() where no index made before is in use"
             )
@@ -302,12 +306,15 @@ class BankRows(nn.Module):
         """The start of so many free rows; combinations of other indices than those in use yield."""
         lent = [key for key, entry in self._combined.items() if entry.index not in used]
         yielding = [functools.partial(self._yield, key) for key in lent]  # least recent first
-        for make_room in (lambda: None, self.reclaim, self.compact, *yielding, self.compact):
-            make_room()
-            start = self._space.take(rank)
-            if start is not None:
-                return start
-        raise ValueError(
+        kept = sum(entry.rank for entry in self._combined.values() if entry.index in used)
+        if rank <= self.free - kept:  # else nobody need yield for it
+            for make_room in (lambda: None, self.reclaim, self.compact, *yielding, self.compact):
+                make_room()
+                start = self._space.take(rank)
+                if start is not None:
+                    return start
+        self.reclaim()  # so that the numbers below are those that count
+        raise BankFull(
             f"{op}: bank must have {rank} free rows side by side, got {self._space.free} of "
             f"{self.capacity}, at most {self._space.longest} side by side; remove entries, or "
             "save() the bank and load() it with a larger capacity"

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from clipproj import files, ops
-from clipproj._bank_rows import BankRows, Entry
+from clipproj._bank_rows import BankFull, BankRows, Entry
 from clipproj.algebra import compose, union
 from clipproj.projector import SIDES, Projector
+
+__all__ = ["BankFull", "Entry", "ProjectorBank"]
 
 
 class ProjectorBank(BankRows):
@@ -118,7 +120,8 @@ class ProjectorBank(BankRows):
 
         Raises:
             TypeError, ValueError: a name that is taken; a projector of another width, side, model,
-                or not symmetric where the bank is; no room, and then all is as it was.
+                not finite, or not symmetric where the bank is.
+            BankFull: no room, or no index left; all is as it was. A ValueError.
             RuntimeError: while a CUDA graph is being captured.
         """
         with self.lock:
@@ -233,11 +236,11 @@ class ProjectorBank(BankRows):
 
         Takes and raises what calling the bank does.
         """
-        for name, given in (("x", x), ("index", index)):
-            if not isinstance(given, Tensor):
-                kind = "a tensor" if name == "x" else "a tensor from bank.index()"
-                got = type(given).__name__
-                raise TypeError(f"ProjectorBank: {name} must be {kind}, got {got}")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"ProjectorBank: x must be a tensor, got {type(x).__name__}")
+        if not isinstance(index, Tensor):
+            got = type(index).__name__
+            raise TypeError(f"ProjectorBank: index must be a tensor from bank.index(), got {got}")
         d = self._buffers["read"].shape[1]
         if x.ndim == 0 or x.shape[-1] != d:
             raise ValueError(f"ProjectorBank: x must be [..., {d}], got {list(x.shape)}")

@@ -14,6 +14,7 @@ from test_projector import D, affine, oblique, rows, symmetric
 
 import clipproj
 from clipproj import _C, Projector, ProjectorBank
+from clipproj.bank import BankFull
 
 MAKES = {"a": symmetric, "b": oblique, "c": affine, "d": lambda: symmetric(2, strength=1.5)}
 NAMES = ["a", None, "b", "c", "a", "d", None, "empty"]
@@ -380,3 +381,11 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads():
     finally:
         stop.set()
         reader.join()
+
+
+def test_nobody_yields_for_what_cannot_fit(bank):
+    x, pair = rows(1), bank.index([("a", "b")])
+    want = bank(x, pair)
+    with pytest.raises(BankFull, match="must have 24 free rows"):
+        bank.add("big", oblique(24, seed=3))
+    assert_bits(bank(x, pair), want)

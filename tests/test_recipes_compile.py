@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import recipes
 import torch
 from editing import projector
 from families import FAMILIES
+from recipes import fresh_compiler  # noqa: F401
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -16,15 +17,6 @@ import clipproj
 from clipproj import ProjectorBank, ZeroShotHead, encoder
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def _compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
 
 
 def graphs() -> int:

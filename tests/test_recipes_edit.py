@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import recipes
 import torch
 from editing import bits
 from families import FAMILIES
+from recipes import fresh_compiler  # noqa: F401
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -16,15 +15,6 @@ import clipproj
 from clipproj import encoder
 
 RECIPE = "Edit a compiled model"
-
-
-@pytest.fixture(autouse=True)
-def _compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
 
 
 def test_the_recipe() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipproj import ops
-from clipproj.bank import ProjectorBank
+from clipproj.bank import BankFull, ProjectorBank
 from clipproj.projector import SIDES, Projector
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input
@@ -110,7 +110,7 @@ class Tenants:
             for i, name in enumerate(pending):
                 try:
                     self._set(name, projectors[name])
-                except ValueError:  # room, but in pieces
+                except BankFull:  # room, but in pieces
                     self._repack(without=pending[i:])
                     self._set(name, projectors[name])
             self.epoch, self.version = epoch, version
@@ -189,15 +189,15 @@ class Tenants:
         """[n] int32. ServiceError where a combination cannot be made."""
         bank, keys = self._banks[side], [plan.key for plan in plans]
         try:
-            return bank.index(keys)
-        except ValueError:
-            bank.recycle()  # indices live in one call here, and the lock is held
-        try:
-            return bank.index(keys)
+            try:
+                return bank.index(keys)
+            except BankFull:
+                bank.recycle()  # indices live in one call here, and the lock is held
+                return bank.index(keys)
         except ValueError as error:
             several = max((plan.names for plan in plans), key=len)
             text = f"{', '.join(several)} cannot be combined: {error}"
-            if "bank must have" in str(error):
+            if isinstance(error, BankFull):
                 raise ServiceError(507, text, "projector", "bank_full") from error
             raise bad(text, "projector") from error
 
@@ -253,7 +253,7 @@ class Tenants:
             made = Form.of(form)
             try:
                 change(name, form, force=True)  # whose model it is has been checked
-            except ValueError:  # all indices handed out
+            except BankFull:  # of indices, or of rows
                 bank.recycle()
                 change(name, form, force=True)
             self._forms[side][name] = made
