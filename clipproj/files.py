@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = 1  # raised when a reader of today could misread what is written
-KINDS = ("projector", "bank", "undo", "receipt")
+KINDS = ("projector", "bank", "undo", "receipt", "samples")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,151 @@
+"""A page of a report: what an audit has to say, before it is laid out in HTML, text or JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Plot
+
+Cell = str | float | int | None
+"""A text; a share or another number, `stats.Measured` with its interval; None for an empty cell."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; the first column names the row.
+
+    Args:
+        columns: headings. A heading that ends in " %" shows its numbers as percent of 1.
+        rows: as many cells each. Numbers that are `stats.Measured` show their interval.
+        caption: what the reader must know to read it, or "".
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"Table: rows must have {len(self.columns)} cells, got {len(row)} in {row[:1]}"
+                )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture as it stands in HTML: an `<svg>` element, or a data URI of an image.
+
+    Args:
+        svg, source: one of the two, the other "".
+        alt: what it shows, for those who do not see it.
+        caption: the words below it.
+    """
+
+    alt: str
+    caption: str
+    svg: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One audit in a report.
+
+    Args:
+        key: what it is called in files and on the command line.
+        title: its heading.
+        lead: one to three sentences: what came of it, numbers included, and what that means. No
+            claim that information is gone where only its alignment with text is.
+        tables, figures: in this order.
+    """
+
+    key: str
+    title: str
+    lead: str
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    *,
+    alt: str,
+    caption: str = "",
+    y_range: tuple[float, float] | None = (0.0, 1.0),
+    marked: float | None = None,
+) -> Figure:
+    """A line chart as SVG: name of a line to its x and y values; `marked` is an x to point out."""
+    plot, axes = _plot(6.4, 3.4)
+    for name, (x, y) in series.items():
+        axes.plot(x, y, marker="o", markersize=3, linewidth=1.6, label=name)
+    if marked is not None:
+        axes.axvline(marked, color="0.4", linestyle=":", linewidth=1)
+    if y_range is not None:
+        low, high = y_range
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return Figure(alt, caption, svg=_svg(plot))
+
+
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    x_label: str,
+    y_label: str,
+    *,
+    alt: str,
+    caption: str = "",
+) -> Figure:
+    """One named point each, as SVG."""
+    plot, axes = _plot(6.4, 4.0)
+    for name, (x, y) in points.items():
+        axes.plot([x], [y], marker="o", markersize=6, linestyle="none", label=name)
+        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return Figure(alt, caption, svg=_svg(plot))
+
+
+def image(pixels: Tensor, *, alt: str, caption: str = "") -> Figure:
+    """A picture from [h, w, 3] uint8, as a PNG inside a data URI."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(data, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return Figure(alt, caption, source=source)
+
+
+def _plot(width: float, height: float) -> tuple[Plot, Any]:
+    try:
+        from matplotlib.figure import Figure as Plot
+    except ImportError as error:
+        raise ImportError("charts are drawn by matplotlib: install clipproj[audit]") from error
+    plot = Plot(figsize=(width, height), layout="constrained")
+    axes = plot.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, linewidth=0.4, alpha=0.5)
+    return plot, axes
+
+
+def _svg(plot: Plot) -> str:
+    """The same bytes each time, transparent, in the colour of the page's text."""
+    import matplotlib
+
+    data = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "clipproj", "svg.fonttype": "none"}):
+        plot.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+    text = data.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
