@@ -157,7 +157,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
     if saved is None:
-        projector = _build(request, forget, keep)
+        projector = _build(request, forget, keep, closed=keep_from != "generic")
         fold(projector).undo()  # nor after an hour of pictures
     else:
         projector = saved
@@ -264,7 +264,7 @@ def _embed(
     return forget, keep, texts.select(classes), "generic"
 
 
-def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
+def _build(request: Request, forget: Embeddings, keep: Embeddings, closed: bool) -> Projector:
     return defaults.make(
         forget,
         keep,
@@ -274,6 +274,7 @@ def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
         forget_weight=request.forget_weight,
         keep_weight=request.keep_weight,
         strength=request.strength,
+        closed=closed,
         side=request.tower,
     )
 
