@@ -18,6 +18,7 @@ from clipproj import ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
+from clipproj.audit.samples import Samples
 from clipproj.audit.texttable import TextTable, text_table
 from clipproj.checkpoint import (
     CONFIG,
@@ -162,20 +163,20 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     else:
         projector = saved
 
-    before = pictures and _features(loaded, pictures, "pictures before", say)
+    before = pictures and Samples.of_pictures(
+        _features(loaded, pictures, "pictures before", say), pictures, classes
+    )
     handle = fold(projector)
     comparison, curve = None, []
-    if pictures is not None:
-        after = _features(loaded, pictures, "pictures after", say)
+    if before is not None:
         if request.tower == "image":
-            comparison = evaluate.compare(before, after, pictures, classes, names.forget)
-            folded = handle.projector
-            curve = evaluate.strength_curve(before, pictures, classes, names.forget, folded)
+            rows = _features(loaded, pictures, "pictures after", say)
+            after = replace(before, features=rows)
+            curve = evaluate.strength_curve(before, names.forget, handle.projector)
         else:
             edited = _texts(loaded, classes.names, classes.templates, "texts after", say)
-            comparison = evaluate.compare(
-                before, before, pictures, classes, names.forget, classes_after=edited
-            )
+            after = replace(before, texts=edited.tensor)
+        comparison = evaluate.compare(before, after, names.forget)
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
