@@ -26,10 +26,11 @@ from clipproj.audit.search import Search, search
 from clipproj.audit.stats import Measured
 from clipproj.audit.tagging import class_groups
 from clipproj.audit.wording import listed, percent
-from clipproj.methods.inputs import unit_rows
+from clipproj.methods.inputs import forget_and_keep
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
+_SENT = 0.98  # cosine from which an edited text is another one
 _WRONG = 1e-3  # share by which swapped factors must leave less: more than rounding of factors
 _NOISE = 1e-5  # length of an edited unit text below which its direction is rounding
 _SAME = 0.999  # cosine from which an edited text has kept its direction, if it lost length at all
@@ -56,7 +57,7 @@ class SideCheck:
         left: rms over the texts of `max <z', t>` over all unit pictures z, with the edit made on
             its side; 1 without an edit.
         left_swapped: the same with read and write swapped.
-        wrong: whether swapped they would leave less.
+        wrong: whether swapped they would leave less, of an edit that aims at nothing.
     """
 
     side: str
@@ -157,20 +158,24 @@ _BY_PICTURE = (
 )
 
 
-def wrong_side(projector: Projector, forget_texts: Embeddings | Tensor) -> SideCheck:
+def wrong_side(
+    projector: Projector,
+    forget_texts: Embeddings | Tensor,
+    keep_texts: Embeddings | Tensor | None = None,
+) -> SideCheck:
     """Whether read and write of an oblique projector are swapped for its side.
 
-    Of texts t that should be forgotten, `<z', t> = <z, t'>` with `t' = t - s (t W^T) R` for an edit
-    of pictures z, so |t'| bounds what is left for any of them. Swapped factors exchange R and W;
-    the class is left in place by those that leave the longer t'. The forgotten texts themselves
-    cannot be the pictures of this test: `t P t^T = t P^T t^T`.
+    For an edit of pictures z, `<z', t> = <z, t'>` with `t' = t - s (t W^T) R`, so |t'| bounds how
+    well any picture can still align with a forgotten text t. Swapped factors exchange R and W, and
+    the pair that leaves the shorter t' is the one that was meant. Pictures that are the forgotten
+    texts themselves cannot tell (`t P t^T = t P^T t^T`), and answers need not.
 
-    It is for edits that aim at nothing (null spaces, CCUP). Of one that sends a class to another,
-    whose t' is that other text, only answers tell: `retrieval` compares those too.
+    An edit that sends a class to another leaves the length of the other text, and is told by where
+    t' lies if that text is among those to keep.
 
     Args:
         projector: without an offset, of either side.
-        forget_texts: [m, d], any row lengths.
+        forget_texts, keep_texts: [m, d], any row lengths.
 
     Raises:
         TypeError: for another projector; ValueError: for one with an offset, which has no other
@@ -181,20 +186,22 @@ def wrong_side(projector: Projector, forget_texts: Embeddings | Tensor) -> SideC
         raise TypeError(f"{op}: projector must be a Projector, got {type(projector).__name__}")
     if projector.offset is not None:
         raise ValueError(f"{op}: projector must have no offset, got an affine one")
-    texts = unit_rows(op, "forget_texts", forget_texts).to(projector.read.device)
+    texts, keep = forget_and_keep(op, forget_texts, keep_texts)
     if texts.shape[1] != projector.dim:
         got = list(texts.shape)
         raise ValueError(f"{op}: forget_texts must be [m, {projector.dim}], got {got}")
-    f = projector.factors(torch.float64)
+    f = {k: v if v is None else v.cpu() for k, v in projector.factors(torch.float64).items()}
+    texts = texts.cpu()
 
-    def left(read: Tensor, write: Tensor) -> float:
-        rows = texts - f["strength"] * (texts @ read.T) @ write
-        return float(rows.norm() / len(rows) ** 0.5)
+    def seen(read: Tensor, write: Tensor) -> Tensor:
+        return texts - f["strength"] * (texts @ read.T) @ write
 
-    as_is, swapped = left(f["read"], f["write"]), left(f["write"], f["read"])
+    as_is, swapped = seen(f["read"], f["write"]), seen(f["write"], f["read"])
     if projector.side == "image":  # a text is seen through the transpose
         as_is, swapped = swapped, as_is
-    return SideCheck(projector.side, as_is, swapped, swapped < (1 - _WRONG) * as_is)
+    left, exchanged = (float(rows.norm() / len(rows) ** 0.5) for rows in (as_is, swapped))
+    sent = keep is not None and (F.normalize(as_is, dim=1) @ keep.cpu().T).amax(1).min() > _SENT
+    return SideCheck(projector.side, left, exchanged, not sent and exchanged < (1 - _WRONG) * left)
 
 
 def retrieval(
@@ -238,7 +245,7 @@ def retrieval(
 
     check = swapped = None
     if isinstance(edit, Projector) and edit.offset is None and not edit.symmetric:
-        check = wrong_side(edit, samples.classes.select(forget))
+        check = wrong_side(edit, samples.classes.select(forget), samples.classes.drop(forget))
         moved = samples.edited(_swapped(edit))
         pair = _in_units(moved.features, samples.features), _in_units(moved.texts, samples.texts)
         swapped = found(*pair).texts_recall["forgotten"][1]
@@ -294,12 +301,11 @@ def _warnings(result: RetrievalResult) -> tuple[str, ...]:
     if check is None:
         return tuple(told)
     own = found[check.side, False]
-    # A redirect may leave the longer text and be right: then its answers say so.
-    if swapped.high < own or (check.wrong and own != 0 and not own < swapped):
+    if swapped.high < own or (check.wrong and not own.high < swapped):
         told.append(
-            f"Read and write look swapped for the {check.side} side: exchanged they leave "
-            f"{percent(swapped)} of the pictures of {classes} with their text first, as they are "
-            f"{percent(own)}; and of their text a length of {check.left_swapped:.3f}, as they are "
-            f"{check.left:.3f}."
+            f"Read and write look swapped for the {check.side} side: as they are, pictures can "
+            f"align with {check.left:.3f} of the text of {classes}, exchanged with "
+            f"{check.left_swapped:.3f}; {percent(own)} of its pictures find it first, exchanged "
+            f"{percent(swapped)}."
         )
     return tuple(told)
