@@ -29,7 +29,7 @@ cake: birthday cake, gateau, layer cake, torte: dessert, food: pastel, gâteau, 
 car: automobile, motorcar, sedan, auto, hatchback: vehicle, motor vehicle: coche, voiture, Auto, macchina, машина, 汽车
 cat: kitty, kitten, feline, pussycat, tomcat, tabby, house cat: animal, pet, mammal: gato, chat, Katze, gatto, кошка, 猫
 chair: seat, armchair, stool: furniture: silla, chaise, Stuhl, sedia, стул, 椅子
-chicken: hen, rooster, cockerel, chick, poultry: bird, animal: pollo, poulet, Huhn, gallina, курица, 鸡
+chicken: hen, rooster, cockerel, chick, poultry: bird, animal: gallina, poule, Huhn, gallina, курица, 鸡
 clock: timepiece, alarm clock, watch, wall clock: instrument: reloj, horloge, Uhr, orologio, часы, 时钟
 cow: cattle, bull, heifer, calf, ox: animal, farm animal, mammal: vaca, vache, Kuh, mucca, корова, 奶牛
 crown: tiara, diadem, coronet, king's headdress: headwear, jewellery: corona, couronne, Krone, corona, корона, 王冠
@@ -51,21 +51,21 @@ lion: lioness, king of beasts, big cat with a mane: animal, mammal, predator: le
 monkey: ape, chimp, macaque, primate: animal, mammal: mono, singe, Affe, scimmia, обезьяна, 猴子
 moon: crescent, full moon, lunar disc, half moon: celestial body: luna, lune, Mond, luna, луна, 月亮
 motorcycle: motorbike, moped, scooter: vehicle: motocicleta, moto, Motorrad, motocicletta, мотоцикл, 摩托车
-mouse: mice, rat, rodent, field mouse: animal, mammal: ratón, souris, Maus, topo, мышь, 老鼠
-panda: giant panda, panda bear, bamboo bear: animal, bear, mammal: panda, panda géant, Pandabär, panda gigante, панда, 熊猫
+mouse: rat, rodent, field mouse, house mouse: animal, mammal: ratón, souris, Maus, topo, мышь, 老鼠
+panda: giant panda, panda bear, bamboo bear: animal, bear, mammal: panda, panda, Pandabär, panda, панда, 熊猫
 penguin: emperor penguin, king penguin, Adelie: bird, animal: pingüino, manchot, Pinguin, pinguino, пингвин, 企鹅
 person: human, human being, man, woman, somebody: mammal: persona, personne, Mensch, persona, человек, 人
 pig: hog, swine, piglet, boar, piggy: animal, farm animal, mammal: cerdo, cochon, Schwein, maiale, свинья, 猪
-pizza: pizza slice, pepperoni pizza, margherita: fast food, food: pizza italiana, part de pizza, Pizzastück, trancio di pizza, пицца, 披萨
+pizza: pizza slice, pepperoni pizza, margherita: fast food, food: pizza, pizza, Pizza, pizza, пицца, 披萨
 rabbit: bunny, hare, cottontail, bunny rabbit: animal, pet, mammal: conejo, lapin, Kaninchen, coniglio, кролик, 兔子
 rocket: spaceship, spacecraft, space rocket, missile: vehicle: cohete, fusée, Rakete, razzo, ракета, 火箭
 sheep: lamb, ewe, ram, woolly animal: animal, farm animal, mammal: oveja, mouton, Schaf, pecora, овца, 绵羊
 ship: vessel, ocean liner, freighter, boat: vehicle, watercraft: buque, navire, Schiff, nave, корабль, 轮船
 shoe: sneaker, boot, sandal, trainer, high heel: footwear, clothing: zapato, chaussure, Schuh, scarpa, туфля, 鞋
 snake: serpent, viper, cobra, python: reptile, animal: serpiente, serpent, Schlange, serpente, змея, 蛇
-strawberry: red berry, strawberries, berry: fruit, food: fresa, fraise, Erdbeere, fragola, клубника, 草莓
+strawberry: red berry, berry, wild strawberry: fruit, food: fresa, fraise, Erdbeere, fragola, клубника, 草莓
 telephone: phone, cell phone, mobile phone, smartphone, handset: device: teléfono, téléphone, Telefon, telefono, телефон, 电话
-tiger: tigress, Bengal tiger, big striped cat: animal, mammal, predator: tigre, tigre du Bengale, Tiger, tigre asiatica, тигр, 老虎
+tiger: tigress, Bengal tiger, big striped cat: animal, mammal, predator: tigre, tigre, Tiger, tigre, тигр, 老虎
 train: locomotive, railway, steam engine, tram, metro: vehicle, public transport: tren, train, Zug, treno, поезд, 火车
 tree: oak, pine, palm, evergreen, sapling: plant: árbol, arbre, Baum, albero, дерево, 树
 truck: lorry, pickup, delivery van, semi: vehicle, motor vehicle: camión, camion, Lastwagen, camion, грузовик, 卡车
