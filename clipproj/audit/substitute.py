@@ -207,7 +207,7 @@ _NOTHING = Found(*[Measured(math.nan, 0)] * 3)
 
 def _aurocs(scores: Tensor, mine: Tensor) -> Tensor:
     """[P] float64: how often a picture of the class scores above another, of [n, P]; ties half."""
-    own, rest = scores[mine].T.contiguous(), scores[~mine].T.sort(dim=1).values
+    own, rest = scores[mine].T.contiguous(), scores[~mine].T.sort(dim=1).values.contiguous()
     below = torch.searchsorted(rest, own).double()
     upto = torch.searchsorted(rest, own, right=True).double()
     return (below + upto).mean(dim=1) / (2 * rest.shape[1])
