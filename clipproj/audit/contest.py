@@ -20,11 +20,13 @@ from torch import Tensor
 
 from clipproj import files
 from clipproj._version import __version__
-from clipproj.audit import lip_protocol
 from clipproj.audit.evaluate import Groups, strength_curve
 from clipproj.audit.journal import Journal
+from clipproj.audit.probe import ridge_answers, unmeasurable
+from clipproj.audit.ranpac import ranpac_answers
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import mean, plain, share
+from clipproj.audit.tagging import precisions
 from clipproj.audit.task import Contender, Task
 from clipproj.audit.tradeoff import area
 from clipproj.projector import Projector
@@ -34,6 +36,7 @@ BASE = "no edit"
 HALVES = 2
 SEEN = 0.5  # accuracy from which the model knows a class well enough to forget it
 PICTURES = 8  # of a class, that its shares say something
+WIDTH = 400  # of RanPAC: enough for what a thousand find, at a tenth of the time
 TOP = 10  # pictures a query for the class's text brings up
 
 
@@ -131,14 +134,14 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     """One method on one class: plain JSON, each share as value, n, low and high.
 
     forget, retain, neighbours, others: zero-shot accuracy, as `evaluate.Scores`.
-    probe, ranpac: share of the class's pictures that a cross-validated ridge probe and RanPAC find
-        on features (`recover`).
+    probe, ranpac: share of the class's pictures that a cross-validated ridge probe and RanPAC (400
+        random features) find, as in `recover`.
     cosine: of retained features, or of kept texts where the text tower is edited, to themselves.
     retrieval: of the pictures that the class's text brings up first, as many as the class has and
         at most 10, the share that are of the class. precision: the class's average precision.
     prompt: accuracy of the class's pictures under the prompt of it that finds most of them.
     area: `tradeoff.area` over strengths 0 to 1, of a Projector of the image side.
-    elsewhere: accuracy on each other data set. lip: `lip_protocol.score`, where there are any.
+    elsewhere: accuracy on each other data set.
     rank, distance (Frobenius norm of the edit's matrix less the identity), seconds to make it.
     """
     missing = [need for need in contender.needs if not _at_hand(field, need)]
@@ -158,7 +161,7 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     out: dict[str, Any] = dict(
         zip(("forget", "retain", "neighbours", "others"), shares, strict=True)
     )
-    out |= recovered(after, [forget], seed)
+    out |= _recoverable(after, groups, seed)
     out["cosine"] = _cosine(before, after, groups)
     out |= _ranking(after, forget, groups)
     if field.prompts and forget in field.prompts:
@@ -248,6 +251,16 @@ def _cosine(before: Samples, after: Samples, groups: Groups) -> float:
     return mean(F.cosine_similarity(*pairs, dim=1))
 
 
+def _recoverable(after: Samples, groups: Groups, seed: int) -> dict[str, float]:
+    wanted = groups.labels[groups.gone].unique()
+    if unmeasurable(groups.labels, wanted):
+        return {"probe": math.nan, "ranpac": math.nan}
+    ridge = ridge_answers(after.features, groups.labels)[0]
+    ranpac = ranpac_answers(after.features, groups.labels, width=WIDTH, seed=seed)[0][0]
+    found = {"probe": ridge, "ranpac": ranpac}
+    return {name: share((got == groups.labels)[groups.gone]) for name, got in found.items()}
+
+
 def _ranking(after: Samples, forget: str, groups: Groups) -> dict[str, float]:
     """What the class's text brings up: the share of its first pictures, and average precision."""
     scores = after.cosines()[:, after.names.index(forget)]
@@ -255,7 +268,7 @@ def _ranking(after: Samples, forget: str, groups: Groups) -> dict[str, float]:
     first = min(TOP, int(groups.gone.sum()))
     return {
         "retrieval": share(hits[:first]) if first else math.nan,
-        "precision": average_precision(scores, groups.gone),
+        "precision": mean(precisions(scores, groups.gone)),
     }
 
 
