@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from clipproj.audit.task import Contender, Task
-from clipproj.methods import ccup, coreset, defaults, nullspace, redirect, rotate
+from clipproj.methods import coreset, defaults, nullspace, redirect, rotate
 from clipproj.projector import Projector
 
 

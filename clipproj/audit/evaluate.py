@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.audit import wording
+from clipproj.audit.page import Page, Table
 from clipproj.audit.probe import probe_recall
 from clipproj.audit.samples import NO_ANSWER, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
@@ -73,6 +75,34 @@ class Comparison:
     changed: Tensor
     pictures_forget: int
     pictures_retain: int
+
+    def page(self) -> Page:
+        """The accuracies as a page of a report, the nearest and the worst hit classes below."""
+        before, after = self.before, self.after
+        names = (
+            ("forgotten", "forget"), ("all others", "retain"), ("nearest others", "neighbours"),
+            ("the rest", "others"),
+        )  # fmt: skip
+        rows = [(title, getattr(before, key), getattr(after, key)) for title, key in names]
+        rows.append(("a linear probe finds of the forgotten", before.probe, after.probe))
+        fell = sorted(after.per_class, key=lambda c: after.per_class[c] - before.per_class[c])
+        fell = [c for c in fell if c not in self.forget and c not in self.nearest][:5]
+        classes = [(c, before.per_class[c], after.per_class[c]) for c in (*self.nearest, *fell)]
+        return Page(
+            "accuracy",
+            "Zero-shot accuracy",
+            f"{wording.result(self)} On the {len(self.nearest)} nearest it went from "
+            f"{wording.percent(before.neighbours)} to {wording.percent(after.neighbours)}. "
+            f"{wording.caveat(self)} {len(self.changed)} answers changed.",
+            (
+                Table(("pictures", "before %", "after %"), tuple(rows)),
+                Table(
+                    ("class", "before %", "after %"),
+                    tuple(classes),
+                    "The nearest classes, then the five others that fell most.",
+                ),
+            ),
+        )
 
 
 @dataclass(frozen=True)

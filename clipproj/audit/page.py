@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from clipproj.audit.stats import Measured, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
@@ -149,3 +152,38 @@ def _svg(plot: Plot) -> str:
         plot.savefig(data, format="svg", transparent=True, metadata={"Date": None})
     text = data.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
+
+
+def as_json(page: Page) -> dict[str, Any]:
+    """A page as JSON holds it, for `from_json`."""
+
+    def held(cell: Cell) -> Any:
+        if isinstance(cell, float):
+            return plain(cell if isinstance(cell, Measured) else Measured(cell, 0))
+        return cell
+
+    tables = [
+        {"columns": t.columns, "rows": [[held(c) for c in row] for row in t.rows],
+         "caption": t.caption}
+        for t in page.tables
+    ]  # fmt: skip
+    figures = [plain(figure) for figure in page.figures]
+    return {"key": page.key, "title": page.title, "lead": page.lead, "tables": tables,
+            "figures": figures}  # fmt: skip
+
+
+def from_json(data: Mapping[str, Any]) -> Page:
+    """The page that `as_json` gave."""
+
+    def cell(value: Any) -> Cell:
+        if not isinstance(value, Mapping):
+            return value
+        number = {k: math.nan if v is None else v for k, v in value.items()}
+        return Measured(number["value"], value["n"], number["low"], number["high"])
+
+    tables = tuple(
+        Table(tuple(t["columns"]), tuple(tuple(map(cell, row)) for row in t["rows"]), t["caption"])
+        for t in data["tables"]
+    )
+    figures = tuple(Figure(**figure) for figure in data["figures"])
+    return Page(data["key"], data["title"], data["lead"], tables, figures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipproj import files
 from clipproj.audit.pictures import Pictures
+from clipproj.heads import unwrap
 from clipproj.text import Embeddings
 
 NO_ANSWER = -1
@@ -201,3 +203,9 @@ def _applied(edit: Edit, rows: Tensor) -> Tensor:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"Samples: edit must give rows {list(rows.shape)}, got {got}")
     return out
+
+
+def logit_scale(model: nn.Module) -> float:
+    """What a model multiplies cosines by, exp(logit_scale); 100, CLIP's, where it has none."""
+    scale = getattr(unwrap(model), "logit_scale", None)
+    return 100.0 if scale is None else math.exp(float(scale.detach()))

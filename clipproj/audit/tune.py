@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +11,11 @@ from torch import nn
 
 from clipproj.audit.evaluate import CurvePoint, strength_curve
 from clipproj.audit.page import Page, Table, lines
-from clipproj.audit.samples import Samples
+from clipproj.audit.samples import Samples, logit_scale
 from clipproj.audit.tradeoff import area
 from clipproj.projector import Projector
 from clipproj.text import Embeddings, embed_classes
-from clipproj.words import Template, openai_templates
+from clipproj.words import Template, openai_templates, template_strings
 
 STEP = 0.05
 
@@ -177,12 +176,10 @@ def text_proxies(
 
     Raises as `embed_classes`; ValueError for classes of another model.
     """
-    from clipproj.words import template_strings
-
     given = openai_templates() if templates is None else templates
     texts = template_strings("text_proxies", given, classes.names)
-    prompts = [text.replace("{}", name) for name in classes.names for text in texts]
-    rows = embed_classes(model, tokenizer, dict.fromkeys(prompts), ["{}"], **options)
+    listed = [text.replace("{}", name) for name in classes.names for text in texts]
+    rows = embed_classes(model, tokenizer, dict.fromkeys(listed), ["{}"], **options)
     known = {rows.head_hash, classes.head_hash} - {None}
     if len(known) > 1:
         raise ValueError(
@@ -190,10 +187,4 @@ def text_proxies(
             f"{classes.model!r}, whose text head differs"
         )
     labels = torch.arange(len(classes)).repeat_interleave(len(texts))
-    scale = getattr(model, "logit_scale", None)
-    return Samples(
-        rows.select(prompts).tensor,
-        labels,
-        classes,
-        scale=100.0 if scale is None else math.exp(float(scale)),
-    )
+    return Samples(rows.select(listed).tensor, labels, classes, scale=logit_scale(model))

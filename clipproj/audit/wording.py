@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from clipproj.audit.evaluate import Comparison
 from clipproj.audit.stats import Measured
-from clipproj.audit.texttable import TextTable
+
+if TYPE_CHECKING:  # they take words from here
+    from clipproj.audit.evaluate import Comparison
+    from clipproj.audit.texttable import TextTable
 
 _FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
 

@@ -1,4 +1,4 @@
-"""The command line: `clipproj erase`, `verify`, `undo`, `info` and `serve`."""
+"""The command line: `clipproj erase`, `verify`, `undo`, `info`, `audit`, `compare`, `serve`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ except ImportError as error:
     )
     raise SystemExit(2) from error
 
-from clipproj.cli import terminal
+from clipproj.cli import options, terminal
+from clipproj.cli.audit import audit
+from clipproj.cli.compare import compare
+from clipproj.cli.options import HOW, OUTPUT, WHAT
 from clipproj.cli.serve import serve
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
@@ -92,10 +95,6 @@ ERASE_EPILOG = """
   0 done and verified, 1 the receipt failed (nothing is written), 2 an error.
 """
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
-WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
-
 
 def _version(asked: bool) -> None:
     if asked:
@@ -116,9 +115,7 @@ def _root(
 
 @app.command(epilog=ERASE_EPILOG)
 def erase(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Classes to forget.")
-    ] = None,
+    names: options.Names = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -141,13 +138,7 @@ def erase(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A prompt with one {}; repeat. Default: OpenAI's 80, 7 with generic names.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    template: options.Template = None,
     projector: Annotated[
         Path | None,
         typer.Option(
@@ -156,53 +147,13 @@ def erase(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="An open_clip architecture, a folder with open_clip_config.json, or "
-            "hf-hub:ORG/REPO. Default: the embedded model.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of the architecture: a tag of open_clip, or a file.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Pictures to measure on, a folder for each class.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Default: cuda where there is one.", rich_help_panel=MODEL),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(metavar="nullspace|ccup", help="Default: nullspace.", rich_help_panel=HOW),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            help="0 nothing, 1 projects, 2 reflects. Default: 1.5 for mean contrast, else 1.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    contrast: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|span|hull|mean|auto",
-            help="nullspace: what the names are told apart from. Default: span(keep) up to 16 "
-            "names, beyond hull(keep), or mean(keep) where it is the generic list.",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    images: options.Images = None,
+    device: options.Device = None,
+    method: options.Method = None,
+    strength: options.Strength = None,
+    contrast: options.Contrast = None,
     rank: Annotated[
         int | None,
         typer.Option(help="nullspace: at most so many directions.", rich_help_panel=HOW),
@@ -214,12 +165,7 @@ def erase(
         float | None,
         typer.Option(help="ccup: mu. Default: 100, above 16 kept names 1.", rich_help_panel=HOW),
     ] = None,
-    tower: Annotated[
-        str,
-        typer.Option(
-            metavar="image|text", help="The tower whose head is edited.", rich_help_panel=HOW
-        ),
-    ] = "image",
+    tower: options.Tower = "image",
     force: Annotated[
         bool,
         typer.Option(
@@ -233,8 +179,8 @@ def erase(
         bool,
         typer.Option("--dry-run", help="Do all of it, write nothing.", rich_help_panel=OUTPUT),
     ] = False,
-    as_json: Json = False,
-    traceback: Traceback = False,
+    as_json: options.Json = False,
+    traceback: options.Traceback = False,
 ) -> None:
     """Make a model forget classes, measure it, and write the edited checkpoint.
 
@@ -260,12 +206,12 @@ def erase(
         keep_weight=keep_weight,
         templates=template or (),
         plurals=plurals,
-        synonyms=_synonyms(synonym or ()),
+        synonyms=options.synonyms("erase", synonym),
         projector=projector,
         tower=tower,
         out=None if dry_run else Path(out),
         force=force,
-        device=device or _device(),
+        device=options.device_or_default(device),
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         outcome = run(request, progress)
@@ -282,8 +228,8 @@ def erase(
 def verify(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
     receipt: Annotated[Path, typer.Argument(help="The receipt of the edit to look for.")],
-    as_json: Json = False,
-    traceback: Traceback = False,
+    as_json: options.Json = False,
+    traceback: options.Traceback = False,
 ) -> None:
     """Check from its receipt whether a checkpoint holds an edit.
 
@@ -325,8 +271,8 @@ def undo(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite the head though it changed since the edit.")
     ] = False,
-    as_json: Json = False,
-    traceback: Traceback = False,
+    as_json: options.Json = False,
+    traceback: options.Traceback = False,
 ) -> None:
     """Put the original weights back into an edited checkpoint, bit for bit."""
     from clipproj import files
@@ -354,8 +300,8 @@ def info(
     file: Annotated[
         Path, typer.Argument(help="A file that clipproj wrote, a checkpoint, or an output folder.")
     ],
-    as_json: Json = False,
-    traceback: Traceback = False,
+    as_json: options.Json = False,
+    traceback: options.Traceback = False,
 ) -> None:
     """Say what a file is and what is in it."""
     from clipproj.cli.info import describe
@@ -375,6 +321,8 @@ def info(
         terminal.console().print(grid)
 
 
+app.command()(audit)
+app.command()(compare)
 app.command()(serve)
 
 
@@ -392,22 +340,6 @@ def _names_in(file: Path | None) -> list[str]:
     if not names:
         raise ValueError(f"erase: keep-file must hold a name on each line, got none in {file}")
     return names
-
-
-def _synonyms(pairs: Sequence[str]) -> dict[str, list[str]]:
-    words: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, equals, other = (part.strip() for part in pair.partition("="))
-        if not (name and equals and other):
-            raise ValueError(f"erase: synonym must be NAME=OTHER, got {pair!r}")
-        words.setdefault(name, []).append(other)
-    return words
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:

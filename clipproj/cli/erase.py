@@ -164,17 +164,17 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         projector = saved
 
     before = pictures and Samples.of_pictures(
-        _features(loaded, pictures, "pictures before", say), pictures, classes
+        picture_features(loaded, pictures, "pictures before", say), pictures, classes
     )
     handle = fold(projector)
     comparison, curve = None, []
     if before is not None:
         if request.tower == "image":
-            rows = _features(loaded, pictures, "pictures after", say)
+            rows = picture_features(loaded, pictures, "pictures after", say)
             after = replace(before, features=rows)
             curve = evaluate.strength_curve(before, names.forget, handle.projector)
         else:
-            edited = _texts(loaded, classes.names, classes.templates, "texts after", say)
+            edited = class_texts(loaded, classes.names, classes.templates, "texts after", say)
             after = replace(before, texts=edited.tensor)
         comparison = evaluate.compare(before, after, names.forget)
     outcome = Outcome(
@@ -225,13 +225,14 @@ def _pictures(request: Request) -> Pictures | None:
     return load_pictures(demo.pictures_dir())
 
 
-def _texts(
+def class_texts(
     loaded: Loaded,
     names: Sequence[str],
     templates: Sequence[str] | None,
     stage: str,
     say: Progress,
 ) -> Embeddings:
+    """`embed_classes`, saying how far it is."""
     return embed_classes(
         loaded.model,
         loaded.tokenizer,
@@ -250,7 +251,7 @@ def _embed(
     everything = dict.fromkeys([*classes, *names.forms, *(names.keep or ())])
     # a thousand generic names with 80 templates each are a wait; both lists get the same few
     few = simple_templates() if names.keep is None else None
-    texts = _texts(loaded, tuple(everything), request.templates or few, "texts", say)
+    texts = class_texts(loaded, tuple(everything), request.templates or few, "texts", say)
     forget = texts.select(names.forms)
     if names.keep is not None:
         keep_from = "given" if request.keep else "pictures"
@@ -284,7 +285,8 @@ def _scaled(projector: Projector, request: Request) -> Projector:
     return projector if request.strength is None else projector.scaled(request.strength)
 
 
-def _features(loaded: Loaded, pictures: Pictures, stage: str, say: Progress) -> Tensor:
+def picture_features(loaded: Loaded, pictures: Pictures, stage: str, say: Progress) -> Tensor:
+    """`image_features`, saying how far it is."""
     return image_features(
         loaded.model,
         loaded.preprocess,

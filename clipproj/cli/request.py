@@ -35,6 +35,7 @@ class Request:
         tower: the tower whose head is edited.
         out: output folder; None: a rehearsal that writes nothing.
         force: apply a projector that was made for another model.
+        command: whose request it is, for errors.
     """
 
     names: Sequence[str] = ()
@@ -56,6 +57,7 @@ class Request:
     out: Path | None = None
     force: bool = False
     device: str = "cpu"
+    command: str = "erase"
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,14 @@ class Names:
 
 def check(request: Request) -> None:
     """Raises ValueError for what is wrong whatever the model and the pictures."""
+    op = request.command
     for option, value, allowed in (
         ("method", request.method, (None, "nullspace", "ccup")),
         ("tower", request.tower, ("image", "text")),
     ):
         if value not in allowed:
             options = " or ".join(filter(None, allowed))
-            raise ValueError(f"erase: {option} must be {options}, got {value!r}")
+            raise ValueError(f"{op}: {option} must be {options}, got {value!r}")
     of_ccup = {"forget_weight": request.forget_weight, "keep_weight": request.keep_weight}
     of_nullspace = {"contrast": request.contrast, "rank": request.rank}
     of_making = of_ccup | of_nullspace | {
@@ -97,23 +100,23 @@ def check(request: Request) -> None:
         foreign, why = of_ccup, "method nullspace"
     for option, value in foreign.items():
         if value is not None:
-            raise ValueError(f"erase: {option} must be left out with {why}, got {value!r}")
+            raise ValueError(f"{op}: {option} must be left out with {why}, got {value!r}")
     if not request.names and request.projector is None:
-        raise ValueError("erase: names must hold at least one class to forget, got none")
+        raise ValueError(f"{op}: names must hold at least one class to forget, got none")
     for argument, given in (("names", request.names), ("keep", request.keep)):
         seen: dict[str, str] = {}
         for name in given:
             if not name.strip():
-                raise ValueError(f"erase: {argument} must not be blank, got {name!r}")
+                raise ValueError(f"{op}: {argument} must not be blank, got {name!r}")
             if first := seen.get(_plain(name)):
-                raise ValueError(f"erase: {argument} must be distinct, got {first!r} and {name!r}")
+                raise ValueError(f"{op}: {argument} must be distinct, got {first!r} and {name!r}")
             seen[_plain(name)] = name
-    _check_apart(request.names, request.keep)
+    _check_apart(op, request.names, request.keep)
     try:
         torch.empty(0, device=request.device)
     except (RuntimeError, AssertionError):  # the latter where torch is built without CUDA
         raise ValueError(
-            f"erase: device must be one that torch has here, such as cpu, got {request.device!r}"
+            f"{op}: device must be one that torch has here, such as cpu, got {request.device!r}"
         ) from None
 
 
@@ -123,47 +126,47 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     Raises ValueError for a name that no picture folder has, that the projector does not forget, or
     that is on both lists.
     """
-    names, keep = tuple(request.names), tuple(request.keep)
-    own = _forgotten_by(saved, names)
+    op, names, keep = request.command, tuple(request.names), tuple(request.keep)
+    own = _forgotten_by(op, saved, names)
     classes = () if pictures is None else pictures.classes
     names = tuple(_class_of(name, classes) or name for name in names)
     forms = own or tuple(expand_names(names, plurals=request.plurals, synonyms=request.synonyms))
-    _check_apart(forms, keep)
+    _check_apart(op, forms, keep)
     if pictures is None:
         return Names(own or names, forms, keep or None)
     forms = tuple(dict.fromkeys(_class_of(form, classes) or form for form in forms))
     measured = tuple(form for form in forms if form in classes)
     if not (own and measured):  # a projector also lists plurals and synonyms without pictures
         for name in own or names:
-            _check_known(name, classes)
+            _check_known(op, name, classes)
     keep = tuple(_class_of(name, classes) or name for name in keep)
     keep = keep or tuple(name for name in classes if name not in measured)
     if not keep:
-        raise ValueError(f"erase: names must leave a class to keep, got all {len(measured)}")
+        raise ValueError(f"{op}: names must leave a class to keep, got all {len(measured)}")
     return Names(measured, forms, keep)
 
 
-def _forgotten_by(saved: Projector | None, names: Sequence[str]) -> tuple[str, ...]:
+def _forgotten_by(op: str, saved: Projector | None, names: Sequence[str]) -> tuple[str, ...]:
     """What a saved projector forgets, from its file; `names` may only repeat that."""
     if saved is None:
         return ()
     own = tuple(saved.provenance.get("forget", {}).get("names", ()))
     if not own and not names:
-        raise ValueError("erase: names must say what the projector forgets, its file does not")
+        raise ValueError(f"{op}: names must say what the projector forgets, its file does not")
     known = {_plain(name) for name in own}
     for name in names:
         if own and _plain(name) not in known:
             raise ValueError(
-                f"erase: names must be among what the projector forgets, {list(own)}, got {name!r}"
+                f"{op}: names must be among what the projector forgets, {list(own)}, got {name!r}"
             )
     return own
 
 
-def _check_apart(forget: Sequence[str], keep: Sequence[str]) -> None:
+def _check_apart(op: str, forget: Sequence[str], keep: Sequence[str]) -> None:
     gone = {_plain(name) for name in forget}
     both = [name for name in keep if _plain(name) in gone]
     if both:
-        raise ValueError(f"erase: keep must not hold what is forgotten, got {both} in both")
+        raise ValueError(f"{op}: keep must not hold what is forgotten, got {both} in both")
 
 
 def _plain(name: str) -> str:
@@ -176,11 +179,11 @@ def _class_of(name: str, classes: Sequence[str]) -> str | None:
     return {_plain(one): one for one in classes}.get(_plain(name))
 
 
-def _check_known(name: str, classes: Sequence[str]) -> None:
+def _check_known(op: str, name: str, classes: Sequence[str]) -> None:
     if _class_of(name, classes) is None:
         close = difflib.get_close_matches(name.casefold(), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")
         raise ValueError(
-            f"erase: names must be among the {len(classes)} picture folders, got {name!r}; "
+            f"{op}: names must be among the {len(classes)} picture folders, got {name!r}; "
             f"there is {listed}"
         )

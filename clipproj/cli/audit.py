@@ -1,0 +1,251 @@
+"""`clipproj audit`: all that is known to be asked of an edit, on pictures or on their features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from clipproj.cli import options, terminal
+
+if TYPE_CHECKING:
+    from clipproj.audit.suite import Finding
+    from clipproj.cli.request import Request
+    from clipproj.cli.subject import Source
+    from clipproj.projector import Projector
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  clipproj audit cat
+
+  clipproj audit --projector out/projector.safetensors --model ViT-B-32 --pretrained openai
+  --images pictures/
+
+  clipproj audit cat --only recover --only leak
+
+[bold]What it says[/bold]
+
+  audit.html has a page each; docs/methods.md says what each means. An interrupted run goes on
+  where it was.
+
+[bold]Exit codes[/bold]
+
+  0 all audits were made or say why not, 2 an error. It passes no judgement.
+"""
+
+
+def audit(
+    names: options.Names = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class to keep; repeat. Default: the other classes.",
+            rich_help_panel=options.WHAT,
+        ),
+    ] = None,
+    synonym: options.Synonym = None,
+    template: options.Template = None,
+    projector: options.Projector = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    images: options.Images = None,
+    features: options.Features = None,
+    device: options.Device = None,
+    method: options.Method = None,
+    strength: options.Strength = None,
+    contrast: options.Contrast = None,
+    tower: options.Tower = "image",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AUDIT",
+            help="accuracy, tune, tagging, retrieval, paraphrase, recover, relearn, leak, "
+            "relevance, drift or calibration; repeat. Default: all.",
+            rich_help_panel=options.HOW,
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Audit a projector that another model made.",
+            rich_help_panel=options.HOW,
+        ),
+    ] = False,
+    save_features: options.SaveFeatures = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=options.OUTPUT),
+    ] = Path("clipproj-audit"),
+    as_json: options.Json = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Measure what an edit did and what it did not: eleven audits, each with a page.
+
+    The edit is applied to features; the model itself stays as it is. Writes audit.html and
+    audit.json.
+    """
+    from clipproj.cli.request import Request
+
+    request = Request(
+        names=names or (),
+        model=model,
+        pretrained=pretrained,
+        images=images,
+        keep=keep or (),
+        method=method,
+        strength=strength,
+        contrast=contrast,
+        templates=template or (),
+        synonyms=options.synonyms("audit", synonym),
+        projector=projector,
+        tower=tower,
+        out=out,
+        force=force,
+        device=options.device_or_default(device),
+        command="audit",
+    )
+    with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
+        source, edit, findings = run(request, features, only, seed, save_features, progress)
+    with terminal.printing():
+        if as_json:
+            print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
+        else:
+            _show(findings, out)
+
+
+def run(
+    request: Request,
+    features: Path | None = None,
+    only: list[str] | None = None,
+    seed: int = 0,
+    save_features: Path | None = None,
+    progress: Any = None,
+) -> tuple[Source, Projector, list[Finding]]:
+    """The command without a terminal. Raises as `erase` and `suite.audit` do."""
+    from dataclasses import replace
+
+    from clipproj.audit import suite
+    from clipproj.audit.journal import Journal
+    from clipproj.audit.pages import write_pages
+    from clipproj.cli import request as asked
+    from clipproj.cli import subject
+    from clipproj.methods import defaults
+    from clipproj.projector import load
+
+    say = progress or (lambda *_: None)
+    # other words attack the edit here, they are not forgotten with the class
+    synonyms, plain = request.synonyms, replace(request, synonyms={})
+    asked.check(plain)
+    suite.check_keys(only)
+    saved = None if request.projector is None else load(request.projector)
+    if saved is not None and request.strength is not None:
+        saved = saved.scaled(request.strength)
+    source = subject.load(
+        "audit",
+        model=request.model,
+        pretrained=request.pretrained,
+        images=request.images,
+        features=features,
+        templates=request.templates,
+        device=request.device,
+        say=say,
+    )
+    classes = source.samples.classes
+    names = asked.resolve(plain, saved, source.classes)
+    if saved is None:
+        edit = defaults.make(
+            classes.select(names.forget),
+            classes.select(names.keep),
+            request.method,
+            contrast=request.contrast,
+            strength=request.strength,
+            closed=True,
+            side=request.tower,
+        )
+    else:
+        edit = saved
+        _check_same_space(edit, classes.head_hash, request.force)
+    if save_features is not None:
+        source.samples.save(save_features)
+    loaded = source.loaded
+    findings = suite.audit(
+        suite.Subject(
+            samples=source.samples,
+            projector=edit,
+            forget=names.forget,
+            model=loaded and loaded.model,
+            preprocess=loaded and loaded.preprocess,
+            embed=loaded and subject.prompt_embedder(loaded),
+            synonyms=synonyms,
+            seed=seed,
+        ),
+        only,
+        journal=Journal(_folder(request.out) / "audits.jsonl"),
+        progress=lambda done, total: say("audits", done, total),
+    )
+    facts = source.about | {
+        "method": edit.provenance.get("method", "projector"),
+        "rank": f"{edit.rank} of {edit.dim}",
+        "strength": f"{float(edit.strength):g}",
+    }
+    from clipproj.audit.wording import listed
+    from clipproj.files import atomic
+
+    write_pages(
+        request.out / "audit.html",
+        [finding.page for finding in findings],
+        title=f"Erasing {listed(names.forget)}: the audits",
+        eyebrow="clipproj audit",
+        facts=facts,
+    )
+    with atomic(request.out / "audit.json") as part:
+        part.write_text(json.dumps(_as_dict(source, edit, findings), indent=2), encoding="utf-8")
+    return source, edit, findings
+
+
+def _folder(out: Path) -> Path:
+    """The folder to write to, made now: not after an hour of measuring."""
+    if not str(out).strip():
+        raise ValueError(f"audit: out must be a folder, got {str(out)!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _check_same_space(edit: Projector, head_hash: str | None, force: bool) -> None:
+    made = edit.provenance.get("head_hash")
+    if not force and None not in (made, head_hash) and made != head_hash:
+        raise ValueError(
+            "audit: projector must come from the model that is audited, got one of "
+            f"{edit.provenance.get('model', 'another')} with head {made[:12]}, not "
+            f"{head_hash[:12]}; force=True audits it all the same"
+        )
+
+
+def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[str, Any]:
+    return {
+        "source": source.about,
+        "projector": edit.content_hash(),
+        "method": edit.provenance.get("method"),
+        "parameters": edit.provenance.get("parameters"),
+        "rank": edit.rank,
+        "strength": round(float(edit.strength), 6),
+        "audits": {
+            f.key: {"title": f.page.title, "lead": f.page.lead, "numbers": f.numbers}
+            for f in findings
+        },
+    }
+
+
+def _show(findings: list[Finding], out: Path) -> None:
+    screen = terminal.console()
+    for finding in findings:
+        screen.print(Text(finding.page.title, style="bold"))
+        screen.print(Text(finding.page.lead, style="yellow" if finding.skipped else ""))
+        screen.print()
+    screen.print(Text(f"written to {out}: audit.html, audit.json"))

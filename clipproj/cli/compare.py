@@ -1,0 +1,365 @@
+"""`clipproj compare`: every method on every class, on the same pictures."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from clipproj.cli import options, terminal
+
+if TYPE_CHECKING:
+    from clipproj.audit.journal import Journal
+    from clipproj.audit.page import Page
+    from clipproj.audit.samples import Samples
+    from clipproj.audit.standings import Standings
+    from clipproj.audit.task import Contender
+    from clipproj.cli.erase import Progress
+    from clipproj.cli.subject import Source
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  clipproj compare
+
+  clipproj compare cat dog --method "nullspace, hull" --method ccup
+
+  clipproj compare --also benchmarks/methods --count 10
+
+  clipproj compare --model RN50 --pretrained openai --protocol lip --images datasets/
+
+[bold]What it measures[/bold]
+
+  Each class is erased alone by each method: what is forgotten, what the others and the nearest
+  keep, what probes still find, search, prompts. docs/methods.md says what each means.
+
+  An interrupted run goes on where it was. Methods that learn from pictures are measured on others.
+"""
+
+
+def compare(
+    names: options.Names = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD",
+            help="A method by its name in the table; repeat. Default: all.",
+            rich_help_panel=options.HOW,
+        ),
+    ] = None,
+    also: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Python with more methods (METHODS, a dict of make(task)). It is run.",
+            rich_help_panel=options.HOW,
+        ),
+    ] = None,
+    count: Annotated[
+        int,
+        typer.Option(
+            help="How many classes where none is named: of those that the model knows, spread "
+            "evenly. 0: all.",
+            rich_help_panel=options.WHAT,
+        ),
+    ] = 12,
+    template: options.Template = None,
+    model: options.Model = None,
+    pretrained: options.Pretrained = None,
+    images: options.Images = None,
+    features: options.Features = None,
+    elsewhere: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Pictures of other classes that must not suffer; repeat.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="lip",
+            help="Lip's data sets, classes, templates and score; images holds the data sets.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    save_features: options.SaveFeatures = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=options.OUTPUT),
+    ] = Path("clipproj-compare"),
+    as_json: options.Json = False,
+    traceback: options.Traceback = False,
+) -> None:
+    """Compare methods of forgetting on the same pictures, side by side.
+
+    Writes compare.html and compare.json.
+    """
+    wanted = Wanted(
+        names=tuple(names or ()),
+        methods=method,
+        also=also,
+        count=count or None,
+        templates=tuple(template or ()),
+        model=model,
+        pretrained=pretrained,
+        images=images,
+        features=features,
+        elsewhere=_pairs(elsewhere or ()),
+        protocol=protocol,
+        device=options.device_or_default(device),
+        seed=seed,
+        save_features=save_features,
+        out=out,
+    )
+    with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
+        contests = run(wanted, progress)
+    with terminal.printing():
+        if as_json:
+            print(json.dumps(_as_dict(contests) | {"notes": notes}, indent=2))
+            return
+        from clipproj.audit.pages import printed
+
+        screen = terminal.console()
+        for contest in contests:
+            screen.print(printed(contest.standings.main(), contest.title))
+            for page in contest.more:
+                for table in page.tables:
+                    screen.print(printed(table, page.title))
+        screen.print(Text(f"written to {out}: compare.html, compare.json"))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to compare, on what, and where to write it."""
+
+    names: tuple[str, ...] = ()
+    methods: Sequence[str] | None = None
+    also: Path | None = None
+    count: int | None = 12
+    templates: tuple[str, ...] = ()
+    model: str | None = None
+    pretrained: str | None = None
+    images: Path | None = None
+    features: Path | None = None
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    protocol: str | None = None
+    device: str = "cpu"
+    seed: int = 0
+    save_features: Path | None = None
+    out: Path = Path("clipproj-compare")
+
+
+@dataclass(frozen=True)
+class Contested:
+    """One data set's contest, and pages of it that the standings do not have."""
+
+    title: str
+    about: dict[str, str]
+    standings: Standings
+    more: tuple[Page, ...] = ()
+
+
+def run(wanted: Wanted, progress: Progress | None = None) -> list[Contested]:
+    """The command without a terminal.
+
+    Raises:
+        ValueError: for options that exclude each other, unknown names, classes that no picture
+            shows; ImportError, RuntimeError, OSError: as for `erase`.
+    """
+    from clipproj.audit.contenders import chosen
+    from clipproj.audit.journal import Journal
+    from clipproj.audit.pages import write_pages
+    from clipproj.files import atomic
+
+    say = progress or (lambda *_: None)
+    contenders = chosen(wanted.methods, wanted.also)
+    _check(wanted)
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(wanted.out / "cells.jsonl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a method says of one class, it says of each
+        if wanted.protocol is None:
+            contests = [_own(wanted, contenders, journal, say)]
+        else:
+            contests = _lip(wanted, contenders, journal, say)
+    pages = [page for one in contests for page in (*one.standings.pages(), *one.more)]
+    if len(contests) > 1:  # a key is an anchor, of which a file has one
+        pages = [
+            replace(page, key=f"{i}-{page.key}", title=f"{one.title}: {page.title}")
+            for i, one in enumerate(contests)
+            for page in (*one.standings.pages(), *one.more)
+        ]
+    write_pages(
+        wanted.out / "compare.html",
+        pages,
+        title="Methods of forgetting, compared",
+        eyebrow="clipproj compare",
+        facts=contests[0].about,
+    )
+    with atomic(wanted.out / "compare.json") as part:
+        part.write_text(json.dumps(_as_dict(contests), indent=2), encoding="utf-8")
+    return contests
+
+
+def _check(wanted: Wanted) -> None:
+    if not str(wanted.out).strip():
+        raise ValueError(f"compare: out must be a folder, got {str(wanted.out)!r}")
+    if wanted.protocol not in (None, "lip"):
+        raise ValueError(f"compare: protocol must be lip, got {wanted.protocol!r}")
+    if wanted.protocol:
+        if wanted.images is None:
+            raise ValueError("compare: images must be the folder of the data sets with a protocol")
+        for option, value in (
+            ("names", wanted.names), ("features", wanted.features),
+            ("elsewhere", wanted.elsewhere), ("template", wanted.templates),
+            ("save-features", wanted.save_features),
+        ):  # fmt: skip
+            if value:
+                raise ValueError(f"compare: {option} must be left out with a protocol, got {value}")
+    if wanted.count is not None and wanted.count < 1:
+        raise ValueError(f"compare: count must be at least 1, got {wanted.count}")
+
+
+def _own(
+    wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
+) -> Contested:
+    """The pictures of one folder, or features of a file."""
+    from clipproj.cli import request, subject
+
+    of = partial(subject.load, "compare", device=wanted.device, templates=wanted.templates, say=say)
+    source = of(
+        model=wanted.model, pretrained=wanted.pretrained, images=wanted.images,
+        features=wanted.features,
+    )  # fmt: skip
+    if wanted.save_features is not None:
+        source.samples.save(wanted.save_features)
+    if source.loaded is None and wanted.elsewhere:
+        raise ValueError("compare: elsewhere must come with a model, got features from a file")
+    others = {
+        name: of(
+            model=wanted.model, pretrained=wanted.pretrained, images=folder, features=None,
+            loaded=source.loaded,
+        ).samples
+        for name, folder in wanted.elsewhere.items()
+    }  # fmt: skip
+    forget = _known(source.samples, wanted.count)
+    if wanted.names:
+        asked = request.Request(names=wanted.names, command="compare", device=wanted.device)
+        request.check(asked)
+        forget = request.resolve(asked, None, source.classes).forget
+    return _contest("Methods compared", source, others, contenders, forget, wanted, journal, say)
+
+
+def _lip(
+    wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
+) -> list[Contested]:
+    """The data sets of Lip's protocol that are there."""
+    from clipproj.audit import lip_protocol as lip
+    from clipproj.cli import subject
+
+    folders = lip.find_datasets(wanted.images)
+    if not folders:
+        raise ValueError(
+            f"compare: images must hold {', '.join(lip.DATASETS)} with protocol lip, got none in "
+            f"{wanted.images}"
+        )
+    sources: dict[str, Source] = {}
+    for name, folder in folders.items():
+        first = next(iter(sources.values()), None)
+        sources[name] = subject.load(
+            "compare",
+            model=wanted.model,
+            pretrained=wanted.pretrained,
+            images=folder,
+            features=None,
+            templates=lip.DATASETS[name].templates,
+            device=wanted.device,
+            say=say,
+            loaded=first and first.loaded,
+            named=lip.class_name,
+        )
+    contests = []
+    for name, source in sources.items():
+        data = lip.DATASETS[name]
+        others = {other: s.samples for other, s in sources.items() if other != name}
+        forget = data.find(source.samples.names)
+        one = _contest(data.title, source, others, contenders, forget, wanted, journal, say)
+        contests.append(replace(one, more=(lip.page(data, one.standings.results),)))
+    return contests
+
+
+def _contest(
+    title: str,
+    source: Source,
+    others: Mapping[str, Samples],
+    contenders: Mapping[str, Contender],
+    forget: Sequence[str],
+    wanted: Wanted,
+    journal: Journal,
+    say: Progress,
+) -> Contested:
+    from clipproj.audit import contest
+    from clipproj.audit.standings import Standings
+    from clipproj.cli.subject import prompt_rows
+    from clipproj.methods import empty_text
+
+    empty, prompts = None, {}
+    if source.loaded is not None:
+        empty = empty_text(source.loaded.model, source.loaded.tokenizer)[0].float().cpu()
+        prompts = prompt_rows(source.loaded, forget, source.samples.classes.templates, say)
+    results = contest.run(
+        contest.Field(source.samples, others, empty, prompts),
+        contenders,
+        forget,
+        journal=journal,
+        seed=wanted.seed,
+        progress=lambda done, total: say(f"{title}"[:16], done, total),
+    )
+    about = {contest.BASE: "the model as it is"}
+    about |= {name: contender.about for name, contender in contenders.items()}
+    return Contested(title, source.about, Standings.of(results, about))
+
+
+def _known(samples: Samples, count: int | None) -> tuple[str, ...]:
+    from clipproj.audit.contest import known_classes
+
+    return known_classes(samples, count)
+
+
+def _as_dict(contests: Sequence[Contested]) -> dict[str, Any]:
+    from clipproj.audit.page import as_json
+    from clipproj.audit.stats import plain
+
+    return {
+        one.title: {
+            "source": one.about,
+            "forget": one.standings.forget,
+            "methods": plain({s.name: s for s in one.standings.standings}),
+            "cells": one.standings.results,
+            "pages": [as_json(page) for page in one.more],
+        }
+        for one in contests
+    }
+
+
+def _pairs(given: Sequence[str]) -> dict[str, Path]:
+    pairs: dict[str, Path] = {}
+    for pair in given:
+        name, equals, folder = (part.strip() for part in pair.partition("="))
+        if not (name and equals and folder):
+            raise ValueError(f"compare: elsewhere must be NAME=FOLDER, got {pair!r}")
+        if name in pairs:
+            raise ValueError(f"compare: elsewhere must have distinct names, got {name!r} twice")
+        pairs[name] = Path(folder)
+    return pairs

@@ -1,0 +1,113 @@
+"""Options that several commands take, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Classes to forget.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A prompt with one {}; repeat. Default: OpenAI's 80, 7 with generic names.",
+        rich_help_panel=WHAT,
+    ),
+]
+Synonym = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=OTHER", help="Another word for NAME; repeat.", rich_help_panel=WHAT),
+]
+Projector = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="A saved projector instead of making one.", rich_help_panel=WHAT
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="An open_clip architecture, a folder with open_clip_config.json, or "
+        "hf-hub:ORG/REPO. Default: the embedded model.",
+        rich_help_panel=MODEL,
+    ),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the architecture: a tag of open_clip, or a file.", rich_help_panel=MODEL
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Pictures to measure on, a folder for each class.",
+        rich_help_panel=MODEL,
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Features that --save-features wrote, instead of a model and pictures.",
+        rich_help_panel=MODEL,
+    ),
+]
+SaveFeatures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Also write the features and class texts.", rich_help_panel=OUTPUT
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Default: cuda where there is one.", rich_help_panel=MODEL)
+]
+Method = Annotated[
+    str | None,
+    typer.Option(metavar="nullspace|ccup", help="Default: nullspace.", rich_help_panel=HOW),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="0 nothing, 1 projects, 2 reflects. Default: 1.5 for mean contrast, else 1.",
+        rich_help_panel=HOW,
+    ),
+]
+Contrast = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|span|hull|mean|auto",
+        help="nullspace: what the names are told apart from. Default: span(keep) up to 16 "
+        "names, beyond hull(keep), or mean(keep) where it is the generic list.",
+        rich_help_panel=HOW,
+    ),
+]
+Tower = Annotated[
+    str,
+    typer.Option(metavar="image|text", help="The tower whose head is edited.", rich_help_panel=HOW),
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=HOW)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
+
+
+def device_or_default(device: str | None) -> str:
+    """The device asked for, else cuda where there is one."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synonyms(command: str, pairs: list[str] | None) -> dict[str, list[str]]:
+    """Other words by name, from NAME=OTHER. ValueError, in the name of `command`, for another form."""
+    words: dict[str, list[str]] = {}
+    for pair in pairs or ():
+        name, equals, other = (part.strip() for part in pair.partition("="))
+        if not (name and equals and other):
+            raise ValueError(f"{command}: synonym must be NAME=OTHER, got {pair!r}")
+        words.setdefault(name, []).append(other)
+    return words

@@ -1,0 +1,123 @@
+"""What `audit` and `compare` measure on: a model's pictures, or features from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.pictures import Pictures, load_pictures
+from clipproj.audit.samples import Samples, logit_scale
+from clipproj.checkpoint import Loaded, load_model
+from clipproj.cli.erase import Progress, class_texts, picture_features
+from clipproj.encoder import encode, evaluating
+from clipproj.methods import prompts
+from clipproj.text import Embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Unedited samples, with the model where there is one.
+
+    Attributes:
+        samples: pictures and the texts of all their classes.
+        loaded: None for features from a file.
+        about: what they come from, for the report.
+    """
+
+    samples: Samples
+    loaded: Loaded | None
+    about: dict[str, str]
+
+    @property
+    def classes(self) -> Pictures:
+        """The classes as `request.resolve` asks for them."""
+        return Pictures((), torch.empty(0, dtype=torch.int64), self.samples.names)
+
+
+def load(
+    command: str,
+    *,
+    model: str | None,
+    pretrained: str | None,
+    images: Path | None,
+    features: Path | None,
+    templates: Sequence[str],
+    device: str,
+    say: Progress,
+    loaded: Loaded | None = None,
+    named: Callable[[str], str] | None = None,
+) -> Source:
+    """Samples of the pictures under the model, or of a file that `Samples.save` wrote.
+
+    Args:
+        loaded: the model, where it has been loaded before.
+        named: the class name of a picture folder's name; None: the same.
+
+    Raises:
+        ValueError: for options that exclude each other, no pictures, and as `load_pictures`,
+            `embed_classes` and `Samples`; FileNotFoundError, RuntimeError: as `Samples.load` and
+            `load_model`.
+    """
+    if features is not None:
+        for option, value in (
+            ("model", model), ("pretrained", pretrained), ("images", images),
+            ("template", templates or None),
+        ):  # fmt: skip
+            if value is not None:
+                raise ValueError(f"{command}: {option} must be left out with features, got {value}")
+        samples = Samples.load(features)
+        return Source(samples, None, _about(samples, samples.classes.model, str(features)))
+    if images is None:
+        if model is not None:
+            raise ValueError(f"{command}: images must be a folder of class folders, got none")
+        from clipproj import demo
+
+        images = demo.pictures_dir()
+    pictures = load_pictures(images)
+    if named is not None:
+        pictures = replace(pictures, classes=tuple(map(named, pictures.classes)))
+    if loaded is None:
+        say("model", 0, 1)
+        loaded = load_model(model, pretrained, device)
+        say("model", 1, 1)
+    classes = class_texts(loaded, pictures.classes, templates or None, "texts", say)
+    rows = picture_features(loaded, pictures, "pictures", say)
+    samples = Samples.of_pictures(rows, pictures, classes, scale=logit_scale(loaded.model))
+    return Source(samples, loaded, _about(samples, loaded.name, str(images)))
+
+
+def prompt_embedder(loaded: Loaded) -> Callable[[Sequence[str]], Tensor]:
+    """From prompts to the model's text features [m, d] on the CPU, 256 at a time."""
+    device = next(loaded.model.parameters()).device
+
+    def embed(prompts: Sequence[str]) -> Tensor:
+        rows = []
+        with evaluating(loaded.model), torch.inference_mode(False), torch.no_grad():
+            for start in range(0, len(prompts), 256):
+                some = list(prompts[start : start + 256])
+                rows.append(encode(loaded.model, loaded.tokenizer, some, device).float().cpu())
+        return torch.cat(rows)
+
+    return embed
+
+
+def prompt_rows(
+    loaded: Loaded, names: Sequence[str], templates: Sequence[str], say: Progress
+) -> dict[str, Embeddings]:
+    """By name, a unit row for each prompt of it, one a template."""
+    by_name = {name: prompts([name], templates) for name in names}
+    everything = list(dict.fromkeys(one for some in by_name.values() for one in some))
+    rows = class_texts(loaded, everything, ["{}"], "prompts", say)
+    return {name: rows.select(some) for name, some in by_name.items()}
+
+
+def _about(samples: Samples, model: str, source: str) -> dict[str, str]:
+    return {
+        "model": model,
+        "pictures": f"{len(samples)} from {Path(source).name}",
+        "classes": str(len(samples.names)),
+    }
