@@ -100,18 +100,22 @@ def test_one_tower_changes_scores_both_do_not():
     torch.testing.assert_close(p(z) @ t.T, z @ p.T(t).T, atol=1e-6, rtol=0)
 
 
-def test_a_text_turns_into_its_target():
-    f, t = cone(3, seed=3), cone(3, seed=7)
-    p = rotate(f[:1], t[:1], angle=90, contrast="none")
+def orthonormal(rows):
+    left, _, right = torch.linalg.svd(rows, full_matrices=False)
+    return left @ right
+
+
+def test_texts_turn_into_their_targets_in_order():
+    f, t, k = cone(3, seed=3), cone(3, seed=7), cone(40, seed=5)
+    for contrast, own, neutral in (("none", f, t), ("mean", f - k.mean(0), t - k.mean(0))):
+        p = rotate(f, t, k, angle=90, contrast=contrast)
+        a = orthonormal(own)
+        b = orthonormal(neutral - neutral @ a.T @ a)
+        torch.testing.assert_close(p.T(a), b, atol=1e-6, rtol=0)
+        assert p.provenance["parameters"]["target"] == {"kind": "given", "rows": 3}
+    one = rotate(f[:1], t[:1], k, angle=90, contrast="none").T(f[:1])
     want = F.normalize(t[:1] - (t[:1] @ f[:1].T) * f[:1])
-    torch.testing.assert_close(p.T(f[:1]), want, atol=1e-6, rtol=0)
-    # several: each towards its own, in the same order
-    a = torch.linalg.qr(cone(6).T)[0].T
-    p = rotate(a[:3], a[3:], angle=90, contrast="none")
-    torch.testing.assert_close(p.T(a[:3]), a[3:], atol=1e-6, rtol=0)
-    p = rotate(f, t, cone(40, seed=5), angle=180)
-    assert p.provenance["parameters"]["target"] == {"kind": "given", "rows": 3}
-    assert p.provenance["parameters"]["contrast"] == "mean"
+    torch.testing.assert_close(one, want, atol=1e-6, rtol=0)
 
 
 def test_doubles_turn_once(tmp_path):
