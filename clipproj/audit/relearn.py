@@ -98,6 +98,11 @@ class RelearnResult:
         if many is not few:
             after, before = percent(_best(many.after)), percent(_best(many.before))
             out += f", one of {many.shots} {after} ({before})"
+        if self.lowered_after >= 0.5 * self.lowered_before > 0:
+            out += (
+                f". By its text alone, once it may take {percent(PRICE)} of all other pictures, "
+                f"{percent(self.lowered_after)} are named rightly"
+            )
         back = [s for s in told if s.trained.reached >= 0.5]
         if back:
             one = back[0]
@@ -191,9 +196,9 @@ def relearn(
     """Bring a forgotten class back with a few labelled pictures of it, in two ways.
 
     A prototype is the mean of the labelled pictures' unit features (as Tip-Adapter, arXiv
-    2111.03930, without its training), its cosines scaled as those
-    with texts are and shifted until the class takes 1 % of the pictures of other classes: a price
-    that is the same before and after the edit.
+    2111.03930, without its training), its cosines scaled as those with texts are and shifted until
+    the class takes 1 % of the pictures of other classes: a price that is the same before and after
+    the edit. The text alone at that price is told beside it, for an edit may only have lowered it.
 
     An adapter is a matrix A, the identity at first, on the features: full-batch gradient descent on
     the cross entropy of the labelled pictures, each step 0.02 long in the Frobenius norm of A, so
