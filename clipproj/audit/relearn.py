@@ -205,7 +205,7 @@ def relearn(
     that steps mean the same for every width. It starts where the edit left it; the control says
     what teaching an unknown name takes.
 
-    About 3 seconds for 679 pictures of 128 numbers and one class, on one core.
+    About 1 to 3 seconds for 679 pictures of 128 numbers and one class, on one core.
 
     Args:
         samples: pictures before the edit.

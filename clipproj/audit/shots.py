@@ -124,7 +124,7 @@ def train(
         return Training(share([]), mean([]), mean([]))
     z, t = view.features.double(), view.texts.double()
     rows = torch.stack([torch.cat(list(one.values())) for one in drawn])  # [r, m]
-    targets, shots = view.labels[rows], z[rows]
+    wanted, shots = F.one_hot(view.labels[rows], len(t)).double(), z[rows]
     gram = shots @ shots.mT
     moved = torch.zeros_like(shots)
     asked = torch.cat(list(held)).unique()
@@ -149,10 +149,12 @@ def train(
         active = possible & (taken < 0)
         if not active.any():
             break
-        adapted = (shots + gram @ moved).requires_grad_()
-        logits = view.scale * F.normalize(adapted, dim=-1) @ t.T
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        (slope,) = torch.autograd.grad(loss, adapted)
+        adapted = shots + gram @ moved
+        size = torch.linalg.vector_norm(adapted, dim=-1, keepdim=True).clamp_min(1e-12)
+        unit = adapted / size
+        error = torch.softmax(view.scale * unit @ t.T, dim=-1) - wanted
+        slope = error @ t
+        slope = (slope - (slope * unit).sum(dim=-1, keepdim=True) * unit) / size  # through unit()
         length = (gram * (slope @ slope.mT)).sum(dim=(1, 2)).clamp_min(1e-60).sqrt()
         moved = moved - STEP * active[:, None, None] * slope / length[:, None, None]
     reached = taken >= 0
