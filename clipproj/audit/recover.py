@@ -21,7 +21,7 @@ from clipproj.audit.wording import count, listed, percent
 PROBES = ("ridge", "ranpac", "mean")
 _TITLES = {
     "ridge": "linear probe (ridge)",
-    "ranpac": "RanPAC (random features)",
+    "ranpac": "RanPAC probe (random features)",
     "mean": "nearest class mean",
 }
 
