@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipproj.audit.probe import FOLDS, folds, probe_recall, ridge_answers, unmeasurable
+from clipproj.audit.probe import (
+    FOLDS,
+    folds,
+    mean_answers,
+    probe_recall,
+    ridge_answers,
+    unmeasurable,
+)
 from clipproj.projector import Projector
 
 
@@ -23,6 +30,7 @@ def test_probe_is_near_chance_on_noise_and_does_not_see_what_it_is_tested_on() -
     labels = torch.arange(4).repeat(100)
     features = torch.randn(400, 300)  # wide enough to memorise
     assert probe_recall(features, labels, torch.tensor([1])) < 0.45
+    assert (mean_answers(features, labels)[0] == labels).double().mean() < 0.45
 
 
 def test_probe_sees_through_a_projection_of_one_direction() -> None:

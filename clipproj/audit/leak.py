@@ -92,19 +92,19 @@ class LeakResult:
             )
         found = f"from {percent(none)} without a memory to {percent(leak)} with an unedited one"
         if leak > none:
-            verdict = f"An unedited retrieval memory brings {names} back: accuracy goes {found}"
+            verdict = f"An unedited retrieval memory leaks {names}: accuracy goes {found}"
         else:
             verdict = (
-                f"At this weight an unedited retrieval memory does not bring {names} back: "
-                f"accuracy goes {found}"
+                f"At this weight an unedited retrieval memory does not leak {names}: accuracy "
+                f"goes {found}"
             )
             worst = max(self.curve, key=lambda point: point.unedited)
             if worst.unedited > none:
                 verdict += f", but to {percent(worst.unedited)} at weight {worst.gamma:g}"
         return (
-            f"{verdict} ({percent(self.before_memory.forget)} before the edit). Passing the memory "
-            f"through the edit leaves {percent(self.edited.forget)}, purging it of the class "
-            f"{percent(self.purged.forget)}."
+            f"{verdict} ({percent(self.before_memory.forget)} with it before the edit). Passing "
+            f"the memory through the edit gives {percent(self.edited.forget)}, purging it of the "
+            f"class {percent(self.purged.forget)}."
         )
 
     def page(self) -> Page:

@@ -21,7 +21,7 @@ from clipproj.audit.wording import count, listed, percent
 PROBES = ("ridge", "ranpac", "mean")
 _TITLES = {
     "ridge": "linear probe (ridge)",
-    "ranpac": "RanPAC (random features)",
+    "ranpac": "RanPAC probe (random features)",
     "mean": "nearest class mean",
 }
 
@@ -179,9 +179,9 @@ def recover(
     the owner of a probe can do to forget exactly. Old probes that fail prove little: at any
     strength but 1 a symmetric edit is a change of coordinates, which whoever knows it undoes.
 
-    Cost: RanPAC takes about 2 n width^2 + 10 width^3 operations in float64 for each of two sets of
-    features, which is nearly all of it; 679 pictures of 128 numbers take about 3 seconds on one
-    core. With `probes=("ridge", "mean")` it is 4 n d^2, some hundredths of a second.
+    Cost: RanPAC takes about 6 n width^2 + 6 width^3 operations in float64 for each of two sets of
+    features, which is nearly all of it: 1 to 3 seconds for 679 pictures of 128 numbers on one core.
+    With `probes=("ridge", "mean")` it is 4 n d^2, some hundredths of a second.
 
     Args:
         samples: pictures before the edit.

@@ -15,6 +15,7 @@ from clipproj.audit.stats import Measured, mean, share
 
 STEP = 0.02  # length of a step of the adapter, in the Frobenius norm
 BACK = 0.9  # share of the original accuracy that counts as back
+PRICE = 0.01  # share of all other pictures that a prototype may take
 _MOST_OTHERS = 5000  # pictures of other classes that an adapter is asked about, at most
 
 
@@ -52,10 +53,10 @@ class Training:
 class View:
     """Unit features and texts, and what the texts of the kept classes say of each picture.
 
-    Pictures are nearer to pictures than to texts, so cosines with a prototype are shifted and
-    scaled to what the kept texts have, over the pictures of kept classes: mean and spread of the
-    cosines with texts that do not win. No label of a picture is used for that but "none of the
-    forgotten". It takes two kept classes.
+    Pictures are nearer to pictures than to texts, so cosines with a prototype are scaled to the
+    spread of those with texts that do not win, and shifted until the class takes 1 % of the
+    pictures of kept classes: what whoever has pictures without labels can do, at a fixed price. It
+    takes two kept classes.
     """
 
     def __init__(self, samples: Samples, wanted: Tensor) -> None:
@@ -70,7 +71,6 @@ class View:
         best, answer = cosines.max(dim=1)
         self.best, self.answer = best, rows[answer]
         lost = cosines.double().scatter(1, answer[:, None], math.nan)[self.others]
-        self.mean = lost.nanmean()
         self.spread = (lost - lost.nanmean(dim=0)).square().nanmean(dim=0).sqrt().nanmean()
 
     def prototype(self, rows: dict[int, Tensor], text: float) -> Tensor:
@@ -79,10 +79,9 @@ class View:
         for i, label in enumerate(self.wanted.tolist()):
             if label in rows:
                 raw = self.features @ self.features[rows[label]].mean(dim=0)
-                pool = raw[self.others].double()
-                spread = pool.std(correction=0).clamp_min(1e-12)
-                own = self.mean + self.spread * (raw - pool.mean()) / spread
-                columns[:, i] = text * columns[:, i] + (1 - text) * own.float()
+                scale = self.spread / raw[self.others].double().std(correction=0).clamp_min(1e-12)
+                mixed = text * columns[:, i] + (1 - text) * scale.float() * raw
+                columns[:, i] = mixed - (mixed - self.best)[self.others].quantile(1 - PRICE)
         best, answer = columns.max(dim=1)
         return torch.where(best > self.best, self.wanted[answer], self.answer) == self.labels
 
@@ -125,7 +124,7 @@ def train(
         return Training(share([]), mean([]), mean([]))
     z, t = view.features.double(), view.texts.double()
     rows = torch.stack([torch.cat(list(one.values())) for one in drawn])  # [r, m]
-    targets, shots = view.labels[rows], z[rows]
+    wanted, shots = F.one_hot(view.labels[rows], len(t)).double(), z[rows]
     gram = shots @ shots.mT
     moved = torch.zeros_like(shots)
     asked = torch.cat(list(held)).unique()
@@ -150,10 +149,12 @@ def train(
         active = possible & (taken < 0)
         if not active.any():
             break
-        adapted = (shots + gram @ moved).requires_grad_()
-        logits = view.scale * F.normalize(adapted, dim=-1) @ t.T
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        (slope,) = torch.autograd.grad(loss, adapted)
+        adapted = shots + gram @ moved
+        size = torch.linalg.vector_norm(adapted, dim=-1, keepdim=True).clamp_min(1e-12)
+        unit = adapted / size
+        error = torch.softmax(view.scale * unit @ t.T, dim=-1) - wanted
+        slope = error @ t
+        slope = (slope - (slope * unit).sum(dim=-1, keepdim=True) * unit) / size  # through unit()
         length = (gram * (slope @ slope.mT)).sum(dim=(1, 2)).clamp_min(1e-60).sqrt()
         moved = moved - STEP * active[:, None, None] * slope / length[:, None, None]
     reached = taken >= 0
