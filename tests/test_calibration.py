@@ -84,6 +84,16 @@ def test_a_calibrated_model_has_the_error_that_chance_gives_and_a_sharpened_one_
     assert fair.error.n == fair.expected_error.n == 4000
 
 
+def test_the_error_of_chance_is_of_pictures_in_bins_by_confidence() -> None:
+    # every other picture knows nothing (1/8), the rest are sure: their bin cannot err
+    features = torch.zeros(800, 8)
+    features[::2, 0] = 1
+    chance = calibration(samples_of(features, [0] * 800, 100.0), same, ["cat"], bins=2).before
+    sigma = math.sqrt(1 / 8 * 7 / 8 / 400)
+    want = math.sqrt(2 / math.pi) * sigma / 2  # mean of |normal|, of half of the pictures
+    assert float(chance.expected_error) == pytest.approx(want, rel=0.15)
+
+
 def test_scale_is_that_of_the_samples() -> None:
     features = torch.eye(8)[[0, 1, 2]]
     for scale in (1.0, 100.0):
@@ -116,12 +126,16 @@ def test_what_forgotten_pictures_are_answered_as_and_how_surely() -> None:
 
 
 def test_texts_keep_the_length_that_an_edit_leaves_them_only_when_asked() -> None:
-    samples = samples_of(torch.eye(8)[[2, 0]], [2, 0], scale=10.0)
+    features = torch.eye(8)[[2, 0]]
+    features[1, 2] = 0.75  # an ant, by 0.8 and 0.6 of cat
+    samples = samples_of(features, [2, 0], scale=10.0)
     edit = Projector(torch.eye(8)[2:3], strength=0.9, side="text")
     assert float(calibration(samples, edit, ["cat"]).forgotten_after.own) > 0.99
     short = calibration(samples, edit, ["cat"], renormalize=False)
     want = math.exp(1) / (math.exp(1) + 7)
     assert float(short.forgotten_after.own) == pytest.approx(want, abs=1e-6)
+    ant = math.exp(8) / (math.exp(8) + math.exp(0.6) + 6)
+    assert float(short.after.confidence) == pytest.approx(ant, abs=1e-6)
 
 
 def test_one_picture_no_picture_and_bins_out_of_range() -> None:

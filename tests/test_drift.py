@@ -55,6 +55,7 @@ def test_cka_does_not_see_rotation_scale_and_shift_and_is_unbiased() -> None:
     x = torch.randn(50, 200, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(200, 200, dtype=torch.float64)).Q
     assert linear_cka(x, 3 * x @ turn + 7) == pytest.approx(1, abs=1e-9)
+    assert linear_cka(x, 3 * x @ turn + 1e7) == pytest.approx(1, abs=1e-6)
     unrelated = torch.randn(50, 200, dtype=torch.float64)
     assert abs(linear_cka(x, unrelated)) < 0.1  # the plain one says 0.8 of these
 

@@ -53,6 +53,10 @@ def test_best_threshold_by_hand() -> None:
     hits = torch.tensor([True, True, False, True, False])
     # at 0.8: 4/5; at 0.5: 6/7, the best; halfway to what lies below
     assert best_threshold(scores, hits) == pytest.approx((0.3, 6 / 7))
+    # 2/3 at 0.9 as at 0.7: the higher one
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5], dtype=torch.float64)
+    hits = torch.tensor([True, False, False, True, False])
+    assert best_threshold(scores, hits) == pytest.approx((0.85, 2 / 3))
     one = torch.tensor([0.4], dtype=torch.float64)
     assert best_threshold(one, torch.tensor([True])) == pytest.approx((-0.3, 1.0))
     assert all(math.isnan(x) for x in best_threshold(one, torch.tensor([False])))

@@ -137,7 +137,7 @@ class CalibrationResult:
                 f"{percent(fa.confidence)} (before {percent(fb.confidence)}), most often as "
                 f"{_answers(fa)} (before {_answers(fb)})."
             )
-            if fa.confidence > fb.confidence / 2 and fa.own < fb.own / 2:
+            if fa.confidence > fb.confidence / 2 and fa.answers[0][0] not in self.forget:
                 gone += " What the model forgot it answers as something else, hardly less sure."
         return f"{kept} {gone}"
 

@@ -73,7 +73,7 @@ class DriftResult:
             ("rows", "cosine", "length", "shortest", "longest", "CKA", "same answer %", "KL, nats"),
             rows,
             "Each compares after with before: 1, 1, 1, 1, 1, 100 % and 0 are no change. Length is "
-            f"relative. Neighbours are pictures of {listed(self.neighbours, 5)}. "
+            f"relative. Neighbours are pictures of {listed(self.neighbours, 5)}."
             if self.neighbours
             else "Each compares after with before. Length is relative.",
         )

@@ -150,7 +150,8 @@ _BY_TEXT = (
     "tower, or an index built anew. Images, as left: an index edited in place and not divided "
     "again. Texts, unit: an edited text tower behind the usual normalisation. Texts, as left: "
     "class texts edited once and used at the length they then have. The length of the text that "
-    "searches does not count, so both rows of texts are as “images, as left”, but for rounding."
+    "searches does not count, so both rows of texts are as “images, as left”, but for rounding. A "
+    "class with m pictures has a recall of at most k / m and a precision of at most m / k."
 )
 _BY_PICTURE = (
     "A picture searches all class texts. The length of the picture that searches does not count, "

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from clipproj.audit.stats import Measured, mean, share
 
-_CHUNK = 8192
+# Scores are float32 after a product in float64: equal rows score equal wherever they stand.
+_CHUNK = 8192  # pictures that search at once
+_QUERIES = 64  # texts that search at once
 
 PerK = dict[int, Measured]
 
@@ -58,11 +60,14 @@ def search(
         found[group] = {
             k: _cases(_chance(*(one[mine] for one in of_texts), k)) for k in _within(ks, len(texts))
         }
-        ranks = [
-            _ranks_of_pictures(pictures, texts[c], labels == c)
-            for c in rows.tolist()
-            if (labels == c).any()
-        ]
+        rows = rows[torch.isin(rows, labels)]
+        ranks = []
+        for some in rows.split(_QUERIES):
+            scores = (pictures @ texts[some].T).float().T.contiguous()
+            ranks += [
+                _ranks_of_pictures(of_one, labels == c)
+                for of_one, c in zip(scores, some.tolist(), strict=True)
+            ]
         recalls[group], precisions[group] = {}, {}
         for k in _within(ks, len(pictures)):
             chances = [_chance(*one, k) for one in ranks]
@@ -79,10 +84,8 @@ def _within(ks: Sequence[int], size: int) -> list[int]:
     return sorted({min(k, size) for k in ks}) if size else list(ks)
 
 
-def _ranks_of_pictures(pictures: Tensor, text: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+def _ranks_of_pictures(scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
     """For each hit how many pictures score above it, and how many as it does, itself among them."""
-    # float32 after a product in float64: pictures that are equal score equal wherever they stand
-    scores = (pictures @ text).float()
     ordered, own = scores.sort().values, scores[hits]
     upto = torch.searchsorted(ordered, own, right=True)
     return len(ordered) - upto, upto - torch.searchsorted(ordered, own)
