@@ -80,7 +80,8 @@ def planted() -> tuple[Tower, Samples, ParaphraseResult]:
     torch.manual_seed(0)
     eye = torch.eye(DIM)
     tower = Tower(
-        kitty=eye[HIDDEN], meow=eye[HIDDEN] - 0.2 * eye[1], tabby=eye[0], gato=eye[0],
+        kitty=eye[HIDDEN], meow=eye[HIDDEN] - 0.2 * eye[1], tabby=eye[0],
+        cats=eye[0], gato=eye[0],
         tree=eye[7],
     )  # fmt: skip
     one = samples(tower)
@@ -88,7 +89,7 @@ def planted() -> tuple[Tower, Samples, ParaphraseResult]:
 
 
 def test_a_planted_synonym_finds_the_class_again(planted: tuple) -> None:
-    tower, one, result = planted
+    _, _, result = planted
     (own,) = result.own
     assert (own.before.answered, own.after.answered) == (1, 0)
     synonym = kind(result, "synonym")
@@ -99,9 +100,7 @@ def test_a_planted_synonym_finds_the_class_again(planted: tuple) -> None:
     assert synonym.strongest.after.auroc == 1
     plural = kind(result, "plural")
     assert (plural.strongest.text, plural.tried) == ("cats", 1)
-    assert plural.held_out.auroc == pytest.approx(plural.strongest.after.auroc, abs=0.1)
-    tabby = kind(run(tower, one, synonyms={"cat": ["tabby"]}), "synonym")
-    assert (tabby.unedited.answered, tabby.held_out.answered) == (1, 0)
+    assert (plural.unedited.answered, plural.held_out.answered) == (1, 0)
 
 
 def test_a_text_that_wins_everything_is_not_the_strongest() -> None:
