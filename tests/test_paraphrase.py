@@ -20,7 +20,7 @@ from clipproj.audit.page import Page
 from clipproj.audit.paraphrase import Attack, ParaphraseResult, paraphrase
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import plain, share
-from clipproj.audit.substitute import ALL, HALVES, Scores, Target, _aurocs
+from clipproj.audit.substitute import ALL, HALVES, Scores, Target, _aurocs, _goal, _root
 from clipproj.audit.synonyms import LANGUAGES, known_words, misspellings
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
@@ -80,7 +80,8 @@ def planted() -> tuple[Tower, Samples, ParaphraseResult]:
     torch.manual_seed(0)
     eye = torch.eye(DIM)
     tower = Tower(
-        kitty=eye[HIDDEN], meow=eye[HIDDEN] - 0.2 * eye[1], tabby=eye[0], gato=eye[0],
+        kitty=eye[HIDDEN], meow=eye[HIDDEN] - 0.2 * eye[1], tabby=eye[0],
+        cats=eye[0], gato=eye[0],
         tree=eye[7],
     )  # fmt: skip
     one = samples(tower)
@@ -97,7 +98,9 @@ def test_a_planted_synonym_finds_the_class_again(planted: tuple) -> None:
     assert synonym.held_out.answered.n == 20
     assert synonym.strongest.after.taken == 0
     assert synonym.strongest.after.auroc == 1
-    assert kind(result, "plural").strongest.text == "cats"
+    plural = kind(result, "plural")
+    assert (plural.strongest.text, plural.tried) == ("cats", 1)
+    assert (plural.unedited.answered, plural.held_out.answered) == (1, 0)
 
 
 def test_a_text_that_wins_everything_is_not_the_strongest() -> None:
@@ -173,6 +176,17 @@ def test_vectors_stay_in_the_span_of_the_texts() -> None:
     assert min(float((v.double() - basis @ (basis.T @ v.double())).norm()) for v in seen) > 0.1
 
 
+def test_a_mix_of_texts_is_a_ridge_on_their_weights() -> None:
+    texts, half = torch.randn(5, DIM).double(), torch.randn(DIM, 3 * DIM).double()
+    covariance, gap = half @ half.T, torch.randn(DIM).double()
+    root = _root(texts)
+    torch.testing.assert_close(root @ root, texts.T @ texts / 5)
+    ridge = 0.5 * (root @ covariance @ root).diagonal().mean()
+    inner = texts @ covariance @ texts.T / 5 + ridge * torch.eye(5)
+    weights = torch.linalg.solve(inner, texts @ gap)
+    torch.testing.assert_close(_goal(root, covariance, gap), F.normalize(weights @ texts, dim=0))
+
+
 def test_vectors_of_pictures_of_nothing_find_nothing() -> None:
     one = replace(samples(Tower()), features=torch.randn(80, DIM))
     vector = kind(run(Tower(), one), "any vector")
@@ -186,7 +200,8 @@ def test_an_edit_of_the_texts_edits_every_text_tried(planted: tuple) -> None:
     result = run(tower, one, edit, synonyms={"cat": ["kitty", "tabby"]})
     target = Target(one, edit, "cat")
     torch.testing.assert_close(target.models[0].pictures, target.models[1].pictures)
-    row = F.normalize(tower(["kitty"]))
+    row = F.normalize(tower(["tabby"]))
+    assert (edit(row) - row).norm() > 0.1
     torch.testing.assert_close(target.models[1].unit(row), F.normalize(edit(row)))
     kept = share(one.edited(edit).correct()[one.of(["cat"])])
     assert result.own[0].after.answered == kept
@@ -198,7 +213,9 @@ def test_a_text_equal_to_a_rival_wins_nothing() -> None:
     one = replace(one, features=2 * one.texts[[1] * 80])  # pictures that all look like dogs
     target = Target(one, lambda rows: rows, "cat")
     for scale in (1, 1 + 1e-7):  # as rounded in another batch
-        assert target.text("dog", scale * one.texts[1]).before.answered == 0
+        row = scale * one.texts[1]
+        assert target.text("dog", row).before.answered == 0
+        assert target.scores(target.models[0], row[None]).answered[ALL] == 0
 
 
 def test_aurocs_are_those_of_scikit_learn_ties_and_all() -> None:

@@ -46,7 +46,12 @@ VITS: dict[str, Callable[[], nn.Module]] = {
     ),
     "open_clip, not square": lambda: families.custom(VIT | {"image_size": (32, 16)}),
     "OpenAI": lambda: families.openai(2, 64),
-    "CLIPModel": families.FAMILIES["CLIPModel"].make,
+    "CLIPModel": lambda: families.hugging_face(
+        "CLIPModel",
+        families._hf(max_position_embeddings=16),
+        families._pixels(num_hidden_layers=2, patch_size=8),
+        projection_dim=families.WIDTH,
+    ),
     "ChineseCLIPModel": families.FAMILIES["ChineseCLIPModel"].make,
     "MetaClip2Model": families.FAMILIES["MetaClip2Model"].make,
 }
@@ -265,6 +270,13 @@ def test_attention_is_the_same_in_the_layouts_of_both_packages(setting: Callable
         for m in (s.model, other)
     )
     torch.testing.assert_close(one, two)
+
+
+def test_an_averaged_tower_attends_from_every_position(setting: Callable) -> None:
+    s = setting("open_clip, average")
+    del s.model.visual.transformer.resblocks[0]  # in the last layer nothing asks the class token
+    (got,) = attention_maps(s.model, s.preprocess, s.pictures, [lambda z, _: z[:, 0]])
+    assert got.amax() > 1e-4
 
 
 def test_what_the_pool_attends_to_adds_up_to_the_score(setting: Callable) -> None:
