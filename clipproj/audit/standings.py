@@ -90,19 +90,15 @@ class Standings:
     def main(self) -> Table:
         """The four numbers of every method, and the cosine: what always stands together."""
         columns = (
-            "method", "forgotten %", "all others %", "lost %", "nearest %", "lost %", "probe %",
-            "RanPAC %", "cosine",
+            "method", "forgotten %", "others %", "nearest %", "probe %", "RanPAC %", "cosine",
         )  # fmt: skip
-        keys = (
-            "forget", "retain", "retain_lost", "neighbours", "neighbours_lost", "probe", "ranpac",
-            "cosine",
-        )  # fmt: skip
+        keys = ("forget", "retain", "neighbours", "probe", "ranpac", "cosine")
         caption = (
-            f"Means over {count(len(self.forget), 'class')}, each erased alone. Forgotten, all "
-            "others, nearest: zero-shot accuracy on pictures of the class, of all others, of the "
-            "five nearest; lost: below the unedited model. Probe, RanPAC: how many of the class's "
-            "pictures a classifier fitted to the edited features still finds: the alignment with "
-            "text is erased, the information is what these find."
+            f"Means over {count(len(self.forget), 'class')}, each erased alone. Forgotten, others, "
+            "nearest: zero-shot accuracy on pictures of the class, of all others, of the five "
+            "nearest. Probe, RanPAC: how many of the class's pictures a classifier fitted to the "
+            "edited features still finds: the alignment with text is erased, the information is "
+            "what these find."
         )
         rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
         return Table(columns, rows, caption)
@@ -110,18 +106,19 @@ class Standings:
     def more(self) -> Table:
         """The other measures."""
         columns = (
-            "method", "retrieval %", "average precision", "strongest prompt %", "rest lost %",
-            "area", "rank", "distance", "seconds",
+            "method", "others lost %", "nearest lost %", "rest lost %", "retrieval %", "precision",
+            "prompt %", "area", "rank", "distance", "seconds",
         )  # fmt: skip
         keys = (
-            "retrieval", "precision", "prompt", "others_lost", "area", "rank", "distance",
-            "seconds",
+            "retain_lost", "neighbours_lost", "others_lost", "retrieval", "precision", "prompt",
+            "area", "rank", "distance", "seconds",
         )  # fmt: skip
         caption = (
+            "Lost: below the unedited model, class by class; rest are the others but the nearest. "
             "Retrieval: share of the class among the pictures that its text brings up first (as "
-            "many as it has, at most 10). Strongest prompt: accuracy of the class's pictures under "
-            "the one prompt of the templates that finds most of them. Rest: others but the "
-            "nearest. Area: under retain over forgetting, strengths 0 to 1. Distance: Frobenius "
+            "many as it has, at most 10). Precision: the average precision of that ranking. "
+            "Prompt: accuracy of the class's pictures under the one prompt of its templates that "
+            "finds most of them. Area: under retain over forgetting, strengths 0 to 1. Distance: Frobenius "
             "norm of the edit less the identity. Seconds: to make the edit."
         )
         rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
