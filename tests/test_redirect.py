@@ -11,7 +11,8 @@ from torch import nn
 
 import clipproj
 from clipproj import ccup
-from clipproj.methods.redirect import empty_text, pull, redirect
+from clipproj.methods.ccup import pull
+from clipproj.methods.redirect import empty_text, redirect
 
 WEIGHTS = [(100.0, 2.0), (0.3, 0.0), (1e4, 1e4)]
 

@@ -118,8 +118,8 @@ class Standings:
             "Retrieval: share of the class among the pictures that its text brings up first (as "
             "many as it has, at most 10). Precision: the average precision of that ranking. "
             "Prompt: accuracy of the class's pictures under the one prompt of its templates that "
-            "finds most of them. Area: under retain over forgetting, strengths 0 to 1. Distance: Frobenius "
-            "norm of the edit less the identity. Seconds: to make the edit."
+            "finds most of them. Area: under retain over forgetting, strengths 0 to 1. Distance: "
+            "Frobenius norm of the edit less the identity. Seconds: to make the edit."
         )
         rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
         return Table(columns, rows, caption)

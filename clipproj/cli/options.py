@@ -103,7 +103,7 @@ def device_or_default(device: str | None) -> str:
 
 
 def synonyms(command: str, pairs: list[str] | None) -> dict[str, list[str]]:
-    """Other words by name, from NAME=OTHER. ValueError, in the name of `command`, for another form."""
+    """Other words by name, from NAME=OTHER; ValueError for another form, as `command` says it."""
     words: dict[str, list[str]] = {}
     for pair in pairs or ():
         name, equals, other = (part.strip() for part in pair.partition("="))

@@ -54,14 +54,20 @@ def ccup(
     if not (math.isfinite(keep_weight) and keep_weight >= 0):
         raise ValueError(f"ccup: keep_weight must be finite and at least 0, got {keep_weight}")
 
-    # rows here are the columns of the formula, so every product is transposed
-    kept = torch.linalg.solve(_plus_identity(keep_weight * k @ k.T), k @ f.T)
-    b = f - keep_weight * kept.T @ k
-    v = torch.linalg.solve(_plus_identity(forget_weight * f @ b.T), forget_weight * b)
+    v = pull(f, k, forget_weight, keep_weight)
     parameters = {"forget_weight": forget_weight, "keep_weight": keep_weight}
     history = provenance("ccup", parameters, forget, keep)
     read, write = (f, v) if side == "image" else (v, f)
     return Projector(read, write, strength=strength, side=side, provenance=history)
+
+
+def pull(f: Tensor, k: Tensor | None, lam: float, mu: float) -> Tensor:
+    """V^T [m_f, d] of the formula: what a text has of the forgotten ones and not of the kept.
+
+    From rows f [m_f, d] and k [m_k, d] by an m_f x m_f and an m_k x m_k solve, never d x d.
+    """
+    b = f if k is None else f - mu * torch.linalg.solve(_plus_identity(mu * k @ k.T), k @ f.T).T @ k
+    return torch.linalg.solve(_plus_identity(lam * f @ b.T), lam * b)
 
 
 def _plus_identity(square: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from clipproj.methods.ccup import ccup
-from clipproj.methods.nullspace import SPAN_UP_TO, nullspace
+from clipproj.methods.contrast import SPAN_UP_TO
+from clipproj.methods.nullspace import nullspace
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import operator
-import warnings
 
-import torch
 from torch import Tensor
 
-from clipproj.methods.hull import nearest_mixture
+from clipproj.methods.contrast import contrasted, row_basis
 from clipproj.methods.inputs import forget_and_keep, provenance
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
-
-CONTRASTS = ("none", "span", "hull", "mean")
-SPAN_UP_TO = 16  # keeps: beyond it span(keep) holds most of the forgotten class too, see below
 
 
 def nullspace(
@@ -63,36 +58,16 @@ def nullspace(
             options out of range.
     """
     f, k = forget_and_keep("nullspace", forget, keep)
-    if contrast not in ("auto", *CONTRASTS):
-        options = '"auto", "none", "span", "hull" or "mean"'
-        raise ValueError(f"nullspace: contrast must be {options}, got {contrast!r}")
     rank = None if rank is None else operator.index(rank)
     if rank is not None and rank < 1:
         raise ValueError(f"nullspace: rank must be at least 1 or None, got {rank}")
     if not 0 < tol < 1:
         raise ValueError(f"nullspace: tol must be in (0, 1), got {tol}")
-    if contrast == "auto":
-        contrast = "none" if k is None else "span" if len(k) <= SPAN_UP_TO else "mean"
-        if k is None:
-            warnings.warn(
-                "nullspace: without keep the direction that all texts share is erased too, and "
-                "half of a real CLIP's class survives; give keep, or clipproj.generic_keep()",
-                stacklevel=2,
-            )
-    if contrast != "none" and k is None:
-        raise ValueError(f'nullspace: contrast must be "none" without keep, got {contrast!r}')
-
-    rows = _contrasted(f, k, contrast)
-    inside = torch.linalg.vector_norm(rows, dim=1) < tol
-    if inside.any():
-        row = int(inside.nonzero()[0])
-        where = {"span": "inside span(keep)", "hull": "inside hull(keep)"}.get(
-            contrast, "equal to mean(keep)"
-        )
-        label = f" ({forget.names[row]})" if isinstance(forget, Embeddings) else ""
-        raise ValueError(f"nullspace: forget must not lie {where}, got row {row}{label} there")
-
-    basis, singular, found = _row_basis(rows, tol)
+    rows, contrast = contrasted(
+        "nullspace", f, k, contrast, tol, forget,
+        "the direction that all texts share is erased too, and half of a real class survives",
+    )  # fmt: skip
+    basis, singular, found = row_basis(rows, tol)
     basis = basis[:rank]
     if len(basis) == f.shape[1]:
         raise ValueError(
@@ -110,23 +85,3 @@ def nullspace(
     }
     history = provenance("nullspace", parameters, forget, keep)
     return Projector(basis, strength=strength, side=side, provenance=history)
-
-
-def _contrasted(f: Tensor, k: Tensor | None, contrast: str) -> Tensor:
-    if contrast == "none":
-        return f
-    if contrast == "mean":
-        return f - k.mean(0)
-    if contrast == "hull":
-        return torch.stack([row - nearest_mixture(row, k) @ k for row in f])
-    basis, _, _ = _row_basis(k, 1e-6)
-    for _ in range(2):  # the second pass takes out the rounding of the first
-        f = f - f @ basis.T @ basis
-    return f
-
-
-def _row_basis(rows: Tensor, tol: float) -> tuple[Tensor, Tensor, int]:
-    """Orthonormal basis of `rows`, strongest first; all singular values; how many exceed tol."""
-    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
-    found = int((singular > tol * singular[0]).sum())
-    return right[:found], singular, found

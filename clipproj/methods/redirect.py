@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipproj.encoder import encode, evaluating
 from clipproj.heads import check_module, unwrap
+from clipproj.methods.ccup import pull
 from clipproj.methods.inputs import SAME, forget_and_keep, provenance, unit_rows
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
@@ -128,15 +129,6 @@ def redirect(
     return Projector(read, write, strength=strength, side=side, provenance=history)
 
 
-def pull(f: Tensor, k: Tensor | None, lam: float, mu: float) -> Tensor:
-    """V^T [m_f, d] of the formula: what a text has of the forgotten ones and not of the kept.
-
-    From rows f [m_f, d] and k [m_k, d] by an m_f x m_f and an m_k x m_k solve, never d x d.
-    """
-    b = f if k is None else f - mu * torch.linalg.solve(_plus_identity(mu * k @ k.T), k @ f.T).T @ k
-    return torch.linalg.solve(_plus_identity(lam * f @ b.T), lam * b)
-
-
 def empty_text(model: nn.Module, tokenizer: Callable[..., Any]) -> Tensor:
     """[1, d] float32 unit row: what the model makes of the empty prompt, a target for `redirect`.
 
@@ -220,7 +212,3 @@ def _count(name: str, value: int) -> int:
     if number < 1:
         raise ValueError(f"redirect: {name} must be at least 1, got {number}")
     return number
-
-
-def _plus_identity(square: Tensor) -> Tensor:
-    return square + torch.eye(len(square), dtype=square.dtype, device=square.device)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 
 import torch
 from torch import Tensor
 
+from clipproj.methods.contrast import contrasted, less_keep, row_basis
 from clipproj.methods.inputs import forget_and_keep, provenance, unit_rows
-from clipproj.methods.nullspace import SPAN_UP_TO, _contrasted, _row_basis
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -58,7 +57,7 @@ def rotate(
         angle: degrees in (0, 180]. With ViT-B/32's texts and vectors that have its pictures'
             cosines 90 leave 0.1 of a class against nine names and 0.4 against a thousand, 120 at
             most 0.01. On the embedded model 90 forget it all, for 0.006 of accuracy and not 0.022.
-        contrast: "none", "span", "mean" or "auto", as for `nullspace`, of forget and target alike.
+        contrast: as for `nullspace`, of forget and target alike.
             With "none" 0.4 of that class is left even at 120.
         seed: of the neutral directions.
         side: "image" or "text", whose features the projector edits.
@@ -76,40 +75,24 @@ def rotate(
     angle = float(angle)
     if not 0 < angle <= 180:
         raise ValueError(f"rotate: angle must be in (0, 180] degrees, got {angle:g}")
-    if contrast not in ("auto", "none", "span", "mean"):
-        options = '"auto", "none", "span" or "mean"'
-        raise ValueError(f"rotate: contrast must be {options}, got {contrast!r}")
     seed = operator.index(seed)
     if target is None and k is None:
         raise ValueError("rotate: target or keep must be given, got None for both")
-    if contrast == "auto":
-        contrast = "none" if k is None else "span" if len(k) <= SPAN_UP_TO else "mean"
-        if k is None:
-            warnings.warn(
-                "rotate: without keep the direction that all texts share is turned too, and much "
-                "of a real CLIP's class survives; give keep, or clipproj.generic_keep()",
-                stacklevel=2,
-            )
-    if contrast != "none" and k is None:
-        raise ValueError(f'rotate: contrast must be "none" without keep, got {contrast!r}')
     t = None if target is None else unit_rows("rotate", "target", target).to(f.device)
     if t is not None and t.shape != f.shape:
         raise ValueError(
             f"rotate: target must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}"
         )
 
-    rows = _contrasted(f, k, contrast)
-    inside = torch.linalg.vector_norm(rows, dim=1) < _TOL
-    if inside.any():
-        row = int(inside.nonzero()[0])
-        where = "inside span(keep)" if contrast == "span" else "equal to mean(keep)"
-        label = f" ({forget.names[row]})" if isinstance(forget, Embeddings) else ""
-        raise ValueError(f"rotate: forget must not lie {where}, got row {row}{label} there")
-    a, singular, _ = _row_basis(rows, _TOL)
+    rows, contrast = contrasted(
+        "rotate", f, k, contrast, _TOL, forget,
+        "the direction that all texts share is turned too, and much of a real class survives",
+    )  # fmt: skip
+    a, singular, _ = row_basis(rows, _TOL)
     if t is None:
         b = _neutral(a, k, contrast, seed)
     else:  # each singular direction gets the mixture of targets that it is of forgotten texts
-        b = (rows @ a.T / singular[: len(a)]).T @ _contrasted(t, k, contrast)
+        b = (rows @ a.T / singular[: len(a)]).T @ less_keep(t, k, contrast)
     b = _orthonormal_to(a, b)
     if b is None:
         raise ValueError(
@@ -171,7 +154,7 @@ def _neutral(a: Tensor, k: Tensor, contrast: str, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same rows on every device
     rows = torch.randn(a.shape, dtype=a.dtype, generator=generator).to(a.device)
     if contrast == "span":
-        return _contrasted(rows, k, contrast)
+        return less_keep(rows, k, contrast)
     # kept texts without a: else taking a out of the rows later brought kept texts back in
     rows, k = rows - rows @ a.T @ a, k - k @ a.T @ a
     eye = torch.eye(len(k), dtype=k.dtype, device=k.device)

@@ -1,0 +1,80 @@
+"""What sets forgotten texts apart from kept ones: the rows that `nullspace` and `rotate` edit."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from clipproj.methods.hull import nearest_mixture
+from clipproj.text import Embeddings
+
+CONTRASTS = ("none", "span", "hull", "mean")
+SPAN_UP_TO = 16  # keeps: beyond it span(keep) holds most of the forgotten class too
+_WHERE = {"span": "inside span(keep)", "hull": "inside hull(keep)", "mean": "equal to mean(keep)"}
+
+
+def contrasted(
+    op: str,
+    f: Tensor,
+    k: Tensor | None,
+    contrast: str,
+    tol: float,
+    forget: Embeddings | Tensor,
+    without: str,
+) -> tuple[Tensor, str]:
+    """Forgotten rows less what kept ones have of them, and the contrast that "auto" came to.
+
+    Args:
+        f, k: unit rows [m, d] float64; k may be None.
+        contrast: one of `CONTRASTS`, or "auto": none without keep, with a warning, span up to 16
+            keeps, else mean.
+        tol: length below which a row is nothing of its own.
+        forget: what f was made of, for names in errors.
+        without: what happens without keep, for the warning.
+
+    Raises ValueError, in the name of `op`, for another contrast, one without keep, or a row with
+    nothing of its own.
+    """
+    if contrast not in ("auto", *CONTRASTS):
+        options = '"auto", "none", "span", "hull" or "mean"'
+        raise ValueError(f"{op}: contrast must be {options}, got {contrast!r}")
+    if contrast == "auto":
+        contrast = "none" if k is None else "span" if len(k) <= SPAN_UP_TO else "mean"
+        if k is None:
+            warnings.warn(
+                f"{op}: without keep {without}; give keep, or clipproj.generic_keep()",
+                stacklevel=3,
+            )
+    if contrast != "none" and k is None:
+        raise ValueError(f'{op}: contrast must be "none" without keep, got {contrast!r}')
+    rows = less_keep(f, k, contrast)
+    inside = torch.linalg.vector_norm(rows, dim=1) < tol
+    if inside.any():
+        row = int(inside.nonzero()[0])
+        label = f" ({forget.names[row]})" if isinstance(forget, Embeddings) else ""
+        where = _WHERE[contrast]
+        raise ValueError(f"{op}: forget must not lie {where}, got row {row}{label} there")
+    return rows, contrast
+
+
+def less_keep(f: Tensor, k: Tensor | None, contrast: str) -> Tensor:
+    """Rows f [m, d] less what the contrast takes of k [m_k, d]."""
+    if contrast == "none":
+        return f
+    if contrast == "mean":
+        return f - k.mean(0)
+    if contrast == "hull":
+        return torch.stack([row - nearest_mixture(row, k) @ k for row in f])
+    basis, _, _ = row_basis(k, 1e-6)
+    for _ in range(2):  # the second pass takes out the rounding of the first
+        f = f - f @ basis.T @ basis
+    return f
+
+
+def row_basis(rows: Tensor, tol: float) -> tuple[Tensor, Tensor, int]:
+    """Orthonormal basis of `rows`, strongest first; all singular values; how many exceed tol."""
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    found = int((singular > tol * singular[0]).sum())
+    return right[:found], singular, found
