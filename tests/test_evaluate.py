@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import clipproj
 from clipproj import audit
-from clipproj.audit import evaluate
-from clipproj.audit.evaluate import Pictures
+from clipproj.audit import Pictures, Samples, evaluate
 from clipproj.methods import nullspace
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
@@ -30,6 +31,10 @@ def pictures_of(labels: list[int], names: tuple[str, ...] = NAMES) -> Pictures:
     return Pictures(paths, torch.tensor(labels), names)
 
 
+def samples_of(features: Tensor, labels: list[int], classes: Embeddings) -> Samples:
+    return Samples(features, torch.tensor(labels), classes)
+
+
 @pytest.fixture
 def classes() -> Embeddings:
     return embed(torch.eye(4))
@@ -40,8 +45,7 @@ def test_score_counts_right_answers(classes: Embeddings) -> None:
     features = torch.tensor([0, 0, 1, 0, 0, 1, 3, 0])
     rows = 3.0 * torch.eye(4)[features]
     rows[7] = 0
-    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    scores = evaluate.score(rows, labels, classes, ["cat"])
+    scores = evaluate.score(samples_of(rows, [0, 0, 1, 1, 2, 2, 3, 3], classes), ["cat"])
     assert scores.predictions.tolist() == [0, 0, 1, 0, 0, 1, 3, -1]
     assert scores.forget == 0
     assert scores.retain == pytest.approx(4 / 6)
@@ -57,16 +61,21 @@ def test_neighbours_are_the_nearest_classes_that_have_pictures() -> None:
     assert evaluate.nearest(texts, ["cat"], count=2) == ("lion", "tiger")
     pictures = pictures_of([0, 0, 1, 1], ("cat", "tiger"))
     features = texts.tensor[[0, 0, 2, 1]]
-    comparison = evaluate.compare(features, features, pictures, texts, ["cat"])
+    samples = Samples.of_pictures(features, pictures, texts)
+    comparison = evaluate.compare(samples, samples, ["cat"])
     assert comparison.nearest == ("tiger",)
     assert comparison.before.neighbours == 0.5
+    assert math.isnan(comparison.before.others)
+    assert comparison.before.neighbours.n == 2
+    assert 0 < comparison.before.neighbours.low < 0.5 < comparison.before.neighbours.high < 1
 
 
 def test_labels_are_matched_to_texts_by_name() -> None:
     texts = embed(torch.eye(5), ("emu", *reversed(NAMES)))
     pictures = pictures_of([0, 1, 2, 3])
     features = torch.eye(5)[[4, 3, 2, 1]]
-    comparison = evaluate.compare(features, features, pictures, texts, ["dog"])
+    samples = Samples.of_pictures(features, pictures, texts)
+    comparison = evaluate.compare(samples, samples, ["dog"])
     assert comparison.before.forget == comparison.before.retain == 1
     assert (comparison.pictures_forget, comparison.pictures_retain) == (1, 3)
 
@@ -76,7 +85,8 @@ def test_compare_lists_changed_answers_and_measures_cosines(classes: Embeddings)
     after = before.clone()
     after[2] = torch.tensor([1.0, 0, 0, 0])
     after[3] *= 7
-    comparison = evaluate.compare(before, after, pictures_of([0, 1, 2, 3]), classes, ["cat"])
+    samples = samples_of(before, [0, 1, 2, 3], classes)
+    comparison = evaluate.compare(samples, replace(samples, features=after), ["cat"])
     assert comparison.changed.tolist() == [2]
     assert comparison.cosine == pytest.approx(1)
     assert comparison.cosine_forget == pytest.approx(0)
@@ -84,19 +94,16 @@ def test_compare_lists_changed_answers_and_measures_cosines(classes: Embeddings)
 
 
 def test_compare_of_an_edit_of_the_texts(classes: Embeddings) -> None:
-    moved = embed(torch.eye(4)[[0, 1, 0, 3]])
-    features = torch.eye(4) + 0.1
-    pictures = pictures_of([0, 1, 2, 3])
-    comparison = evaluate.compare(
-        features, features, pictures, classes, ["cat"], classes_after=moved
-    )
+    samples = samples_of(torch.eye(4) + 0.1, [0, 1, 2, 3], classes)
+    moved = replace(samples, texts=torch.eye(4)[[0, 1, 0, 3]])
+    comparison = evaluate.compare(samples, moved, ["cat"])
     assert (comparison.before.forget, comparison.after.forget) == (1, 0)
     assert comparison.cosine == pytest.approx(1)
 
 
 def test_a_group_without_pictures_is_nan_and_null_in_json(classes: Embeddings) -> None:
-    features = torch.eye(4)[[0, 1]]
-    comparison = evaluate.compare(features, features, pictures_of([0, 1]), classes, ["cat"])
+    samples = samples_of(torch.eye(4)[[0, 1]], [0, 1], classes)
+    comparison = evaluate.compare(samples, samples, ["cat"])
     assert math.isnan(comparison.before.forget)
     assert math.isnan(comparison.before.probe)
     parsed = json.loads(json.dumps(evaluate.as_dict(comparison), allow_nan=False))
@@ -110,16 +117,17 @@ def test_a_group_without_pictures_is_nan_and_null_in_json(classes: Embeddings) -
         ({"features": torch.zeros(4, 3)}, r"features must be \[n, 4\]"),
         ({"features": torch.full((4, 4), math.nan)}, "NaN or inf in row 0"),
         ({"labels": torch.tensor([0, 1, 2, 4])}, "rows of the 4 classes"),
-        ({"labels": torch.tensor([0, 1, 2])}, r"labels must be \[4\]"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels must be int64 \[4\], got"),
         ({"labels": torch.arange(4.0)}, "int64"),
         ({"forget": ["cta"]}, "close: 'cat'"),
         ({"forget": []}, "at least one"),
     ],
 )
 def test_score_refuses(change: dict, text: str, classes: Embeddings) -> None:
-    good = {"features": torch.eye(4), "labels": torch.arange(4), "forget": ["cat"]}
+    good = {"features": torch.eye(4), "labels": torch.arange(4), "forget": ["cat"]} | change
+    forget = good.pop("forget")
     with pytest.raises(ValueError, match=text):
-        evaluate.score(**(good | change), classes=classes)
+        evaluate.score(Samples(**good, classes=classes), forget)
 
 
 def test_nearest_refuses_to_forget_everything(classes: Embeddings) -> None:
@@ -128,26 +136,46 @@ def test_nearest_refuses_to_forget_everything(classes: Embeddings) -> None:
 
 
 def test_compare_refuses_pictures_of_a_class_without_a_text(classes: Embeddings) -> None:
-    pictures = pictures_of([0, 1], ("ant", "yak"))
     with pytest.raises(ValueError, match="got none for 'yak'"):
-        evaluate.compare(torch.eye(4)[:2], torch.eye(4)[:2], pictures, classes, ["ant"])
+        Samples.of_pictures(torch.eye(4)[:2], pictures_of([0, 1], ("ant", "yak")), classes)
+
+
+def test_compare_refuses_other_pictures(classes: Embeddings) -> None:
+    one, other = (samples_of(torch.eye(4), labels, classes) for labels in ([0, 1, 2, 3], [0] * 4))
+    with pytest.raises(ValueError, match="after must have the classes and labels of before"):
+        evaluate.compare(one, other, ["cat"])
+
+
+def test_samples_come_back_from_a_file(classes: Embeddings, tmp_path: Path) -> None:
+    made = Samples(
+        torch.eye(4), torch.arange(4), classes, 2 * torch.eye(4), ("a", "b", "a", "b"),
+        tuple(Path(f"{i}.png") for i in range(4)), 7.0,
+    )  # fmt: skip
+    made.save(tmp_path / "f.safetensors")
+    back = Samples.load(tmp_path / "f.safetensors")
+    assert (back.domains, back.paths, back.scale) == (made.domains, made.paths, made.scale)
+    assert back.names == made.names
+    for name in ("features", "labels", "texts"):
+        assert torch.equal(getattr(back, name), getattr(made, name))
+    with pytest.raises(ValueError, match="kind 'projector'"):
+        clipproj.load(tmp_path / "f.safetensors")
 
 
 @pytest.fixture
-def clip_like() -> tuple[Tensor, Pictures, Embeddings, Projector]:
+def clip_like() -> tuple[Samples, Embeddings, Projector]:
     """Features in a cone around their texts, as CLIP's are."""
     texts = embed(torch.randn(4, 32) + 3)
     labels = torch.arange(4).repeat_interleave(40)
     features = 5 * (texts.tensor[labels] + 0.05 * torch.randn(160, 32))
     projector = nullspace(texts.select(["cat"]), texts.drop(["cat"]))
-    return features, pictures_of(labels.tolist()), texts, projector
+    return Samples(features, labels, texts), texts, projector
 
 
 def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
-    features, pictures, classes, projector = clip_like
+    samples, _, projector = clip_like
     projector = projector.scaled(1.25)
-    comparison = evaluate.compare(features, projector(features), pictures, classes, ["cat"])
-    curve = evaluate.strength_curve(features, pictures, classes, ["cat"], projector)
+    comparison = evaluate.compare(samples, samples.edited(projector), ["cat"])
+    curve = evaluate.strength_curve(samples, ["cat"], projector)
     assert [p.strength for p in curve][::11] == [0, 1.1]
     assert len(curve) == 22  # its own strength too
     for point, scores in (
@@ -165,31 +193,31 @@ def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
 def test_curve_takes_oblique_projectors_to_2_without_a_warning(
     clip_like: tuple, recwarn: pytest.WarningsRecorder
 ) -> None:
-    features, pictures, classes, projector = clip_like
+    samples, _, projector = clip_like
     oblique = Projector(projector.read, 1.1 * projector.read)
-    assert len(evaluate.strength_curve(features, pictures, classes, ["cat"], oblique)) == 21
+    assert len(evaluate.strength_curve(samples, ["cat"], oblique)) == 21
     assert not recwarn.list
 
 
 def test_curve_leaves_the_probe_out_where_it_takes_long(
     clip_like: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features, pictures, classes, projector = clip_like
-    monkeypatch.setattr(evaluate, "_PROBE_WORK", features.numel())
-    curve = evaluate.strength_curve(features, pictures, classes, ["cat"], projector, [0.0, 1.0])
+    samples, _, projector = clip_like
+    monkeypatch.setattr(evaluate, "_PROBE_WORK", samples.features.numel())
+    curve = evaluate.strength_curve(samples, ["cat"], projector, [0.0, 1.0])
     assert [math.isnan(point.probe) for point in curve] == [True, True]
-    comparison = evaluate.compare(features, features, pictures, classes, ["cat"])
+    comparison = evaluate.compare(samples, samples, ["cat"])
     assert [p["probe"] for p in evaluate.as_dict(comparison, curve)["curve"]] == [None, None]
 
 
 def test_curve_refuses_the_text_side(clip_like: tuple) -> None:
-    features, pictures, classes, projector = clip_like
+    samples, _, projector = clip_like
     with pytest.raises(ValueError, match="image side"):
-        evaluate.strength_curve(features, pictures, classes, ["cat"], projector.T)
+        evaluate.strength_curve(samples, ["cat"], projector.T)
 
 
 def test_text_table_shows_the_forgotten_class_answered_otherwise(clip_like: tuple) -> None:
-    _, _, classes, projector = clip_like
+    _, classes, projector = clip_like
     table = audit.text_table(classes.select(["cat"]), classes, projector)
     assert len(table.rows) == 4
     assert table.rows[0].name == "cat"

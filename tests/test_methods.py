@@ -37,6 +37,7 @@ def vitb32(names):
         pytest.skip("needs shared/data/vitb32_text.npz, real CLIP text embeddings")
     data = np.load(VITB32)
     rows = dict(zip(data["oid_names"].tolist(), data["oid"], strict=True))
+    names = rows if names is None else names
     return torch.from_numpy(np.stack([rows[name] for name in names])).double()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipproj.audit.probe import probe_recall
+from clipproj.audit.probe import FOLDS, folds, probe_recall, ridge_answers, unmeasurable
 from clipproj.projector import Projector
 
 
@@ -33,9 +33,33 @@ def test_probe_sees_through_a_projection_of_one_direction() -> None:
     assert probe_recall(projector(features), labels, torch.tensor([0])) > 0.8
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
-def test_probe_is_nan_where_it_cannot_be_measured(labels: list[int]) -> None:
-    assert math.isnan(probe_recall(torch.randn(4, 3), torch.tensor(labels), torch.tensor([0])))
+def test_a_probe_is_asked_about_other_features_than_it_was_fitted_on() -> None:
+    labels = torch.tensor([7, 3, 9]).repeat(20)
+    features = torch.eye(16)[:3].repeat(20, 1) + 0.05 * torch.randn(60, 16)
+    turned = features.roll(1, dims=1)  # each class now lies where the next one was
+    answers = ridge_answers(features, labels, features, turned)
+    assert torch.equal(answers[0], labels)  # labels as they were given, gaps and all
+    assert torch.equal(answers[1], answers[0])
+    moved = turned[:, :3].argmax(dim=1) != 0
+    told = torch.tensor([7, 3, 9])[turned[:, :3].argmax(dim=1)]
+    assert torch.equal(answers[2][moved], told[moved])
+
+
+def test_folds_spread_every_class_and_change_with_nothing_but_order() -> None:
+    labels = torch.tensor([2, 0, 1]).repeat_interleave(torch.tensor([10, 13, 2]))
+    counts = torch.stack([torch.bincount(labels[folds(labels) == i]) for i in range(FOLDS)])
+    assert (counts.amax(0) - counts.amin(0) <= 1).all()
+    assert torch.equal(folds(labels), folds(labels.clone()))
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [([0, 1, 1, 1], "a single picture"), ([1] * 4, "no picture"), ([0] * 4, "no other class")],
+)
+def test_probe_is_nan_where_it_cannot_be_measured(labels: list[int], why: str) -> None:
+    wanted = torch.tensor([0])
+    assert math.isnan(probe_recall(torch.randn(4, 3), torch.tensor(labels), wanted))
+    assert why in unmeasurable(torch.tensor(labels), wanted)
 
 
 def test_probe_takes_constant_features() -> None:

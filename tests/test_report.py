@@ -75,7 +75,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
     loaded = audit.load_pictures(folder)
     pictures = audit.Pictures(loaded.paths, loaded.labels, NAMES)
     noise = 0.1 * torch.randn(240, 32, generator=generator)
-    features = rows[pictures.labels] + noise
+    samples = audit.Samples.of_pictures(rows[pictures.labels] + noise, pictures, classes)
     forget, keep = classes.select([EVIL]), classes.drop([EVIL])
     projector = nullspace(forget, keep, "mean").scaled(1.5)
 
@@ -85,8 +85,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
     head = Head("image", "visual.proj", None, dim=1, width=32, foldable=True, reason=None)
     receipt = Receipt.make(head, projector, projector, (weight, None), (edited, None))
     return {
-        "comparison": evaluate.compare(features, projector(features), pictures, classes, [EVIL]),
-        "curve": evaluate.strength_curve(features, pictures, classes, [EVIL], projector),
+        "comparison": evaluate.compare(samples, samples.edited(projector), [EVIL]),
+        "curve": evaluate.strength_curve(samples, [EVIL], projector),
         "pictures": pictures,
         "classes": classes,
         "projector": projector,

@@ -12,12 +12,14 @@ from clipproj.audit.evaluate import (
 from clipproj.audit.pictures import Pictures, image_features, load_pictures, open_picture
 from clipproj.audit.probe import probe_recall
 from clipproj.audit.report import write_report
+from clipproj.audit.samples import Samples
 from clipproj.audit.texttable import TextRow, TextTable, text_table
 
 __all__ = [
     "Comparison",
     "CurvePoint",
     "Pictures",
+    "Samples",
     "Scores",
     "TextRow",
     "TextTable",

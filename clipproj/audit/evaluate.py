@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.audit.pictures import Pictures
 from clipproj.audit.probe import probe_recall
+from clipproj.audit.samples import NO_ANSWER, Samples
+from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
-NO_ANSWER = -1
-_CHUNK = 8192  # rows compared with the class texts at once
+__all__ = ["NO_ANSWER", "Comparison", "CurvePoint", "Scores", "compare", "nearest", "score"]
+
 _PROBE_WORK = 2e9  # n * d * d up to which a probe takes about half a second on one core
 
 
@@ -34,17 +35,19 @@ class Scores:
         forget: top-1 accuracy on pictures of the forgotten classes.
         retain: the same on all other pictures.
         neighbours: the same on pictures of the retained classes nearest to the forgotten ones.
+        others: the same on pictures of the retained classes that are not among these.
         probe: share of the forgotten classes' pictures that a linear probe finds.
         per_class: accuracy of each class that has pictures.
         predictions: [n] int64 rows of the class texts; -1 for a feature of length zero, which is
             an answer to nothing and counts as wrong.
     """
 
-    forget: float
-    retain: float
-    neighbours: float
+    forget: Measured
+    retain: Measured
+    neighbours: Measured
+    others: Measured
     probe: float
-    per_class: dict[str, float]
+    per_class: dict[str, Measured]
     predictions: Tensor
 
 
@@ -65,8 +68,8 @@ class Comparison:
     nearest: tuple[str, ...]
     before: Scores
     after: Scores
-    cosine: float
-    cosine_forget: float
+    cosine: Measured
+    cosine_forget: Measured
     changed: Tensor
     pictures_forget: int
     pictures_retain: int
@@ -74,12 +77,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The four numbers at one strength, as in `Scores`; `probe` is NaN where it takes too long."""
+    """The numbers at one strength, as in `Scores`; `probe` is NaN where it takes too long."""
 
     strength: float
-    forget: float
-    retain: float
-    neighbours: float
+    forget: Measured
+    retain: Measured
+    neighbours: Measured
+    others: Measured
     probe: float
 
 
@@ -95,103 +99,82 @@ def nearest(classes: Embeddings, forget: Sequence[str], count: int = 5) -> tuple
     return tuple(others.names[i] for i in order.tolist())
 
 
-def score(features: Tensor, labels: Tensor, classes: Embeddings, forget: Sequence[str]) -> Scores:
+def score(samples: Samples, forget: Sequence[str]) -> Scores:
     """Zero-shot accuracies and probe recall of pictures by their features.
 
     Args:
-        features: [n, d], finite, normalised or not.
-        labels: [n] int64, rows of `classes`.
-        classes: the texts that compete for each picture.
-        forget: forgotten names, among `classes`, which has others as well.
+        samples: pictures and the texts that compete for each of them.
+        forget: forgotten names, among the classes, which have others as well.
 
-    Raises:
-        ValueError: for features of another width or with a NaN, labels that are not one per row
-            and rows of classes, or a forgotten name that is not a class.
+    Raises ValueError for a forgotten name that is not a class.
     """
-    return _score("score", features, _groups("score", labels, classes, forget), classes)
+    return _score(samples, Groups.of(samples, forget))
 
 
-def compare(
-    before_features: Tensor,
-    after_features: Tensor,
-    pictures: Pictures,
-    classes: Embeddings,
-    forget: Sequence[str],
-    *,
-    classes_after: Embeddings | None = None,
-) -> Comparison:
-    """The four numbers before and after, and which answers changed.
+def compare(before: Samples, after: Samples, forget: Sequence[str]) -> Comparison:
+    """The numbers before and after an edit, and which answers changed.
 
     Args:
-        before_features, after_features: [n, d] features of `pictures`.
-        classes: must have a text for every class of the pictures, in any order; may have more.
-        classes_after: the same names with the texts after an edit of the text tower. Which classes
-            are nearest is decided before.
+        before, after: the same pictures; `before.edited(edit)` is one way to get the second, the
+            features of an edited model another. Which classes are nearest is decided before.
 
-    Raises ValueError as `score`, for a picture class that has no text, and for features or texts
-    that do not correspond.
+    Raises ValueError as `score`, and for samples that do not correspond.
     """
-    if before_features.shape != after_features.shape:
+    if after.names != before.names or not torch.equal(after.labels, before.labels):
         raise ValueError(
-            f"compare: after_features must be {list(before_features.shape)} as before_features "
-            f"are, got {list(after_features.shape)}"
+            "compare: after must have the classes and labels of before, in their order"
         )
-    classes_after = classes if classes_after is None else classes_after
-    if classes_after.names != classes.names:
-        raise ValueError("compare: classes_after must have the names of classes, in their order")
-    groups = _groups("compare", _labels_in("compare", pictures, classes), classes, forget)
-    before = _score("compare", before_features, groups, classes)
-    after = _score("compare", after_features, groups, classes_after)
-    cosine = F.cosine_similarity(before_features.double(), after_features.double(), dim=1).cpu()
+    groups = Groups.of(before, forget)
+    scores = _score(before, groups), _score(after, groups)
+    cosine = F.cosine_similarity(before.features.double(), after.features.double(), dim=1)
     return Comparison(
         forget=tuple(forget),
         nearest=groups.nearest,
-        before=before,
-        after=after,
-        cosine=float(cosine[~groups.gone].mean()),
-        cosine_forget=float(cosine[groups.gone].mean()),
-        changed=(before.predictions != after.predictions).nonzero().flatten(),
+        before=scores[0],
+        after=scores[1],
+        cosine=mean(cosine[~groups.gone]),
+        cosine_forget=mean(cosine[groups.gone]),
+        changed=(scores[0].predictions != scores[1].predictions).nonzero().flatten(),
         pictures_forget=int(groups.gone.sum()),
         pictures_retain=int((~groups.gone).sum()),
     )
 
 
 def strength_curve(
-    features: Tensor,
-    pictures: Pictures,
-    classes: Embeddings,
+    samples: Samples,
     forget: Sequence[str],
     projector: Projector,
     strengths: Sequence[float] | None = None,
+    *,
+    probe: bool | None = None,
 ) -> list[CurvePoint]:
-    """The four numbers over the strength, from unedited features.
-
-    The probe is fitted anew at each strength where n * d * d is at most 2e9; it is NaN for more.
+    """The numbers over the strength, from unedited samples.
 
     Args:
-        features: [n, d] before the edit.
+        samples: before the edit.
         projector: of the image side.
         strengths: None: 0 to 2 in steps of 0.1, and the projector's own.
+        probe: whether to fit the probe anew at each strength, else it is NaN. None: where n * d * d
+            is at most 2e9.
 
-    Raises ValueError as `compare`, and for a projector of the text side.
+    Raises ValueError as `score`, and for a projector of the text side.
     """
     if projector.side != "image":
         raise ValueError("strength_curve: projector must be of the image side, got text; use .T")
     if strengths is None:
         own = round(float(projector.strength), 6)
         strengths = sorted({i / 10 for i in range(21)} | {own})
-    groups = _groups(
-        "strength_curve", _labels_in("strength_curve", pictures, classes), classes, forget
+    groups = Groups.of(samples, forget)
+    probe = (
+        samples.features.numel() * samples.classes.dim <= _PROBE_WORK if probe is None else probe
     )
-    features = features.to(projector.read.device)
-    probed = len(features) * features.shape[1] ** 2 <= _PROBE_WORK
     points = []
     for strength in strengths:
         # A tensor: looking at a strength that lengthens rows is no reason for a warning.
-        edited = projector(features, torch.tensor(strength, device=features.device))
-        correct = _predict("strength_curve", edited, classes) == groups.labels
-        probe = groups.probe(edited) if probed else float("nan")
-        points.append(CurvePoint(float(strength), *groups.shares(correct), probe))
+        at = torch.tensor(strength, device=projector.read.device)
+        edited = samples.edited(_At(projector, at))
+        found = groups.probe(edited.features) if probe else math.nan
+        points.append(CurvePoint(float(strength), *groups.shares(edited.correct()), found))
     return points
 
 
@@ -199,110 +182,84 @@ def as_dict(comparison: Comparison, curve: Sequence[CurvePoint] = ()) -> dict[st
     """Numbers for JSON: no tensors, None for what could not be measured."""
 
     def scores(one: Scores) -> dict[str, Any]:
-        return {
-            "forget": one.forget,
-            "retain": one.retain,
-            "neighbours": one.neighbours,
-            "probe": one.probe,
-            "per_class": one.per_class,
-        }
+        groups = ("forget", "retain", "neighbours", "others")
+        numbers = {name: float(getattr(one, name)) for name in groups}
+        low_high = {name: [getattr(one, name).low, getattr(one, name).high] for name in groups}
+        per_class = {name: float(value) for name, value in one.per_class.items()}
+        return numbers | {"probe": one.probe, "intervals": low_high, "per_class": per_class}
 
-    return _without_nan(
+    return plain(
         {
-            "forget": list(comparison.forget),
-            "nearest": list(comparison.nearest),
+            "forget": comparison.forget,
+            "nearest": comparison.nearest,
             "before": scores(comparison.before),
             "after": scores(comparison.after),
-            "cosine": comparison.cosine,
-            "cosine_forget": comparison.cosine_forget,
+            "cosine": float(comparison.cosine),
+            "cosine_forget": float(comparison.cosine_forget),
             "changed": len(comparison.changed),
             "pictures": {
                 "forget": comparison.pictures_forget,
                 "retain": comparison.pictures_retain,
             },
-            "curve": [asdict(point) for point in curve],
+            "curve": [{k: float(v) for k, v in asdict(point).items()} for point in curve],
         }
     )
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+@dataclass(frozen=True, eq=False)
+class _At:
+    """A projector at a strength that may lengthen rows."""
 
+    projector: Projector
+    strength: Tensor
 
-def _predict(op: str, features: Tensor, classes: Embeddings) -> Tensor:
-    """[n] int64 on the CPU: the nearest class text of each row, NO_ANSWER for a zero row."""
-    if features.ndim != 2 or features.shape[1] != classes.dim:
-        raise ValueError(f"{op}: features must be [n, {classes.dim}], got {list(features.shape)}")
-    bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"{op}: features must be finite, got a NaN or inf in row {bad[0]}")
-    texts = classes.tensor.to(features.device).T
-    answers = []
-    for chunk in features.detach().float().split(_CHUNK):
-        best = (chunk @ texts).argmax(dim=1)  # a row's length does not change what is nearest
-        answers.append(best.masked_fill((chunk == 0).all(dim=1), NO_ANSWER).cpu())
-    return torch.cat(answers)
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.projector(rows.to(self.strength.device), self.strength)
 
 
 @dataclass(frozen=True, eq=False)
-class _Groups:
-    """Which pictures are of forgotten classes and which of the nearest others: bool [n]."""
+class Groups:
+    """Which pictures are of forgotten classes and which of the nearest others.
+
+    Args:
+        labels: [n] int64.
+        gone, near: [n] bool, of forgotten classes and of their nearest others.
+        nearest: the names of the latter, nearest first.
+    """
 
     labels: Tensor
     gone: Tensor
     near: Tensor
     nearest: tuple[str, ...]
 
-    def shares(self, correct: Tensor) -> tuple[float, float, float]:
-        """forget, retain, neighbours; NaN for a group without pictures."""
-        forget, retain, neighbours = (
-            float(correct[mask].double().mean()) for mask in (self.gone, ~self.gone, self.near)
-        )
-        return forget, retain, neighbours
+    @classmethod
+    def of(cls, samples: Samples, forget: Sequence[str]) -> Groups:
+        """ValueError for a forgotten name that is no class."""
+        gone = samples.of(forget)
+        others = {samples.names[i] for i in samples.labels.unique().tolist()}.difference(forget)
+        near: tuple[str, ...] = ()
+        if others:  # Only classes that have pictures: of the others there is nothing to measure.
+            near = nearest(samples.classes.select([*forget, *sorted(others)]), forget)
+        near_rows = samples.of(near) if near else torch.zeros_like(gone)
+        return cls(samples.labels, gone, near_rows, near)
+
+    def shares(self, correct: Tensor) -> tuple[Measured, Measured, Measured, Measured]:
+        """forget, retain, neighbours, others; NaN for a group without pictures."""
+        groups = (self.gone, ~self.gone, self.near, ~(self.gone | self.near))
+        forget, retain, neighbours, others = (share(correct[mask]) for mask in groups)
+        return forget, retain, neighbours, others
 
     def probe(self, features: Tensor) -> float:
         """What a linear probe finds of the forgotten classes."""
-        return probe_recall(features.detach().cpu(), self.labels, self.labels[self.gone].unique())
+        return probe_recall(features, self.labels, self.labels[self.gone].unique())
 
 
-def _score(op: str, features: Tensor, groups: _Groups, classes: Embeddings) -> Scores:
-    predictions, labels = _predict(op, features, classes), groups.labels
-    if labels.shape != predictions.shape:
-        raise ValueError(f"{op}: labels must be [{len(features)}], got {list(labels.shape)}")
-    correct = predictions == labels
+def _score(samples: Samples, groups: Groups) -> Scores:
+    predictions = samples.answers()
+    correct = predictions == groups.labels
     per_class = {
-        classes.names[c]: float(correct[labels == c].double().mean())
-        for c in labels.unique().tolist()
+        samples.names[c]: share(correct[groups.labels == c])
+        for c in groups.labels.unique().tolist()
     }
-    return Scores(*groups.shares(correct), groups.probe(features), per_class, predictions)
-
-
-def _groups(op: str, labels: Tensor, classes: Embeddings, forget: Sequence[str]) -> _Groups:
-    labels = labels.cpu()
-    if labels.dtype != torch.int64 or not ((labels >= 0) & (labels < len(classes))).all():
-        raise ValueError(f"{op}: labels must be int64 rows of the {len(classes)} classes")
-    row = {name: i for i, name in enumerate(classes.names)}
-    others = {classes.names[i] for i in labels.unique().tolist()}.difference(forget)
-    # Only classes that have pictures: of the others there is nothing to measure.
-    near = nearest(classes.select([*forget, *sorted(others)]), forget) if others else ()
-    masks = [
-        torch.isin(labels, torch.tensor([row[name] for name in names], dtype=torch.int64))
-        for names in (classes.select(forget).names, near)
-    ]
-    return _Groups(labels, *masks, near)
-
-
-def _labels_in(op: str, pictures: Pictures, classes: Embeddings) -> Tensor:
-    """The pictures' labels as rows of `classes`."""
-    row = {name: i for i, name in enumerate(classes.names)}
-    missing = [name for name in pictures.classes if name not in row]
-    if missing:
-        raise ValueError(
-            f"{op}: classes must have a text for every class of the pictures, got none for "
-            f"{', '.join(map(repr, missing[:3]))}"
-        )
-    return torch.tensor([row[name] for name in pictures.classes])[pictures.labels]
+    shares, probe = groups.shares(correct), groups.probe(samples.features)
+    return Scores(*shares, probe, per_class, predictions)

@@ -1,4 +1,4 @@
-"""A linear probe: whether a class can still be told from features, whatever the texts say."""
+"""Linear probes: whether a class can still be told from features, whatever the texts say."""
 
 from __future__ import annotations
 
@@ -10,33 +10,53 @@ FOLDS = 5
 _RIDGE = 0.5  # penalty in units of the mean variance per dimension: best from n = d/2 to n = 20 d
 
 
-def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> float:
-    """Share of the wanted classes' pictures that a ridge probe names, none of them seen in its fit.
+def folds(labels: Tensor) -> Tensor:
+    """[n] int64, the stratified fold of each row, 0 to 4; it depends on the order alone.
 
-    One-vs-rest ridge regression with a bias on unit features, in closed form and float64,
-    cross-validated over 5 stratified folds that depend on the order alone. Chance is 1 / classes.
-
-    Args:
-        features: [n, d], any length of rows.
-        labels: [n] int64, class of each row, numbers >= 0.
-        wanted: [m] int64, the classes whose recall is asked for.
-
-    Returns:
-        A number in [0, 1]; NaN where it cannot be measured: no picture of a wanted class, a wanted
-        class with a single picture, or no other class to tell it from.
+    Dealing out the rows in order of class spreads every class evenly.
     """
-    present, labels = labels.unique(return_inverse=True)  # classes 0..C-1 without gaps
-    of_wanted = torch.isin(present, wanted)
-    counts = torch.bincount(labels)
-    if not of_wanted.any() or counts[of_wanted].min() < 2 or len(present) < 2:
-        return float("nan")
-    # Dealing out the rows in order of class spreads every class evenly over the folds.
     fold = torch.empty_like(labels)
     fold[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS
-    rows = [(fold == i).nonzero().flatten() for i in range(FOLDS)]
+    return fold
 
+
+def unmeasurable(labels: Tensor, wanted: Tensor) -> str:
+    """Why no cross-validated probe can look for the wanted classes; "" where one can.
+
+    Args:
+        labels: [n] int64. wanted: [m] int64, the classes looked for.
+    """
+    present, counts = labels.unique(return_counts=True)
+    found = torch.isin(present, wanted)
+    if not found.any():
+        return "there is no picture of a forgotten class"
+    if counts[found].min() < 2:
+        return "a forgotten class has a single picture, which a probe is fitted on or tested on"
+    if len(present) < 2:
+        return "there is no other class to tell it from"
+    return ""
+
+
+def ridge_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
+    """What a ridge probe names each picture, none of them seen in its fit.
+
+    One-vs-rest ridge regression with a bias on unit features, in closed form and float64,
+    cross-validated over 5 stratified folds.
+
+    Args:
+        features: [n, d], any length of rows: what the probe is fitted on.
+        labels: [n] int64, class of each row, numbers >= 0.
+        applied: more features of the same pictures, [n, d]: the probes fitted on `features` are
+            asked about these too (what does a probe from before an edit say after it?).
+
+    Returns:
+        [1 + len(applied), n] int64 labels: answers on `features`, then on each of `applied`.
+    """
+    present, labels = labels.unique(return_inverse=True)  # classes 0..C-1 without gaps
+    fold = folds(labels)
+    rows = [(fold == i).nonzero().flatten() for i in range(FOLDS)]
     classes, dim = len(present), features.shape[1]
-    unit = F.normalize(features.float(), dim=1)
+    unit, *asked = (F.normalize(x.float(), dim=1) for x in (features, *applied))
     gram = torch.zeros(FOLDS, dim, dim, dtype=torch.float64)
     sums = torch.zeros(FOLDS, classes, dim, dtype=torch.float64)  # one-hot targets^T @ features
     sizes = torch.stack([torch.bincount(labels[i], minlength=classes) for i in rows]).double()
@@ -45,10 +65,10 @@ def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> float:
         gram[i] = x.T @ x
         sums[i].index_add_(0, labels[held_out], x)
 
-    found = torch.zeros(len(labels), dtype=torch.bool)
+    answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64)
     for i, held_out in enumerate(rows):
         n_class = sizes.sum(0) - sizes[i]
-        n = n_class.sum()
+        n = n_class.sum().clamp_min(1)  # a single picture has nothing to be fitted on
         sum_class = sums.sum(0) - sums[i]
         mean, prior = sum_class.sum(0) / n, n_class / n
         centred = gram.sum(0) - gram[i] - n * torch.outer(mean, mean)
@@ -56,6 +76,39 @@ def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> float:
         centred.diagonal().add_(penalty)
         cross = (sum_class - torch.outer(n_class, mean)).T  # [d, C]
         weight = torch.cholesky_solve(cross, torch.linalg.cholesky(centred))
-        answers = ((unit[held_out].double() - mean) @ weight + prior).argmax(dim=1)
-        found[held_out] = answers == labels[held_out]
-    return float(found[of_wanted[labels]].double().mean())
+        for j, x in enumerate((unit, *asked)):
+            scores = (x[held_out].double() - mean) @ weight + prior
+            answers[j, held_out] = present[scores.argmax(dim=1)]
+    return answers
+
+
+def mean_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
+    """What the nearest class mean, of unit rows and by cosine, says: as `ridge_answers`."""
+    present, rows = labels.unique(return_inverse=True)
+    fold = folds(rows)
+    unit, *asked = (F.normalize(x.double(), dim=1) for x in (features, *applied))
+    answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64)
+    for i in range(FOLDS):
+        held_out = fold == i
+        sums = torch.zeros(len(present), features.shape[1], dtype=torch.float64)
+        means = F.normalize(sums.index_add_(0, rows[~held_out], unit[~held_out]), dim=1)
+        for j, x in enumerate((unit, *asked)):
+            answers[j, held_out] = present[(x[held_out] @ means.T).argmax(dim=1)]
+    return answers
+
+
+def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> float:
+    """Share of the wanted classes' pictures that a ridge probe names; chance is 1 / classes.
+
+    Args:
+        features, labels: as `ridge_answers` takes them.
+        wanted: [m] int64, the classes whose recall is asked for.
+
+    Returns:
+        A number in [0, 1]; NaN where it cannot be measured: no picture of a wanted class, a wanted
+        class with a single picture, or no other class to tell it from.
+    """
+    if unmeasurable(labels, wanted):
+        return float("nan")
+    found = ridge_answers(features, labels)[0] == labels
+    return float(found[torch.isin(labels, wanted)].double().mean())

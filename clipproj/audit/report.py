@@ -65,7 +65,7 @@ def write_report(
         gallery, bars = _gallery(comparison, pictures, classes), _bars(comparison)
     provenance = projector.provenance
     names = provenance.get("forget", {}).get("names") or [receipt.label]
-    html = _template().render(
+    html = template("report.html.j2").render(
         title=f"Erasing {wording.listed(names)} from {provenance.get('model', 'a model')}",
         names=wording.listed(names),
         projector=projector,
@@ -86,7 +86,8 @@ def write_report(
         part.write_text(html, encoding="utf-8")
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of the templates beside this file. ImportError without jinja2."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
@@ -98,12 +99,15 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": wording.percent, "cosine": wording.cosine}
+    environment.filters |= {
+        "percent": wording.percent, "cosine": wording.cosine, "cell": wording.cell,
+        "interval": wording.interval,
+    }  # fmt: skip
     environment.globals |= {
         "count": wording.count, "result": wording.result, "caveat": wording.caveat,
         "text_result": wording.text_result,
     }  # fmt: skip
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _gallery(

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj import files
+from clipproj.audit.pictures import Pictures
 from clipproj.text import Embeddings
 
 NO_ANSWER = -1
@@ -64,8 +66,8 @@ class Samples:
             if rows.ndim != 2 or any(
                 w not in (None, g) for w, g in zip(shape, rows.shape, strict=True)
             ):
-                want = ["n" if w is None else w for w in shape]
-                raise ValueError(f"{op}: {name} must be {want}, got {list(rows.shape)}")
+                want = ", ".join("n" if w is None else str(w) for w in shape)
+                raise ValueError(f"{op}: {name} must be [{want}], got {list(rows.shape)}")
             bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
             if bad:
                 raise ValueError(f"{op}: {name} must be finite, got a NaN or inf in row {bad[0]}")
@@ -88,6 +90,24 @@ class Samples:
                 raise ValueError(f"{op}: {name} must be {n}, one a picture, got {len(value)}")
         if not self.scale > 0:
             raise ValueError(f"{op}: scale must be above 0, got {self.scale}")
+
+    @classmethod
+    def of_pictures(
+        cls, features: Tensor, pictures: Pictures, classes: Embeddings, **more: Any
+    ) -> Samples:
+        """The features of a picture folder; labels are matched to the texts by name.
+
+        Raises ValueError for a picture class without a text, and as `Samples`.
+        """
+        row = {name: i for i, name in enumerate(classes.names)}
+        missing = [name for name in pictures.classes if name not in row]
+        if missing:
+            raise ValueError(
+                "Samples: classes must have a text for every class of the pictures, got none for "
+                f"{', '.join(map(repr, missing[:3]))}"
+            )
+        labels = torch.tensor([row[name] for name in pictures.classes])[pictures.labels]
+        return cls(features, labels, classes, paths=pictures.paths, **more)
 
     def __len__(self) -> int:
         return len(self.features)

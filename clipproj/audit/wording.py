@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from clipproj.audit.evaluate import Comparison
+from clipproj.audit.stats import Measured
 from clipproj.audit.texttable import TextTable
 
 _FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
@@ -19,6 +20,32 @@ def percent(share: float) -> str:
 def cosine(value: float) -> str:
     """Four places; "n/a" for NaN."""
     return "n/a" if math.isnan(value) else f"{value:.4f}"
+
+
+def cell(value: str | float | int | None, heading: str) -> str:
+    """A cell of a `page.Table` as it is shown: percent where the heading ends in " %"."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if math.isnan(value):
+        return "n/a"
+    if heading.endswith(" %"):
+        return f"{100 * value:.1f}"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u00a0")
+    if "cosine" in heading:
+        return cosine(value)
+    if "seconds" in heading:
+        return f"{value:.2g}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def interval(value: str | float | int | None, heading: str) -> str:
+    """The interval of such a cell, "" for one without."""
+    if not isinstance(value, Measured) or math.isnan(value.low):
+        return ""
+    return f"{cell(value.low, heading)}\u2013{cell(value.high, heading)}"
 
 
 def duration(seconds: float) -> str:

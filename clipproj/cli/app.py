@@ -190,17 +190,16 @@ def erase(
     strength: Annotated[
         float | None,
         typer.Option(
-            help="0 nothing, 1 projects, 2 reflects. Default: 1.5 for nullspace against more than "
-            "16 kept names, else 1.",
+            help="0 nothing, 1 projects, 2 reflects. Default: 1.5 for mean contrast, else 1.",
             rich_help_panel=HOW,
         ),
     ] = None,
     contrast: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|none|span|mean",
-            help="nullspace: what the names are told apart from. Default: auto, span(keep) up to "
-            "16 names, else mean(keep).",
+            metavar="none|span|hull|mean|auto",
+            help="nullspace: what the names are told apart from. Default: span(keep) up to 16 "
+            "names, beyond hull(keep), or mean(keep) where it is the generic list.",
             rich_help_panel=HOW,
         ),
     ] = None,

@@ -18,6 +18,7 @@ from clipproj import ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
+from clipproj.audit.samples import Samples
 from clipproj.audit.texttable import TextTable, text_table
 from clipproj.checkpoint import (
     CONFIG,
@@ -157,25 +158,25 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
     if saved is None:
-        projector = _build(request, forget, keep)
+        projector = _build(request, forget, keep, closed=keep_from != "generic")
         fold(projector).undo()  # nor after an hour of pictures
     else:
         projector = saved
 
-    before = pictures and _features(loaded, pictures, "pictures before", say)
+    before = pictures and Samples.of_pictures(
+        _features(loaded, pictures, "pictures before", say), pictures, classes
+    )
     handle = fold(projector)
     comparison, curve = None, []
-    if pictures is not None:
-        after = _features(loaded, pictures, "pictures after", say)
+    if before is not None:
         if request.tower == "image":
-            comparison = evaluate.compare(before, after, pictures, classes, names.forget)
-            folded = handle.projector
-            curve = evaluate.strength_curve(before, pictures, classes, names.forget, folded)
+            rows = _features(loaded, pictures, "pictures after", say)
+            after = replace(before, features=rows)
+            curve = evaluate.strength_curve(before, names.forget, handle.projector)
         else:
             edited = _texts(loaded, classes.names, classes.templates, "texts after", say)
-            comparison = evaluate.compare(
-                before, before, pictures, classes, names.forget, classes_after=edited
-            )
+            after = replace(before, texts=edited.tensor)
+        comparison = evaluate.compare(before, after, names.forget)
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
@@ -264,7 +265,7 @@ def _embed(
     return forget, keep, texts.select(classes), "generic"
 
 
-def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
+def _build(request: Request, forget: Embeddings, keep: Embeddings, closed: bool) -> Projector:
     return defaults.make(
         forget,
         keep,
@@ -274,6 +275,7 @@ def _build(request: Request, forget: Embeddings, keep: Embeddings) -> Projector:
         forget_weight=request.forget_weight,
         keep_weight=request.keep_weight,
         strength=request.strength,
+        closed=closed,
         side=request.tower,
     )
 

@@ -26,7 +26,8 @@ class Request:
         keep: names to keep; empty: the other classes of the pictures, else a generic list.
         method: "nullspace" or "ccup".
         strength: None: 1.5 for nullspace's mean contrast, else 1.
-        contrast, rank: of nullspace. forget_weight, keep_weight: of ccup; None: 10, and 100 up to
+        contrast, rank: of nullspace; no contrast: span up to 16 names to keep, for more hull, mean
+            for the generic list. forget_weight, keep_weight: of ccup; None: 10, and 100 up to
             16 names or 1 for more, where a heavier weight protects the class with them.
         templates: prompts with one `{}`; empty: OpenAI's 80, or 7 of them with the generic list.
         plurals, synonyms: forget these forms of the names as well.

@@ -18,16 +18,18 @@ def make(
     forget_weight: float | None = None,
     keep_weight: float | None = None,
     strength: float | None = None,
+    closed: bool = False,
     side: str = "image",
 ) -> Projector:
     """What `nullspace` (the default) or `ccup` makes of names, each option None for its default.
 
     Args:
-        contrast, rank: of `nullspace`. Against more names than span suits, which it tells apart by
-            their mean, its strength is 1.5: less leaves some of the class.
+        contrast, rank: of `nullspace`. Against more names than span suits the contrast is hull
+            where the list is closed, else mean, with strength 1.5: less leaves some of the class.
         forget_weight, keep_weight: of `ccup`, 10 and 100; above as many names the latter is 1, for
             more would protect the class with them.
         strength: None for the method's own.
+        closed: keep holds all names that compete with the forgotten ones, not names in general.
 
     Raises:
         TypeError, ValueError: as the methods do.
@@ -37,7 +39,9 @@ def make(
         mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0
         made = ccup(forget, keep, lam, mu if keep_weight is None else keep_weight, side=side)
     else:
-        made = nullspace(forget, keep, contrast or "auto", rank=rank, side=side)
+        if contrast is None:
+            contrast = "hull" if closed and len(keep) > SPAN_UP_TO else "auto"
+        made = nullspace(forget, keep, contrast, rank=rank, side=side)
         if made.provenance["parameters"]["contrast"] == "mean":
             made = made.scaled(1.5)
     return made if strength is None else made.scaled(strength)

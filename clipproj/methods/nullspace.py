@@ -8,10 +8,12 @@ import warnings
 import torch
 from torch import Tensor
 
+from clipproj.methods.hull import nearest_mixture
 from clipproj.methods.inputs import forget_and_keep, provenance
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
+CONTRASTS = ("none", "span", "hull", "mean")
 SPAN_UP_TO = 16  # keeps: beyond it span(keep) holds most of the forgotten class too, see below
 
 
@@ -33,7 +35,13 @@ def nullspace(
     - "span": forget minus its projection on span(keep), so that kept texts do not move at all. For
       a closed list of candidates. A long list spans the class too (ViT-B/32: with 39 keeps 0.41 of
       its accuracy survives, with 209 0.81).
-    - "mean": forget minus mean(keep). For long or generic lists, with strength 1.5.
+    - "hull": forget minus the nearest mixture (weights >= 0 of sum 1) of kept texts. For a closed
+      list of any length. At strength 1 an edited row scores for the forgotten text what it scores
+      for the mixture, and an average is never above the highest: some kept text scores at least as
+      high, so the class is not the answer to any picture. Of all directions with that property it
+      is the one nearest to the kept texts, hence the one that costs their neighbours least.
+    - "mean": forget minus mean(keep), the mixture of equal weights. For generic lists, which do not
+      hold the names that compete, with strength 1.5.
     - "none": the texts themselves.
     - "auto": none without keep (with a warning), span up to 16 keeps, else mean.
 
@@ -51,12 +59,12 @@ def nullspace(
 
     Raises:
         ValueError: for NaN, inf or zero rows, for texts on both lists, for a forget row inside
-            span(keep) or equal to mean(keep), for rows that span everything, for options out of
-            range.
+            span(keep) or hull(keep) or equal to mean(keep), for rows that span everything, for
+            options out of range.
     """
     f, k = forget_and_keep("nullspace", forget, keep)
-    if contrast not in ("auto", "none", "span", "mean"):
-        options = '"auto", "none", "span" or "mean"'
+    if contrast not in ("auto", *CONTRASTS):
+        options = '"auto", "none", "span", "hull" or "mean"'
         raise ValueError(f"nullspace: contrast must be {options}, got {contrast!r}")
     rank = None if rank is None else operator.index(rank)
     if rank is not None and rank < 1:
@@ -78,7 +86,9 @@ def nullspace(
     inside = torch.linalg.vector_norm(rows, dim=1) < tol
     if inside.any():
         row = int(inside.nonzero()[0])
-        where = "inside span(keep)" if contrast == "span" else "equal to mean(keep)"
+        where = {"span": "inside span(keep)", "hull": "inside hull(keep)"}.get(
+            contrast, "equal to mean(keep)"
+        )
         label = f" ({forget.names[row]})" if isinstance(forget, Embeddings) else ""
         raise ValueError(f"nullspace: forget must not lie {where}, got row {row}{label} there")
 
@@ -107,6 +117,8 @@ def _contrasted(f: Tensor, k: Tensor | None, contrast: str) -> Tensor:
         return f
     if contrast == "mean":
         return f - k.mean(0)
+    if contrast == "hull":
+        return torch.stack([row - nearest_mixture(row, k) @ k for row in f])
     basis, _, _ = _row_basis(k, 1e-6)
     for _ in range(2):  # the second pass takes out the rounding of the first
         f = f - f @ basis.T @ basis

@@ -18,7 +18,7 @@ from clipproj.words import openai_templates, simple_templates
 def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
     """As `clipproj erase` makes it. ServiceError 400 for names or options that make none."""
     try:
-        forget, keep = _texts(loaded, spec, max_prompts)
+        forget, keep, closed = _texts(loaded, spec, max_prompts)
         return defaults.make(
             forget,
             keep,
@@ -28,6 +28,7 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
             forget_weight=spec.forget_weight,
             keep_weight=spec.keep_weight,
             strength=spec.strength,
+            closed=closed,
         )
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
@@ -43,7 +44,8 @@ def from_file(engine: Engine, data: bytes) -> Projector:
     return projector
 
 
-def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Embeddings]:
+def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Embeddings, bool]:
+    """Texts to forget and to keep, and whether the latter are all names that compete."""
     keep = spec.keep
     if keep is None and loaded.name == demo.NAME:
         gone = {name.casefold() for name in spec.forget}
@@ -63,5 +65,6 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
     )
     forget = texts.select(spec.forget)
     if keep is not None:
-        return forget, texts.select(keep)
-    return forget, generic_keep(loaded.model, loaded.tokenizer, forget, templates=templates)
+        return forget, texts.select(keep), True
+    keep = generic_keep(loaded.model, loaded.tokenizer, forget, templates=templates)
+    return forget, keep, False

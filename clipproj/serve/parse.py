@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
+from clipproj.methods.nullspace import CONTRASTS
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input, Name, Request
 from clipproj.serve.settings import Settings
@@ -101,8 +102,8 @@ def spec(body: bytes, settings: Settings) -> Spec:
         if data.get(name) is not None:
             raise bad(f"{name} must be left out with method {method}", name)
     contrast, rank = data.get("contrast"), _whole(data.get("rank"), "rank")
-    if contrast not in (None, "auto", "none", "span", "mean"):
-        raise bad(f"contrast must be auto, none, span or mean, got {contrast!r}", "contrast")
+    if contrast not in (None, "auto", *CONTRASTS):
+        raise bad(f"contrast must be auto, {', '.join(CONTRASTS)}, got {contrast!r}", "contrast")
     weights = {name: _number(data.get(name), name) for name in ("forget_weight", "keep_weight")}
     strength = _strength(data.get("strength"), "strength", "")
     if templates and keep is not None:

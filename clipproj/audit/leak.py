@@ -1,0 +1,277 @@
+"""Leak: whether a retrieval memory that was not edited brings a forgotten class back."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipproj.audit.page import Page, Table, lines
+from clipproj.audit.recover import forgotten
+from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.stats import Measured, share
+from clipproj.audit.wording import count, listed, percent
+
+GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_CHUNK = 1024  # pictures compared with the memory at once
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Share of the forgotten classes' pictures, and of all others, that are named rightly."""
+
+    forget: Measured
+    retain: Measured
+
+
+@dataclass(frozen=True)
+class LeakPoint:
+    """Accuracy at one weight of the memory: the first of the unedited model, others of the edited.
+
+    Args:
+        gamma: the weight; 0 is no memory.
+        before: forgotten pictures, unedited model with its memory.
+        unedited, edited, purged: forgotten pictures, by what became of the memory.
+    """
+
+    gamma: float
+    before: float
+    unedited: float
+    edited: float
+    purged: float
+
+
+@dataclass(frozen=True)
+class LeakResult:
+    """What a memory gives back.
+
+    Args:
+        forget: the forgotten classes.
+        before: the unedited model without a memory.
+        before_memory: the unedited model with its memory.
+        none: the edited model without a memory.
+        unedited: with the memory as it was before the edit.
+        edited: with a memory whose features and texts went through the edit as well.
+        purged: with an unedited memory less all entries of the forgotten classes.
+        entries: how many the memory has, and `entries_forget` how many are of forgotten classes.
+        left_out: the memory is the pictures themselves, each without its own entry.
+        k, beta, gamma: as they were given.
+        curve: the forgotten classes over gamma.
+    """
+
+    forget: tuple[str, ...]
+    before: Answered
+    before_memory: Answered
+    none: Answered
+    unedited: Answered
+    edited: Answered
+    purged: Answered
+    entries: int
+    entries_forget: int
+    left_out: bool
+    k: int
+    beta: float
+    gamma: float
+    curve: tuple[LeakPoint, ...]
+
+    @property
+    def lead(self) -> str:
+        """What came of it, in words."""
+        names, none, leak = listed(self.forget), self.none.forget, self.unedited.forget
+        if none.n == 0:
+            return f"No picture of {names} was given: what a memory gives back was not measured."
+        if self.entries_forget == 0:
+            return (
+                f"The memory holds {count(self.entries, 'picture')} and none of {names}: whether "
+                "one that does brings the class back was not measured."
+            )
+        found = f"from {percent(none)} without a memory to {percent(leak)} with an unedited one"
+        if leak > none:
+            verdict = f"An unedited retrieval memory brings {names} back: accuracy goes {found}"
+        else:
+            verdict = (
+                f"At this weight an unedited retrieval memory does not bring {names} back: "
+                f"accuracy goes {found}"
+            )
+            worst = max(self.curve, key=lambda point: point.unedited)
+            if worst.unedited > none:
+                verdict += f", but to {percent(worst.unedited)} at weight {worst.gamma:g}"
+        return (
+            f"{verdict} ({percent(self.before_memory.forget)} before the edit). Passing the memory "
+            f"through the edit leaves {percent(self.edited.forget)}, purging it of the class "
+            f"{percent(self.purged.forget)}."
+        )
+
+    def page(self) -> Page:
+        """The numbers as a page of a report. Raises ImportError without matplotlib."""
+        rows = (
+            ("before the edit, no memory", self.before),
+            ("before the edit, memory", self.before_memory),
+            ("after, no memory", self.none),
+            ("after, memory unedited", self.unedited),
+            ("after, memory edited", self.edited),
+            ("after, memory purged of the class", self.purged),
+        )
+        memory = f"{self.entries} pictures with the texts of their classes"
+        if self.left_out:
+            memory += ", never the picture that is asked about"
+        table = Table(
+            ("", "forgotten %", "all others %"),
+            tuple((name, one.forget, one.retain) for name, one in rows),
+            f"The memory: {memory}; {self.entries_forget} are of forgotten classes. The "
+            f"{self.k} nearest pictures give their texts, which are added to the feature with "
+            f"weight {self.gamma:g}.",
+        )
+        figures = ()
+        if self.none.forget.n:
+            x = [point.gamma for point in self.curve]
+            series = {
+                "before the edit": (x, [point.before for point in self.curve]),
+                "memory unedited": (x, [point.unedited for point in self.curve]),
+                "memory edited": (x, [point.edited for point in self.curve]),
+                "memory purged": (x, [point.purged for point in self.curve]),
+            }
+            figures = (
+                lines(
+                    series, "weight of the memory", "accuracy on the forgotten", marked=self.gamma,
+                    alt=f"Accuracy on {listed(self.forget)} over the weight of the memory, by what "
+                    "became of the memory",
+                ),
+            )  # fmt: skip
+        return Page("leak", "Does a retrieval memory bring the class back?", self.lead, (table,),
+                    figures)  # fmt: skip
+
+
+def leak(
+    samples: Samples,
+    edit: Edit,
+    forget: Sequence[str],
+    *,
+    memory: Samples | None = None,
+    k: int = 10,
+    beta: float = 100.0,
+    gamma: float = 1.0,
+) -> LeakResult:
+    """Add what a retrieval memory knows to each edited feature, and see whether the class is back.
+
+    RECO (arXiv 2306.07196) finds the nearest pictures of a memory and takes their texts; here
+    without its trained fusion, on unit rows z (the picture), V (the memory's pictures), T (their
+    classes' texts), with the k largest of z V^T:
+
+        c = softmax(beta z V^T) T,   zbar = unit(unit(z) + gamma unit(c))
+
+    The memory is taken as it was before the edit, passed through the edit (pictures for an edit of
+    images, and texts for either, since they are added to features), and purged: unedited, but
+    without the entries of forgotten classes. The unedited one stands for every store that an edit
+    of a model does not reach.
+
+    Args:
+        samples: pictures before the edit.
+        edit: of either tower.
+        forget: the forgotten classes, of `samples`.
+        memory: pictures before the edit, of the same width, with their own classes; None takes
+            `samples`, each picture without its own entry.
+        k: entries to look up, fewer where the memory has fewer.
+        beta: sharpness of the lookup. 100 is CLIP's logit scale; 0 takes all k alike.
+        gamma: weight of the memory against the picture, above 0. About 0.2 helps an unedited model
+            most (embedded model); with much more the memory alone decides.
+
+    Raises ValueError for a name that is no class, none or all of them, a memory of another width or
+    without entries, options out of range, or an edit that gives other shapes.
+    """
+    forget, _ = forgotten("leak", samples, forget)
+    store = samples if memory is None else memory
+    left_out, k = store is samples, operator.index(k)
+    if store.features.shape[1] != samples.features.shape[1] or not len(store):
+        raise ValueError(
+            f"leak: memory must be [m, {samples.features.shape[1]}] with m >= 1, got "
+            f"{list(store.features.shape)}"
+        )
+    if k < 1:
+        raise ValueError(f"leak: k must be at least 1, got {k}")
+    for name, value, least in (("beta", beta, beta >= 0), ("gamma", gamma, gamma > 0)):
+        if not (math.isfinite(value) and least):
+            above = "at least 0" if name == "beta" else "above 0"
+            raise ValueError(f"leak: {name} must be finite and {above}, got {value}")
+
+    after, gone = samples.edited(edit), samples.of(forget)
+    # A forgotten class may have other pictures in the memory, or none.
+    held = [name for name in forget if name in store.names]
+    old = store.of(held) if held else torch.zeros(len(store), dtype=torch.bool)
+    values = _through(edit, store)[store.labels]
+    texts = store.texts[store.labels]
+    stores = {
+        "unedited": (store.features, texts, None),
+        "edited": (store.edited(edit).features, values, None),
+        "purged": (store.features, texts, old),
+    }
+    looked_up = {
+        "before": _looked_up(samples.features, *stores["unedited"], left_out, k, beta),
+        **{n: _looked_up(after.features, *s, left_out, k, beta) for n, s in stores.items()},
+    }
+
+    def right(name: str, weight: float) -> Tensor:
+        asked = samples if name == "before" else after
+        fused = F.normalize(asked.features, dim=1) + weight * looked_up[name]
+        answers = (fused @ F.normalize(asked.texts, dim=1).T).argmax(dim=1)
+        return (answers == samples.labels) & (fused != 0).any(dim=1)
+
+    def answered(hits: Tensor) -> Answered:
+        return Answered(share(hits[gone]), share(hits[~gone]))
+
+    return LeakResult(
+        forget=forget,
+        before=answered(samples.correct()),
+        before_memory=answered(right("before", gamma)),
+        none=answered(after.correct()),
+        **{name: answered(right(name, gamma)) for name in stores},
+        entries=len(store) - left_out,
+        entries_forget=int(old.sum()),
+        left_out=left_out,
+        k=k,
+        beta=float(beta),
+        gamma=float(gamma),
+        curve=tuple(
+            LeakPoint(weight, *(float(share(right(name, weight)[gone])) for name in looked_up))
+            for weight in GAMMAS
+        ),
+    )
+
+
+def _through(edit: Edit, store: Samples) -> Tensor:
+    """The memory's texts after the edit, whichever tower it is of: [C, d] float32."""
+    if getattr(edit, "side", "image") == "text":
+        return store.edited(edit).texts
+    as_rows = Samples(store.texts, torch.arange(len(store.texts)), store.classes)
+    return as_rows.edited(edit).features
+
+
+def _looked_up(
+    features: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    without: Tensor | None,
+    left_out: bool,
+    k: int,
+    beta: float,
+) -> Tensor:
+    """[n, d]: unit(c) of each picture, zeros where no entry is left for it."""
+    z, keys, values = (F.normalize(x, dim=1) for x in (features, keys, values))
+    own = torch.arange(len(keys))
+    if without is not None:
+        own, keys, values = own[~without], keys[~without], values[~without]
+    parts = [torch.zeros(0, features.shape[1])]
+    for start in range(0, len(z), _CHUNK):
+        cosines = z[start : start + _CHUNK] @ keys.T
+        if left_out:
+            rows = torch.arange(start, start + len(cosines))
+            cosines[rows[:, None] == own] = -math.inf
+        near, at = cosines.topk(min(k, len(keys)), dim=1)
+        weights = torch.softmax(beta * near, dim=1).nan_to_num(0.0)
+        parts.append(torch.einsum("nk,nkd->nd", weights, values[at]))
+    return F.normalize(torch.cat(parts), dim=1)

@@ -1,0 +1,61 @@
+"""Pages laid out: one HTML file that needs no other, and tables for a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from clipproj import files
+from clipproj._version import __version__
+from clipproj.audit.page import Page, Table
+from clipproj.audit.report import template
+from clipproj.audit.wording import cell
+
+if TYPE_CHECKING:
+    from rich.table import Table as Printed
+
+
+def write_pages(
+    path: str | os.PathLike[str],
+    pages: Sequence[Page],
+    *,
+    title: str,
+    eyebrow: str,
+    facts: Mapping[str, str],
+) -> None:
+    """Write pages as one HTML file, atomically. The same pages give the same bytes.
+
+    Args:
+        title, eyebrow: the heading and the small line above it.
+        facts: what the numbers are of: model, pictures, method.
+
+    Raises OSError when it cannot be written, ImportError without jinja2.
+    """
+    html = template("pages.html.j2").render(
+        title=title, eyebrow=eyebrow, facts=facts, pages=pages, version=__version__
+    )
+    with files.atomic(path) as part:
+        part.write_text(html, encoding="utf-8")
+
+
+def printed(table: Table, title: str = "") -> Printed:
+    """A table for a terminal, without intervals. ImportError without rich."""
+    try:
+        from rich import box
+        from rich.table import Table as Printed
+        from rich.text import Text
+    except ImportError as error:
+        raise ImportError("tables are printed by rich: install clipproj[cli]") from error
+    out = Printed(
+        box=box.SIMPLE_HEAD,
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        caption=Text(table.caption) if table.caption else None,
+        caption_justify="left",
+    )
+    for i, name in enumerate(table.columns):
+        out.add_column(Text(name), justify="right" if i else "left")
+    for row in table.rows:
+        out.add_row(*(Text(cell(v, h)) for v, h in zip(row, table.columns, strict=True)))
+    return out

@@ -1,0 +1,339 @@
+"""Whether another way of naming a forgotten class finds it again.
+
+Each text takes the place of the class's own among the class texts and is judged by the pictures it
+wins. A maximum over many texts is biased upward, so every search is also cross-fitted: chosen on
+one half of the pictures and measured on the other, and run on the unedited model as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipproj.audit.page import Page, Table
+from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.substitute import ALL, HALVES, Found, Target, Text
+from clipproj.audit.synonyms import known_words, misspellings
+from clipproj.words import expand_names, imagenet_names, openai_templates, strings, template_strings
+
+Embed = Callable[[Sequence[str]], Tensor]
+Tried = list[list[list[int]]]  # [before, after][half 0, half 1, all]: rows of texts
+
+OTHER_TEMPLATES = (
+    "{}", "a {}", "the word {}", "i see a {}.", "this looks like a {}.", "an emoji of a {}.",
+    "a {} in the wild.", "a picture that someone took of a {}.", "{}, a kind of thing.",
+)  # fmt: skip
+_PLAIN = "a photo of a {}."  # how words of the vocabulary are first tried
+_WORDS_ON = 8  # words of the vocabulary that are then tried in every template
+_AT_ONCE = 512  # prompts embedded at once
+_VECTORS = ("mix of texts", "any vector")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One kind of text, searched for the one that finds a forgotten class best.
+
+    Args:
+        name: the class.
+        kind: of text: "synonym", "broader word", "plural", "template", "translation",
+            "misspelling", "prompt search"; or of vector: "mix of texts", "any vector".
+        tried: how many texts the maximum is over; 0 for a vector.
+        strongest: the text with the highest `answered - taken` after the edit; None without any.
+        detector: the text with the highest AUROC after the edit.
+        held_out: after the edit: chosen on one half of the pictures, measured on the other, both
+            ways. NaN with fewer than 4 pictures of the class.
+        unedited: the same search on the unedited model.
+    """
+
+    name: str
+    kind: str
+    tried: int
+    strongest: Text | None
+    detector: Text | None
+    held_out: Found
+    unedited: Found
+
+
+@dataclass(frozen=True)
+class ParaphraseResult:
+    """The attacks on each forgotten class.
+
+    Args:
+        forget: the forgotten names.
+        own: for each the class's own text.
+        attacks: each kind on each class.
+        unknown: translations that the unedited model does not know (AUROC below `level`): no part
+            of their attack.
+        level: that AUROC.
+    """
+
+    forget: tuple[str, ...]
+    own: tuple[Text, ...]
+    attacks: tuple[Attack, ...]
+    unknown: tuple[Text, ...]
+    level: float
+
+    def page(self) -> Page:
+        """The strongest of each kind, and what it would have been before the edit."""
+        parts = [self._lead(own) for own in self.own]
+        parts.append(
+            "A fitted vector that finds the pictures shows that they still differ: only their "
+            "alignment with the texts tried is gone."
+        )
+        rows = [
+            ("the class's own name", own.text, 1, own.before.answered, own.after.answered,
+             own.after.taken, own.before.auroc, own.after.auroc, None, None)
+            for own in self.own
+        ]  # fmt: skip
+        for a in self.attacks:
+            s = a.strongest
+            if s is not None:
+                rows.append((
+                    f"{a.name}: {a.kind}", s.text, a.tried, s.before.answered, s.after.answered,
+                    s.after.taken, s.before.auroc, s.after.auroc, a.held_out.answered,
+                    a.unedited.answered,
+                ))  # fmt: skip
+            elif a.kind in _VECTORS:
+                rows.append((
+                    f"{a.name}: {a.kind}", "(fitted)", None, None, None, a.held_out.taken,
+                    a.unedited.auroc, a.held_out.auroc, a.held_out.answered, a.unedited.answered,
+                ))  # fmt: skip
+        columns = (
+            "Kind", "Strongest", "Of", "Finds before %", "Finds after %", "Takes of others after %",
+            "AUROC before", "AUROC after", "Held out after %", "Held out, unedited %",
+        )  # fmt: skip
+        caption = (
+            "Each text takes the place of the class's own among all class texts. The strongest of "
+            "many is biased upward; held out: chosen on one half of the pictures and measured on "
+            "the other, after the edit and, as its control, on the unedited model. Vectors are "
+            "fitted and measured that way only."
+        )
+        tables = [Table(columns, tuple(rows), caption)]
+        detectors = tuple(
+            (f"{a.name}: {a.kind}", a.detector.text, a.tried, a.detector.before.auroc,
+             a.detector.after.auroc, a.held_out.auroc, a.unedited.auroc)
+            for a in self.attacks if a.detector is not None
+        )  # fmt: skip
+        if detectors:
+            columns = ("Kind", "Best detector", "Of", "AUROC before", "AUROC after",
+                       "Held out after", "Held out, unedited")  # fmt: skip
+            tables.append(Table(columns, detectors, "The text whose cosine ranks pictures best."))
+        if self.unknown:
+            tables.append(Table(
+                ("Translation", "AUROC before", "AUROC after"),
+                tuple((t.text, t.before.auroc, t.after.auroc) for t in self.unknown),
+                f"Not known to the unedited model (AUROC below {self.level:g}), so no attack.",
+            ))  # fmt: skip
+        return Page("paraphrase", "Other ways of naming the class", " ".join(parts), tuple(tables))
+
+    def _lead(self, own: Text) -> str:
+        name = own.text
+        mine = [a for a in self.attacks if a.name == name]
+        lead = (
+            f"{name!r} finds {_percent(own.before.answered)} of its {own.before.answered.n} "
+            f"pictures before the edit and {_percent(own.after.answered)} after."
+        )
+        if own.after.auroc.high < 0.5:
+            lead += (
+                f" After the edit its text ranks them last (AUROC {own.after.auroc:.2f}): turned "
+                "round, it still finds them."
+            )
+        broader = [a for a in mine if a.kind == "broader word" and a.tried]
+        texts = [a for a in mine if a.strongest is not None and a not in broader]
+        if texts:
+            best = max(texts, key=lambda a: a.strongest.after.answered - a.strongest.after.taken)
+            s = best.strongest
+            lead += (
+                f" The strongest of {sum(a.tried for a in texts)} other texts after it, {s.text!r} "
+                f"({best.kind}), finds {_percent(s.after.answered)} ({_percent(s.before.answered)} "
+                f"before) and takes {_percent(s.after.taken)} of the other pictures."
+            )
+        for a in broader:
+            s = a.strongest
+            lead += (
+                f" The broader {s.text!r} finds {_percent(s.after.answered)} "
+                f"({_percent(s.before.answered)} before): the kind of thing, which no edit of a "
+                "single class is to take."
+            )
+        for a in mine:
+            if a.kind == "prompt search" and a.tried:
+                lead += (
+                    f" A prompt searched on half of the pictures finds "
+                    f"{_percent(a.held_out.answered)} of the other half; searched on the unedited "
+                    f"model, {_percent(a.unedited.answered)}."
+                )
+            if a.kind == "mix of texts":
+                lead += (
+                    f" A mix of texts fitted to half of the pictures finds "
+                    f"{_percent(a.held_out.answered)} of the other half "
+                    f"({_percent(a.unedited.answered)} on the unedited model)."
+                )
+            if a.kind == "any vector":
+                lead += (
+                    f" A vector fitted to half of the pictures ranks the other half with AUROC "
+                    f"{_number(a.held_out.auroc)} ({_number(a.unedited.auroc)} before)."
+                )
+        return lead
+
+
+def paraphrase(
+    samples: Samples,
+    edit: Edit,
+    forget: Sequence[str],
+    embed: Embed,
+    *,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    vocabulary: Iterable[str] | None = None,
+    templates: Iterable[str] | None = None,
+    level: float = 0.8,
+) -> ParaphraseResult:
+    """Attack an edit with other names of the forgotten classes, with prompts, and with vectors.
+
+    A word is embedded as the classes are, over `samples.classes.templates`; templates are tried one
+    by one. The search tries each word of the vocabulary in "a photo of a {}." and the best 8 in
+    every template. Vectors are closed forms, the class text plus a ridge-regularised discriminant
+    of the pictures: "mix of texts" a ridge on the weights of the vocabulary's texts, "any vector"
+    with no such bound. An edit of the text tower also edits every text tried.
+
+    Args:
+        samples: before the edit.
+        forget: names among the classes, of which there are others as well.
+        embed: prompts to rows [m, d] of the unedited text tower, of any length.
+        synonyms: words for some of the forgotten names, besides the built-in ones.
+        vocabulary: words to search besides the class names; None: ImageNet's (from open_clip).
+        templates: strings with one {}; None: open_clip's 80 and a few of other form.
+        level: AUROC on the unedited model from which a translation counts as known to it.
+
+    Raises:
+        TypeError, ValueError: for names that are no classes, synonyms of another name, blank words,
+            templates without one {}, a level outside [0, 1], no picture of a forgotten class or
+            none of another, embedded rows of another shape, zero or not finite.
+        ImportError: without inflect (plurals), or without open_clip for a None above.
+    """
+    op = "paraphrase"
+    forget = samples.classes.select(forget).names
+    samples.classes.drop(forget)  # raises where nothing else competes
+    if not 0 <= level <= 1:
+        raise ValueError(f"{op}: level must be in [0, 1], got {level}")
+    for name in forget:
+        if not 0 < int(samples.of([name]).sum()) < len(samples):
+            raise ValueError(f"{op}: samples must have pictures of {name!r} and of others")
+    expand_names(forget, synonyms=synonyms)  # refuses what it must
+    given = {name.casefold(): tuple(words) for name, words in (synonyms or {}).items()}
+    extra = imagenet_names() if vocabulary is None else strings(op, "vocabulary", vocabulary)
+    words = tuple(dict.fromkeys([*samples.names, *extra]))
+    prompts = (*openai_templates(), *OTHER_TEMPLATES) if templates is None else tuple(templates)
+    prompts = tuple(dict.fromkeys(template_strings(op, prompts, forget)))
+
+    used = samples.classes.templates
+
+    def named(phrases: Sequence[str]) -> Tensor:
+        texts = [template.replace("{}", phrase) for phrase in phrases for template in used]
+        return F.normalize(_rows(embed, texts, samples).unflatten(0, (-1, len(used))).mean(1))
+
+    plain = _rows(embed, [_PLAIN.replace("{}", word) for word in words], samples)
+    own, attacks, unknown = [], [], []
+    for name in forget:
+        target = Target(samples, edit, name)
+        own.append(target.text(name, samples.classes.select([name]).tensor[0].cpu()))
+        known, rivals = known_words(name), {n.casefold() for n in samples.names}
+        for kind, phrases in (
+            ("synonym", (*known.synonyms, *given.get(name.casefold(), ()))),
+            ("broader word", known.broader),
+            ("plural", expand_names([name], plurals=True)),
+            ("misspelling", misspellings(name)),
+            ("translation", known.translations),
+        ):
+            phrases = [p for p in dict.fromkeys(phrases) if p.casefold() not in rivals]
+            rows = named(phrases) if phrases else plain[:0]
+            if kind == "translation":
+                seen = target.scores(target.models[0], rows).auroc[ALL] >= level
+                strange = (~seen).nonzero().flatten().tolist()
+                unknown += [target.text(phrases[i], rows[i]) for i in strange]
+                live = seen.nonzero().flatten().tolist()
+                phrases, rows = [phrases[i] for i in live], rows[live]
+            attacks.append(_attack(target, kind, phrases, rows))
+        others = [t.replace("{}", name) for t in prompts if t not in used]
+        rows = _rows(embed, others, samples) if others else plain[:0]
+        attacks.append(_attack(target, "template", others, rows))
+        attacks.append(_search(target, words, plain, prompts, embed, samples))
+        for kind, span in zip(_VECTORS, (plain, None), strict=True):
+            unedited, held_out = (target.fitted(model, span) for model in target.models)
+            attacks.append(Attack(name, kind, 0, None, None, held_out, unedited))
+    return ParaphraseResult(forget, tuple(own), tuple(attacks), tuple(unknown), float(level))
+
+
+def _attack(
+    target: Target, kind: str, texts: Sequence[str], rows: Tensor, tried: Tried | None = None
+) -> Attack:
+    """The best of texts with rows [P, d]; `tried` says which rows each state and half may take."""
+    every = [[list(range(len(texts)))] * 3] * 2 if tried is None else tried
+    scores = [target.scores(model, rows) for model in target.models]
+    found = [
+        target.chosen(model, one, rows, [may[half] for half in HALVES])
+        for model, one, may in zip(target.models, scores, every, strict=True)
+    ]
+    strongest = detector = None
+    if texts:
+        best = scores[1].best(ALL, every[1][ALL])
+        strongest, detector = (target.text(texts[i], rows[i]) for i in best)
+    tried_in_all = len(every[1][ALL])
+    return Attack(target.name, kind, tried_in_all, strongest, detector, found[1], found[0])
+
+
+def _search(
+    target: Target, words: Sequence[str], plain: Tensor, prompts: Sequence[str], embed: Embed,
+    samples: Samples,
+) -> Attack:  # fmt: skip
+    """Each word plainly, then the best in every template, as each half, and all, would choose."""
+    rest = [i for i, word in enumerate(words) if word.casefold() != target.name.casefold()]
+    texts = {_PLAIN.replace("{}", words[i]): None for i in rest}
+    row = {text: i for i, text in enumerate(texts)}
+    tried: Tried = []
+    for model in target.models:
+        scores = target.scores(model, plain[rest])
+        tried.append([])
+        for which in (*HALVES, ALL):
+            best = set()
+            for one in (scores.net, scores.auroc):
+                best |= set(one[which].topk(min(_WORDS_ON, len(rest))).indices.tolist())
+            more = [t.replace("{}", words[rest[i]]) for i in sorted(best) for t in prompts]
+            tried[-1].append([*range(len(rest)), *(row.setdefault(t, len(row)) for t in more)])
+            tried[-1][-1] = list(dict.fromkeys(tried[-1][-1]))
+    new = list(row)[len(rest) :]
+    rows = torch.cat([plain[rest], _rows(embed, new, samples)]) if new else plain[rest]
+    return _attack(target, "prompt search", list(row), rows, tried)
+
+
+def _rows(embed: Embed, texts: Sequence[str], samples: Samples) -> Tensor:
+    """[m, d] float32 unit rows on the CPU, checked."""
+    out = []
+    for start in range(0, len(texts), _AT_ONCE):
+        part = list(texts[start : start + _AT_ONCE])
+        rows = embed(part)
+        want = (len(part), samples.classes.dim)
+        if not isinstance(rows, Tensor) or rows.shape != want:
+            got = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(f"paraphrase: embed must give rows {list(want)}, got {got}")
+        rows = rows.detach().float().cpu()
+        bad = (~rows.isfinite().all(dim=1) | (rows == 0).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"paraphrase: embed must give finite rows that are not zero, got another for "
+                f"{part[bad[0]]!r}"
+            )
+        out.append(F.normalize(rows))
+    return torch.cat(out)
+
+
+def _percent(value: float) -> str:
+    return "an unmeasured share" if math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def _number(value: float) -> str:
+    return "that could not be measured" if math.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,116 @@
+"""Recall and precision at k, of texts that search pictures and of pictures that search texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.stats import Measured, mean, share
+
+_CHUNK = 8192
+
+PerK = dict[int, Measured]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Recall and precision at k by group of classes: "forgotten", "neighbours", "others".
+
+    Equal scores count as in random order, by their expectation. Each has a number for each k, cut
+    to the size of what is searched.
+
+    Args:
+        pictures_recall: a class text searches all pictures: share of the class's pictures among
+            the first k. Mean over classes; of a single class over its pictures.
+        pictures_precision: the same search: share of the first k that are of the class.
+        texts_recall: a picture searches all class texts: share of pictures whose class is among
+            the first k. A picture of length zero finds nothing.
+    """
+
+    pictures_recall: dict[str, PerK]
+    pictures_precision: dict[str, PerK]
+    texts_recall: dict[str, PerK]
+
+
+def search(
+    pictures: Tensor, texts: Tensor, labels: Tensor, groups: dict[str, Tensor], ks: Sequence[int]
+) -> Search:
+    """What class texts find among the pictures, and pictures among the class texts.
+
+    Args:
+        pictures: [n, d] float64, at the lengths that they count with.
+        texts: [C, d] float64, likewise.
+        labels: [n] int64, rows of texts.
+        groups: rows of texts by name; "forgotten" is told even when it has no picture.
+        ks: how many results count, each at least 1.
+    """
+    recalls: dict[str, PerK] = {}
+    precisions: dict[str, PerK] = {}
+    found: dict[str, PerK] = {}
+    of_texts = _ranks_of_texts(pictures, texts, labels)
+    for group, rows in groups.items():
+        if not len(rows) and group != "forgotten":
+            continue
+        mine = torch.isin(labels, rows)
+        found[group] = {
+            k: _cases(_chance(*(one[mine] for one in of_texts), k)) for k in _within(ks, len(texts))
+        }
+        ranks = [
+            _ranks_of_pictures(pictures, texts[c], labels == c)
+            for c in rows.tolist()
+            if (labels == c).any()
+        ]
+        recalls[group], precisions[group] = {}, {}
+        for k in _within(ks, len(pictures)):
+            chances = [_chance(*one, k) for one in ranks]
+            if len(chances) == 1:  # one query is no sample of queries, its pictures are one
+                recalls[group][k] = _cases(chances[0])
+                precisions[group][k] = _of_answers(float(chances[0].sum()), k)
+            else:
+                recalls[group][k] = mean([float(one.mean()) for one in chances])
+                precisions[group][k] = mean([float(one.sum()) / k for one in chances])
+    return Search(recalls, precisions, found)
+
+
+def _within(ks: Sequence[int], size: int) -> list[int]:
+    return sorted({min(k, size) for k in ks}) if size else list(ks)
+
+
+def _ranks_of_pictures(pictures: Tensor, text: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+    """For each hit how many pictures score above it, and how many as it does, itself among them."""
+    # float32 after a product in float64: pictures that are equal score equal wherever they stand
+    scores = (pictures @ text).float()
+    ordered, own = scores.sort().values, scores[hits]
+    upto = torch.searchsorted(ordered, own, right=True)
+    return len(ordered) - upto, upto - torch.searchsorted(ordered, own)
+
+
+def _ranks_of_texts(pictures: Tensor, texts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for each picture's class text among the texts; a zero row ranks it below all."""
+    above, tied = [], []
+    for rows, label in zip(pictures.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        scores = (rows @ texts.T).float()
+        own = scores.gather(1, label[:, None])
+        nothing = (rows == 0).all(dim=1)
+        above.append((scores > own).sum(1).masked_fill(nothing, len(texts)))
+        tied.append((scores == own).sum(1))
+    return torch.cat(above), torch.cat(tied)
+
+
+def _chance(above: Tensor, tied: Tensor, k: int) -> Tensor:
+    """[m] float64: how likely each is among the first k, with equal scores in random order."""
+    return ((k - above).double() / tied.double()).clamp(0, 1)
+
+
+def _cases(chances: Tensor) -> Measured:
+    """Their mean: a share, unless ties leave some of them open."""
+    certain = (chances == 0) | (chances == 1)
+    return share(chances == 1) if certain.all() else mean(chances)
+
+
+def _of_answers(hits: float, k: int) -> Measured:
+    """A share of k answers, with an interval unless ties leave it open."""
+    return share(torch.arange(k) < hits) if hits == int(hits) else Measured(hits / k, k)

@@ -1,0 +1,195 @@
+"""What a contest came to: a line a method, means over classes, as tables, pictures and words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipproj.audit.contest import BASE
+from clipproj.audit.page import Page, Table, scatter
+from clipproj.audit.stats import Measured, mean
+from clipproj.audit.wording import count
+
+_SHARES = (
+    "forget", "retain", "neighbours", "others", "probe", "ranpac", "cosine", "retrieval",
+    "precision", "prompt", "area", "rank", "distance", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method, over the classes it did not refuse.
+
+    Args:
+        about: what it is.
+        refused: how many classes it refused, and why the first of them.
+        numbers: by measure of `contest.measure`, the mean over classes with a bootstrap interval
+            over them; besides retain_lost, neighbours_lost and others_lost, how far below the
+            unedited model, class by class. NaN where there is none.
+        elsewhere: the same of each other data set.
+        per_class: by class the share of its pictures still answered by it.
+    """
+
+    name: str
+    about: str
+    refused: int
+    why: str
+    numbers: dict[str, Measured]
+    elsewhere: dict[str, Measured]
+    per_class: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Standings:
+    """All methods, in the order of the contest, the unedited model first.
+
+    Args:
+        forget: the classes, each forgotten alone, each a case of every mean.
+        pictures: how many pictures each class was measured with, by name.
+        standings: one each.
+        results: every number of every cell, as `contest.run` gave them.
+    """
+
+    forget: tuple[str, ...]
+    pictures: dict[str, int]
+    standings: tuple[Standing, ...]
+    results: dict[str, dict[str, Any]] = field(repr=False)
+
+    @classmethod
+    def of(cls, results: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> Standings:
+        """From what `contest.run` gave; `about` has a word on each method."""
+        base = results[BASE]
+        rows = []
+        for name, cells in results.items():
+            there = {gone: cell for gone, cell in cells.items() if "refused" not in cell}
+            why = next((cell["refused"] for cell in cells.values() if "refused" in cell), "")
+            numbers = {key: mean([_value(c.get(key)) for c in there.values()]) for key in _SHARES}
+            for key in ("retain", "neighbours", "others"):
+                lost = [_value(base[g][key]) - _value(c[key]) for g, c in there.items()]
+                numbers[f"{key}_lost"] = mean(lost)
+            sets = next(iter(there.values()), {}).get("elsewhere", {})
+            rows.append(
+                Standing(
+                    name=name,
+                    about=about[name],
+                    refused=len(cells) - len(there),
+                    why=why,
+                    numbers=numbers,
+                    elsewhere={
+                        one: mean([_value(c["elsewhere"][one]) for c in there.values()])
+                        for one in sets
+                    },
+                    per_class={gone: _value(cell["forget"]) for gone, cell in there.items()},
+                )
+            )
+        pictures = {gone: cell["forget"]["n"] for gone, cell in base.items()}
+        return cls(tuple(base), pictures, tuple(rows), {k: dict(v) for k, v in results.items()})
+
+    def main(self) -> Table:
+        """The four numbers of every method, and the cosine: what always stands together."""
+        columns = (
+            "method", "forgotten %", "all others %", "lost %", "nearest %", "lost %", "probe %",
+            "RanPAC %", "cosine",
+        )  # fmt: skip
+        keys = (
+            "forget", "retain", "retain_lost", "neighbours", "neighbours_lost", "probe", "ranpac",
+            "cosine",
+        )  # fmt: skip
+        caption = (
+            f"Means over {count(len(self.forget), 'class')}, each erased alone. Forgotten, all "
+            "others, nearest: zero-shot accuracy on pictures of the class, of all others, of the "
+            "five nearest; lost: below the unedited model. Probe, RanPAC: how many of the class's "
+            "pictures a classifier fitted to the edited features still finds: the alignment with "
+            "text is erased, the information is what these find."
+        )
+        rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
+        return Table(columns, rows, caption)
+
+    def more(self) -> Table:
+        """The other measures."""
+        columns = (
+            "method", "retrieval %", "average precision", "strongest prompt %", "rest lost %",
+            "area", "rank", "distance", "seconds",
+        )  # fmt: skip
+        keys = (
+            "retrieval", "precision", "prompt", "others_lost", "area", "rank", "distance",
+            "seconds",
+        )  # fmt: skip
+        caption = (
+            "Retrieval: share of the class among the pictures that its text brings up first (as "
+            "many as it has, at most 10). Strongest prompt: accuracy of the class's pictures under "
+            "the one prompt of the templates that finds most of them. Rest: others but the "
+            "nearest. Area: under retain over forgetting, strengths 0 to 1. Distance: Frobenius "
+            "norm of the edit less the identity. Seconds: to make the edit."
+        )
+        rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
+        return Table(columns, rows, caption)
+
+    def pages(self) -> tuple[Page, ...]:
+        """The tables, a picture of forgetting against its price, and class by class."""
+        best = [s for s in self.standings[1:] if s.numbers["forget"] <= 0.01]
+        cheap = min(best, key=lambda s: s.numbers["neighbours_lost"], default=None)
+        lead = (
+            f"{count(len(self.standings) - 1, 'method')} on {count(len(self.forget), 'class')}, "
+            f"{sum(self.pictures.values())} of their pictures. "
+        )
+        if cheap is None:
+            lead += "None leaves at most 1 % of the classes."
+        else:
+            n = cheap.numbers
+            lead += (
+                f"Of those that leave at most 1 % of the classes, {cheap.name} costs the nearest "
+                f"classes least: {n['neighbours_lost']:.1%} of their accuracy, and all others "
+                f"{n['retain_lost']:.1%}. A linear probe finds {n['probe']:.1%} of the pictures "
+                f"after it ({self.standings[0].numbers['probe']:.1%} before): what is erased is "
+                "the alignment with text, not the information."
+            )
+        chart = scatter(
+            {
+                s.name: (1 - s.numbers["forget"], 1 - s.numbers["neighbours_lost"])
+                for s in self.standings
+                if not math.isnan(s.numbers["forget"] + s.numbers["neighbours_lost"])
+            },
+            "forgotten: 1 less accuracy on the class",
+            "kept: 1 less accuracy lost on the nearest",
+            alt="Every method by how much it forgets and how much the nearest classes keep",
+            caption="Right is forgotten, up is kept. Means over classes.",
+        )
+        first = Page("compare", "Methods compared", lead, (self.main(), self.more()), (chart,))
+        return (first, *self._elsewhere(), self._per_class(), self._methods())
+
+    def _elsewhere(self) -> tuple[Page, ...]:
+        sets = tuple(self.standings[0].elsewhere)
+        if not sets:
+            return ()
+        rows = tuple(
+            (s.name, *(s.elsewhere.get(one, math.nan) for one in sets)) for s in self.standings
+        )
+        columns = ("method", *(f"{one} %" for one in sets))
+        lead = "Zero-shot accuracy on pictures of other data sets, with their own class names."
+        return (Page("elsewhere", "Other data sets", lead, (Table(columns, rows),)),)
+
+    def _per_class(self) -> Page:
+        columns = ("class", "pictures", *(f"{s.name} %" for s in self.standings))
+        rows = tuple(
+            (gone, self.pictures[gone], *(s.per_class.get(gone, math.nan) for s in self.standings))
+            for gone in self.forget
+        )
+        lead = "How many pictures of each class are still answered by it."
+        return Page("classes", "Class by class", lead, (Table(columns, rows),))
+
+    def _methods(self) -> Page:
+        rows = tuple(
+            (s.name, s.about, f"{s.refused}: {s.why}" if s.refused else "") for s in self.standings
+        )
+        columns = ("method", "what it is", "classes refused, and why the first")
+        return Page("methods", "The methods", "What was compared.", (Table(columns, rows),))
+
+
+def _value(number: Any) -> float:
+    """A number of a cell as JSON has it: a dict, a number, or None where there is none."""
+    if isinstance(number, Mapping):
+        number = number["value"]
+    return math.nan if number is None else float(number)

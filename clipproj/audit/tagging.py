@@ -1,0 +1,302 @@
+"""CLIP as a tagger: a score and a threshold for every class, and what an edit does to both.
+
+A service that tags pictures compares each cosine with a threshold that somebody set before the
+edit. So two things are measured: whether a tag's own pictures still score highest (average
+precision, which needs no threshold), and what the old threshold lets through afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.evaluate import nearest
+from clipproj.audit.page import Page, Table, lines
+from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.stats import Measured, mean, share
+from clipproj.audit.wording import cosine, listed, percent
+
+_RECALLS = [i / 20 for i in range(1, 21)]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """One tag, or several, at one time.
+
+    Of one tag, and of the forgotten ones together, shares are of pictures. Of the neighbours and
+    the others they are means over tags, with intervals over tags.
+
+    Args:
+        average_precision: mean over the tag's own pictures of the precision at their score. Its
+            interval takes that precision as given for each picture.
+        recall: share of the tag's pictures that get it at the old threshold.
+        precision: share of the pictures that get it which are the tag's; NaN when none gets it.
+        flag_rate: share of all pictures that get it.
+        false_positives: share of the other classes' pictures that get it.
+        level: mean score over all pictures, a cosine.
+        best_f1: F1 at the threshold that is best at this time, not the old one.
+    """
+
+    average_precision: Measured
+    recall: Measured
+    precision: Measured
+    flag_rate: Measured
+    false_positives: Measured
+    level: Measured
+    best_f1: Measured
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One tag before and after; `threshold` is the cosine of best F1 before the edit."""
+
+    name: str
+    group: str
+    pictures: int
+    threshold: float
+    before: Tagged
+    after: Tagged
+
+
+@dataclass(frozen=True)
+class TaggingResult:
+    """What `tagging` measured.
+
+    Args:
+        before, after: by group: "forgotten", and where there are such tags "neighbours", "others".
+        change: of the latter two, mean over tags of after less before of the false positives.
+        tags: every tag that has pictures, forgotten first.
+        curve_before, curve_after: mean precision of the forgotten tags at recall 0.05, 0.1 to 1.
+    """
+
+    forget: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    before: dict[str, Tagged]
+    after: dict[str, Tagged]
+    change: dict[str, Measured]
+    tags: tuple[Tag, ...]
+    curve_before: tuple[float, ...]
+    curve_after: tuple[float, ...]
+
+    def page(self) -> Page:
+        """The audit in a report."""
+        columns = (
+            "AP before %", "AP after %", "recall before %", "recall after %", "tagged before %",
+            "tagged after %", "false positives before %", "false positives after %",
+            "best F1 before", "best F1 after",
+        )  # fmt: skip
+
+        def cells(b: Tagged, a: Tagged) -> tuple[Measured, ...]:
+            return (
+                b.average_precision, a.average_precision, b.recall, a.recall, b.flag_rate,
+                a.flag_rate, b.false_positives, a.false_positives, b.best_f1, a.best_f1,
+            )  # fmt: skip
+
+        lost = sorted(
+            (tag for tag in self.tags if tag.group == "others"),
+            key=lambda tag: tag.after.average_precision - tag.before.average_precision,
+        )
+        shown = [tag for tag in self.tags if tag.group != "others"] + lost[:8]
+        tables = (
+            Table(
+                ("tags", *columns),
+                tuple((g, *cells(b, self.after[g])) for g, b in self.before.items()),
+                "AP is average precision. Recall, tagged and false positives are at the thresholds "
+                "of best F1 before the edit; the best F1 after has a threshold set anew.",
+            ),
+            Table(
+                ("tag", "threshold", *columns),
+                tuple((t.name, f"{t.threshold:.3f}", *cells(t.before, t.after)) for t in shown),
+                "The forgotten tags, their neighbours, and the others whose average precision "
+                "lost most.",
+            ),
+        )
+        if math.isnan(self.curve_before[0]):
+            return Page("tagging", "As a tagger", self._lead(), tables)
+        figure = lines(
+            {"before": (_RECALLS, self.curve_before), "after": (_RECALLS, self.curve_after)},
+            "recall",
+            "precision",
+            alt=f"Precision over recall of {listed(self.forget)} before and after the edit.",
+            caption=f"Precision over recall of {listed(self.forget)}, over all thresholds.",
+        )
+        return Page("tagging", "As a tagger", self._lead(), tables, (figure,))
+
+    def _lead(self) -> str:
+        b, a = self.before["forgotten"], self.after["forgotten"]
+        own = f"There is no picture of {listed(self.forget)}: the tag was not measured."
+        if b.recall.n:
+            own = (
+                f"The average precision of {listed(self.forget)} as a tag went from "
+                f"{percent(b.average_precision)} to {percent(a.average_precision)}; at the "
+                f"threshold that was best before, {percent(a.recall)} of its pictures get it "
+                f"(before {percent(b.recall)}) and {percent(a.flag_rate)} of all pictures (before "
+                f"{percent(b.flag_rate)}), and a threshold set anew reaches an F1 of "
+                f"{a.best_f1:.2f} (before {b.best_f1:.2f})."
+            )
+            if a.recall < b.recall / 2 and a.best_f1 > b.best_f1 / 2:
+                own += " The scores fell, their order did not: a new threshold brings the tag back."
+        for group in ("neighbours", "others"):
+            if group not in self.before:
+                continue
+            b, a = self.before[group], self.after[group]
+            own += (
+                f" The {group} at their old thresholds: recall {percent(b.recall)} before and "
+                f"{percent(a.recall)} after, false positives {percent(b.false_positives)} and "
+                f"{percent(a.false_positives)}. The edit shifted the level of their scores (mean "
+                f"{cosine(b.level)} before, {cosine(a.level)} after); thresholds set anew give an "
+                f"F1 of {a.best_f1:.2f} (before {b.best_f1:.2f})."
+            )
+        return own
+
+
+def class_groups(op: str, samples: Samples, forget: Sequence[str]) -> dict[str, Tensor]:
+    """Rows of the classes that are "forgotten", "neighbours" and "others", each [m] int64.
+
+    Neighbours are the five retained classes nearest to a forgotten one, others all the rest. Both
+    are of classes that have pictures, as there is nothing to measure of the rest; m may be 0.
+
+    Raises TypeError for forget that is no list of strings; ValueError for none, one that is no
+    class, or all.
+    """
+    names, gone = samples.names, samples.classes.select(forget).names
+    if len(gone) == len(names):
+        raise ValueError(f"{op}: forget must leave at least one class, got all {len(names)}")
+    rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(gone))
+    near = nearest(samples.classes.select([*gone, *rest]), gone) if rest else ()
+    others = [name for name in names if name in set(rest).difference(near)]
+    groups = {"forgotten": gone, "neighbours": near, "others": others}
+    row = {name: i for i, name in enumerate(names)}
+    return {
+        group: torch.tensor([row[name] for name in of], dtype=torch.int64)
+        for group, of in groups.items()
+    }
+
+
+def precisions(scores: Tensor, hits: Tensor) -> Tensor:
+    """[m] float64: for each of the m hits the share of hits among all that score as high.
+
+    Hits come from the lowest score to the highest. Their mean is the average precision, sklearn's
+    `average_precision_score` with its treatment of ties.
+
+    Args:
+        scores: [n], finite. hits: [n] bool.
+    """
+    _, true, flagged = _at_hits(scores, hits)
+    return true / flagged
+
+
+def best_threshold(scores: Tensor, hits: Tensor) -> tuple[float, float]:
+    """The threshold of best F1, the highest of several, and that F1; NaN twice without a hit.
+
+    It lies halfway to the next lower score, so that a change in the last digit moves nothing over
+    it; below the lowest score it lies halfway to -1, the least that a cosine can be.
+    """
+    found, true, flagged = _at_hits(scores, hits)
+    if not len(found):
+        return math.nan, math.nan
+    f1 = 2 * true / (flagged + len(found))
+    best = int((f1 == f1.max()).nonzero().max())
+    lower = scores[scores < found[best]]
+    below = float(lower.max()) if len(lower) else -1.0
+    return (float(found[best]) + below) / 2, float(f1[best])
+
+
+def tagging(
+    samples: Samples, edit: Edit, forget: Sequence[str], *, renormalize: bool = True
+) -> TaggingResult:
+    """Average precision of every tag, and what thresholds of before let through after the edit.
+
+    Args:
+        samples: before the edit.
+        edit: of either tower.
+        forget: names of classes.
+        renormalize: False leaves texts at the length that a text-side edit gave them.
+
+    Raises TypeError, ValueError as `class_groups`; ValueError as `Samples.edited`.
+    """
+    groups = class_groups("tagging", samples, forget)
+    scores = [s.cosines(renormalize).double() for s in (samples, samples.edited(edit))]
+    of: dict[str, list[Tag]] = {group: [] for group in groups}
+    columns: tuple[list[_Column], list[_Column]] = ([], [])  # of the forgotten tags
+    for group, rows in groups.items():
+        for c in rows.tolist():
+            hits = samples.labels == c
+            if not hits.any():
+                continue
+            pair = [_Column(s[:, c], hits) for s in scores]
+            threshold, _ = best_threshold(*pair[0])
+            states = [_tagged([column], [threshold]) for column in pair]
+            tag = Tag(samples.names[c], group, int(hits.sum()), threshold, *states)
+            of[group].append(tag)
+            if group == "forgotten":
+                columns[0].append(pair[0])
+                columns[1].append(pair[1])
+    old = [tag.threshold for tag in of["forgotten"]]
+    before, after = ({"forgotten": _tagged(column, old)} for column in columns)
+    change = {}
+    for group in ("neighbours", "others"):
+        if of[group]:
+            before[group] = _averaged([tag.before for tag in of[group]])
+            after[group] = _averaged([tag.after for tag in of[group]])
+            change[group] = mean(
+                [tag.after.false_positives - tag.before.false_positives for tag in of[group]]
+            )
+    names = [tuple(samples.names[c] for c in groups[g].tolist()) for g in list(groups)[:2]]
+    tags = tuple(tag for group in of.values() for tag in group)
+    return TaggingResult(*names, before, after, change, tags, *map(_curve, columns))
+
+
+class _Column(NamedTuple):
+    scores: Tensor  # [n] of one tag
+    hits: Tensor  # [n] bool, the pictures that are its own
+
+
+def _at_hits(scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of the hits, ascending; how many hits, and how many at all, score as high."""
+    ordered, found = scores.contiguous().sort().values, scores[hits].sort().values
+    true = len(found) - torch.searchsorted(found, found)
+    flagged = len(ordered) - torch.searchsorted(ordered, found)
+    return found, true.double(), flagged.double()
+
+
+def _tagged(columns: list[_Column], thresholds: list[float]) -> Tagged:
+    """Tags at their thresholds, pooled: each picture of each tag is a case."""
+    flags = [scores >= at for (scores, _), at in zip(columns, thresholds, strict=True)]
+    pairs = [(flag, hits) for flag, (_, hits) in zip(flags, columns, strict=True)]
+
+    def pooled(parts: list[Tensor]) -> Tensor:
+        return torch.cat([torch.empty(0, dtype=parts[0].dtype if parts else torch.bool), *parts])
+
+    levels = torch.tensor([float(scores.mean()) for scores, _ in columns])
+    f1 = torch.tensor([best_threshold(*column)[1] for column in columns])
+    return Tagged(
+        mean(pooled([precisions(*column) for column in columns])),
+        share(pooled([flag[hits] for flag, hits in pairs])),
+        share(pooled([hits[flag] for flag, hits in pairs])),
+        share(pooled(flags)),
+        share(pooled([flag[~hits] for flag, hits in pairs])),
+        Measured(float(levels.mean()), sum(len(flag) for flag in flags)),
+        Measured(float(f1.mean()), len(columns)),
+    )
+
+
+def _averaged(states: list[Tagged]) -> Tagged:
+    return Tagged(*(mean([getattr(s, f.name) for s in states]) for f in fields(Tagged)))
+
+
+def _curve(columns: list[_Column]) -> tuple[float, ...]:
+    """Mean precision at the recalls of the figure, each at the highest threshold that has it."""
+    rows = []
+    for scores, hits in columns:
+        _, true, flagged = _at_hits(scores, hits)
+        need = [math.ceil(r * len(true) - 1e-9) for r in _RECALLS]
+        rows.append([float((true / flagged)[(true >= m).nonzero().max()]) for m in need])
+    return tuple(
+        torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_RECALLS)).mean(0).tolist()
+    )

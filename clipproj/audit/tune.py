@@ -1,0 +1,199 @@
+"""Choose the strength of an edit: the least that forgets enough, at a price that is stated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipproj.audit.evaluate import CurvePoint, strength_curve
+from clipproj.audit.page import Page, Table, lines
+from clipproj.audit.samples import Samples
+from clipproj.audit.tradeoff import area
+from clipproj.projector import Projector
+from clipproj.text import Embeddings, embed_classes
+from clipproj.words import Template, openai_templates
+
+STEP = 0.05
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The strength that was chosen and the curve it was chosen from; true when the target was met.
+
+    Args:
+        strength: the least that meets both targets; where none does, the one of least retain loss
+            among those that forget enough, else the one that forgets most.
+        met: whether both targets are met there.
+        forget_at_most, retain_loss_at_most: the targets.
+        base: the curve at strength 0.
+        chosen: the curve at `strength`.
+        points: the whole curve; shares of the samples, with counts and intervals.
+        area: UPCORE's area under retain over forgetting (`tradeoff.area`), of all strengths.
+        projector: at that strength.
+    """
+
+    strength: float
+    met: bool
+    forget_at_most: float
+    retain_loss_at_most: float
+    base: CurvePoint
+    chosen: CurvePoint
+    points: tuple[CurvePoint, ...]
+    area: float
+    projector: Projector = field(repr=False)
+
+    def __bool__(self) -> bool:
+        return self.met
+
+    def page(self) -> Page:
+        """The curve as a table and a picture."""
+        outcome = "meets" if self.met else "is the nearest to, and does not meet,"
+        lead = (
+            f"Strength {self.strength:g} {outcome} the target: forgotten classes answered at most "
+            f"{self.forget_at_most:.1%}, all others at most {self.retain_loss_at_most:.1%} below "
+            f"the unedited model. It leaves {self.chosen.forget:.1%} of the forgotten, "
+            f"{self.chosen.retain:.1%} of the others ({self.base.retain:.1%} before) and "
+            f"{self.chosen.neighbours:.1%} of the nearest ({self.base.neighbours:.1%}). The area "
+            f"under retain over forgetting is {self.area:.3f}."
+        )
+        columns = ("strength", "forgotten %", "all others %", "nearest %", "rest %", "probe %")
+        rows = tuple(
+            (f"{p.strength:g}", p.forget, p.retain, p.neighbours, p.others, p.probe)
+            for p in self.points
+        )
+        x = [p.strength for p in self.points]
+        chart = lines(
+            {
+                "forgotten": (x, [p.forget for p in self.points]),
+                "all others": (x, [p.retain for p in self.points]),
+                "nearest others": (x, [p.neighbours for p in self.points]),
+            },
+            "strength", "accuracy", marked=self.strength,
+            alt="Accuracy on forgotten, other and nearest classes over the strength",
+            caption="Accuracy over the strength; the dotted line is the chosen one.",
+        )  # fmt: skip
+        return Page("tune", "Strength", lead, (Table(columns, rows),), (chart,))
+
+
+def tune(
+    projector: Projector,
+    samples: Samples,
+    forget: Sequence[str] | None = None,
+    *,
+    forget_at_most: float = 0.01,
+    retain_loss_at_most: float = 0.01,
+    strengths: Sequence[float] | None = None,
+    probe: bool | None = None,
+) -> Tuned:
+    """Search the strengths for the least edit that forgets enough and costs little enough.
+
+    A soup of the edited and the unedited head, w M + (1 - w) I, is the edit at strength w s, so
+    this is the weight search of model soups (Targeted Forgetting of Image Subgroups, arXiv
+    2506.03117, third step) without any soup; the area is UPCORE's (arXiv 2502.15082).
+
+    Args:
+        projector: of either side.
+        samples: a calibration set of pictures, or `text_proxies` where there are none.
+        forget: the forgotten classes, among the samples' classes; None: those that the projector's
+            provenance names.
+        forget_at_most: accuracy on the forgotten classes.
+        retain_loss_at_most: by how much accuracy on all others may fall.
+        strengths: to try. None: 0 to 2 in steps of 0.05, to 1 for a projector that is not
+            symmetric, whose rows get longer beyond.
+        probe: as `strength_curve`.
+
+    Returns:
+        A Tuned, false when no strength meets the target: `if not tuned` is for the caller to ask.
+
+    Raises:
+        ValueError: for a target outside [0, 1], no picture of a forgotten class or of another, a
+            name that is no class, strengths out of [0, 2].
+    """
+    for name, value in (
+        ("forget_at_most", forget_at_most), ("retain_loss_at_most", retain_loss_at_most),
+    ):  # fmt: skip
+        if not 0 <= value <= 1:
+            raise ValueError(f"tune: {name} must be a share in [0, 1], got {value}")
+    if forget is None:
+        forget = projector.provenance.get("forget", {}).get("names")
+        if not forget:
+            raise ValueError("tune: forget must name classes, got None and a projector without any")
+    if strengths is None:
+        shrinks = projector.symmetric and projector.offset is None
+        strengths = [round(i * STEP, 2) for i in range(round((2 if shrinks else 1) / STEP) + 1)]
+    strengths = sorted({0.0, *map(float, strengths)})
+    if not all(0 <= s <= 2 for s in strengths):
+        raise ValueError(f"tune: strengths must be in [0, 2], got {strengths}")
+    gone = samples.of(forget)
+    for name, count in (("a forgotten", gone.sum()), ("another", (~gone).sum())):
+        if not count:
+            raise ValueError(f"tune: samples must hold a picture of {name} class, got none")
+
+    points = strength_curve(samples, forget, projector, strengths, probe=probe)
+    base = points[0]
+    enough = [p for p in points if p.forget <= forget_at_most]
+    meeting = [p for p in enough if base.retain - p.retain <= retain_loss_at_most]
+    if meeting:
+        chosen = meeting[0]
+    elif enough:
+        chosen = max(enough, key=lambda p: (p.retain, -p.strength))
+    else:
+        chosen = min(points, key=lambda p: (p.forget, p.strength))
+    return Tuned(
+        strength=chosen.strength,
+        met=bool(meeting),
+        forget_at_most=forget_at_most,
+        retain_loss_at_most=retain_loss_at_most,
+        base=base,
+        chosen=chosen,
+        points=tuple(points),
+        area=area([p.forget for p in points], [p.retain for p in points]),
+        projector=projector.scaled(torch.tensor(chosen.strength)),
+    )
+
+
+def text_proxies(
+    model: nn.Module,
+    tokenizer: Callable[..., Any],
+    classes: Embeddings,
+    templates: Iterable[Template] | None = None,
+    **options: Any,
+) -> Samples:
+    """Prompts that stand in for pictures where there are none: one sample a class and template.
+
+    A prompt's text answers like a picture of its class would if pictures lay where texts do. They
+    do not quite: in CLIP a gap lies between the two, so what is tuned on texts is a first guess,
+    to be checked on pictures.
+
+    Args:
+        classes: the texts that compete, from the same model.
+        templates: of the proxies. None: OpenAI's 80. Best others than `classes` was made with.
+        options: batch_size and progress, as `embed_classes` takes them.
+
+    Raises as `embed_classes`; ValueError for classes of another model.
+    """
+    from clipproj.words import template_strings
+
+    given = openai_templates() if templates is None else templates
+    texts = template_strings("text_proxies", given, classes.names)
+    prompts = [text.replace("{}", name) for name in classes.names for text in texts]
+    rows = embed_classes(model, tokenizer, dict.fromkeys(prompts), ["{}"], **options)
+    known = {rows.head_hash, classes.head_hash} - {None}
+    if len(known) > 1:
+        raise ValueError(
+            "text_proxies: classes must be embedded by this model, got embeddings of "
+            f"{classes.model!r}, whose text head differs"
+        )
+    labels = torch.arange(len(classes)).repeat_interleave(len(texts))
+    scale = getattr(model, "logit_scale", None)
+    return Samples(
+        rows.select(prompts).tensor,
+        labels,
+        classes,
+        scale=100.0 if scale is None else math.exp(float(scale)),
+    )

@@ -1,0 +1,215 @@
+"""Forget a subgroup and keep its parent: arXiv 2506.03117's three stages in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from clipproj.methods.inputs import SAME, provenance, unit_rows
+from clipproj.projector import Projector
+from clipproj.text import Embeddings
+
+_TOL = 1e-4  # directions with a singular value below it, relative, are rounding
+_RATIO = 2.0  # prompts in 80 templates: the subgroup's directions have 3 to 10, others below 2
+_EPS = 1e-12  # energy of a direction that nothing kept has
+
+
+def subgroup(
+    forget: Embeddings | Tensor,
+    parent: Embeddings | Tensor,
+    *,
+    features_forget: Tensor | None = None,
+    features_keep: Tensor | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+    ratio: float | None = None,
+    ridge: float = 1.0,
+    strength: float = 1.0,
+    side: str = "image",
+) -> Projector:
+    """Forget one kind (marmoset) of a class (monkey) whose other kinds stay.
+
+    1. *Forgetting.* Candidate directions are the right singular vectors u_i of forget minus the
+       mean of parent. Those stay whose relative energy, the linear layer's relative Fisher,
+
+           rho_i = mean_f (z . u_i)^2 / mean_k (z . u_i)^2
+
+       exceeds `ratio`; z are features of both kinds when both are given, else the texts of forget
+       and of parent. Their rows are U [k, d], and P = I - U^T U.
+    2. *Reminding*, with features_keep Z. The edit P W has
+
+           W = argmin |Z P W - Z|^2 + |F P W - F P|^2 + nu |W - I|^2
+             = I + C U,   C = (Y^T Y + nu I)^-1 Y^T [Z U^T; 0],   Y = [Z P; F P]:
+
+       kept rows return to where they were, forgotten ones F (features_forget, or the texts without
+       them; weighted to count as much as Z does) stay where P put them. What Z has lost is
+       Z U^T U, so W - I writes along U alone, and P C = C because Y U^T = 0: with
+       read = U - C^T and write = U the whole edit, found without a d x d unknown, has the rank k
+       of step 1 and is an oblique projector, read write^T = I.
+    3. *Restoring.* The soup of edited and original weights, s P W + (1 - s) I, is strength s.
+
+    Texts alone give steps 1 and 3, a symmetric projector; for one row it is that of `nullspace`
+    with contrast "mean".
+
+    Args:
+        forget: [m, d] texts of the subgroup: names, synonyms or prompts; any row lengths.
+        parent: [p, d] texts of the siblings, of the parent, or of both; their mean stands for the
+            parent. With siblings the mean leaves less of the subgroup than one word does. One row
+            is enough only with features of both: a text's energy relative to it is always about 1.
+        features_forget: [n_f, d] features of the tower that `side` names, of the subgroup; only
+            together with features_keep.
+        features_keep: [n_k, d] the same of what must stay, siblings above all.
+        statistics: (mean [d], std [d]) of unit features of a larger kept set: features_keep, a
+            sample of few kinds, are shifted and scaled to them per dimension before step 2.
+        ratio: relative energy that a direction must exceed, at least 0; 1 is as much in kept rows.
+            None: 2, which leaves out what templates add, or, when none has that, 1 for the best
+            direction alone.
+        ridge: above 0, nu in units of the kept rows' mean energy per dimension, n_k / d. Smaller
+            brings kept rows closer and, with few features_forget, some of the subgroup back.
+        strength: in [0, 1]; up to 2 without features_keep.
+        side: "image" or "text", whose features the projector edits.
+
+    Returns:
+        A Projector of rank k <= m; its provenance tells the relative energies, strongest singular
+        value first.
+
+    Raises:
+        TypeError, ValueError: for NaN, inf or zero rows, other widths, embeddings of another
+            model, a forget row equal to a parent row or to their mean, options out of range,
+            features_forget or statistics without features_keep, one parent row without features.
+        ValueError: when no direction exceeds `ratio`, or those that do span everything.
+    """
+    op = "subgroup"
+    f, q = unit_rows(op, "forget", forget), _like(op, "parent", parent, forget)
+    _check_texts(op, forget, parent, f, q)
+    ratio, ridge = None if ratio is None else float(ratio), float(ridge)
+    if ratio is not None and not (math.isfinite(ratio) and ratio >= 0):
+        raise ValueError(f"{op}: ratio must be finite and at least 0, got {ratio}")
+    if not (math.isfinite(ridge) and ridge > 0):
+        raise ValueError(f"{op}: ridge must be finite and above 0, got {ridge}")
+    for name, value in (("features_forget", features_forget), ("statistics", statistics)):
+        if value is not None and features_keep is None:
+            raise ValueError(f"{op}: features_keep must be given with {name}, got None")
+    zf = None if features_forget is None else _like(op, "features_forget", features_forget, forget)
+    zk = None if features_keep is None else _like(op, "features_keep", features_keep, forget)
+    if zf is None and len(q) == 1:
+        raise ValueError(
+            f"{op}: parent must have at least 2 rows, such as the siblings', without features of "
+            "both, got 1"
+        )
+    if statistics is not None:
+        zk = _aligned(op, zk, statistics)
+
+    rows = f - q.mean(0)
+    _, singular, candidates = torch.linalg.svd(rows, full_matrices=False)
+    candidates = candidates[singular > _TOL * singular[0]]
+    gone, kept = (f, q) if zf is None else (zf, zk)
+    energy = _energy(gone, candidates) / (_energy(kept, candidates) + _EPS)
+    best, least = float(energy.max()), ratio
+    if least is None:
+        least = _RATIO if best > _RATIO else 1.0
+    chosen = energy > least
+    if ratio is None and best <= _RATIO:
+        chosen &= energy == best
+    u = candidates[chosen]
+    if not len(u):
+        raise ValueError(
+            f"{op}: ratio must be below the largest relative energy of a direction, {best:.3g}, "
+            f"got {least:g}; the texts of forget do not tell it from what is kept"
+        )
+    if len(u) == f.shape[1]:
+        raise ValueError(
+            f"{op}: ratio must leave something of the {len(u)} dimensions, got {least:g}, which "
+            "every one exceeds"
+        )
+    parameters = {
+        "ratio": least,
+        "kept_directions": len(u),
+        "energies": [round(value, 6) for value in energy.tolist()],
+        "energies_of": "texts" if zf is None else "features",
+    }
+    read = None
+    if zk is not None:
+        read = u - _reminder(zk, f if zf is None else zf, u, ridge).T
+        parameters |= {"ridge": ridge, "features_keep": len(zk), "aligned": statistics is not None}
+        parameters["features_forget"] = 0 if zf is None else len(zf)
+    history = provenance(op, parameters, forget, parent)
+    factors = (u, None) if read is None else (read, u)
+    return Projector(*factors, strength=strength, side=side, provenance=history)
+
+
+def _reminder(kept: Tensor, gone: Tensor, u: Tensor, ridge: float) -> Tensor:
+    """C [d, k]: what rows without their part along u tell of that part, were they kept ones."""
+    weight = math.sqrt(len(kept) / len(gone))
+    x = torch.cat([kept, weight * gone])
+    x = x - x @ u.T @ u
+    part = torch.cat([kept @ u.T, gone.new_zeros(len(gone), len(u))])
+    nu = ridge * float(kept.square().sum()) / kept.shape[1]
+    c = _ridge(x, part, nu)
+    return c - u.T @ (u @ c)  # 0 but for rounding
+
+
+def _ridge(x: Tensor, y: Tensor, nu: float) -> Tensor:
+    """argmin_c |x c - y|^2 + nu |c|^2, by the smaller of two equal systems."""
+    if len(x) <= x.shape[1]:
+        gram = x @ x.T
+        return x.T @ torch.linalg.solve(gram + nu * torch.eye(len(x)).to(gram), y)
+    gram = x.T @ x
+    return torch.linalg.solve(gram + nu * torch.eye(len(gram)).to(gram), x.T @ y)
+
+
+def _energy(rows: Tensor, directions: Tensor) -> Tensor:
+    return (rows @ directions.T).square().mean(0)
+
+
+def _aligned(op: str, rows: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor:
+    """Rows with the given mean and standard deviation in each dimension."""
+    if not isinstance(statistics, tuple) or len(statistics) != 2:
+        got = type(statistics).__name__
+        raise TypeError(f"{op}: statistics must be a tuple (mean, std), got {got}")
+    for name, value in zip(("mean", "std"), statistics, strict=True):
+        if not isinstance(value, Tensor) or value.shape != rows.shape[1:]:
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{op}: statistics must have a {name} [{rows.shape[1]}], got {got}")
+        if not value.isfinite().all() or (name == "std" and (value < 0).any()):
+            kind = "finite" if name == "mean" else "finite and at least 0"
+            raise ValueError(f"{op}: statistics must have a {name} that is {kind}, got another")
+    if len(rows) < 2:
+        raise ValueError(f"{op}: features_keep must have at least 2 rows with statistics, got 1")
+    mean, std = (value.to(rows) for value in statistics)
+    own = rows.std(0)
+    scale = torch.where(own > _TOL * own.max(), std / own, 1)  # a constant has nothing to scale
+    return (rows - rows.mean(0)) * scale + mean
+
+
+def _like(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings | Tensor) -> Tensor:
+    """Unit rows of `value`, of the width and on the device of forget."""
+    like = forget.tensor if isinstance(forget, Embeddings) else forget
+    rows = unit_rows(op, name, value).to(like.device)
+    if rows.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{op}: {name} must be [n, {like.shape[1]}] as forget is, got {list(rows.shape)}"
+        )
+    return rows
+
+
+def _check_texts(
+    op: str, forget: Embeddings | Tensor, parent: Embeddings | Tensor, f: Tensor, q: Tensor
+) -> None:
+    if isinstance(forget, Embeddings) and isinstance(parent, Embeddings):
+        heads = (forget.head_hash, parent.head_hash)
+        if None not in heads and heads[0] != heads[1]:
+            raise ValueError(
+                f"{op}: parent must come from the model that forget comes from, got "
+                f"{parent.model} with head {heads[1][:12]}, not {forget.model} with head "
+                f"{heads[0][:12]}"
+            )
+    same = (f @ q.T > SAME).nonzero()
+    if len(same):
+        i, j = same[0].tolist()
+        raise ValueError(f"{op}: forget must differ from parent, got row {i} equal to row {j}")
+    inside = (torch.linalg.vector_norm(f - q.mean(0), dim=1) < _TOL).nonzero()
+    if len(inside):
+        row = int(inside[0])
+        raise ValueError(f"{op}: forget must differ from the mean of parent, got row {row} there")
