@@ -82,7 +82,7 @@ def forgotten_pictures(op: str, task: Task) -> Tensor:
 
 @torch.no_grad()
 def synthesise(task: Task, classes: Classes) -> Tensor:
-    """[64 m, d] unit features that the model is sure show what is forgotten, and no picture does.
+    """[64 m, d] unit features, of no picture, that the model is sure show what is forgotten.
 
     Lip climbs from noise by the gradient of the class's logit in a picture's pixels. Here a feature
     climbs the cosine with the text, from the mean picture (of whatever class) plus noise, until the

@@ -39,7 +39,7 @@ _RATE = 2e-3
 
 
 def make(task: Task) -> Dense:
-    """The map that Lip trains. Pictures to learn from are not needed; with some, it starts there."""
+    """The map that Lip trains. It needs no pictures; with some it starts at their mean."""
     classes = Classes.of(task)
     rows = synthesise(task, classes)
     generator = torch.Generator().manual_seed(task.seed + 1)

@@ -193,12 +193,10 @@ def find_datasets(root: str | os.PathLike[str]) -> dict[str, Path]:
                 f"{path.name!r} for {name}"
             )
         found[name] = path
-    return {
-        name: path / inside
-        if (inside := DATASETS[name].inside) and (path / inside).is_dir()
-        else path
-        for name, path in found.items()
-    }
+    for name, path in found.items():
+        level = path / DATASETS[name].inside
+        found[name] = level if level.is_dir() else path
+    return found
 
 
 @dataclass(frozen=True)
@@ -253,25 +251,24 @@ def score(before: Accuracies, after: Accuracies) -> Score:
     """
     if before.others.keys() != after.others.keys():
         raise ValueError(
-            f"score: after must be of the other data sets {sorted(before.others)} as before is, got "
+            f"score: after must be of the data sets {sorted(before.others)} as before is, got "
             f"{sorted(after.others)}"
         )
-    pairs = {"the forgotten class": (before.forget, after.forget)}
-    pairs["the retained classes"] = (before.retain, after.retain)
+    pairs = {"the class": (before.forget, after.forget), "retained": (before.retain, after.retain)}
     pairs |= {name: (value, after.others[name]) for name, value in before.others.items()}
-    reasons = [
-        f"{name}: not measured" for name, pair in pairs.items() if any(map(math.isnan, pair))
-    ]
-    reasons += [f"{name}: accuracy 0 before the edit" for name, (b, _) in pairs.items() if b == 0]
+    reasons = []
+    for name, (b, a) in pairs.items():
+        if math.isnan(b) or math.isnan(a):
+            reasons.append(f"{name}: not measured")
+        elif b == 0:
+            reasons.append(f"{name}: accuracy 0 before the edit")
     if len(before.others) != OTHERS:
-        reasons.append(f"{OTHERS} other data sets are needed, got {len(before.others)}")
+        reasons.append(f"needs {OTHERS} other data sets, got {len(before.others)}")
 
     left = {name: a / b if b > 0 else math.nan for name, (b, a) in pairs.items()}
-    forget = left.pop("the forgotten class")
-    lost = {
-        name: share if math.isnan(share) else max(0.0, 1 - share) for name, share in left.items()
-    }
-    retain = lost.pop("the retained classes")
+    forget = left.pop("the class")
+    lost = {name: 1 - min(share, 1.0) if share >= 0 else math.nan for name, share in left.items()}
+    retain = lost.pop("retained")
     value = math.nan if reasons else (forget + retain + sum(lost.values())) / (OTHERS + 2)
     return Score(value, forget, retain, lost, "; ".join(reasons))
 
