@@ -146,21 +146,20 @@ def attention_maps(
             seen.append((module, x, output[0] if isinstance(output, tuple) else output))
 
         handles = [m.register_forward_hook(keep, with_kwargs=True) for m in tower.attentions]
-        try:
-            with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        # inference_mode(False): in a caller's inference mode nothing would be followed
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+            try:
                 paths = [pictures.paths[i] for i in rows.tolist()]
                 z = _encode(model, pixels(model, preprocess, paths).requires_grad_())
-        finally:
-            for handle in handles:
-                handle.remove()
-        outputs = [output for _, _, output in seen]
-        for out, logit in zip(maps, logits, strict=True):
-            grads = torch.autograd.grad(logit(z, rows).sum(), outputs, retain_graph=True)
-            with torch.no_grad():
-                relevance = _rollout(
-                    tower, [(m, x, g) for (m, x, _), g in zip(seen, grads, strict=True)]
-                )
-                out.append(tower.over_grid(relevance.cpu()))
+            finally:
+                for handle in handles:
+                    handle.remove()
+            outputs = [output for _, _, output in seen]
+            for out, logit in zip(maps, logits, strict=True):
+                grads = torch.autograd.grad(logit(z, rows).sum(), outputs, retain_graph=True)
+                with torch.no_grad():
+                    layers = [(m, x, g) for (m, x, _), g in zip(seen, grads, strict=True)]
+                    out.append(tower.over_grid(_rollout(tower, layers).cpu()))
     return [torch.cat(one) for one in maps]
 
 
@@ -221,7 +220,7 @@ def find_tower(model: nn.Module) -> Tower:
                 averaged=visual.pool_type == "avg",
                 grid=visual.grid_size,
             )
-        what += f" that pools by {'an attention' if visual.attn_pool else visual.pool_type!r}"
+        what += f" that pools by {'attention' if visual.attn_pool else visual.pool_type}"
     raise ValueError(
         "relevance: model must be CLIP or CustomTextCLIP of open_clip, or OpenAI's CLIP, with a "
         "VisionTransformer pooled by token or average or with a ModifiedResNet, or "

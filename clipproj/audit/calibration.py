@@ -1,0 +1,257 @@
+"""Whether confidence still means what it says: calibration before and after an edit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.page import Page, Table, lines
+from clipproj.audit.samples import NO_ANSWER, Edit, Samples
+from clipproj.audit.stats import Measured, mean, share
+from clipproj.audit.tagging import class_groups
+from clipproj.audit.wording import count, listed, percent
+
+_DRAWS = 200  # of answers as a calibrated model would give them
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pictures of like confidence: how many, their mean confidence, their accuracy."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Retained pictures at one time.
+
+    Args:
+        error: expected calibration error, mean over pictures of |accuracy - confidence| of their
+            bin. It has no interval; see `expected_error`.
+        expected_error: what it would be for a model that is perfectly calibrated, on as many
+            pictures with the same confidences: from 200 seeded draws of right and wrong answers.
+        brier: mean of the squared distance of the probabilities from the right answer, in [0, 2].
+        log_loss: mean negative log likelihood of the right class, in nats.
+        confidence: mean probability of the answer.
+        accuracy: share of pictures whose most likely class is theirs.
+        bins: from the least to the most confident.
+    """
+
+    error: Measured
+    expected_error: Measured
+    brier: Measured
+    log_loss: Measured
+    confidence: Measured
+    accuracy: Measured
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """Pictures of the forgotten classes at one time.
+
+    Args:
+        confidence: mean probability of the answer, whatever it is.
+        own: mean probability of the picture's own class.
+        answers: the three most frequent answers, with how many pictures get them.
+    """
+
+    confidence: Measured
+    own: Measured
+    answers: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What `calibration` measured, of pictures of all other classes and of the forgotten ones."""
+
+    forget: tuple[str, ...]
+    scale: float
+    before: Calibration
+    after: Calibration
+    forgotten_before: Forgotten
+    forgotten_after: Forgotten
+
+    def page(self) -> Page:
+        """The audit in a report."""
+        b, a, fb, fa = self.before, self.after, self.forgotten_before, self.forgotten_after
+        tables = (
+            Table(
+                ("retained pictures", "before", "after"),
+                (
+                    ("calibration error", b.error, a.error),
+                    ("of a calibrated model", b.expected_error, a.expected_error),
+                    ("Brier score", b.brier, a.brier),
+                    ("log loss, nats", b.log_loss, a.log_loss),
+                    ("mean confidence", b.confidence, a.confidence),
+                    ("accuracy", b.accuracy, a.accuracy),
+                ),
+                f"Probabilities are softmax({self.scale:g} x cosine) over all classes, in "
+                f"{count(len(a.bins), 'bin')} of as many pictures each. The second row is what "
+                "chance alone makes of a model without any error.",
+            ),
+            Table(
+                (f"pictures of {listed(self.forget)}", "before", "after"),
+                (
+                    ("mean confidence", fb.confidence, fa.confidence),
+                    ("mean probability of their class", fb.own, fa.own),
+                    ("answered as", _answers(fb), _answers(fa)),
+                ),
+            ),
+        )
+        if not a.bins:
+            return Page("calibration", "Calibration", self._lead(), tables)
+        curves = {
+            name: ([bin.confidence for bin in one.bins], [bin.accuracy for bin in one.bins])
+            for name, one in (("before", b), ("after", a))
+        }
+        figure = lines(
+            {**curves, "calibrated": ([0.0, 1.0], [0.0, 1.0])},
+            "confidence",
+            "accuracy",
+            alt="Accuracy over confidence of retained pictures before and after the edit.",
+            caption="Retained pictures by confidence. On the diagonal confidence is accuracy.",
+        )
+        return Page("calibration", "Calibration", self._lead(), tables, (figure,))
+
+    def _lead(self) -> str:
+        b, a, fb, fa = self.before, self.after, self.forgotten_before, self.forgotten_after
+        kept = "There is no retained picture: calibration was not measured."
+        if b.error.n:
+            kept = (
+                f"On retained pictures the expected calibration error is {a.error:.3f} (before "
+                f"{b.error:.3f}; a calibrated model has {a.expected_error:.3f} on "
+                f"{count(a.error.n, 'picture')}), the Brier score {a.brier:.3f} (before "
+                f"{b.brier:.3f}) and the log loss {a.log_loss:.3f} (before {b.log_loss:.3f})."
+            )
+        gone = f"There is no picture of {listed(self.forget)}."
+        if fb.own.n:
+            gone = (
+                f"Pictures of {listed(self.forget)} are answered with a mean confidence of "
+                f"{percent(fa.confidence)} (before {percent(fb.confidence)}), most often as "
+                f"{_answers(fa)} (before {_answers(fb)})."
+            )
+            if fa.confidence > fb.confidence / 2 and fa.own < fb.own / 2:
+                gone += " What the model forgot it answers as something else, hardly less sure."
+        return f"{kept} {gone}"
+
+
+def calibration(
+    samples: Samples,
+    edit: Edit,
+    forget: Sequence[str],
+    *,
+    bins: int = 15,
+    renormalize: bool = True,
+) -> CalibrationResult:
+    """Calibration of retained pictures, and how sure the model is of forgotten ones.
+
+    Probabilities are softmax(scale * cosine) over all classes, with the scale of the samples. All
+    classes compete before and after, the forgotten ones too.
+
+    Args:
+        samples: before the edit.
+        edit: of either tower.
+        forget: names of classes.
+        bins: of equal numbers of pictures, at least 1; no more than there are pictures.
+        renormalize: False leaves texts at the length that a text-side edit gave them.
+
+    Raises TypeError, ValueError as `class_groups` and `Samples.edited`, ValueError for bins < 1.
+    """
+    if bins < 1:
+        raise ValueError(f"calibration: bins must be at least 1, got {bins}")
+    names = samples.classes.select(forget).names
+    class_groups("calibration", samples, forget)
+    gone = samples.of(forget)
+    pair = (samples, samples.edited(edit))
+    kept = [_calibration(one.take(~gone), bins, renormalize) for one in pair]
+    lost = [_forgotten(one.take(gone), renormalize) for one in pair]
+    return CalibrationResult(names, samples.scale, *kept, *lost)
+
+
+def log_probabilities(samples: Samples, renormalize: bool = True) -> Tensor:
+    """[n, C] float64: of every class for every picture, log softmax(scale * cosine).
+
+    A picture of length zero has a cosine of 0 with everything, so every class is as likely.
+    """
+    return (samples.scale * samples.cosines(renormalize).double()).log_softmax(dim=1)
+
+
+def reliability(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Bin, ...]:
+    """Pictures in bins of equal number, from the least to the most confident; none is empty.
+
+    Pictures of one confidence share their accuracy, so that no order among them matters.
+
+    Args:
+        confidence: [n] float64. correct: [n] bool.
+    """
+    if not len(confidence):
+        return ()
+    values, which, counts = confidence.unique(return_inverse=True, return_counts=True)
+    accuracy = torch.zeros_like(values).index_add_(0, which, correct.double()) / counts
+    number = min(bins, len(confidence))
+    parts = [v.repeat_interleave(counts).tensor_split(number) for v in (values, accuracy)]
+    return tuple(Bin(len(c), float(c.mean()), float(h.mean())) for c, h in zip(*parts, strict=True))
+
+
+def _error(bins: Sequence[Bin]) -> float:
+    n = sum(one.n for one in bins)
+    gaps = [one.n * abs(one.accuracy - one.confidence) for one in bins]
+    return sum(gaps) / n if n else math.nan
+
+
+def _expected_error(confidence: Tensor, bins: int) -> Measured:
+    """The error of answers that are right as often as they are confident; its range is of draws."""
+    n = len(confidence)
+    if not n:
+        return Measured(math.nan, 0)
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(_DRAWS, dtype=torch.float64)
+    for part in confidence.sort().values.tensor_split(min(bins, n)):
+        right = torch.rand(_DRAWS, len(part), generator=generator, dtype=torch.float64) < part
+        total += (right.double().mean(dim=1) - part.mean()).abs() * len(part) / n
+    ends = torch.quantile(total, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Measured(float(total.mean()), n, *ends.tolist())
+
+
+def _calibration(samples: Samples, bins: int, renormalize: bool) -> Calibration:
+    logs = log_probabilities(samples, renormalize)
+    correct = samples.correct(renormalize)
+    chances = logs.exp()
+    confidence = chances.amax(dim=1)
+    of_label = chances.gather(1, samples.labels[:, None]).flatten()
+    split = reliability(confidence, correct, bins)
+    return Calibration(
+        Measured(_error(split), len(samples)),
+        _expected_error(confidence, bins),
+        mean(chances.square().sum(dim=1) - 2 * of_label + 1),
+        mean(-logs.gather(1, samples.labels[:, None])),
+        mean(confidence),
+        share(correct),
+        split,
+    )
+
+
+def _forgotten(samples: Samples, renormalize: bool) -> Forgotten:
+    chances = log_probabilities(samples, renormalize).exp()
+    answers, counts = samples.answers(renormalize).unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:3].tolist()
+    return Forgotten(
+        mean(chances.amax(dim=1)),
+        mean(chances.gather(1, samples.labels[:, None])),
+        tuple((_name(samples, int(answers[i])), int(counts[i])) for i in order),
+    )
+
+
+def _name(samples: Samples, answer: int) -> str:
+    return "no answer" if answer == NO_ANSWER else samples.names[answer]
+
+
+def _answers(one: Forgotten) -> str:
+    return ", ".join(f"“{name}” ({n})" for name, n in one.answers)

@@ -1,0 +1,223 @@
+"""Give a class another's score: UCE-like targets, Partial Model Collapse, the empty prompt."""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipproj.encoder import encode, evaluating
+from clipproj.heads import check_module, unwrap
+from clipproj.methods.inputs import SAME, forget_and_keep, provenance, unit_rows
+from clipproj.projector import Projector
+from clipproj.text import Embeddings
+
+LOGIT_SCALE = 100.0  # CLIP's, at which the model's own answers are drawn
+
+
+def redirect(
+    forget: Embeddings | Tensor,
+    target: Embeddings | Tensor | str,
+    keep: Embeddings | Tensor | None = None,
+    *,
+    forget_weight: float = 100.0,
+    keep_weight: float | None = None,
+    margin: float = 0.5,
+    samples: int = 5,
+    temperature: float = 1.25,
+    rounds: int = 10,
+    seed: int = 0,
+    strength: float = 1.0,
+    side: str = "image",
+) -> Projector:
+    """The minimiser M of `|M - I|^2 + lam |M F - C|^2 + mu |M K - K|^2` (Frobenius norms).
+
+    F, C and K hold forgotten texts, what each becomes, and kept texts as columns. The minimiser is
+    `M = I - (F - C) V^T` with the V of `ccup`, which is this with C = 0:
+
+        V = lam B (I + lam F^T B)^-1,   B = F - mu K (I + mu K^T K)^-1 K^T F.
+
+    M acts on texts. On image features it is M^T, rows `z' = z - (z (F - C)) V^T`, so that an edited
+    picture scores for a text t what it scored for M t: for a forgotten name what it scored for C,
+    for a kept one what it did. C is `1 - margin` times the target. Without margin, when the target
+    is itself a candidate, a picture scores the same for both names and rounding decides. On the
+    text side lengths are normalised away and a forgotten name becomes its target.
+
+    The target decides what the edit is:
+
+    - rows: one for each forgotten text or one for all, as Unified Concept Editing does. They must
+      score low on the class's pictures: another class, or what nobody asks for. The empty prompt
+      (`empty_text`, the neutral target of TIA, which trains the text tower) does not do so in every
+      model: in the embedded one all pictures score 0.42 for it, 0.47 for their own name.
+    - "self": Partial Model Collapse (arXiv 2507.04219). The model's own labels: `samples` kept
+      names are drawn from what it thinks of the forgotten text, and the one least like it is the
+      target, while no better comes. M is solved and the text moved; this repeats until its nearest
+      name is a kept one, or for `rounds`, with a warning.
+
+    Args:
+        forget: [m_f, d], any row lengths; m_f <= d.
+        target: [m_f, d] or [1, d], any row lengths; or "self", which needs keep.
+        keep: [m_k, d].
+        forget_weight: lam > 0; M f misses its C by 1 / (1 + lam f . b) of the way, for one text.
+        keep_weight: mu >= 0; the kept texts move by at most sqrt(lam / mu) |F - C|. None shares 100
+            among them, since more on a long list would protect the class with it.
+        margin: in [0, 1]. With 1 the target does not matter, and this is `ccup`.
+        samples, temperature, rounds, seed: of "self"; the temperature divides 100 x cosine.
+        strength: in [0, 1].
+        side: "image" or "text", whose features the projector edits.
+
+    Returns:
+        An oblique Projector of rank m_f. Its provenance tells the target: names where known, and
+        for "self" the label of each forgotten text (its row without names) and the rounds.
+
+    Raises:
+        TypeError, ValueError: for NaN, inf or zero rows, other widths or models, texts on both
+            lists, a target that is forgotten too, "self" without keep, options out of range.
+    """
+    f, k = forget_and_keep("redirect", forget, keep)
+    if len(f) > f.shape[1]:
+        raise ValueError(f"redirect: forget must be [m, d] with m <= d, got {list(f.shape)}")
+    lam = _number("forget_weight", forget_weight, above=0)
+    share = 0.0 if k is None else 100.0 / len(k)
+    mu = share if keep_weight is None else _number("keep_weight", keep_weight)
+    length = 1 - _number("margin", margin, most=1)
+    parameters: dict[str, Any] = {"forget_weight": lam, "keep_weight": mu, "margin": 1 - length}
+
+    if isinstance(target, str):
+        if target != "self":
+            raise ValueError(f'redirect: target must be rows or "self", got {target!r}')
+        if k is None:
+            raise ValueError('redirect: keep must be given for the target "self", got None')
+        if length == 0:
+            raise ValueError('redirect: margin must be below 1 for the target "self", got 1')
+        drawing = {
+            "samples": _count("samples", samples),
+            "temperature": _number("temperature", temperature, above=0),
+            "rounds": _count("rounds", rounds),
+            "seed": operator.index(seed),
+        }
+        v = pull(f, k, lam, mu)
+        picks, used, left = _collapse(f, k, v, length, **drawing)
+        stuck = [forget.names[i] if isinstance(forget, Embeddings) else i for i in left]
+        if stuck:
+            warnings.warn(
+                f"redirect: after {used} rounds {stuck} still lie nearest to what is forgotten; "
+                "raise forget_weight or samples",
+                stacklevel=2,
+            )
+        labels = [keep.names[i] if isinstance(keep, Embeddings) else i for i in picks]
+        told = {"kind": "self", "labels": labels, **drawing, "rounds": used, "stayed": stuck}
+        c = length * k[picks]
+    else:
+        c = length * _targets(target, f, forget)
+        v = pull(f, k, lam, mu)
+        named = isinstance(target, Embeddings)
+        told = {"kind": "given"} | ({"names": list(target.names)} if named else {"rows": len(c)})
+        c = c.expand(len(f), -1)
+    history = provenance("redirect", parameters | {"target": told}, forget, keep)
+    read, write = (f - c, v) if side == "image" else (v, f - c)
+    return Projector(read, write, strength=strength, side=side, provenance=history)
+
+
+def pull(f: Tensor, k: Tensor | None, lam: float, mu: float) -> Tensor:
+    """V^T [m_f, d] of the formula: what a text has of the forgotten ones and not of the kept.
+
+    From rows f [m_f, d] and k [m_k, d] by an m_f x m_f and an m_k x m_k solve, never d x d.
+    """
+    b = f if k is None else f - mu * torch.linalg.solve(_plus_identity(mu * k @ k.T), k @ f.T).T @ k
+    return torch.linalg.solve(_plus_identity(lam * f @ b.T), lam * b)
+
+
+def empty_text(model: nn.Module, tokenizer: Callable[..., Any]) -> Tensor:
+    """[1, d] float32 unit row: what the model makes of the empty prompt, a target for `redirect`.
+
+    Takes the models and tokenizers that `embed_classes` takes. Raises TypeError for others, and
+    ValueError for a model without parameters or a feature that is zero or not finite.
+    """
+    check_module("empty_text", model)
+    model = unwrap(model)
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        got = type(model).__name__
+        raise ValueError(f"empty_text: model must have parameters, got {got} with none")
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        row = encode(model, tokenizer, [""], parameter.device)
+        return unit_rows("empty_text", "the feature", row).float()
+
+
+def _collapse(
+    f: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: float,
+    samples: int,
+    temperature: float,
+    rounds: int,
+    seed: int,
+) -> tuple[list[int], int, list[int]]:
+    """The kept row that each forgotten text becomes, the rounds it took, and who did not leave."""
+    generator = torch.Generator().manual_seed(seed)
+    likeness = (f @ k.T).cpu()  # drawn on the CPU: the same labels on every device
+    every = F.normalize(torch.cat([k, f]))
+    best = torch.empty(len(f), 0, dtype=torch.long)
+    now, used, left = f, 0, list(range(len(f)))
+    while left and used < rounds:
+        p = torch.softmax(LOGIT_SCALE * F.normalize(now).cpu() @ k.cpu().T / temperature, dim=1)
+        drawn = torch.multinomial(p, samples, replacement=True, generator=generator)
+        drawn = torch.cat([best, drawn], dim=1)
+        best = drawn.gather(1, likeness.gather(1, drawn).argmin(1, keepdim=True))
+        c = length * k[best[:, 0].to(k.device)]
+        now = f - f @ v.T @ (f - c)
+        nearest = (now @ every.T).argmax(1)
+        left = (nearest >= len(k)).nonzero().flatten().tolist()
+        used += 1
+    return best[:, 0].tolist(), used, left
+
+
+def _targets(target: Embeddings | Tensor, f: Tensor, forget: Embeddings | Tensor) -> Tensor:
+    """Unit rows [m_f or 1, d] that fit what is forgotten."""
+    rows = unit_rows("redirect", "target", target).to(f.device)
+    if len(rows) not in (1, len(f)) or rows.shape[1] != f.shape[1]:
+        wanted = f"[{len(f)}, {f.shape[1]}]" + (f" or [1, {f.shape[1]}]" if len(f) > 1 else "")
+        raise ValueError(f"redirect: target must be {wanted}, got {list(rows.shape)}")
+    if isinstance(target, Embeddings) and isinstance(forget, Embeddings):
+        theirs, ours = target.head_hash, forget.head_hash
+        if None not in (theirs, ours) and theirs != ours:
+            raise ValueError(
+                f"redirect: target must come from the model that forget comes from, got "
+                f"{target.model} with head {theirs[:12]}, not {forget.model} with head {ours[:12]}"
+            )
+    same = (rows @ f.T > SAME).nonzero()
+    if len(same):
+        i, j = same[0].tolist()
+        raise ValueError(f"redirect: target must differ from forget, got row {i} equal to row {j}")
+    return rows
+
+
+def _number(
+    name: str, value: float, *, above: float | None = None, most: float = math.inf
+) -> float:
+    number = float(value)
+    low = number >= 0 if above is None else number > above
+    if not (math.isfinite(number) and low and number <= most):
+        least = "at least 0" if above is None else f"above {above}"
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise ValueError(f"redirect: {name} must be finite, {least}{limit}, got {number}")
+    return number
+
+
+def _count(name: str, value: int) -> int:
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"redirect: {name} must be at least 1, got {number}")
+    return number
+
+
+def _plus_identity(square: Tensor) -> Tensor:
+    return square + torch.eye(len(square), dtype=square.dtype, device=square.device)
