@@ -44,7 +44,7 @@ def test_a_class_that_is_not_there_is_not_guessed():
     there = ["2009 Spyker C8 Convertible", *cars.forget[1:]]
     with pytest.raises(ValueError, match="'2009 Spyker C8 Coupe', got 3 others; close: '2009 Spyk"):
         cars.find(there)
-    with pytest.raises(ValueError, match="'gazania', got 2 others$"):
+    with pytest.raises(ValueError, match=r"'gazania', got 2 others$"):
         DATASETS["oxford_flowers"].find(["1", "2"])
     with pytest.raises(ValueError, match="once, got"):
         DATASETS["caltech101"].find(["minaret", "Minaret", "euphonium", "platypus"])

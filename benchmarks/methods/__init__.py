@@ -5,8 +5,8 @@
 
 None of these is part of the package. Each works on the output of a tower, where its paper trains
 inside it, and its file says what that changes. Where a paper gives no setting for that, or one that
-does worse here, the setting was chosen on the embedded model, on the very pictures that the method
-is then measured on: in its favour. The files say which ones.
+does worse here, the setting was chosen on the embedded model by its own pictures: in favour of the
+method wherever it is measured on those. The files say which settings.
 
 Lip, PBU and JiT learn a d x d map of picture features, from the identity: the same as training the
 last projection of the image tower. PBU and JiT need pictures of the class; their synthetic forms

@@ -16,6 +16,8 @@ COUNT = 64  # made-up features of a text: Lip's pictures of a class
 # Lip accepts a picture at 0.6 to 0.99, by class. Chosen here: features only just as sure as that
 # lie nearer to the boundary than pictures do, and what forgets them leaves up to half of those.
 SURE = 0.999
+# Adam moves every element by its rate, and so a unit feature by up to rate x d. Chosen, of d = 128.
+RATE = 0.25
 _SPREAD = 2.0  # of the random start beside the mean picture; chosen: 1 gives rows too much alike
 _STEP = 0.02
 _STEPS = 400  # together more than the way from anywhere to a text

@@ -1,8 +1,9 @@
 """JiT (Foster et al., arXiv 2402.01401, TMLR 2025), at the output of the image tower.
 
 One pass over the forgotten pictures by SGD: for each, 25 noisy copies, and the loss is the mean of
-|f(x) - f(x + xi)| / |xi|, with the noisy branch not followed by the gradient. It lowers how much
-the answer depends on the picture, around the pictures of the class.
+|f(x) - f(x + xi)| / |xi|, with the noisy branch not followed by the gradient. So each answer is
+pulled to those of the noisy copies, most of which are other classes; the loss itself need not fall,
+for that branch moves too.
 
 f must not be linear: for a bare projection W the ratio |xi W| / |xi| does not depend on x, so that
 training would shrink W and know nothing of the class. f here is the vector of class probabilities.

@@ -1,6 +1,6 @@
 """Lip (Kravets and Namboodiri, arXiv 2407.07485, WACV 2025), at the output of the image tower.
 
-Smooth the model around the class: make up pictures of it, and let the answer to each approach the
+Smooth the model around the class: make up pictures of it, and pull the answer to each towards the
 answers to noisy copies of it, with more and more noise, until the made-up ones are forgotten.
 
 From the authors' code: 64 made-up samples, 25 noisy copies of each whose branch is not followed by
@@ -13,8 +13,8 @@ probabilities: the code compares embeddings, but those of a linear map change by
 whose mean is zero, so that nothing is learned from them but drift. The term that moves the text
 tower, and weight decay, which normalised features do not see, are left out.
 
-Chosen on the embedded model: learning rate 2e-3 (the code's 5e-5 is for whole towers), ten steps
-an epoch instead of one.
+Chosen on the embedded model: learning rate 0.25 / d (the code's 5e-5 is for whole towers), ten
+steps an epoch instead of one: fewer do not reach the boundary, and all of them are undone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .dense import Dense
-from .features import Classes, synthesise
+from .features import RATE, Classes, synthesise
 
 if TYPE_CHECKING:
     from clipproj.audit.task import Task
@@ -35,7 +35,6 @@ COPIES = 25
 EPOCHS = 30
 STOP = 0.1
 _STEPS = 10
-_RATE = 2e-3
 
 
 def make(task: Task) -> Dense:
@@ -44,7 +43,7 @@ def make(task: Task) -> Dense:
     rows = synthesise(task, classes)
     generator = torch.Generator().manual_seed(task.seed + 1)
     matrix = torch.eye(rows.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([matrix], lr=_RATE, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.Adam([matrix], lr=RATE / rows.shape[1], betas=(0.9, 0.98), eps=1e-6)
     best, level = classes.accuracy(rows), 0
     for epoch in range(EPOCHS):
         if best <= STOP or level == len(NOISE):

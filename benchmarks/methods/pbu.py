@@ -9,8 +9,8 @@ From the authors' notebook: the loss, a = 670 (631 to 721), b = 95 (90 to 100), 
 There the other classes collapse after two epochs, so stopping early is part of the method.
 
 Simplified: one matrix is trained. Chosen on the embedded model: g = 100 (the notebook's 4001 holds
-features of which the model is sure where they are, for those have almost no gradient), rate 2e-3
-(1e-4 there), and the stop, when none of the pictures is found.
+features of which the model is sure where they are, for those have almost no gradient), rate
+0.25 / d (1e-4 there), and the stop, when none of the pictures is found.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 
 from .dense import Dense
-from .features import Classes, to_learn
+from .features import RATE, Classes, to_learn
 
 if TYPE_CHECKING:
     from clipproj.audit.task import Task
 
 CLIMB, FISHER, STAY = 670.0, 95.0, 100.0  # a, b, g
 STOP = 0.0
-_RATE = 2e-3
 _EPOCHS = 100
 _BATCH = 64
 
@@ -42,7 +41,7 @@ def make(task: Task, *, synthetic: bool = False) -> Dense:
     generator = torch.Generator().manual_seed(task.seed + 1)
     change = torch.zeros_like(fisher, requires_grad=True)
     identity = torch.eye(len(fisher))
-    optimizer = torch.optim.Adam([change], lr=_RATE)
+    optimizer = torch.optim.Adam([change], lr=RATE / len(fisher))
     for epoch in range(_EPOCHS):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(_BATCH):
             if classes.accuracy(rows, identity + change) <= STOP:
