@@ -18,6 +18,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipproj.audit.page import Page, Table
+from clipproj.audit.pictures import Pictures
 
 BACKBONES = {"RN50": "OpenAI CLIP RN50, d = 1024", "ViT-B/16": "OpenAI CLIP ViT-B/16, d = 512"}
 OTHERS = 3  # data sets beside the class's own
@@ -57,6 +63,8 @@ class Dataset:
         folders: names that its folder goes by; case, spaces, hyphens and underscores do not count.
         inside: where class folders lie in the distribution of the data set, "" if nowhere.
         spellings: the data set's own spelling of a forgotten class where the splits changed it.
+        left_out: class folders of the distribution that the splits leave out.
+        year_last: whether the data set's own names end in a year that the splits put first.
     """
 
     title: str
@@ -68,6 +76,35 @@ class Dataset:
     folders: tuple[str, ...]
     inside: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    year_last: bool = False
+
+    def prepared(self, pictures: Pictures) -> Pictures:
+        """The pictures of a folder under the names that the protocol's prompts are made with.
+
+        Without ImageNet's number in front, a year first, and without the classes left out. Of what
+        is test and what training nothing is known here: the folder should hold the test pictures.
+        """
+        out = {_key(name) for name in self.left_out}
+        stays = [i for i, name in enumerate(pictures.classes) if _key(name) not in out]
+        rows = torch.isin(pictures.labels, torch.tensor(stays)).nonzero().flatten()
+        names = [self._prompted(pictures.classes[i]) for i in stays]
+        order = sorted(range(len(stays)), key=names.__getitem__)  # names stay sorted
+        new = torch.full((len(pictures.classes),), -1, dtype=torch.int64)
+        for label, i in enumerate(order):
+            new[stays[i]] = label
+        return Pictures(
+            tuple(pictures.paths[i] for i in rows.tolist()),
+            new[pictures.labels[rows]],
+            tuple(names[i] for i in order),
+        )
+
+    def _prompted(self, name: str) -> str:
+        name = _without_number(name)
+        words = name.split()
+        if self.year_last and len(words) > 1 and words[-1].isdigit() and len(words[-1]) == 4:
+            return " ".join([words[-1], *words[:-1]])
+        return name
 
     def find(self, classes: Iterable[str]) -> tuple[str, ...]:
         """The forgotten classes as `classes` spell them, in the protocol's order.
@@ -139,6 +176,7 @@ DATASETS: Mapping[str, Dataset] = {
             "2010 Dodge Ram Pickup 3500 Crew Cab": "Dodge Ram Pickup 3500 Crew Cab 2010",
             "2011 Ford Ranger SuperCab": "Ford Ranger SuperCab 2011",
         },
+        year_last=True,
     ),
     "caltech101": Dataset(
         "Caltech101",
@@ -152,6 +190,7 @@ DATASETS: Mapping[str, Dataset] = {
         },
         folders=("caltech-101",),  # [CODE]
         inside="101_ObjectCategories",  # [CODE]
+        left_out=("BACKGROUND_Google", "Faces_easy"),  # [CODE]
     ),
     "oxford_flowers": Dataset(
         "Oxford Flowers",
@@ -271,6 +310,55 @@ def score(before: Accuracies, after: Accuracies) -> Score:
     retain = lost.pop("retained")
     value = math.nan if reasons else (forget + retain + sum(lost.values())) / (OTHERS + 2)
     return Score(value, forget, retain, lost, "; ".join(reasons))
+
+
+def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str) -> Page:
+    """The scores of a contest on one data set, beside the published accuracies before forgetting.
+
+    Args:
+        results: of `contest.run`. base: the name of the unedited model among them.
+    """
+
+    def accuracies(cell: Mapping[str, Any]) -> Accuracies:
+        def value(number: Any) -> float:
+            return math.nan if number is None or number["value"] is None else number["value"]
+
+        others = {name: value(number) for name, number in cell["elsewhere"].items()}
+        return Accuracies(value(cell["forget"]), value(cell["retain"]), others)
+
+    before = {gone: accuracies(cell) for gone, cell in results[base].items()}
+    rows, reasons = [], {}
+    for name, cells in results.items():
+        scores = {
+            gone: score(before[gone], accuracies(cell))
+            for gone, cell in cells.items()
+            if "refused" not in cell
+        }
+        reasons |= {one.reason: None for one in scores.values() if one.reason}
+        values = [scores[gone].value if gone in scores else math.nan for gone in before]
+        rows.append((name, *values, math.fsum(values) / len(values)))
+    columns = ("method", *before, "mean")
+    caption = (
+        "Lip's score, lower is better: what is left of the class and what the other classes and "
+        "the three other data sets lost, each relative to before, over five. "
+        + (f"Not a number where: {'; '.join(reasons)}." if reasons else "")
+    )
+    published = tuple(
+        (f"{BACKBONES[name]}, published", *one.forget, one.retain, one.full)
+        for name, one in data.reference.items()
+    )
+    here = tuple(before[gone].forget for gone in before)
+    kept = math.fsum(one.retain for one in before.values()) / len(before)
+    measured = ("this model, here", *here, kept, math.nan)
+    lead = (
+        f"{data.title} under Lip's protocol (arXiv 2407.07485): accuracies before forgetting "
+        "beside the published ones, and the protocol's score. No accuracy after forgetting is published "
+        "for these classes, so the score stands by itself."
+    )
+    heads = ("before the edit", *(f"{gone} %" for gone in before), "retained %", "all %")
+    return Page("lip", "Lip's protocol", lead, (
+        Table(heads, (measured, *published)), Table(columns, tuple(rows), caption),
+    ))  # fmt: skip
 
 
 def _key(name: str) -> str:

@@ -55,7 +55,7 @@ def printed(table: Table, title: str = "") -> Printed:
         caption_justify="left",
     )
     for i, name in enumerate(table.columns):
-        out.add_column(Text(name), justify="right" if i else "left")
+        out.add_column(Text(name), justify="right" if i else "left", no_wrap=i == 0)
     for row in table.rows:
         out.add_row(*(Text(cell(v, h)) for v, h in zip(row, table.columns, strict=True)))
     return out

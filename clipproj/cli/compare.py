@@ -265,6 +265,7 @@ def _lip(
     wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
 ) -> list[Contested]:
     """The data sets of Lip's protocol that are there."""
+    from clipproj.audit import contest
     from clipproj.audit import lip_protocol as lip
     from clipproj.cli import subject
 
@@ -287,7 +288,7 @@ def _lip(
             device=wanted.device,
             say=say,
             loaded=first and first.loaded,
-            named=lip.class_name,
+            prepared=lip.DATASETS[name].prepared,
         )
     contests = []
     for name, source in sources.items():
@@ -295,7 +296,7 @@ def _lip(
         others = {other: s.samples for other, s in sources.items() if other != name}
         forget = data.find(source.samples.names)
         one = _contest(data.title, source, others, contenders, forget, wanted, journal, say)
-        contests.append(replace(one, more=(lip.page(data, one.standings.results),)))
+        contests.append(replace(one, more=(lip.page(data, one.standings.results, contest.BASE),)))
     return contests
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -49,13 +49,13 @@ def load(
     device: str,
     say: Progress,
     loaded: Loaded | None = None,
-    named: Callable[[str], str] | None = None,
+    prepared: Callable[[Pictures], Pictures] | None = None,
 ) -> Source:
     """Samples of the pictures under the model, or of a file that `Samples.save` wrote.
 
     Args:
         loaded: the model, where it has been loaded before.
-        named: the class name of a picture folder's name; None: the same.
+        prepared: what to make of the pictures before they are embedded; None: nothing.
 
     Raises:
         ValueError: for options that exclude each other, no pictures, and as `load_pictures`,
@@ -78,8 +78,8 @@ def load(
 
         images = demo.pictures_dir()
     pictures = load_pictures(images)
-    if named is not None:
-        pictures = replace(pictures, classes=tuple(map(named, pictures.classes)))
+    if prepared is not None:
+        pictures = prepared(pictures)
     if loaded is None:
         say("model", 0, 1)
         loaded = load_model(model, pretrained, device)
