@@ -210,10 +210,12 @@ def test_curve_leaves_the_probe_out_where_it_takes_long(
     assert [p["probe"] for p in evaluate.as_dict(comparison, curve)["curve"]] == [None, None]
 
 
-def test_curve_refuses_the_text_side(clip_like: tuple) -> None:
+def test_curve_of_the_text_side_edits_the_texts(clip_like: tuple) -> None:
     samples, _, projector = clip_like
-    with pytest.raises(ValueError, match="image side"):
-        evaluate.strength_curve(samples, ["cat"], projector.T)
+    (point,) = evaluate.strength_curve(samples, ["cat"], projector.T, [1.0])
+    edited = evaluate.score(samples.edited(projector.T), ["cat"])
+    assert (point.forget, point.retain) == (edited.forget, edited.retain)
+    assert point.probe == evaluate.score(samples, ["cat"]).probe  # features are what they were
 
 
 def test_text_table_shows_the_forgotten_class_answered_otherwise(clip_like: tuple) -> None:

@@ -182,15 +182,13 @@ def strength_curve(
 
     Args:
         samples: before the edit.
-        projector: of the image side.
+        projector: of either side; of the text side texts are edited, and normalised again.
         strengths: None: 0 to 2 in steps of 0.1, and the projector's own.
         probe: whether to fit the probe anew at each strength, else it is NaN. None: where n * d * d
             is at most 2e9.
 
-    Raises ValueError as `score`, and for a projector of the text side.
+    Raises ValueError as `score`.
     """
-    if projector.side != "image":
-        raise ValueError("strength_curve: projector must be of the image side, got text; use .T")
     if strengths is None:
         own = round(float(projector.strength), 6)
         strengths = sorted({i / 10 for i in range(21)} | {own})
@@ -242,6 +240,10 @@ class _At:
 
     projector: Projector
     strength: Tensor
+
+    @property
+    def side(self) -> str:
+        return self.projector.side
 
     def __call__(self, rows: Tensor) -> Tensor:
         return self.projector(rows.to(self.strength.device), self.strength)

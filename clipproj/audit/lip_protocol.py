@@ -352,8 +352,8 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str) -> 
     measured = ("this model, here", *here, kept, math.nan)
     lead = (
         f"{data.title} under Lip's protocol (arXiv 2407.07485): accuracies before forgetting "
-        "beside the published ones, and the protocol's score. No accuracy after forgetting is published "
-        "for these classes, so the score stands by itself."
+        "beside the published ones, and the protocol's score. No accuracy after forgetting is "
+        "published for these classes, so the score stands by itself."
     )
     heads = ("before the edit", *(f"{gone} %" for gone in before), "retained %", "all %")
     return Page("lip", "Lip's protocol", lead, (

@@ -95,4 +95,5 @@ def plain(value: Any) -> Any:
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    raise TypeError(f"plain: value must be a number, a text or made of such, got {type(value)}")
+    got = type(value).__name__
+    raise TypeError(f"plain: value must be a number, a text or made of such, got {got}")
