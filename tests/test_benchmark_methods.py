@@ -220,7 +220,7 @@ def test_pbu_one_step_is_the_first_newton_step_of_its_quadratic_model():
     assert after > pbu.cross_entropy(classes, rows, torch.eye(D))
 
 
-def test_tia_sends_the_text_to_the_empty_prompt_and_leaves_the_others():
+def test_tia_sends_the_text_to_the_empty_prompt_and_leaves_the_others(monkeypatch):
     t = task()
     edit = tia.make(t)
     assert (edit.side, edit.rank) == ("text", D)
@@ -228,9 +228,11 @@ def test_tia_sends_the_text_to_the_empty_prompt_and_leaves_the_others():
     assert F.cosine_similarity(text, t.empty[None]) > 0.9
     assert text.norm() < 0.3
     assert F.cosine_similarity(kept, t.keep.tensor).min() > 0.9
-    missed, _ = tia.losses(edit.matrix, t.empty[None], t.forget.tensor, t.keep.tensor)
-    first, _ = tia.losses(torch.eye(D), t.empty[None], t.forget.tensor, t.keep.tensor)
-    assert missed < 0.3 * first
+    texts = t.empty[None], t.forget.tensor, t.keep.tensor
+    missed, moved = tia.losses(edit.matrix, *texts)
+    assert missed < 0.3 * tia.losses(torch.eye(D), *texts)[0]
+    monkeypatch.setattr(tia, "PRESERVE", 0.0)
+    assert moved < 0.7 * tia.losses(tia.make(t).matrix, *texts)[1]
 
 
 def test_tia_forgets_while_texts_are_not_normalised_again_and_else_by_where_the_prompt_lies():
