@@ -79,9 +79,9 @@ def selective(
     `keep_domains` and depth 1.25, line drawing 0.725 -> 0.043 (colour 0.814 -> 0.829), stencil
     0.774 -> 0.044 (0.829), others at 0.77; the style in neither list goes along (to 0.15 and 0.12).
     Prototypes do not teach a model styles; they set the gain (with one picture a cell flat colour
-    falls to 0.179, at 0.714 of other classes). Depths and gain were chosen on these pictures; chosen
-    on half of the classes for the other half, they leave 0.011 and 0.027 of the two kinds, 0.022
-    and 0.044 of the two styles, with losses up to 0.03 elsewhere.
+    falls to 0.179, at 0.714 of other classes). Depths and gain were chosen on these pictures;
+    chosen on half of the classes for the other half, they leave 0.011 and 0.027 of the two kinds,
+    0.022 and 0.044 of the two styles, with losses up to 0.03 elsewhere.
 
     The "subspace" form is the paper's, as far as it is known: the span of the cells to forget (and
     of prototypes of the class there), less the span of the class in kept domains, is projected out.
