@@ -266,18 +266,24 @@ def test_embedded_model_forgets_a_class_in_the_chosen_domains_and_keeps_it_elsew
     labels = names * len(STYLES), [d for d in STYLES for _ in names]
     cells = Cells(torch.cat(tensors), *labels)
     styles = [path.stem.split("-", 1)[1] for path in pictures.paths]
-    for chosen in (list(STYLES)[:2], list(STYLES)[2:]):
-        kept = [d for d in STYLES if d not in chosen]
-        there = torch.tensor([any(s in STYLES[d] for d in chosen) for s in styles])
-        before, after = torch.zeros(3), torch.zeros(3)
+    mono, colour = list(STYLES)[:2], list(STYLES)[2:]
+
+    def of(domains):
+        return torch.tensor([any(style in STYLES[d] for d in domains) for style in styles])
+
+    for chosen, kept, depth in (
+        (mono, colour, 1.1), (colour, mono, 1.1),
+        (mono[:1], colour, 1.25), (mono[1:], colour, 1.25),
+    ):  # fmt: skip
+        before, after, n = torch.zeros(3), torch.zeros(3), torch.zeros(3)
         for c, name in enumerate(names):
-            p = selective_rows(classes, cells, name, chosen, kept)
+            p = selective_rows(classes, cells, name, chosen, kept, depth=depth)
             own = pictures.labels == c
-            for i, group in enumerate((own & there, own & ~there, ~own)):
+            for i, group in enumerate((own & of(chosen), own & of(kept), ~own)):
+                n[i] += group.sum()
                 for features, counts in ((rows, before), (p(rows), after)):
                     hits = (features[group] @ classes.tensor.T).argmax(1) == pictures.labels[group]
                     counts[i] += hits.sum()
-        n = torch.tensor([there.sum(), (~there).sum(), len(rows) * (len(names) - 1)])
         before, after = before / n, after / n
         assert before[0] > 0.7
         assert after[0] <= 0.05
