@@ -210,12 +210,14 @@ def test_an_edit_of_the_texts_edits_every_text_tried(planted: tuple) -> None:
 
 def test_a_text_equal_to_a_rival_wins_nothing() -> None:
     one = samples(Tower())
-    one = replace(one, features=2 * one.texts[[1] * 80])  # pictures that all look like dogs
+    dog, aside = one.texts[1], torch.eye(DIM)[20]
+    one = replace(one, features=2 * (dog + 0.1 * aside).repeat(80, 1))  # all look like dogs
     target = Target(one, lambda rows: rows, "cat")
-    for scale in (1, 1 + 1e-7):  # as rounded in another batch
-        row = scale * one.texts[1]
+    for more in (0.0, 5e-6):  # as rounded in another batch; a cosine larger by 5e-7
+        row = F.normalize(dog + more * aside, dim=0)
         assert target.text("dog", row).before.answered == 0
         assert target.scores(target.models[0], row[None]).answered[ALL] == 0
+    assert target.text("more", F.normalize(dog + 0.01 * aside, dim=0)).before.answered == 1
 
 
 def test_aurocs_are_those_of_scikit_learn_ties_and_all() -> None:

@@ -222,14 +222,16 @@ def test_heat_is_what_the_edit_leaves_and_what_it_turns(setting: Callable) -> No
     s = setting("open_clip")
     one = s.samples()
     direction = one.texts[1:2]
-    for strength, kept, turned in ((0.0, 1, None), (0.25, 0.75, None), (2.0, None, 1)):
+    for strength in (0.0, 0.25, 1.0, 2.0):
         edit = Projector(direction, strength=strength)
         (bee,) = relevance(one, edit, ["bee"], s.model, s.preprocess).forgotten
-        # z.t goes to (1 - s) z.t at every position
-        if kept is not None:
-            assert bee.kept == pytest.approx(kept, abs=1e-5)
-        if turned is not None:
-            assert bee.turned == pytest.approx(turned, abs=1e-5)
+        # z.t goes to (1 - s) z.t at every position; at 2 what was cold is hot, and the reverse
+        if strength <= 1:
+            assert bee.kept == pytest.approx(1 - strength, abs=1e-5)
+        else:
+            assert bee.turned == pytest.approx(1 - bee.kept, abs=1e-5)
+        if strength == 0:
+            assert bee.turned == pytest.approx(0, abs=1e-5)
         assert math.isnan(bee.attended)
     unchanged = relevance(one, lambda rows: rows, ["bee"], s.model, s.preprocess)
     assert unchanged.retained.correlation == pytest.approx(1)

@@ -40,7 +40,7 @@ class Heat:
         name: the class.
         before, after: mean over its pictures of the mean heat per position, relu(z . t).
         kept: all heat after / all heat before.
-        turned: all of relu(-z . t) after / all heat before. An edit stronger than a projection
+        turned: what relu(-z . t) has grown by / all heat before. An edit stronger than a projection
             leaves no heat and still shows the class, as what its text is pushed away from.
         apart: the same share for the text less the mean of the other classes' texts, which is what
             tells the class from them: all texts of a CLIP share a direction that is hot everywhere.
@@ -102,7 +102,7 @@ class RelevanceResult:
                 f"{_percent(heat.answered_before)} of them before and "
                 f"{_percent(heat.answered_after)} after."
             )
-            if heat.turned > heat.kept:
+            if heat.turned > max(heat.kept, 0.05):
                 parts.append(
                     f"The text is turned against them instead, by {_percent(heat.turned)} of the "
                     "heat there was: where it is pushed away from still shows the class."
@@ -120,7 +120,7 @@ class RelevanceResult:
             "Heat before": [h.before for h in shown],
             "Heat after": [h.after for h in shown],
             "Heat kept %": [h.kept for h in shown],
-            "Turned negative %": [h.turned for h in shown],
+            "Turned negative by %": [h.turned for h in shown],
             "Kept of what sets it apart %": [h.apart for h in shown],
             "Correlation of the maps": [h.correlation for h in shown],
         }
@@ -241,7 +241,7 @@ def relevance(
             name,
             *(mean(one.mean(dim=1)) for one in mine["bare"]),
             kept=_kept(*mine["bare"]),
-            turned=_kept(mine["bare"][0], (-signed[1]).relu()),
+            turned=_kept(mine["bare"][0], (-signed[1]).relu() - (-signed[0]).relu()),
             apart=_kept(*mine["apart"]),
             correlation=mean(_correlation(*mine["apart"])),
             attended=_kept(*attended) if attended else Measured(math.nan, 0),
@@ -306,7 +306,8 @@ def _kept(before: Tensor, after: Tensor) -> Measured:
         return Measured(math.nan, len(b))
     ratio = a.sum() / b.sum()
     found = mean(ratio + (a - ratio * b) / b.mean())
-    return Measured(float(ratio), found.n, max(0.0, found.low), found.high)
+    low = max(found.low, min(0.0, float(ratio)))  # a share of heat that is left is never below 0
+    return Measured(float(ratio), found.n, low, found.high)
 
 
 def _correlation(before: Tensor, after: Tensor) -> Tensor:
