@@ -4,10 +4,21 @@ from clipproj import ops, reference
 from clipproj._C import build_info, cpu_isa, set_cpu_isa
 from clipproj._version import __version__
 from clipproj.algebra import compose, union
+from clipproj.audit.tune import text_proxies, tune
 from clipproj.bank import ProjectorBank
 from clipproj.edit import Edit, edit, edits, undo
 from clipproj.heads import find_heads
-from clipproj.methods import ccup, from_leace, nullspace
+from clipproj.methods import (
+    ccup,
+    coreset,
+    from_leace,
+    nullspace,
+    redirect,
+    rotate,
+    selective,
+    subgroup,
+    unrotate,
+)
 from clipproj.projector import Projector, load
 from clipproj.receipt import Receipt, Verdict, verify
 from clipproj.text import Embeddings, embed_classes, expand_names, generic_keep
@@ -25,6 +36,7 @@ __all__ = [
     "build_info",
     "ccup",
     "compose",
+    "coreset",
     "cpu_isa",
     "edit",
     "edits",
@@ -36,9 +48,16 @@ __all__ = [
     "load",
     "nullspace",
     "ops",
+    "redirect",
     "reference",
+    "rotate",
+    "selective",
     "set_cpu_isa",
+    "subgroup",
+    "text_proxies",
+    "tune",
     "undo",
     "union",
+    "unrotate",
     "verify",
 ]

@@ -41,6 +41,11 @@ METHODS = {
     "tia": Contender(
         "TIA (TMLR 2025): the class's text sent to the empty prompt's", tia.make, needs=("empty",)
     ),
+    "tia, texts as left": Contender(
+        "TIA, its texts not normalised again, as no service does",
+        partial(tia.make, renormalize=False),
+        needs=("empty",),
+    ),
     "leace": Contender("LEACE (2306.03819), told every label: the oracle", leace.make, learns=True),
 }
 

@@ -14,10 +14,13 @@ class Dense:
     Args:
         matrix: [d, d], finite.
         side: "image" or "text", whose features it edits.
+        renormalize: whether texts are divided by their length after it, as services do; what an
+            edit of the text tower did can vanish there.
     """
 
     matrix: Tensor
     side: str = "image"
+    renormalize: bool = True
 
     def __post_init__(self) -> None:
         m = self.matrix

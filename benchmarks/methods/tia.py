@@ -41,7 +41,7 @@ LENGTH = 10.0
 _FALL, _MORE, _TRIES = 0.7, 0.05, 10  # the code tries 100 times
 
 
-def make(task: Task) -> Dense:
+def make(task: Task, renormalize: bool = True) -> Dense:
     """The map of text features that TIA trains. ValueError without the text of the empty prompt."""
     if task.empty is None:
         raise ValueError("tia: task.empty must be the empty prompt's text, got None")
@@ -55,7 +55,7 @@ def make(task: Task) -> Dense:
         if fall >= _FALL:
             break
         weight += _MORE
-    return Dense(matrix, side="text")
+    return Dense(matrix, side="text", renormalize=renormalize)
 
 
 def losses(matrix: Tensor, target: Tensor, forget: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

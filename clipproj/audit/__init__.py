@@ -1,5 +1,8 @@
-"""What an edit did: measured on pictures and on texts, told in a table and in a report."""
+"""What an edit did and what it did not: audits of one edit, and methods side by side."""
 
+from clipproj.audit.calibration import calibration
+from clipproj.audit.contest import Field, known_classes
+from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import (
     Comparison,
     CurvePoint,
@@ -9,28 +12,66 @@ from clipproj.audit.evaluate import (
     score,
     strength_curve,
 )
+from clipproj.audit.leak import leak
+from clipproj.audit.page import Page
+from clipproj.audit.paraphrase import paraphrase
 from clipproj.audit.pictures import Pictures, image_features, load_pictures, open_picture
 from clipproj.audit.probe import probe_recall
+from clipproj.audit.ranpac import RanPAC
+from clipproj.audit.recover import recover
+from clipproj.audit.relearn import relearn
+from clipproj.audit.relevance import relevance
 from clipproj.audit.report import write_report
+from clipproj.audit.retrieval import retrieval, wrong_side
 from clipproj.audit.samples import Samples
+from clipproj.audit.stats import Measured
+from clipproj.audit.suite import AUDITS, Subject, audit
+from clipproj.audit.tagging import tagging
+from clipproj.audit.task import Contender, Task
 from clipproj.audit.texttable import TextRow, TextTable, text_table
+from clipproj.audit.tradeoff import area
+from clipproj.audit.tune import Tuned, text_proxies, tune
 
 __all__ = [
+    "AUDITS",
     "Comparison",
+    "Contender",
     "CurvePoint",
+    "Field",
+    "Measured",
+    "Page",
     "Pictures",
+    "RanPAC",
     "Samples",
     "Scores",
+    "Subject",
+    "Task",
     "TextRow",
     "TextTable",
+    "Tuned",
+    "area",
+    "audit",
+    "calibration",
     "compare",
+    "drift",
     "image_features",
+    "known_classes",
+    "leak",
     "load_pictures",
     "nearest",
     "open_picture",
+    "paraphrase",
     "probe_recall",
+    "recover",
+    "relearn",
+    "relevance",
+    "retrieval",
     "score",
     "strength_curve",
+    "tagging",
+    "text_proxies",
     "text_table",
+    "tune",
     "write_report",
+    "wrong_side",
 ]

@@ -104,7 +104,8 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Every contender on every class: {contender: {class: numbers}}, with `BASE` as the first.
 
-    Numbers are plain JSON: see `measure`. A method that refuses a class (ValueError), or needs what
+    Texts are normalised again after an edit of the text tower, as services do, unless an edit has
+    `renormalize` and it is false. Numbers are plain JSON: see `measure`. A method that refuses a class (ValueError), or needs what
     is not at hand, has {"refused": why} there. Anything else is an error.
 
     Args:
@@ -155,15 +156,16 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     except ValueError as error:
         return {"refused": str(error)}
     after = _pooled(before, edits)
-    groups = Groups.of(before, [forget])
-    shares = groups.shares(after.correct())
     edit = edits[0][0]
+    again = getattr(edit, "renormalize", True)
+    groups = Groups.of(before, [forget])
+    shares = groups.shares(after.correct(again))
     out: dict[str, Any] = dict(
         zip(("forget", "retain", "neighbours", "others"), shares, strict=True)
     )
     out |= _recoverable(after, groups, seed)
     out["cosine"] = _cosine(before, after, groups)
-    out |= _ranking(after, forget, groups)
+    out |= _ranking(after, forget, groups, again)
     if field.prompts and forget in field.prompts:
         out["prompt"] = _strongest_prompt(before, edits, field.prompts[forget].tensor, forget)
     out["area"] = _area(before, edit, forget, learns=contender.learns)
@@ -261,9 +263,9 @@ def _recoverable(after: Samples, groups: Groups, seed: int) -> dict[str, float]:
     return {name: share((got == groups.labels)[groups.gone]) for name, got in found.items()}
 
 
-def _ranking(after: Samples, forget: str, groups: Groups) -> dict[str, float]:
+def _ranking(after: Samples, forget: str, groups: Groups, again: bool) -> dict[str, float]:
     """What the class's text brings up: the share of its first pictures, and average precision."""
-    scores = after.cosines()[:, after.names.index(forget)]
+    scores = after.cosines(again)[:, after.names.index(forget)]
     hits = groups.gone[scores.argsort(descending=True, stable=True)]
     first = min(TOP, int(groups.gone.sum()))
     return {
@@ -288,7 +290,7 @@ def _strongest_prompt(
             texts = before.texts.clone()
             texts[row] = prompt.cpu()
             attacked = replace(before, texts=texts).take(mine[seen]).edited(edit)
-            hits[i, seen] = attacked.correct()
+            hits[i, seen] = attacked.correct(getattr(edit, "renormalize", True))
     return share(hits[hits.sum(1).argmax()])
 
 

@@ -20,7 +20,7 @@ from clipproj.audit.evaluate import nearest
 from clipproj.audit.page import Figure, Page, Table, image
 from clipproj.audit.patches import attention_maps, find_tower, off_by, patch_features, pixels
 from clipproj.audit.pictures import Pictures
-from clipproj.audit.samples import Edit, Samples, _applied
+from clipproj.audit.samples import Edit, Samples, applied
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.heads import unwrap
 
@@ -218,7 +218,7 @@ def relevance(
                 "relevance: model must be the one that the features of samples come from, got one "
                 f"whose features are off by {off:.2g} of their length"
             )
-        after = grid if on_text else _applied(edit, grid.flatten(0, 2)).cpu().view_as(grid)
+        after = grid if on_text else applied(edit, grid.flatten(0, 2)).cpu().view_as(grid)
         for state, z in enumerate((grid.double(), after.double())):
             for kind, texts in (("bare", bare), ("apart", apart)):
                 heats[kind][state].append(torch.einsum("nhwd,nd->nhw", z, texts[state][rows]))

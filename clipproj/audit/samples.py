@@ -125,8 +125,8 @@ class Samples:
         Raises ValueError where the edit gives other shapes, or what is not finite.
         """
         if getattr(edit, "side", "image") == "text":
-            return replace(self, texts=_applied(edit, self.texts))
-        return replace(self, features=_applied(edit, self.features))
+            return replace(self, texts=applied(edit, self.texts))
+        return replace(self, features=applied(edit, self.features))
 
     def take(self, rows: Tensor) -> Samples:
         """The pictures of these rows, int64 or bool; all classes stay."""
@@ -195,7 +195,8 @@ class Samples:
         )  # fmt: skip
 
 
-def _applied(edit: Edit, rows: Tensor) -> Tensor:
+def applied(edit: Edit, rows: Tensor) -> Tensor:
+    """Rows [n, d] through an edit of their tower. ValueError where it gives another shape."""
     with torch.no_grad():
         read = getattr(edit, "read", None)
         out = edit(rows if read is None else rows.to(read.device))

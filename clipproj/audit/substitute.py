@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.audit.samples import Edit, Samples, _applied
+from clipproj.audit.samples import Edit, Samples, applied
 from clipproj.audit.stats import Measured, share
 
 _AT_ONCE = 256  # texts scored at once
@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
     def unit(self, texts: Tensor) -> Tensor:
         """[P, d]: texts of the unedited tower, as this model has them."""
-        return F.normalize(texts if self.edit is None else _applied(self.edit, texts).cpu())
+        return F.normalize(texts if self.edit is None else applied(self.edit, texts).cpu())
 
 
 class Target:
