@@ -6,10 +6,13 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from clipproj import files
+from clipproj.audit.journal import code_digest
 from clipproj.audit.task import Contender, Task
 from clipproj.methods import coreset, defaults, nullspace, redirect, rotate
 from clipproj.projector import Projector
@@ -29,6 +32,8 @@ def _redirect(task: Task, target: str) -> Projector:
     to = task.empty[None] if target == "empty" else target
     return redirect(task.forget, to, task.keep)
 
+
+_PACKAGE = "__init__.py"
 
 CONTENDERS: dict[str, Contender] = {
     "nullspace, plain": Contender(
@@ -90,12 +95,15 @@ def chosen(
     """
     known = dict(CONTENDERS)
     if also is not None:
-        for name, make in _methods_of(Path(also)).items():
-            known[name] = (
-                make
-                if isinstance(make, Contender)
-                else Contender(_first_line(make), make, learns=True)
-            )
+        file = _file(Path(also))
+        own = file.name == _PACKAGE
+        code = code_digest(file.parent) if own else files.sha256(text=file.read_text("utf-8"))
+        for name, make in _methods_of(file).items():
+            if name in known:
+                raise ValueError(f"compare: also must have names of its own, got {name!r}")
+            if not isinstance(make, Contender):
+                make = Contender(_first_line(make), make, learns=True)
+            known[name] = replace(make, code=code)
     if names is None:
         return known
     picked = {}
@@ -106,18 +114,23 @@ def chosen(
     return picked
 
 
-def _methods_of(path: Path) -> Mapping[str, Callable | Contender]:
-    file = path / "__init__.py" if path.is_dir() else path
+def _file(path: Path) -> Path:
+    file = path / _PACKAGE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"compare: also must be Python or a package folder, got {path}")
-    module = _imported(file, path.is_dir())
+    return file
+
+
+def _methods_of(file: Path) -> Mapping[str, Callable | Contender]:
+    module = _imported(file)
     methods = getattr(module, "METHODS", None)
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError(f"compare: also must define METHODS, a dict, got none in {file}")
     return methods
 
 
-def _imported(file: Path, package: bool) -> ModuleType:
+def _imported(file: Path) -> ModuleType:
+    package = file.name == _PACKAGE
     name = f"clipproj_also_{file.parent.name if package else file.stem}"
     where = [str(file.parent)] if package else None
     spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=where)

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj import files
-from clipproj._version import __version__
 from clipproj.audit.evaluate import Groups, strength_curve
-from clipproj.audit.journal import Journal
+from clipproj.audit.journal import Journal, code_digest
 from clipproj.audit.probe import ridge_answers, unmeasurable
 from clipproj.audit.ranpac import ranpac_answers
 from clipproj.audit.samples import Edit, Samples
@@ -88,11 +87,6 @@ def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]
     return tuple(found[i * len(found) // count] for i in range(count))
 
 
-def cell_key(field_key: str, name: str, contender: Contender, forget: str, seed: int) -> str:
-    """All that a cell depends on, as one string."""
-    return json.dumps([__version__, field_key, name, contender.about, forget, seed])
-
-
 def run(
     field: Field,
     contenders: Mapping[str, Contender],
@@ -105,8 +99,9 @@ def run(
     """Every contender on every class: {contender: {class: numbers}}, with `BASE` as the first.
 
     Texts are normalised again after an edit of the text tower, as services do, unless an edit has
-    `renormalize` and it is false. Numbers are plain JSON: see `measure`. A method that refuses a class (ValueError), or needs what
-    is not at hand, has {"refused": why} there. Anything else is an error.
+    `renormalize` and it is false. Numbers are plain JSON: see `measure`. A method that refuses a
+    class (ValueError), or needs what is not at hand, has {"refused": why} there. Anything else is
+    an error.
 
     Args:
         journal: results of earlier runs, which are not computed again; new ones are added.
@@ -116,12 +111,12 @@ def run(
         field.samples.of([name])  # all are looked up before any is computed
     contenders = {BASE: Contender("the model as it is", _same), **contenders}
     journal = Journal(None) if journal is None else journal
-    key = field.key()
+    code, key = code_digest(), field.key()
     out: dict[str, dict[str, Any]] = {name: {} for name in contenders}
     done, cells = 0, len(contenders) * len(forget)
     for name, contender in contenders.items():
         for gone in forget:
-            cell = json.dumps([__version__, key, name, contender.about, gone, seed])
+            cell = json.dumps([code, contender.code, key, name, contender.about, gone, seed])
             if cell not in journal:
                 journal.put(cell, measure(field, contender, gone, seed))
             out[name][gone] = journal[cell]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+
+@cache
+def code_digest(folder: Path = Path(__file__).parents[1]) -> str:
+    """Hex digest of the Python in a folder, clipproj's own: results of other code are others."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 class Journal:

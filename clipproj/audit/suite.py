@@ -10,12 +10,11 @@ from typing import Any
 from torch import nn
 
 from clipproj import files
-from clipproj._version import __version__
 from clipproj.audit import page as pages
 from clipproj.audit.calibration import calibration
 from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import compare
-from clipproj.audit.journal import Journal
+from clipproj.audit.journal import Journal, code_digest
 from clipproj.audit.leak import leak
 from clipproj.audit.page import Page
 from clipproj.audit.paraphrase import Embed, paraphrase
@@ -57,7 +56,7 @@ class Subject:
         """Hex digest of all that results depend on."""
         s = self.samples
         told = [
-            __version__, self.projector.content_hash(), s.names, self.forget, self.seed, s.scale,
+            code_digest(), self.projector.content_hash(), s.names, self.forget, self.seed, s.scale,
             dict(self.synonyms or {}), s.classes.templates, [str(p) for p in s.paths or ()],
             self.model is not None,
         ]  # fmt: skip

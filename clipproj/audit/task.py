@@ -47,9 +47,12 @@ class Contender:
         make: from a task to an edit: a Projector, or another callable on rows with a `side`.
         learns: whether it looks at `task.fit`, so that it must be measured on other pictures.
         needs: fields of the task it cannot do without.
+        code: digest of where it comes from, "" for clipproj's own, so that results of other code
+            are told apart.
     """
 
     about: str
     make: Make
     learns: bool = False
     needs: tuple[str, ...] = ()
+    code: str = ""
