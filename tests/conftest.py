@@ -104,3 +104,31 @@ def ask(model: Path, pictures: Path, tmp_path: Path) -> Callable[..., Any]:
         return Request(names, **usual | {"templates": [tiny.TEMPLATE]} | changes)
 
     return make
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the command in an empty folder: a result with exit_code, stdout, stderr, exception."""
+    from typer.testing import CliRunner
+
+    from clipproj.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("CLIPPROJ_TRACEBACK", raising=False)
+    return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def usual(model: Path, pictures: Path) -> list[str]:
+    """The options that name the tiny model, its pictures and its one prompt."""
+    import tiny
+
+    return ["--model", str(model), "--images", str(pictures), "--template", tiny.TEMPLATE]
+
+
+@pytest.fixture
+def edited(run: Callable[..., Any], usual: list[str]) -> Path:
+    """The output folder of an erased cat."""
+    assert run("erase", "cat", *usual).exit_code == 0
+    return Path("clipproj-out")

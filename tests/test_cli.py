@@ -12,39 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from clipproj import Projector, ProjectorBank, __version__
 from clipproj.checkpoint import WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli import terminal
-from clipproj.cli.app import app
 from clipproj.receipt import Verdict
 
 Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv("CLIPPROJ_TRACEBACK", raising=False)
-    return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
-
-
-@pytest.fixture
-def usual(model: Path, pictures: Path) -> list[str]:
-    return ["--model", str(model), "--images", str(pictures), "--template", tiny.TEMPLATE]
-
-
-@pytest.fixture
-def edited(run: Run, usual: list[str]) -> Path:
-    assert run("erase", "cat", *usual).exit_code == 0
-    return Path("clipproj-out")
 
 
 def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path: Path) -> None:

@@ -172,9 +172,7 @@ def erase(
             "--force", help="Apply a projector that another model made.", rich_help_panel=HOW
         ),
     ] = False,
-    out: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT)
-    ] = "clipproj-out",
+    out: options.Out = "clipproj-out",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Do all of it, write nothing.", rich_help_panel=OUTPUT),
@@ -190,8 +188,7 @@ def erase(
     from clipproj.cli.erase import erase as run
     from clipproj.cli.request import Request
 
-    if not out.strip():  # as a Path it would be the current folder
-        raise ValueError(f"erase: out must be a folder, got {out!r}")
+    folder = options.folder("erase", out)
     request = Request(
         names=names or (),
         model=model,
@@ -209,7 +206,7 @@ def erase(
         synonyms=options.synonyms("erase", synonym),
         projector=projector,
         tower=tower,
-        out=None if dry_run else Path(out),
+        out=None if dry_run else folder,
         force=force,
         device=options.device_or_default(device),
     )
@@ -219,7 +216,7 @@ def erase(
         if as_json:
             print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
         else:
-            terminal.show(outcome, Path(out), dry_run)
+            terminal.show(outcome, folder, dry_run)
     if not outcome.verdict:
         raise typer.Exit(FAILED)
 

@@ -78,10 +78,7 @@ def audit(
         ),
     ] = False,
     save_features: options.SaveFeatures = None,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=options.OUTPUT),
-    ] = Path("clipproj-audit"),
+    out: options.Out = "clipproj-audit",
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -105,7 +102,7 @@ def audit(
         synonyms=options.synonyms("audit", synonym),
         projector=projector,
         tower=tower,
-        out=out,
+        out=options.folder("audit", out),
         force=force,
         device=options.device_or_default(device),
         command="audit",
@@ -116,7 +113,7 @@ def audit(
         if as_json:
             print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
         else:
-            _show(findings, out)
+            _show(findings, request.out)
 
 
 def run(
@@ -174,6 +171,7 @@ def run(
     if save_features is not None:
         source.samples.save(save_features)
     loaded = source.loaded
+    request.out.mkdir(parents=True, exist_ok=True)
     findings = suite.audit(
         suite.Subject(
             samples=source.samples,
@@ -186,7 +184,7 @@ def run(
             seed=seed,
         ),
         only,
-        journal=Journal(_folder(request.out) / "audits.jsonl"),
+        journal=Journal(request.out / "audits.jsonl"),
         progress=lambda done, total: say("audits", done, total),
     )
     facts = source.about | {
@@ -207,14 +205,6 @@ def run(
     with atomic(request.out / "audit.json") as part:
         part.write_text(json.dumps(_as_dict(source, edit, findings), indent=2), encoding="utf-8")
     return source, edit, findings
-
-
-def _folder(out: Path) -> Path:
-    """The folder to write to, made now: not after an hour of measuring."""
-    if not str(out).strip():
-        raise ValueError(f"audit: out must be a folder, got {str(out)!r}")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
 
 
 def _check_same_space(edit: Projector, head_hash: str | None, force: bool) -> None:

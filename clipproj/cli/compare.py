@@ -94,10 +94,7 @@ def compare(
     device: options.Device = None,
     seed: options.Seed = 0,
     save_features: options.SaveFeatures = None,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=options.OUTPUT),
-    ] = Path("clipproj-compare"),
+    out: options.Out = "clipproj-compare",
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
@@ -120,7 +117,7 @@ def compare(
         device=options.device_or_default(device),
         seed=seed,
         save_features=save_features,
-        out=out,
+        out=options.folder("compare", out),
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         contests = run(wanted, progress)
@@ -213,8 +210,6 @@ def run(wanted: Wanted, progress: Progress | None = None) -> list[Contested]:
 
 
 def _check(wanted: Wanted) -> None:
-    if not str(wanted.out).strip():
-        raise ValueError(f"compare: out must be a folder, got {str(wanted.out)!r}")
     if wanted.protocol not in (None, "lip"):
         raise ValueError(f"compare: protocol must be lip, got {wanted.protocol!r}")
     if wanted.protocol:
@@ -235,6 +230,7 @@ def _own(
     wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
 ) -> Contested:
     """The pictures of one folder, or features of a file."""
+    from clipproj.audit.contest import known_classes
     from clipproj.cli import request, subject
 
     of = partial(subject.load, "compare", device=wanted.device, templates=wanted.templates, say=say)
@@ -253,11 +249,12 @@ def _own(
         ).samples
         for name, folder in wanted.elsewhere.items()
     }  # fmt: skip
-    forget = _known(source.samples, wanted.count)
     if wanted.names:
         asked = request.Request(names=wanted.names, command="compare", device=wanted.device)
         request.check(asked)
         forget = request.resolve(asked, None, source.classes).forget
+    else:
+        forget = known_classes(source.samples, wanted.count)
     return _contest("Methods compared", source, others, contenders, forget, wanted, journal, say)
 
 
@@ -291,8 +288,10 @@ def _lip(
             prepared=lip.DATASETS[name].prepared,
         )
     contests = []
-    for name, source in sources.items():
-        data = lip.DATASETS[name]
+    for name, data in lip.DATASETS.items():
+        if name not in sources:
+            continue
+        source = sources[name]
         others = {other: s.samples for other, s in sources.items() if other != name}
         forget = data.find(source.samples.names)
         one = _contest(data.title, source, others, contenders, forget, wanted, journal, say)
@@ -330,12 +329,6 @@ def _contest(
     about = {contest.BASE: "the model as it is"}
     about |= {name: contender.about for name, contender in contenders.items()}
     return Contested(title, source.about, Standings.of(results, about))
-
-
-def _known(samples: Samples, count: int | None) -> tuple[str, ...]:
-    from clipproj.audit.contest import known_classes
-
-    return known_classes(samples, count)
 
 
 def _as_dict(contests: Sequence[Contested]) -> dict[str, Any]:

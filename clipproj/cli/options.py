@@ -91,8 +91,18 @@ Tower = Annotated[
     typer.Option(metavar="image|text", help="The tower whose head is edited.", rich_help_panel=HOW),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=HOW)]
+Out = Annotated[  # a string: as a Path an empty one would be the current folder
+    str, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
+
+
+def folder(command: str, out: str) -> Path:
+    """The output folder. ValueError, in the name of `command`, for a blank one."""
+    if not out.strip():
+        raise ValueError(f"{command}: out must be a folder, got {out!r}")
+    return Path(out)
 
 
 def device_or_default(device: str | None) -> str:
