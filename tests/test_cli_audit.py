@@ -181,3 +181,15 @@ def test_subject_names_are_checked_before_anything_is_computed() -> None:
         suite.audit(suite.Subject(samples, p, ("x",)))
     (found,) = suite.audit(suite.Subject(samples, p, ("a",)), ["accuracy"])
     assert found.numbers == evaluate.as_dict(evaluate.compare(samples, samples.edited(p), ("a",)))
+
+
+def test_domains_are_told_by_file_names(run: Run, usual: list[str]) -> None:
+    args = ["audit", "cat", *usual, "--only", "domains", "--json"]
+    told = json.loads(run(*args, "--domain", "0.*=first", "--domain", "*=rest").stdout)
+    rows = told["audits"]["domains"]["numbers"]["domains"]
+    assert [(r["name"], r["forget_before"]["n"]) for r in rows] == [("first", 1), ("rest", 2)]
+    assert [r["forget_after"]["value"] for r in rows] == [0, 0]
+    missing = run(*args, "--domain", "0.*=first")
+    assert missing.exit_code == 2
+    assert "domain must cover every picture, got none for" in missing.stdout
+    assert "needs to be told" in json.loads(run(*args).stdout)["audits"]["domains"]["lead"]

@@ -2,6 +2,7 @@
 
 from clipproj.audit.calibration import calibration
 from clipproj.audit.contest import Field, known_classes
+from clipproj.audit.domains import domains
 from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import (
     Comparison,
@@ -53,6 +54,7 @@ __all__ = [
     "audit",
     "calibration",
     "compare",
+    "domains",
     "drift",
     "image_features",
     "known_classes",

@@ -12,6 +12,7 @@ from torch import nn
 from clipproj import files
 from clipproj.audit import page as pages
 from clipproj.audit.calibration import calibration
+from clipproj.audit.domains import domains
 from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import compare
 from clipproj.audit.journal import Journal, code_digest
@@ -58,7 +59,7 @@ class Subject:
         told = [
             code_digest(), self.projector.content_hash(), s.names, self.forget, self.seed, s.scale,
             dict(self.synonyms or {}), s.classes.templates, [str(p) for p in s.paths or ()],
-            self.model is not None,
+            self.model is not None, s.domains,
         ]  # fmt: skip
         return files.sha256(s.features, s.labels, s.texts, s.classes.tensor, text=json.dumps(told))
 
@@ -93,6 +94,12 @@ def _relevance(subject: Subject) -> Any:
     )
 
 
+def _domains(subject: Subject) -> Any:
+    if subject.samples.domains is None:
+        raise Unavailable("domains: needs to be told which picture is of which domain")
+    return domains(subject.samples, subject.projector, subject.forget)
+
+
 def _seeded(audit: Callable[..., Any]) -> Callable[[Subject], Any]:
     return lambda s: audit(s.samples, s.projector, s.forget, seed=s.seed)
 
@@ -111,6 +118,7 @@ AUDITS: dict[str, Callable[[Subject], Any]] = {
     "relearn": _seeded(relearn),
     "leak": _plainly(leak),
     "relevance": _relevance,
+    "domains": _domains,
     "drift": _plainly(drift),
     "calibration": _plainly(calibration),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +56,15 @@ def audit(
     pretrained: options.Pretrained = None,
     images: options.Images = None,
     features: options.Features = None,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=NAME",
+            help="Pictures whose file name fits the pattern (as in a shell) are of that domain; "
+            "repeat.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     device: options.Device = None,
     method: options.Method = None,
     strength: options.Strength = None,
@@ -64,7 +75,7 @@ def audit(
         typer.Option(
             metavar="AUDIT",
             help="accuracy, tune, tagging, retrieval, paraphrase, recover, relearn, leak, "
-            "relevance, drift or calibration; repeat. Default: all.",
+            "relevance, domains, drift or calibration; repeat. Default: all.",
             rich_help_panel=options.HOW,
         ),
     ] = None,
@@ -82,7 +93,7 @@ def audit(
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Measure what an edit did and what it did not: eleven audits, each with a page.
+    """Measure what an edit did and what it did not: twelve audits, each with a page.
 
     The edit is applied to features; the model itself stays as it is. Writes audit.html and
     audit.json.
@@ -108,7 +119,15 @@ def audit(
         command="audit",
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
-        source, edit, findings = run(request, features, only, seed, save_features, progress)
+        source, edit, findings = run(
+            request,
+            features=features,
+            only=only,
+            domains=options.pairs("audit", "domain", "PATTERN=NAME", domain),
+            seed=seed,
+            save_features=save_features,
+            progress=progress,
+        )
     with terminal.printing():
         if as_json:
             print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
@@ -118,15 +137,15 @@ def audit(
 
 def run(
     request: Request,
+    *,
     features: Path | None = None,
     only: list[str] | None = None,
+    domains: Mapping[str, str] | None = None,
     seed: int = 0,
     save_features: Path | None = None,
     progress: Any = None,
 ) -> tuple[Source, Projector, list[Finding]]:
     """The command without a terminal. Raises as `erase` and `suite.audit` do."""
-    from dataclasses import replace
-
     from clipproj.audit import suite
     from clipproj.audit.journal import Journal
     from clipproj.audit.pages import write_pages
@@ -153,6 +172,8 @@ def run(
         device=request.device,
         say=say,
     )
+    if domains:
+        source = replace(source, samples=subject.in_domains(source.samples, domains))
     classes = source.samples.classes
     names = asked.resolve(plain, saved, source.classes)
     if saved is None:

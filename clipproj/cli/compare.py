@@ -112,7 +112,12 @@ def compare(
         pretrained=pretrained,
         images=images,
         features=features,
-        elsewhere=_pairs(elsewhere or ()),
+        elsewhere={
+            name: Path(folder)
+            for name, folder in options.pairs(
+                "compare", "elsewhere", "NAME=FOLDER", elsewhere
+            ).items()
+        },
         protocol=protocol,
         device=options.device_or_default(device),
         seed=seed,
@@ -345,15 +350,3 @@ def _as_dict(contests: Sequence[Contested]) -> dict[str, Any]:
         }
         for one in contests
     }
-
-
-def _pairs(given: Sequence[str]) -> dict[str, Path]:
-    pairs: dict[str, Path] = {}
-    for pair in given:
-        name, equals, folder = (part.strip() for part in pair.partition("="))
-        if not (name and equals and folder):
-            raise ValueError(f"compare: elsewhere must be NAME=FOLDER, got {pair!r}")
-        if name in pairs:
-            raise ValueError(f"compare: elsewhere must have distinct names, got {name!r} twice")
-        pairs[name] = Path(folder)
-    return pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -112,12 +113,32 @@ def device_or_default(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def synonyms(command: str, pairs: list[str] | None) -> dict[str, list[str]]:
-    """Other words by name, from NAME=OTHER; ValueError for another form, as `command` says it."""
+def synonyms(command: str, given: Sequence[str] | None) -> dict[str, list[str]]:
+    """Other words by name, from NAME=OTHER, as `split` reads them."""
     words: dict[str, list[str]] = {}
-    for pair in pairs or ():
-        name, equals, other = (part.strip() for part in pair.partition("="))
-        if not (name and equals and other):
-            raise ValueError(f"{command}: synonym must be NAME=OTHER, got {pair!r}")
+    for name, other in split(command, "synonym", "NAME=OTHER", given):
         words.setdefault(name, []).append(other)
     return words
+
+
+def pairs(command: str, option: str, form: str, given: Sequence[str] | None) -> dict[str, str]:
+    """What stands after each =, by what stands before it. ValueError also for one given twice."""
+    found: dict[str, str] = {}
+    for name, value in split(command, option, form, given):
+        if name in found:
+            raise ValueError(f"{command}: {option} must be given once for each, got {name!r} twice")
+        found[name] = value
+    return found
+
+
+def split(
+    command: str, option: str, form: str, given: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """NAME=VALUE, each as a pair. ValueError, in the name of `command`, for another form."""
+    found = []
+    for one in given or ():
+        name, equals, value = (part.strip() for part in one.partition("="))
+        if not (name and equals and value):
+            raise ValueError(f"{command}: {option} must be {form}, got {one!r}")
+        found.append((name, value))
+    return found

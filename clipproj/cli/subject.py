@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -103,6 +104,25 @@ def prompt_embedder(loaded: Loaded) -> Callable[[Sequence[str]], Tensor]:
         return torch.cat(rows)
 
     return embed
+
+
+def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
+    """The samples with the domain of the first pattern that each file name fits.
+
+    Raises ValueError for samples without paths, or a file that fits none.
+    """
+    if samples.paths is None:
+        raise ValueError("audit: domain must come with pictures, got features without file names")
+    found = []
+    for path in samples.paths:
+        name = next((d for p, d in patterns.items() if fnmatchcase(path.name, p)), None)
+        if name is None:
+            raise ValueError(
+                f"audit: domain must cover every picture, got none for {path.parent.name}/"
+                f"{path.name}; '*=other' covers the rest"
+            )
+        found.append(name)
+    return replace(samples, domains=tuple(found))
 
 
 def prompt_rows(

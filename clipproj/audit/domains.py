@@ -1,0 +1,91 @@
+"""Domain by domain: whether a class went where it was to go, and stayed where it was to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.page import Page, Table
+from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.stats import Measured, share
+from clipproj.audit.wording import listed, percent
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Zero-shot accuracy in one domain; NaN where it has no such picture.
+
+    Args:
+        forget_before, forget_after: of its pictures of forgotten classes.
+        retain_before, retain_after: of its other pictures.
+    """
+
+    name: str
+    forget_before: Measured
+    forget_after: Measured
+    retain_before: Measured
+    retain_after: Measured
+
+
+@dataclass(frozen=True)
+class DomainsResult:
+    """The matrix of classes and domains that selective forgetting (arXiv 2512.14113) is judged by.
+
+    Args:
+        forget: the forgotten classes.
+        domains: one each, sorted by name.
+    """
+
+    forget: tuple[str, ...]
+    domains: tuple[Domain, ...]
+
+    def page(self) -> Page:
+        """The matrix as a page of a report."""
+        seen = [d for d in self.domains if d.forget_before.n]
+        names = listed(self.forget)
+        if seen:
+            least = min(seen, key=lambda d: d.forget_after - d.forget_before)
+            most = max(seen, key=lambda d: d.forget_after - d.forget_before)
+            lead = (
+                f"Accuracy on {names} fell most in {least.name}, from "
+                f"{percent(least.forget_before)} to {percent(least.forget_after)}, and least in "
+                f"{most.name}, from {percent(most.forget_before)} to {percent(most.forget_after)}."
+            )
+        else:
+            lead = f"No domain has a picture of {names}: where it went was not measured."
+        columns = ("domain", "forgotten before %", "after %", "others before %", "after %")
+        rows = tuple(
+            (d.name, d.forget_before, d.forget_after, d.retain_before, d.retain_after)
+            for d in self.domains
+        )
+        return Page("domains", "Domain by domain", lead, (Table(columns, rows),))
+
+
+def domains(samples: Samples, edit: Edit, forget: Sequence[str]) -> DomainsResult:
+    """Accuracy on forgotten and other classes before and after, in each domain of the pictures.
+
+    Args:
+        samples: before the edit, with `domains`.
+        edit: of either tower.
+        forget: names of classes.
+
+    Raises ValueError for samples without domains, or a name that is no class.
+    """
+    if samples.domains is None:
+        raise ValueError("domains: samples must have domains, got None")
+    gone, before = samples.of(forget), samples.correct()
+    after = samples.edited(edit).correct()
+    of = {name: i for i, name in enumerate(sorted(set(samples.domains)))}
+    number = torch.tensor([of[name] for name in samples.domains])
+
+    def shares(mask: Tensor) -> tuple[Measured, Measured]:
+        return share(before[mask]), share(after[mask])
+
+    found = tuple(
+        Domain(name, *shares((number == i) & gone), *shares((number == i) & ~gone))
+        for name, i in of.items()
+    )
+    return DomainsResult(tuple(forget), found)
