@@ -8,11 +8,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SAY := @printf '\n\033[1m== %s\033[0m\n'
 
-.PHONY: help demo serve test lint builds bench bench-serve bench-gpu bench-compare ptxas clean
+.PHONY: help demo serve test lint builds bench bench-serve bench-forgetting bench-gpu bench-compare
+.PHONY: ptxas clean
 .PHONY: perf-guard perf-guard-update perf-guard-callgrind
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.cli  ## Erase "cat" from the embedded CLIP and write clipproj-out/report.html
 	$(SAY) "clipproj erase cat"
@@ -47,6 +48,10 @@ bench: $(VENV)/.bench  ## Operators beside their peers: tables, and benchmarks/r
 bench-serve: $(VENV)/.dev  ## The service under load: no tenant, one, a hundred; 100 000 rows held against float64
 	$(SAY) "benchmarks/serve_load.py"
 	@$(BIN)/python benchmarks/serve_load.py --rows 100000 --rounds 20 $(BENCH)
+
+bench-forgetting: $(VENV)/.bench  ## What methods forget and cost, beside published ones: benchmarks/results/forgetting.md
+	$(SAY) "benchmarks/forgetting.py"
+	@$(BIN)/python benchmarks/forgetting.py --keep benchmarks/results $(BENCH)
 
 bench-gpu: $(VENV)/.dev  ## On a GPU, beside copies, eager, torch.compile, Triton: 9 minutes; BENCH=--quick for 3
 	$(SAY) "benchmarks/gpu.py"

@@ -34,7 +34,7 @@ def cell(value: str | float | int | None, heading: str) -> str:
     if math.isnan(value):
         return "n/a"
     if heading.endswith(" %"):
-        return f"{100 * value:.1f}"
+        return f"{100 * value:.1f}".replace("-0.0", "0.0")
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u00a0")
     if "cosine" in heading:
