@@ -103,21 +103,24 @@ def lines(
     return Figure(alt, caption, svg=_svg(plot))
 
 
-def scatter(
-    points: Mapping[str, tuple[float, float]],
+def dots(
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
     x_label: str,
-    y_label: str,
     *,
     alt: str,
     caption: str = "",
 ) -> Figure:
-    """One named point each, as SVG."""
-    plot, axes = _plot(6.4, 4.0)
-    for name, (x, y) in points.items():
-        axes.plot([x], [y], marker="o", markersize=6, linestyle="none", label=name)
-        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    """A line for each name with a dot for each series, the first name on top, as SVG."""
+    plot, axes = _plot(6.4, 0.9 + 0.24 * len(names))
+    places = range(len(names))
+    for (name, values), marker in zip(series.items(), "os^vD", strict=False):
+        axes.plot(values, places, marker=marker, markersize=5, linestyle="none", label=name)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.legend(frameon=False, fontsize=8)
     return Figure(alt, caption, svg=_svg(plot))
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipproj.audit.contest import BASE
-from clipproj.audit.page import Page, Table, scatter
+from clipproj.audit.page import Page, Table, dots
 from clipproj.audit.stats import Measured, mean
-from clipproj.audit.wording import count
+from clipproj.audit.wording import count, percent
 
+ENOUGH = 0.01  # accuracy on a class up to which it counts as forgotten
 _SHARES = (
     "forget", "retain", "neighbours", "others", "probe", "ranpac", "cosine", "retrieval",
     "precision", "prompt", "area", "rank", "distance", "seconds",
@@ -126,33 +127,36 @@ class Standings:
 
     def pages(self) -> tuple[Page, ...]:
         """The tables, a picture of forgetting against its price, and class by class."""
-        best = [s for s in self.standings[1:] if s.numbers["forget"] <= 0.01]
-        cheap = min(best, key=lambda s: s.numbers["neighbours_lost"], default=None)
+        base, rest = self.standings[0].numbers, self.standings[1:]
+        best = [s for s in rest if s.numbers["forget"] <= ENOUGH]
+        cheap = max(best, key=lambda s: s.numbers["neighbours"], default=None)
         lead = (
-            f"{count(len(self.standings) - 1, 'method')} on {count(len(self.forget), 'class')}, "
+            f"{count(len(rest), 'method')} on {count(len(self.forget), 'class')}, "
             f"{sum(self.pictures.values())} of their pictures. "
         )
         if cheap is None:
-            lead += "None leaves at most 1 % of the classes."
+            lead += f"None leaves at most {percent(ENOUGH)} of the classes."
         else:
             n = cheap.numbers
             lead += (
-                f"Of those that leave at most 1 % of the classes, {cheap.name} costs the nearest "
-                f"classes least: {n['neighbours_lost']:.1%} of their accuracy, and all others "
-                f"{n['retain_lost']:.1%}. A linear probe finds {n['probe']:.1%} of the pictures "
-                f"after it ({self.standings[0].numbers['probe']:.1%} before): what is erased is "
-                "the alignment with text, not the information."
+                f"{len(best)} of them leave at most {percent(ENOUGH)}. Of these the nearest "
+                f"classes keep most after {cheap.name}: {percent(n['neighbours'])} are answered "
+                f"right "
+                f"(before {percent(base['neighbours'])}), of all others {percent(n['retain'])} "
+                f"({percent(base['retain'])}). A linear probe still finds {percent(n['probe'])} of "
+                f"the erased pictures ({percent(base['probe'])}): what is erased is the alignment "
+                "with text, not the information."
             )
-        chart = scatter(
+        shown = [s for s in self.standings if not math.isnan(s.numbers["forget"])]
+        chart = dots(
+            [s.name for s in shown],
             {
-                s.name: (1 - s.numbers["forget"], 1 - s.numbers["neighbours_lost"])
-                for s in self.standings
-                if not math.isnan(s.numbers["forget"] + s.numbers["neighbours_lost"])
+                "still answered by the class": [s.numbers["forget"] for s in shown],
+                "lost on the nearest": [s.numbers["neighbours_lost"] for s in shown],
             },
-            "forgotten: 1 less accuracy on the class",
-            "kept: 1 less accuracy lost on the nearest",
-            alt="Every method by how much it forgets and how much the nearest classes keep",
-            caption="Right is forgotten, up is kept. Means over classes.",
+            "share of pictures",
+            alt="Every method: what is left of the class, and what the nearest classes lost",
+            caption="Both should be at 0. Means over classes.",
         )
         first = Page("compare", "Methods compared", lead, (self.main(), self.more()), (chart,))
         return (first, *self._elsewhere(), self._per_class(), self._methods())

@@ -48,7 +48,8 @@ def interval(value: str | float | int | None, heading: str) -> str:
     """The interval of such a cell, "" for one without."""
     if not isinstance(value, Measured) or math.isnan(value.low):
         return ""
-    return f"{cell(value.low, heading)}\u2013{cell(value.high, heading)}"
+    low, high = cell(value.low, heading), cell(value.high, heading)
+    return f"{low} to {high}" if low.startswith("-") else f"{low}\u2013{high}"
 
 
 def duration(seconds: float) -> str:
