@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_methods import CIFAR, cone, vitb32
 
 from clipproj import nullspace
-from clipproj.methods import defaults
+from clipproj.methods import defaults, hull
 from clipproj.methods.hull import nearest_mixture
 
 
@@ -45,6 +45,30 @@ def test_no_picture_is_answered_by_a_class_erased_against_a_closed_list(keeps):
     if keeps > 1:  # and it is not so at less strength: the bound is the projection's
         partly = p(pictures + 9 * forget[:1], 0.5) @ texts.T
         assert (partly[:, :2].amax(1) > partly[:, 2:].amax(1)).any()
+
+
+def test_the_text_side_keeps_the_promise_until_texts_are_divided_by_their_length():
+    texts = cone(22)
+    p = nullspace(texts[:2], texts[2:], contrast="hull", side="text")
+    g = torch.Generator().manual_seed(1)
+    pictures = torch.randn(4000, texts.shape[1], generator=g).double()
+    scores = pictures @ p(texts).T
+    assert (scores[:, :2].amax(1) <= scores[:, 2:].amax(1) + 1e-6).all()
+    again = pictures @ p(texts, normalize=True).T
+    assert (again[:, :2].amax(1) > again[:, 2:].amax(1)).any()
+
+
+def test_the_nearest_mixture_costs_kept_texts_less_than_others():
+    for seed in range(5):
+        texts = cone(21, seed=seed, d=64)
+        forget, keep = texts[:1], texts[1:]
+
+        def cost(p, keep=keep):
+            return float((p(keep) - keep).square().sum())
+
+        others = [nullspace(forget - one, contrast="none") for one in keep]
+        others.append(nullspace(forget, keep, "mean"))
+        assert cost(nullspace(forget, keep, "hull")) < min(map(cost, others))
 
 
 def test_a_near_copy_of_a_kept_text_cannot_be_forgotten():
@@ -86,3 +110,29 @@ def test_cifar_names_of_real_clip_keep_their_answers():
     edited = p(keep)
     assert torch.equal((edited @ rows.T).argmax(1), (keep @ rows.T).argmax(1))
     assert F.cosine_similarity(edited, keep).min() > 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_weights_do_not_hang_on_the_scale(scale):
+    texts = cone(60)
+    want = nearest_mixture(texts[0], texts[1:])
+    torch.testing.assert_close(nearest_mixture(scale * texts[0], scale * texts[1:]), want)
+
+
+def test_it_ends_with_rows_that_rounding_alone_tells_apart():
+    g = torch.Generator().manual_seed(0)
+    texts = cone(41)
+    for noise in (1e-5, 1e-7, 1e-9, 1e-12, 0.0):
+        rows = texts[1:].repeat(5, 1)
+        rows = rows + noise * torch.randn(rows.shape, generator=g, dtype=torch.float64)
+        apart = nearest_mixture(texts[0], rows) @ rows - texts[0]
+        once = nearest_mixture(texts[0], texts[1:]) @ texts[1:] - texts[0]
+        assert abs(float(apart.norm() - once.norm())) < 1e-9 + 10 * noise
+
+
+def test_what_does_not_end_at_the_nearest_mixture_is_an_error(monkeypatch):
+    texts = cone(60)
+    # a solver that always answers with the entering row alone never gets there
+    monkeypatch.setattr(hull, "_affine_minimum", lambda gram: torch.eye(len(gram)).double()[-1])
+    with pytest.raises(RuntimeError, match="nearest_mixture: rows must have a nearest mixture"):
+        nearest_mixture(texts[0], texts[1:])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from clipproj.methods.inputs import forget_and_keep, provenance
+from clipproj.methods.inputs import above_zero, at_least_zero, forget_and_keep, provenance
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -48,11 +46,8 @@ def ccup(
     f, k = forget_and_keep("ccup", forget, keep)
     if len(f) > f.shape[1]:
         raise ValueError(f"ccup: forget must be [m, d] with m <= d, got {list(f.shape)}")
-    forget_weight, keep_weight = float(forget_weight), float(keep_weight)
-    if not (math.isfinite(forget_weight) and forget_weight > 0):
-        raise ValueError(f"ccup: forget_weight must be finite and above 0, got {forget_weight}")
-    if not (math.isfinite(keep_weight) and keep_weight >= 0):
-        raise ValueError(f"ccup: keep_weight must be finite and at least 0, got {keep_weight}")
+    forget_weight = above_zero("ccup", "forget_weight", forget_weight)
+    keep_weight = at_least_zero("ccup", "keep_weight", keep_weight)
 
     v = pull(f, k, forget_weight, keep_weight)
     parameters = {"forget_weight": forget_weight, "keep_weight": keep_weight}
