@@ -35,7 +35,8 @@ def nullspace(
       one text alone (the only keep, or a near-synonym) both score the same, and rounding decides.
       At other strengths, or where `rank` or a large `tol` drops directions, it need not be so; nor
       where edited texts (side "text") are divided by their length again. Every mixture has that
-      property; the nearest costs kept texts less than their mean or any one of them (measured).
+      property; the nearest moves kept texts less than their mean or the best single one of them
+      would in 25 of 36 random lists of 10 to 200 of ViT-B/32's texts.
     - "mean": forget minus mean(keep), the mixture of equal weights. For generic lists, which do not
       hold the names that compete, with strength 1.5.
     - "none": the texts themselves.
