@@ -129,6 +129,11 @@ def test_what_is_no_number_is_refused_by_name(call, text):
         call()
 
 
+def test_a_seed_that_the_forest_cannot_take_is_refused():
+    with pytest.raises(ValueError, match="coreset: seed must be at least 0, got -1"):
+        coreset(MANY, method="isolation_forest", seed=-1)
+
+
 def test_rows_too_long_to_measure_are_refused():
     with pytest.raises(ValueError, match=r"nullspace: forget must be .* finite rows, got .* row 1"):
         nullspace(cone(2) * torch.tensor([[1.0], [1e200]], dtype=torch.float64), contrast="none")

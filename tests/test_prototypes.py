@@ -115,6 +115,26 @@ def test_pixels_stay_in_the_range_that_mean_and_deviation_give(preprocess, mean,
     assert seen.max() == pytest.approx(1, abs=1e-6)
 
 
+def test_pixels_are_not_rounded_by_a_callers_autocast():
+    seen = []
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+            self.visual = SimpleNamespace(image_size=8, image_mean=[0.5] * 3, image_std=[0.2] * 3)
+
+        def encode_image(self, pixels):
+            seen.append(pixels.detach())
+            return (pixels.mean(dim=(2, 3))[:, None] * self.p).sum(-1)
+
+    rows = synthesize(Linear(), texts(4), space="pixel", steps=12).rows
+    plain, seen = seen, []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(synthesize(Linear(), texts(4), space="pixel", steps=12).rows, rows)
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+
+
 def test_embedded_model_calls_a_synthesised_picture_by_its_name():
     from clipproj import embed_classes
 

@@ -85,7 +85,7 @@ def coreset(
         method: "mahalanobis": squared distance from the mean in the first two principal
             components, in units of their variances. "isolation_forest": UPCORE's choice, over all
             dimensions; from scikit-learn.
-        seed: of the forest.
+        seed: of the forest, at least 0.
 
     Raises:
         TypeError, ValueError: for NaN, inf or zero rows, fewer than 3 of them or all the same,
@@ -105,7 +105,7 @@ def coreset(
     level = None if level is None else number(op, "level", level)
     if level is not None and not (method == "mahalanobis" and 0 < level < 1):
         raise ValueError(f'{op}: level must be in (0, 1) with "mahalanobis", got {level}')
-    seed = integer(op, "seed", seed)
+    seed = integer(op, "seed", seed, least=0)
     if torch.linalg.vector_norm(rows - rows.mean(0), dim=1).max() < 1e-7:  # float32's rounding
         raise ValueError(f"{op}: forget must have rows that differ, got {m} equal ones")
 

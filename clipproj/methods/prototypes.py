@@ -243,8 +243,10 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor) -> Tensor:
-    taps = torch.exp(-torch.arange(-2.0, 3.0, device=x.device).square() / (2 * _BLUR_SIGMA**2))
+    taps = torch.arange(-2, 3, dtype=x.dtype, device=x.device)
+    taps = torch.exp(-taps.square() / (2 * _BLUR_SIGMA**2))
     taps = (taps / taps.sum()).expand(3, 1, -1)
     padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    across = F.conv2d(padded, taps[:, :, None, :], groups=3)
-    return F.conv2d(across, taps[:, :, :, None], groups=3)
+    with torch.autocast(x.device.type, enabled=False):  # a caller's would round the pixels
+        across = F.conv2d(padded, taps[:, :, None, :], groups=3)
+        return F.conv2d(across, taps[:, :, :, None], groups=3)
