@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipproj.methods.contrast import less_keep, row_basis
+from clipproj.methods.contrast import less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import unit_rows
 from clipproj.text import Embeddings
 from clipproj.words import strings
@@ -185,11 +185,6 @@ class Space:
 
 
 def _dual(text: Tensor, others: Tensor) -> Tensor:
-    """The short vector with product 1 with `text` [d] and small ones with `others` [m, d].
-
-    A^-1 t of A = K^T K + ridge I is (t - K^T (K K^T + ridge I)^-1 K t) / ridge: an m x m system.
-    """
-    eye = torch.eye(len(others), dtype=text.dtype, device=text.device)
-    inside = torch.linalg.solve(others @ others.T + _RIDGE * eye, others @ text)
-    out = text - inside @ others
+    """The short vector with product 1 with `text` [d] and small ones with `others` [m, d]."""
+    out = ridge_less(text[None], others, 1 / _RIDGE)[0]
     return out / (out @ text)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from clipproj.methods.contrast import contrasted, less_keep, row_basis
+from clipproj.methods.contrast import contrasted, less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
@@ -155,8 +155,7 @@ def _neutral(own: Tensor, a: Tensor, k: Tensor, contrast: str, seed: int) -> Ten
         return less_keep(rows, k, contrast)
     # kept texts without a: else taking a out of the rows later brought kept texts back in
     rows, k = rows - rows @ a.T @ a, k - k @ a.T @ a
-    eye = torch.eye(len(k), dtype=k.dtype, device=k.device)
-    return rows - _AVOID * torch.linalg.solve(eye + _AVOID * k @ k.T, k @ rows.T).T @ k
+    return ridge_less(rows, k, _AVOID)
 
 
 def _orthonormal_to(a: Tensor, rows: Tensor) -> Tensor | None:
