@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_methods import CIFAR, cone, vitb32
 
 from clipproj import nullspace
-from clipproj.methods import defaults
+from clipproj.methods import hull
 from clipproj.methods.hull import nearest_mixture
 
 
@@ -47,22 +47,23 @@ def test_no_picture_is_answered_by_a_class_erased_against_a_closed_list(keeps):
         assert (partly[:, :2].amax(1) > partly[:, 2:].amax(1)).any()
 
 
+def test_the_text_side_keeps_the_promise_until_texts_are_divided_by_their_length():
+    texts = cone(22)
+    p = nullspace(texts[:2], texts[2:], contrast="hull", side="text")
+    g = torch.Generator().manual_seed(1)
+    pictures = torch.randn(4000, texts.shape[1], generator=g).double()
+    scores = pictures @ p(texts).T
+    assert (scores[:, :2].amax(1) <= scores[:, 2:].amax(1) + 1e-6).all()
+    again = pictures @ p(texts, normalize=True).T
+    assert (again[:, :2].amax(1) > again[:, 2:].amax(1)).any()
+
+
 def test_a_near_copy_of_a_kept_text_cannot_be_forgotten():
     keep = cone(20)
     copy = F.normalize(keep[:1] + 0.004 * cone(1, seed=9))
     assert nullspace(copy, keep, contrast="hull").rank == 1  # of unit texts only copies are inside
     with pytest.raises(ValueError, match=r"must not lie inside hull\(keep\), got row 0 there"):
         nullspace(copy, keep, contrast="hull", tol=0.01)
-
-
-def test_closed_lists_too_long_for_a_span_get_a_hull():
-    forget = cone(1)
-    for m, closed, want in (
-        (16, True, "span"), (17, True, "hull"), (40, True, "hull"), (40, False, "mean"),
-    ):  # fmt: skip
-        made = defaults.make(forget, cone(m, seed=2), closed=closed)
-        assert made.provenance["parameters"]["contrast"] == want
-        assert float(made.strength) == (1.5 if want == "mean" else 1.0)
 
 
 def test_on_real_clip_texts_the_hull_leaves_a_direction_where_the_span_leaves_none():
@@ -86,3 +87,29 @@ def test_cifar_names_of_real_clip_keep_their_answers():
     edited = p(keep)
     assert torch.equal((edited @ rows.T).argmax(1), (keep @ rows.T).argmax(1))
     assert F.cosine_similarity(edited, keep).min() > 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_weights_do_not_hang_on_the_scale(scale):
+    texts = cone(60)
+    want = nearest_mixture(texts[0], texts[1:])
+    torch.testing.assert_close(nearest_mixture(scale * texts[0], scale * texts[1:]), want)
+
+
+def test_it_ends_with_rows_that_rounding_alone_tells_apart():
+    g = torch.Generator().manual_seed(0)
+    texts = cone(41)
+    for noise in (1e-5, 1e-7, 1e-9, 1e-12, 0.0):
+        rows = texts[1:].repeat(5, 1)
+        rows = rows + noise * torch.randn(rows.shape, generator=g, dtype=torch.float64)
+        apart = nearest_mixture(texts[0], rows) @ rows - texts[0]
+        once = nearest_mixture(texts[0], texts[1:]) @ texts[1:] - texts[0]
+        assert abs(float(apart.norm() - once.norm())) < 1e-9 + 10 * noise
+
+
+def test_what_does_not_end_at_the_nearest_mixture_is_an_error(monkeypatch):
+    texts = cone(60)
+    # a solver that always answers with the entering row alone never gets there
+    monkeypatch.setattr(hull, "_affine_minimum", lambda gram: torch.eye(len(gram)).double()[-1])
+    with pytest.raises(RuntimeError, match="nearest_mixture: rows must have a nearest mixture"):
+        nearest_mixture(texts[0], texts[1:])

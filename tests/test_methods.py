@@ -103,10 +103,11 @@ def ccup_objective(m, f, k, lam, mu):
     return loss + mu * (m @ k.T - k.T).square().sum()
 
 
-@pytest.mark.parametrize(("lam", "mu"), [(10.0, 100.0), (0.3, 0.0), (1e4, 1e4)])
+@pytest.mark.parametrize("keeps", [9, 3 * D])
+@pytest.mark.parametrize(("lam", "mu"), [(10.0, 100.0), (0.3, 0.0), (1e4, 1e4), (1e12, 1e12)])
 @pytest.mark.parametrize("m", [1, 4])
-def test_ccup_is_the_stationary_point_of_its_objective(lam, mu, m):
-    f, k = cone(m), cone(9, seed=5)
+def test_ccup_is_the_stationary_point_of_its_objective(lam, mu, m, keeps):
+    f, k = cone(m), cone(keeps, seed=5)
     p = ccup(f, k, lam, mu, side="text")
     r, w = p.factors(torch.float64)["read"], p.factors(torch.float64)["write"]
     matrix = (torch.eye(D, dtype=torch.float64) - r.T @ w).T.requires_grad_()  # acts on columns

@@ -115,6 +115,26 @@ def test_pixels_stay_in_the_range_that_mean_and_deviation_give(preprocess, mean,
     assert seen.max() == pytest.approx(1, abs=1e-6)
 
 
+def test_pixels_are_not_rounded_by_a_callers_autocast():
+    seen = []
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+            self.visual = SimpleNamespace(image_size=8, image_mean=[0.5] * 3, image_std=[0.2] * 3)
+
+        def encode_image(self, pixels):
+            seen.append(pixels.detach())
+            return (pixels.mean(dim=(2, 3))[:, None] * self.p).sum(-1)
+
+    rows = synthesize(Linear(), texts(4), space="pixel", steps=12).rows
+    plain, seen = seen, []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(synthesize(Linear(), texts(4), space="pixel", steps=12).rows, rows)
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+
+
 def test_embedded_model_calls_a_synthesised_picture_by_its_name():
     from clipproj import embed_classes
 
@@ -138,8 +158,8 @@ class NoPictures(nn.Module):
         ({"model": NoPictures()}, TypeError, "model must have encode_image"),
         ({"texts": torch.ones(2, 4)}, TypeError, "texts must be Cells, got Tensor"),
         ({"space": "words"}, ValueError, 'space must be "feature" or "pixel", got \'words\''),
-        ({"steps": 0}, ValueError, "steps must be an integer of at least 1"),
-        ({"batch_size": 1.5}, ValueError, "batch_size must be an integer"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"batch_size": 1.5}, TypeError, "batch_size must be an integer, got float"),
         ({"rate": 0.0}, ValueError, "rate must be finite and above 0"),
         ({"start": torch.ones(3)}, ValueError, r"start must be \[4\] as the texts are, got \[3\]"),
         ({"start": torch.full((4,), float("nan"))}, ValueError, "got a NaN or inf"),

@@ -1,6 +1,7 @@
 """Rotations against the Cayley transform: lengths, the way back, and what pictures then score."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_methods import CIFAR, D, cone, texts, vitb32
 
 import clipproj
 from clipproj import ccup, compose, nullspace
+from clipproj.methods.contrast import row_basis
 from clipproj.methods.rotate import plane_rotation, rotate, unrotate
 
 EYE = torch.eye(D, dtype=torch.float64)
@@ -88,6 +90,18 @@ def test_neutral_directions_avoid_what_is_kept_and_follow_their_seed():
         spread = torch.linalg.svdvals(k)
         assert (k @ p.read[1].double()).norm() < spread.median()
     assert len(hashes) == 5
+
+
+def test_signs_that_a_library_gives_singular_vectors_do_not_matter(monkeypatch):
+    f, k, x = cone(3, seed=3), cone(40, seed=5), cone(9, seed=7)
+    want = rotate(f, keep=k)(x)
+
+    def flipped(rows, tol):
+        found = row_basis(rows, tol)
+        return -found[0], *found[1:]
+
+    monkeypatch.setattr(sys.modules[rotate.__module__], "row_basis", flipped)
+    torch.testing.assert_close(rotate(f, keep=k)(x), want, atol=1e-6, rtol=0)
 
 
 def test_one_tower_changes_scores_both_do_not():

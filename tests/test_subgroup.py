@@ -226,7 +226,7 @@ def test_on_pictures_the_siblings_stay_and_reminding_moves_them_less():
     [
         ({"forget": "marmoset"}, "forget must be Embeddings or a floating"),
         ({"parent": randn(3, D + 1)}, r"parent must be \[n, 24\] as forget is, got \[3, 25\]"),
-        ({"parent": "copy"}, "forget must differ from parent, got row 1 equal to row 0"),
+        ({"parent": "copy"}, "forget must differ from parent, got row 1 equal to parent row 0"),
         ({"parent": "around"}, "forget must differ from the mean of parent, got row 0"),
         ({"parent": randn(1, D)}, "parent must have at least 2 rows"),
         ({"features_forget": randn(3, D)}, "features_keep must be given with features_forget"),

@@ -64,6 +64,21 @@ def test_a_target_out_of_reach_is_not_met_and_said_so(case: tuple) -> None:
     assert strict.chosen.retain == max(enough)
 
 
+def test_a_loss_of_just_the_target_meets_it() -> None:
+    classes = Embeddings(torch.eye(4)[:3], NAMES[:3], ("{}",), "made up")
+    # 79 of 100 kept pictures stay whatever the strength, 20 are wrong, 1 is lost with the class
+    kept = [[0, 1, 0, 0.0]] * 79 + [[0, 0, 1, 0.0]] * 20 + [[2.0, 2.1, 2.05, 0]]
+    features = torch.tensor([[1.0, 0.5, 0, 0]] * 10 + kept)
+    labels = torch.tensor([0] * 10 + [1] * 100)
+    p = Projector(F.normalize(torch.tensor([[1.0, 0.2, 0, 0]])))
+    tuned = tune(
+        p, Samples(features, labels, classes), NAMES[:1], forget_at_most=0.0,
+        retain_loss_at_most=0.01, strengths=[1.0], probe=False,
+    )  # fmt: skip
+    assert (tuned.base.retain, tuned.points[1].retain) == (0.8, 0.79)
+    assert tuned
+
+
 def test_an_oblique_projector_is_not_tuned_beyond_1(case: tuple) -> None:
     samples, p = case
     oblique = Projector(p.read, 1.1 * p.read, provenance=p.provenance)
@@ -112,6 +127,8 @@ def test_prompts_stand_in_for_pictures(tmp_path_factory: pytest.TempPathFactory)
     assert samples.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     own: Tensor = samples.features[::3]
     torch.testing.assert_close(own, classes.tensor, atol=1e-5, rtol=0)
+    twice = text_proxies(loaded.model, loaded.tokenizer, classes, ["{}", "{}"])
+    assert torch.equal(twice.features[0], twice.features[1])  # a prompt that comes twice
     assert samples.scale == pytest.approx(float(loaded.model.logit_scale.detach().exp()))
     p = nullspace(classes.select(["cat"]), classes.drop(["cat"]))
     assert tune(p, samples, forget_at_most=0.0, retain_loss_at_most=1.0).met

@@ -18,6 +18,7 @@ from clipproj.text import Embeddings, embed_classes
 from clipproj.words import Template, openai_templates, template_strings
 
 STEP = 0.05
+_ROUNDING = 1e-9  # 0.8 - 0.79 is above 0.01 in floats
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def tune(
     points = strength_curve(samples, forget, projector, strengths, probe=probe)
     base = points[0]
     enough = [p for p in points if p.forget <= forget_at_most]
-    meeting = [p for p in enough if base.retain - p.retain <= retain_loss_at_most]
+    meeting = [p for p in enough if base.retain - p.retain <= retain_loss_at_most + _ROUNDING]
     if meeting:
         chosen = meeting[0]
     elif enough:
@@ -180,6 +181,7 @@ def text_proxies(
     texts = template_strings("text_proxies", given, classes.names)
     listed = [text.replace("{}", name) for name in classes.names for text in texts]
     rows = embed_classes(model, tokenizer, dict.fromkeys(listed), ["{}"], **options)
+    place = {text: row for row, text in enumerate(rows.names)}
     known = {rows.head_hash, classes.head_hash} - {None}
     if len(known) > 1:
         raise ValueError(
@@ -187,4 +189,6 @@ def text_proxies(
             f"{classes.model!r}, whose text head differs"
         )
     labels = torch.arange(len(classes)).repeat_interleave(len(texts))
-    return Samples(rows.select(listed).tensor, labels, classes, scale=logit_scale(model))
+    return Samples(
+        rows.tensor[[place[text] for text in listed]], labels, classes, scale=logit_scale(model)
+    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from clipproj.methods.inputs import forget_and_keep, provenance
+from clipproj.methods.contrast import ridge_less
+from clipproj.methods.inputs import above_zero, at_least_zero, forget_and_keep, provenance
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -26,8 +25,9 @@ def ccup(
 
         V = lam B (I + lam F^T B)^-1,   B = F - mu K (I + mu K^T K)^-1 K^T F,
 
-    so only an m_f x m_f and an m_k x m_k system are solved, never d x d. M acts on texts; the same
-    change of similarity on image features is M^T, rows `z' = z - (z F) V^T`.
+    so only an m_f x m_f and an m_k x m_k system are solved (d x d where there are more keeps than
+    dimensions). M acts on texts; the same change of similarity on image features is M^T, rows
+    `z' = z - (z F) V^T`.
 
     Args:
         forget, keep: [m, d], any row lengths.
@@ -48,11 +48,8 @@ def ccup(
     f, k = forget_and_keep("ccup", forget, keep)
     if len(f) > f.shape[1]:
         raise ValueError(f"ccup: forget must be [m, d] with m <= d, got {list(f.shape)}")
-    forget_weight, keep_weight = float(forget_weight), float(keep_weight)
-    if not (math.isfinite(forget_weight) and forget_weight > 0):
-        raise ValueError(f"ccup: forget_weight must be finite and above 0, got {forget_weight}")
-    if not (math.isfinite(keep_weight) and keep_weight >= 0):
-        raise ValueError(f"ccup: keep_weight must be finite and at least 0, got {keep_weight}")
+    forget_weight = above_zero("ccup", "forget_weight", forget_weight)
+    keep_weight = at_least_zero("ccup", "keep_weight", keep_weight)
 
     v = pull(f, k, forget_weight, keep_weight)
     parameters = {"forget_weight": forget_weight, "keep_weight": keep_weight}
@@ -62,13 +59,10 @@ def ccup(
 
 
 def pull(f: Tensor, k: Tensor | None, lam: float, mu: float) -> Tensor:
-    """V^T [m_f, d] of the formula: what a text has of the forgotten ones and not of the kept.
+    """V^T [m_f, d] of the formula, from rows f [m_f, d] and k [m_k, d].
 
-    From rows f [m_f, d] and k [m_k, d] by an m_f x m_f and an m_k x m_k solve, never d x d.
+    What a text has of the forgotten ones and not of the kept.
     """
-    b = f if k is None else f - mu * torch.linalg.solve(_plus_identity(mu * k @ k.T), k @ f.T).T @ k
-    return torch.linalg.solve(_plus_identity(lam * f @ b.T), lam * b)
-
-
-def _plus_identity(square: Tensor) -> Tensor:
-    return square + torch.eye(len(square), dtype=square.dtype, device=square.device)
+    b = f if k is None else ridge_less(f, k, mu)
+    eye = torch.eye(len(f), dtype=f.dtype, device=f.device)
+    return torch.linalg.solve(eye + lam * f @ b.T, lam * b)

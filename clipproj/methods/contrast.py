@@ -73,6 +73,18 @@ def less_keep(f: Tensor, k: Tensor | None, contrast: str) -> Tensor:
     return f
 
 
+def ridge_less(f: Tensor, k: Tensor, weight: float) -> Tensor:
+    """`f (I + weight k^T k)^-1`: rows f [m, d] less what k [m_k, d] has of them, softly.
+
+    By the smaller of two equal systems. That is also the sound one: of more rows than dimensions
+    the m_k x m_k system is nearly singular.
+    """
+    eye = torch.eye(min(k.shape), dtype=k.dtype, device=k.device)
+    if len(k) <= k.shape[1]:
+        return f - weight * torch.linalg.solve(eye + weight * k @ k.T, k @ f.T).T @ k
+    return torch.linalg.solve(eye + weight * k.T @ k, f.T).T
+
+
 def row_basis(rows: Tensor, tol: float) -> tuple[Tensor, Tensor, int]:
     """Orthonormal basis of `rows`, strongest first; all singular values; how many exceed tol."""
     _, singular, right = torch.linalg.svd(rows, full_matrices=False)

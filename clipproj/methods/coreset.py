@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clipproj.methods.inputs import unit_rows
+from clipproj.methods.inputs import integer, number, unit_rows
 from clipproj.text import Embeddings
 from clipproj.words import Template, openai_templates, strings, template_strings
 
@@ -86,7 +85,7 @@ def coreset(
         method: "mahalanobis": squared distance from the mean in the first two principal
             components, in units of their variances. "isolation_forest": UPCORE's choice, over all
             dimensions; from scikit-learn.
-        seed: of the forest.
+        seed: of the forest, at least 0.
 
     Raises:
         TypeError, ValueError: for NaN, inf or zero rows, fewer than 3 of them or all the same,
@@ -95,7 +94,7 @@ def coreset(
     """
     op = "coreset"
     rows = unit_rows(op, "forget", forget).cpu()
-    m, share = len(rows), float(share)
+    m, share = len(rows), number(op, "share", share)
     if m < 3:
         raise ValueError(f"{op}: forget must have at least 3 rows, got {m}")
     if not 0 <= share <= 0.5:
@@ -103,9 +102,10 @@ def coreset(
     if method not in ("mahalanobis", "isolation_forest"):
         options = '"mahalanobis" or "isolation_forest"'
         raise ValueError(f"{op}: method must be {options}, got {method!r}")
-    if level is not None and not (method == "mahalanobis" and 0 < float(level) < 1):
+    level = None if level is None else number(op, "level", level)
+    if level is not None and not (method == "mahalanobis" and 0 < level < 1):
         raise ValueError(f'{op}: level must be in (0, 1) with "mahalanobis", got {level}')
-    seed = operator.index(seed)
+    seed = integer(op, "seed", seed, least=0)
     if torch.linalg.vector_norm(rows - rows.mean(0), dim=1).max() < 1e-7:  # float32's rounding
         raise ValueError(f"{op}: forget must have rows that differ, got {m} equal ones")
 

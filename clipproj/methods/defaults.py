@@ -33,8 +33,20 @@ def make(
         closed: keep holds all names that compete with the forgotten ones, not names in general.
 
     Raises:
-        TypeError, ValueError: as the methods do.
+        TypeError, ValueError: as the methods do; for another method, or an option that it has not.
     """
+    options = {"contrast": contrast, "rank": rank}
+    others = {"forget_weight": forget_weight, "keep_weight": keep_weight}
+    if method == "ccup":
+        options, others = others, options
+    elif method not in (None, "nullspace"):
+        raise ValueError(f'make: method must be "nullspace" or "ccup", got {method!r}')
+    for name, value in others.items():
+        if value is not None:
+            known = " or ".join(options)
+            raise ValueError(
+                f'make: options of "{method or "nullspace"}" must be {known}, got {name}'
+            )
     if method == "ccup":
         lam = 10.0 if forget_weight is None else forget_weight
         mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipproj.methods.contrast import less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import unit_rows
 from clipproj.text import Embeddings
 from clipproj.words import strings
@@ -164,17 +165,17 @@ class Space:
             mine = prototypes.where((self.name,), self.domains)
             rows = torch.cat([rows, prototypes.rows[mine].double().to(rows.device)])
         if mode != "global":
-            rows = _without(rows, kept)
+            rows = less_keep(rows, kept, "span")
         if mode == "complete":
             domain = self.grid.mean(dim=1)
             retained = torch.cat([kept, self.served[self.others]])
-            rows = torch.cat([rows, _without(domain[:m] - domain.mean(dim=0), retained)])
-        _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+            rows = torch.cat([rows, less_keep(domain[:m] - domain.mean(dim=0), retained, "span")])
+        basis, singular, _ = row_basis(rows, tol)
         if singular[0] < tol:
             raise ValueError(
                 "selective: domains must differ from keep_domains, got texts that do not"
             )
-        basis = right[singular > tol * singular[0]][:rank]
+        basis = basis[:rank]
         if len(basis) == rows.shape[1]:
             raise ValueError(
                 f"selective: domains must leave something of the {len(basis)} dimensions, got "
@@ -184,19 +185,6 @@ class Space:
 
 
 def _dual(text: Tensor, others: Tensor) -> Tensor:
-    """The short vector with product 1 with `text` [d] and small ones with `others` [m, d].
-
-    A^-1 t of A = K^T K + ridge I is (t - K^T (K K^T + ridge I)^-1 K t) / ridge: an m x m system.
-    """
-    eye = torch.eye(len(others), dtype=text.dtype, device=text.device)
-    inside = torch.linalg.solve(others @ others.T + _RIDGE * eye, others @ text)
-    out = text - inside @ others
+    """The short vector with product 1 with `text` [d] and small ones with `others` [m, d]."""
+    out = ridge_less(text[None], others, 1 / _RIDGE)[0]
     return out / (out @ text)
-
-
-def _without(rows: Tensor, span: Tensor) -> Tensor:
-    _, singular, right = torch.linalg.svd(span, full_matrices=False)
-    basis = right[singular > 1e-6 * singular[0]]
-    for _ in range(2):  # the second pass takes out the rounding of the first
-        rows = rows - rows @ basis.T @ basis
-    return rows

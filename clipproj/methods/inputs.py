@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from datetime import datetime, timezone
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +15,52 @@ from clipproj._version import __version__
 from clipproj.text import Embeddings
 
 SAME = 1 - 1e-6  # cosine from which two texts are one
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """A number or a tensor of one as a float, which provenance can hold; TypeError for others."""
+    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{op}: {name} must be a number, got {got}")
+    return float(value)
+
+
+def above_zero(op: str, name: str, value: Any) -> float:
+    """A finite number above 0; ValueError for another."""
+    value = number(op, name, value)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{op}: {name} must be finite and above 0, got {value:g}")
+    return value
+
+
+def at_least_zero(op: str, name: str, value: Any) -> float:
+    """A finite number that is not negative; ValueError for another."""
+    value = number(op, name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value:g}")
+    return value
+
+
+def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
+    """An int of at least `least`; TypeError for no integer, ValueError for a smaller one."""
+    try:
+        value = operator.index(value)
+    except TypeError:
+        got = type(value).__name__
+        raise TypeError(f"{op}: {name} must be an integer, got {got}") from None
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return value
+
+
+def rank_and_tol(op: str, rank: Any, tol: Any) -> tuple[int | None, float]:
+    """How many directions of a span count at most, and from which relative singular value on."""
+    if rank is not None:
+        rank = integer(op, "rank", rank, least=1)
+    tol = number(op, "tol", tol)
+    if not 0 < tol < 1:
+        raise ValueError(f"{op}: tol must be in (0, 1), got {tol:g}")
+    return rank, tol
 
 
 def unit_rows(op: str, name: str, value: Embeddings | Tensor) -> Tensor:
@@ -28,7 +76,8 @@ def unit_rows(op: str, name: str, value: Embeddings | Tensor) -> Tensor:
         raise ValueError(f"{op}: {name} must be [m, d] with m >= 1, got {list(rows.shape)}")
     rows = rows.detach().double()
     lengths = torch.linalg.vector_norm(rows, dim=1)
-    for wrong, what in ((~rows.isfinite().all(1), "a NaN or inf"), (lengths == 0, "a zero vector")):
+    # the length of a row of float64's largest numbers is inf too
+    for wrong, what in ((~lengths.isfinite(), "a NaN or inf"), (lengths == 0, "a zero vector")):
         if wrong.any():
             row = int(wrong.nonzero()[0])
             label = f" ({value.names[row]})" if isinstance(value, Embeddings) else ""
@@ -49,13 +98,8 @@ def forget_and_keep(
     k = unit_rows(op, "keep", keep).to(f.device)
     if f.shape[1] != k.shape[1]:
         raise ValueError(f"{op}: keep must be [m, {f.shape[1]}] as forget is, got {list(k.shape)}")
+    one_model(op, "keep", keep, forget)
     if isinstance(forget, Embeddings) and isinstance(keep, Embeddings):
-        if None not in (forget.head_hash, keep.head_hash) and forget.head_hash != keep.head_hash:
-            raise ValueError(
-                f"{op}: keep must come from the model that forget comes from, got {keep.model} "
-                f"with head {str(keep.head_hash)[:12]}, not {forget.model} with head "
-                f"{str(forget.head_hash)[:12]}"
-            )
         if forget.templates != keep.templates:
             warnings.warn(
                 f"{op}: keep and forget were embedded with different templates "
@@ -67,11 +111,29 @@ def forget_and_keep(
         both = [name for name in forget.names if name.casefold() in kept]
         if both:
             raise ValueError(f"{op}: keep must not name what forget names, got {both} in both")
-    same = (f @ k.T > SAME).nonzero()
+    apart(op, "keep", k, f)
+    return f, k
+
+
+def one_model(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings | Tensor) -> None:
+    """ValueError where `value` and forget are known to come from different models."""
+    if isinstance(forget, Embeddings) and isinstance(value, Embeddings):
+        theirs, ours = value.head_hash, forget.head_hash
+        if None not in (theirs, ours) and theirs != ours:
+            raise ValueError(
+                f"{op}: {name} must come from the model that forget comes from, got {value.model} "
+                f"with head {theirs[:12]}, not {forget.model} with head {ours[:12]}"
+            )
+
+
+def apart(op: str, name: str, rows: Tensor, f: Tensor) -> None:
+    """ValueError where a row to forget is one of `rows`; both are unit rows."""
+    same = (f @ rows.T > SAME).nonzero()
     if len(same):
         i, j = same[0].tolist()
-        raise ValueError(f"{op}: forget must differ from keep, got row {i} equal to keep row {j}")
-    return f, k
+        raise ValueError(
+            f"{op}: forget must differ from {name}, got row {i} equal to {name} row {j}"
+        )
 
 
 def provenance(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clipproj.encoder import evaluating, features
 from clipproj.heads import check_module, unwrap
 from clipproj.methods.domains import Cells
-from clipproj.methods.inputs import unit_rows
+from clipproj.methods.inputs import above_zero, integer, unit_rows
 from clipproj.text import Progress
 
 # Lip's recipe is for 224 pixels: a step of length 25 where noise has length sqrt(3) * 224, and
@@ -61,7 +61,7 @@ def synthesize(
     - "feature": `z <- norm(z + rate t)` from `start`; the model is not asked. Such rows show the
       domain as strongly as texts do, which pictures do not: no measure of `domain_gain`.
     - "pixel": a picture x, from noise, climbs cos(encode_image(x), t) as in Lip (arXiv 2407.07485,
-      the canonical image of 2512.14113): steps of one length along the gradient, L2 decay 1e-3,
+      the canonical image of 2512.14113): steps along the gradient that get shorter, L2 decay 1e-3,
       jitter of 16 in 224 pixels, a blur of sigma 0.5 every 10 steps, pixels kept in range. Its
       feature is the row. On the embedded model (100 steps) such rows show monochrome drawing at a
       gain of 0.41 where pictures show it at 0.54, flat colour at 0.65 for 0.21.
@@ -82,7 +82,8 @@ def synthesize(
         progress: called with (steps done, steps in all), over all batches.
 
     Raises:
-        TypeError: for a model without an image encoder, texts that are no Cells.
+        TypeError: for a model without an image encoder, texts that are no Cells, steps or a
+            batch_size that are no integers.
         ValueError: for an unknown space, options out of range, a start of another width or not
             finite, pictures whose mean and size are not known, features of another width.
     """
@@ -100,10 +101,8 @@ def synthesize(
         raise ValueError(f'{op}: space must be "feature" or "pixel", got {space!r}')
     steps = (10 if space == "feature" else 200) if steps is None else steps
     for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{op}: {name} must be an integer of at least 1, got {value!r}")
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"{op}: rate must be finite and above 0, got {rate}")
+        integer(op, name, value, least=1)
+    rate, seed = above_zero(op, "rate", rate), integer(op, "seed", seed)
     if space == "feature":
         return replace(texts, rows=_climb_features(texts.rows, start, steps, rate, seed, progress))
     if start is not None:
@@ -132,7 +131,7 @@ def _climb_features(
 ) -> Tensor:
     width = targets.shape[1]
     if start is None:
-        start = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+        start = _noise((width,), seed)
     if not isinstance(start, Tensor) or start.shape != (width,):
         got = list(start.shape) if isinstance(start, Tensor) else type(start).__name__
         raise ValueError(f"synthesize: start must be [{width}] as the texts are, got {got}")
@@ -196,10 +195,7 @@ def _climb_pixels(
     kernels = (p.dtype for p in model.parameters() if p.ndim == 4)
     dtype = next(kernels, next(model.parameters()).dtype)
     low, high = (0 - frame.mean) / frame.std, (1 - frame.mean) / frame.std
-    start = [
-        torch.randn(3, *frame.size, generator=torch.Generator().manual_seed(noise + i))
-        for i in range(len(targets))
-    ]
+    start = [_noise((3, *frame.size), noise + i) for i in range(len(targets))]
     x = torch.stack(start).to(device).clamp(low, high)
     targets = targets.to(device)
     jitter = torch.Generator().manual_seed(moves)  # alike for every batch
@@ -221,7 +217,7 @@ def _climb_pixels(
 
     for step in range(steps):
         x = x.detach().requires_grad_()
-        shift = [int(torch.randint(-r, r + 1, (1,), generator=jitter)) for r in reach]
+        shift = [int(torch.randint(-r, r + 1, (1,), device="cpu", generator=jitter)) for r in reach]
         cosine = (encoded(torch.roll(x, shift, dims=(2, 3))) * targets).sum()
         (gradient,) = torch.autograd.grad(cosine, x)
         with torch.no_grad():
@@ -235,14 +231,22 @@ def _climb_pixels(
         return encoded(x.detach())
 
 
+def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Normal and float32, whatever the caller's default dtype and device: the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float32, device="cpu", generator=generator)
+
+
 def _unit(x: Tensor) -> Tensor:
     """Each picture divided by its length."""
     return F.normalize(x.flatten(1), dim=1).view_as(x)
 
 
 def _blurred(x: Tensor) -> Tensor:
-    taps = torch.exp(-torch.arange(-2.0, 3.0, device=x.device).square() / (2 * _BLUR_SIGMA**2))
+    taps = torch.arange(-2, 3, dtype=x.dtype, device=x.device)
+    taps = torch.exp(-taps.square() / (2 * _BLUR_SIGMA**2))
     taps = (taps / taps.sum()).expand(3, 1, -1)
     padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    across = F.conv2d(padded, taps[:, :, None, :], groups=3)
-    return F.conv2d(across, taps[:, :, :, None], groups=3)
+    with torch.autocast(x.device.type, enabled=False):  # a caller's would round the pixels
+        across = F.conv2d(padded, taps[:, :, None, :], groups=3)
+        return F.conv2d(across, taps[:, :, :, None], groups=3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +13,17 @@ from torch import Tensor, nn
 from clipproj.encoder import encode, evaluating
 from clipproj.heads import check_module, unwrap
 from clipproj.methods.ccup import pull
-from clipproj.methods.inputs import SAME, forget_and_keep, provenance, unit_rows
+from clipproj.methods.inputs import (
+    above_zero,
+    apart,
+    at_least_zero,
+    forget_and_keep,
+    integer,
+    number,
+    one_model,
+    provenance,
+    unit_rows,
+)
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -86,10 +94,12 @@ def redirect(
     f, k = forget_and_keep("redirect", forget, keep)
     if len(f) > f.shape[1]:
         raise ValueError(f"redirect: forget must be [m, d] with m <= d, got {list(f.shape)}")
-    lam = _number("forget_weight", forget_weight, above=0)
+    lam = above_zero("redirect", "forget_weight", forget_weight)
     share = 0.0 if k is None else 100.0 / len(k)
-    mu = share if keep_weight is None else _number("keep_weight", keep_weight)
-    margin = _number("margin", margin, most=1)
+    mu = share if keep_weight is None else at_least_zero("redirect", "keep_weight", keep_weight)
+    margin = number("redirect", "margin", margin)
+    if not 0 <= margin <= 1:
+        raise ValueError(f"redirect: margin must be in [0, 1], got {margin:g}")
     length = 1 - margin
     parameters: dict[str, Any] = {"forget_weight": lam, "keep_weight": mu, "margin": margin}
 
@@ -101,10 +111,10 @@ def redirect(
         if length == 0:
             raise ValueError('redirect: margin must be below 1 for the target "self", got 1')
         drawing = {
-            "samples": _count("samples", samples),
-            "temperature": _number("temperature", temperature, above=0),
-            "rounds": _count("rounds", rounds),
-            "seed": operator.index(seed),
+            "samples": integer("redirect", "samples", samples, least=1),
+            "temperature": above_zero("redirect", "temperature", temperature),
+            "rounds": integer("redirect", "rounds", rounds, least=1),
+            "seed": integer("redirect", "seed", seed),
         }
         v = pull(f, k, lam, mu)
         picks, used, left = _collapse(f, k, v, length, **drawing)
@@ -160,7 +170,7 @@ def _collapse(
     generator = torch.Generator().manual_seed(seed)
     likeness = (f @ k.T).cpu()  # drawn on the CPU: the same labels on every device
     every = F.normalize(torch.cat([k, f]))
-    best = torch.empty(len(f), 0, dtype=torch.long)
+    best = torch.empty(len(f), 0, dtype=torch.long, device="cpu")
     now, used, left = f, 0, list(range(len(f)))
     while left and used < rounds:
         p = torch.softmax(LOGIT_SCALE * F.normalize(now).cpu() @ k.cpu().T / temperature, dim=1)
@@ -181,34 +191,6 @@ def _targets(target: Embeddings | Tensor, f: Tensor, forget: Embeddings | Tensor
     if len(rows) not in (1, len(f)) or rows.shape[1] != f.shape[1]:
         wanted = f"[{len(f)}, {f.shape[1]}]" + (f" or [1, {f.shape[1]}]" if len(f) > 1 else "")
         raise ValueError(f"redirect: target must be {wanted}, got {list(rows.shape)}")
-    if isinstance(target, Embeddings) and isinstance(forget, Embeddings):
-        theirs, ours = target.head_hash, forget.head_hash
-        if None not in (theirs, ours) and theirs != ours:
-            raise ValueError(
-                f"redirect: target must come from the model that forget comes from, got "
-                f"{target.model} with head {theirs[:12]}, not {forget.model} with head {ours[:12]}"
-            )
-    same = (rows @ f.T > SAME).nonzero()
-    if len(same):
-        i, j = same[0].tolist()
-        raise ValueError(f"redirect: target must differ from forget, got row {i} equal to row {j}")
+    one_model("redirect", "target", target, forget)
+    apart("redirect", "target", rows, f)
     return rows
-
-
-def _number(
-    name: str, value: float, *, above: float | None = None, most: float = math.inf
-) -> float:
-    number = float(value)
-    low = number >= 0 if above is None else number > above
-    if not (math.isfinite(number) and low and number <= most):
-        least = "at least 0" if above is None else f"above {above}"
-        limit = "" if most == math.inf else f" and at most {most}"
-        raise ValueError(f"redirect: {name} must be finite, {least}{limit}, got {number}")
-    return number
-
-
-def _count(name: str, value: int) -> int:
-    number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"redirect: {name} must be at least 1, got {number}")
-    return number

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 
 import torch
 from torch import Tensor
 
-from clipproj.methods.contrast import contrasted, less_keep, row_basis
-from clipproj.methods.inputs import forget_and_keep, provenance, unit_rows
+from clipproj.methods.contrast import contrasted, less_keep, ridge_less, row_basis
+from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -72,10 +71,10 @@ def rotate(
             row with no direction of its own, too many rows for d, options out of range.
     """
     f, k = forget_and_keep("rotate", forget, keep)
-    angle = float(angle)
+    angle = number("rotate", "angle", angle)
     if not 0 < angle <= 180:
         raise ValueError(f"rotate: angle must be in (0, 180] degrees, got {angle:g}")
-    seed = operator.index(seed)
+    seed = integer("rotate", "seed", seed)
     if target is None and k is None:
         raise ValueError("rotate: target or keep must be given, got None for both")
     t = None if target is None else unit_rows("rotate", "target", target).to(f.device)
@@ -89,11 +88,10 @@ def rotate(
         "the direction that all texts share is turned too, and much of a real class survives",
     )  # fmt: skip
     a, singular, _ = row_basis(rows, _TOL)
-    if t is None:
-        b = _neutral(a, k, contrast, seed)
-    else:  # each singular direction gets the mixture of targets that it is of forgotten texts
-        b = (rows @ a.T / singular[: len(a)]).T @ less_keep(t, k, contrast)
-    b = _orthonormal_to(a, b)
+    neutral = _neutral(rows, a, k, contrast, seed) if t is None else less_keep(t, k, contrast)
+    # Each singular direction gets the mixture of them that it is of forgotten texts. That also
+    # takes out its sign, which linear algebra libraries choose as they like.
+    b = _orthonormal_to(a, (rows @ a.T / singular[: len(a)]).T @ neutral)
     if b is None:
         raise ValueError(
             f"rotate: forget{'' if k is None else ' and keep'} must leave {len(a)} of the "
@@ -149,16 +147,15 @@ def plane_rotation(a: Tensor, b: Tensor, radians: float) -> tuple[Tensor, Tensor
     return torch.cat([a, b]), turned
 
 
-def _neutral(a: Tensor, k: Tensor, contrast: str, seed: int) -> Tensor:
-    """Random rows as many as a has, less what is in a and what kept texts have of them."""
+def _neutral(own: Tensor, a: Tensor, k: Tensor, contrast: str, seed: int) -> Tensor:
+    """Random rows as many as own has, less what is in a and what kept texts have of them."""
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same rows on every device
-    rows = torch.randn(a.shape, dtype=a.dtype, generator=generator).to(a.device)
+    rows = torch.randn(own.shape, dtype=own.dtype, device="cpu", generator=generator).to(a.device)
     if contrast == "span":
         return less_keep(rows, k, contrast)
     # kept texts without a: else taking a out of the rows later brought kept texts back in
     rows, k = rows - rows @ a.T @ a, k - k @ a.T @ a
-    eye = torch.eye(len(k), dtype=k.dtype, device=k.device)
-    return rows - _AVOID * torch.linalg.solve(eye + _AVOID * k @ k.T, k @ rows.T).T @ k
+    return ridge_less(rows, k, _AVOID)
 
 
 def _orthonormal_to(a: Tensor, rows: Tensor) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from clipproj.methods.domains import Cells, Space
-from clipproj.methods.inputs import provenance
+from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol
 from clipproj.projector import SIDES, Projector
 from clipproj.text import Embeddings, Progress, embed_classes
 from clipproj.words import Template, openai_templates, strings, template_strings
@@ -226,16 +225,15 @@ class _Task:
             want = "be empty" if self.mode == "global" else "hold at least one domain"
             got = list(self.keep_domains)
             raise ValueError(f'{op}: keep_domains must {want} in mode "{self.mode}", got {got}')
+        rank, tol = rank_and_tol(op, self.rank, self.tol)
+        numbers = {"rank": rank, "tol": tol, "strength": number(op, "strength", self.strength)}
         for label in ("depth", "domain_gain"):
-            value = getattr(self, label)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{op}: {label} must be finite and above 0, got {value}")
-        if not 0 <= self.strength <= 2:
+            if getattr(self, label) is not None:
+                numbers[label] = above_zero(op, label, getattr(self, label))
+        if not 0 <= numbers["strength"] <= 2:
             raise ValueError(f"{op}: strength must be in [0, 2], got {self.strength}")
-        if self.rank is not None and operator.index(self.rank) < 1:
-            raise ValueError(f"{op}: rank must be at least 1 or None, got {self.rank}")
-        if not 0 < self.tol < 1:
-            raise ValueError(f"{op}: tol must be in (0, 1), got {self.tol}")
+        for label, value in numbers.items():
+            object.__setattr__(self, label, value)
         if self.prototypes is None:
             return
         if not isinstance(self.prototypes, Cells):

@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from clipproj.methods.inputs import SAME, provenance, unit_rows
+from clipproj.methods.inputs import (
+    above_zero,
+    apart,
+    at_least_zero,
+    one_model,
+    provenance,
+    unit_rows,
+)
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
@@ -83,11 +90,8 @@ def subgroup(
     op = "subgroup"
     f, q = unit_rows(op, "forget", forget), _like(op, "parent", parent, forget)
     _check_texts(op, forget, parent, f, q)
-    ratio, ridge = None if ratio is None else float(ratio), float(ridge)
-    if ratio is not None and not (math.isfinite(ratio) and ratio >= 0):
-        raise ValueError(f"{op}: ratio must be finite and at least 0, got {ratio}")
-    if not (math.isfinite(ridge) and ridge > 0):
-        raise ValueError(f"{op}: ridge must be finite and above 0, got {ridge}")
+    ratio = None if ratio is None else at_least_zero(op, "ratio", ratio)
+    ridge = above_zero(op, "ridge", ridge)
     for name, value in (("features_forget", features_forget), ("statistics", statistics)):
         if value is not None and features_keep is None:
             raise ValueError(f"{op}: features_keep must be given with {name}, got None")
@@ -152,11 +156,10 @@ def _reminder(kept: Tensor, gone: Tensor, u: Tensor, ridge: float) -> Tensor:
 
 def _ridge(x: Tensor, y: Tensor, nu: float) -> Tensor:
     """argmin_c |x c - y|^2 + nu |c|^2, by the smaller of two equal systems."""
+    eye = torch.eye(min(x.shape), dtype=x.dtype, device=x.device)
     if len(x) <= x.shape[1]:
-        gram = x @ x.T
-        return x.T @ torch.linalg.solve(gram + nu * torch.eye(len(x)).to(gram), y)
-    gram = x.T @ x
-    return torch.linalg.solve(gram + nu * torch.eye(len(gram)).to(gram), x.T @ y)
+        return x.T @ torch.linalg.solve(x @ x.T + nu * eye, y)
+    return torch.linalg.solve(x.T @ x + nu * eye, x.T @ y)
 
 
 def _energy(rows: Tensor, directions: Tensor) -> Tensor:
@@ -197,18 +200,8 @@ def _like(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings | T
 def _check_texts(
     op: str, forget: Embeddings | Tensor, parent: Embeddings | Tensor, f: Tensor, q: Tensor
 ) -> None:
-    if isinstance(forget, Embeddings) and isinstance(parent, Embeddings):
-        heads = (forget.head_hash, parent.head_hash)
-        if None not in heads and heads[0] != heads[1]:
-            raise ValueError(
-                f"{op}: parent must come from the model that forget comes from, got "
-                f"{parent.model} with head {heads[1][:12]}, not {forget.model} with head "
-                f"{heads[0][:12]}"
-            )
-    same = (f @ q.T > SAME).nonzero()
-    if len(same):
-        i, j = same[0].tolist()
-        raise ValueError(f"{op}: forget must differ from parent, got row {i} equal to row {j}")
+    one_model(op, "parent", parent, forget)
+    apart(op, "parent", q, f)
     inside = (torch.linalg.vector_norm(f - q.mean(0), dim=1) < _TOL).nonzero()
     if len(inside):
         row = int(inside[0])
