@@ -64,7 +64,7 @@ def test_nothing_is_found_where_the_edit_takes_all_that_differs() -> None:
         assert one.before > 0.9
         assert one.after.low <= one.alarms_after.high
     assert "not gone" not in result.lead
-    assert "a stronger one may find more" in result.lead
+    assert "A stronger probe may find more" in result.lead
 
 
 class _Turn:
@@ -141,3 +141,10 @@ def test_seeds_repeat_and_probes_can_be_chosen() -> None:
 def test_bad_calls_say_what_they_wanted(forget: list[str], options: dict, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         recover(_samples(3), CAT, forget, **options)
+
+
+def test_what_was_not_measured_has_no_table_without_rows() -> None:
+    samples = _samples(12)
+    page = recover(samples.take(samples.labels > 0), CAT, ["cat"]).page()
+    assert page.tables == ()
+    assert "not measured" in page.lead
