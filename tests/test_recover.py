@@ -12,8 +12,9 @@ from torch import Tensor
 
 from clipproj import Embeddings, Projector
 from clipproj.audit import stats
-from clipproj.audit.recover import PROBES, recover
+from clipproj.audit.recover import PROBES, Found, RecoverResult, recover
 from clipproj.audit.samples import Samples
+from clipproj.audit.stats import share
 
 NAMES = ("cat", "dog", "car")
 
@@ -148,3 +149,20 @@ def test_what_was_not_measured_has_no_table_without_rows() -> None:
     page = recover(samples.take(samples.labels > 0), CAT, ["cat"]).page()
     assert page.tables == ()
     assert "not measured" in page.lead
+
+
+def test_pictures_of_forgotten_classes_alone_are_told_and_not_probed() -> None:
+    samples = _samples(12)
+    result = recover(samples.take(samples.labels < 2), CAT, ["cat", "dog"])
+    assert result.probes == ()
+    assert "no other class" in result.lead
+
+
+def test_one_picture_found_is_no_finding() -> None:
+    hit, alarm = share([True, False, False, False]), share([False] * 200)
+    none, two = share([False] * 4), share([True, True, False, False])
+    assert hit.low > alarm.high
+    for after, said in ((hit, False), (two, True)):
+        one = Found("ridge", two, after, none, alarm, alarm, alarm, alarm)
+        result = RecoverResult(("cat",), "image", two, none, 0.1, (one,), None, "")
+        assert ("The information is not gone" in result.lead) == said

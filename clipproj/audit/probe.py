@@ -34,7 +34,7 @@ def unmeasurable(labels: Tensor, wanted: Tensor) -> str:
         return "there is no picture of a forgotten class"
     if counts[found].min() < 2:
         return "a forgotten class has a single picture, which a probe is fitted on or tested on"
-    if len(present) < 2:
+    if found.all():
         return "there is no other class to tell it from"
     return ""
 

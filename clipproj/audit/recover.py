@@ -150,7 +150,8 @@ class RecoverResult:
                 f"information is where it was ({_TITLES[best.probe]}: {percent(best.after)})."
             )
         after = f"finds {percent(best.after)} (before the edit {percent(best.before)})"
-        if best.after.low > best.alarms_after.high:
+        # a single picture is no finding: three probes had a chance of it
+        if best.after.low > best.alarms_after.high and best.after * best.after.n > 1.5:
             verdict = (
                 f"The information is not gone: fitted anew on edited features, the "
                 f"{_TITLES[best.probe]} {after}."

@@ -99,7 +99,7 @@ class RelearnResult:
         )
         if many is not few:
             after, before = percent(_best(many.after)), percent(_best(many.before))
-            out += f", one of {many.shots} {after} ({before})"
+            out += f", one of {many.shots} {after} of the {many.after.alone.n} then left ({before})"
         if self.lowered_after >= 0.5 * self.lowered_before > 0:
             out += (
                 f". By {either(self.forget, 'its text', 'their texts')} alone, once "

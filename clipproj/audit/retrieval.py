@@ -106,12 +106,12 @@ class RetrievalResult:
             for setting, search in self._settings()
             for group, found in search.texts_recall.items()
         )
-        recall = tuple(f"recall at {k} %" for k in ks)
-        precision = tuple(f"precision at {k} %" for k in ks)
+        recall = tuple(f"recall@{k} %" for k in ks)
+        precision = tuple(f"precision@{k} %" for k in ks)
         tables = (
             Table(("edited rows", "classes", *recall, *precision), pictures, _BY_TEXT),
             Table(
-                ("edited rows", "classes", *(f"recall at {k} %" for k in of_texts)),
+                ("edited rows", "classes", *(f"recall@{k} %" for k in of_texts)),
                 texts,
                 _BY_PICTURE,
             ),
@@ -162,7 +162,8 @@ class RetrievalResult:
 
 
 _BY_TEXT = (
-    "A class text searches all pictures. Which row a service has: images, unit: an edited image "
+    "A class text searches all pictures; recall@k and precision@k are of the first k that it "
+    "finds. Which row a service has: images, unit: an edited image "
     "tower, or an index built anew. Images, as left: an index edited in place and not divided "
     "again. Texts, unit: an edited text tower behind the usual normalisation. Texts, as left: "
     "class texts edited once and used at the length they then have. The length of the text that "
