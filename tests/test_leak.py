@@ -176,3 +176,14 @@ def test_a_memory_without_another_picture_of_the_class_measures_no_leak() -> Non
     assert "No picture of “cat”" in nothing.page().lead
     with pytest.raises(ValueError, match="memory must be"):
         leak(samples, CAT, ["cat"], memory=samples.take(torch.arange(0)))
+
+
+def test_a_purge_that_leaves_fewer_than_k_takes_all_of_them_alike() -> None:
+    samples = _samples(3)
+    for k in (6, 50):
+        result = leak(samples, lambda rows: rows, ["cat"], k=k, beta=0.0, gamma=5.0)
+        few = samples.take(samples.labels > 0)
+        want = leak(samples, lambda rows: rows, ["cat"], memory=few, k=k, beta=0.0, gamma=5.0)
+        assert result.purged.forget == want.unedited.forget
+    # without its own entry a picture has fewer of its class than of others, all counted alike
+    assert result.before_memory.retain == result.purged.retain == 0

@@ -211,15 +211,14 @@ def leak(
     own = [int(store.of([name]).sum()) for name in held]
     values = _through(edit, store)[store.labels]
     texts = store.texts[store.labels]
-    stores = {
-        "unedited": (store.features, texts, None),
-        "edited": (store.edited(edit).features, values, None),
-        "purged": (store.features, texts, old),
-    }
-    looked_up = {
-        "before": _looked_up(samples.features, *stores["unedited"], left_out, k, beta),
-        **{n: _looked_up(after.features, *s, left_out, k, beta) for n, s in stores.items()},
-    }
+    none = torch.zeros_like(old)
+    unedited = store.features, texts, left_out, k, beta
+    (before,) = _looked_up(samples.features, *unedited, (none,))
+    (edited,) = _looked_up(
+        after.features, store.edited(edit).features, values, left_out, k, beta, (none,)
+    )
+    found, purged = _looked_up(after.features, *unedited, (none, old))
+    looked_up = {"before": before, "unedited": found, "edited": edited, "purged": purged}
 
     def right(name: str, weight: float, rows: Tensor) -> Tensor:
         asked = samples if name == "before" else after
@@ -236,7 +235,7 @@ def leak(
         before=answered(samples.correct()),
         before_memory=answered(right("before", gamma, every)),
         none=answered(after.correct()),
-        **{name: answered(right(name, gamma, every)) for name in stores},
+        **{name: answered(right(name, gamma, every)) for name in ("unedited", "edited", "purged")},
         entries=max(len(store) - left_out, 0),
         entries_forget=sum(n for n in own if n > left_out),
         left_out=left_out,
@@ -262,23 +261,25 @@ def _looked_up(
     features: Tensor,
     keys: Tensor,
     values: Tensor,
-    without: Tensor | None,
     left_out: bool,
     k: int,
     beta: float,
-) -> Tensor:
-    """[n, d]: unit(c) of each picture, zeros where no entry is left for it."""
+    purges: Sequence[Tensor],
+) -> list[Tensor]:
+    """For each purge, [m] bool entries that are gone: unit(c) of each picture, [n, d].
+
+    Zeros where no entry is left for a picture. One comparison with the memory serves all.
+    """
     z, keys, values = (F.normalize(x, dim=1) for x in (features, keys, values))
-    own = torch.arange(len(keys))
-    if without is not None:
-        own, keys, values = own[~without], keys[~without], values[~without]
-    parts = [torch.zeros(0, features.shape[1])]
+    parts = [[torch.zeros(0, features.shape[1])] for _ in purges]
     for start in range(0, len(z), _CHUNK):
         cosines = z[start : start + _CHUNK] @ keys.T
         if left_out:
-            rows = torch.arange(start, start + len(cosines))
-            cosines[rows[:, None] == own] = -math.inf
-        near, at = cosines.topk(min(k, len(keys)), dim=1)
-        weights = torch.softmax(beta * near, dim=1).nan_to_num(0.0)
-        parts.append(torch.einsum("nk,nkd->nd", weights, values[at]))
-    return F.normalize(torch.cat(parts), dim=1)
+            cosines[:, start:].fill_diagonal_(-math.inf)
+        for found, purge in zip(parts, purges, strict=True):
+            left = cosines.masked_fill(purge, -math.inf) if purge.any() else cosines
+            near, at = left.topk(min(k, len(keys)), dim=1)
+            logits = (beta * near).masked_fill(near == -math.inf, -math.inf)  # 0 * inf is NaN
+            weights = torch.softmax(logits, dim=1).nan_to_num(0.0)
+            found.append(torch.einsum("nk,nkd->nd", weights, values[at]))
+    return [F.normalize(torch.cat(found), dim=1) for found in parts]
