@@ -122,7 +122,7 @@ def test_what_forgotten_pictures_are_answered_as_and_how_surely() -> None:
     assert float(after.confidence) == pytest.approx(want)
     pytest.importorskip("matplotlib")
     assert "“dog” (3), “ant” (2)" in result.page().lead
-    assert "hardly less sure" in result.page().lead
+    assert "hardly less surely" in result.page().lead
 
 
 def test_texts_keep_the_length_that_an_edit_leaves_them_only_when_asked() -> None:
@@ -150,7 +150,7 @@ def test_one_picture_no_picture_and_bins_out_of_range() -> None:
     assert "not measured" in none.page().lead
     with pytest.raises(ValueError, match="calibration: bins must be at least 1, got 0"):
         calibration(samples, same, ["cat"], bins=0)
-    with pytest.raises(ValueError, match="calibration: forget must leave at least one class"):
+    with pytest.raises(ValueError, match="calibration: forget must be some of the 8 classes"):
         calibration(samples, same, NAMES)
 
 
@@ -163,3 +163,17 @@ def test_result_is_json_and_a_page() -> None:
     assert page.key == "calibration"
     assert page.figures[0].svg.startswith("<svg")
     assert [table.rows[0][0] for table in page.tables] == ["calibration error", "mean confidence"]
+
+
+def test_half_as_sure_is_less_sure() -> None:
+    features = torch.eye(8)[[2] * 6 + [0]]
+    features[:6, 3] = 0.3
+    samples = samples_of(features, [2] * 6 + [0], scale=10.0)
+    result = calibration(samples, Projector(torch.eye(8)[2:3]), ["cat"])
+    dull = calibration(samples, lambda rows: rows * torch.ones(8).index_fill(
+        0, torch.tensor([2]), 0.0) + 0.25, ["cat"])  # fmt: skip
+    pytest.importorskip("matplotlib")
+    assert "hardly less surely" in result.page().lead
+    was, now = dull.forgotten_before.confidence, dull.forgotten_after.confidence
+    assert was / 2 < now < 0.85 * was
+    assert "hardly less surely" not in dull.page().lead

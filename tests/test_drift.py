@@ -109,7 +109,7 @@ def test_known_moves() -> None:
     assert (float(gone.cosine), float(gone.length)) == pytest.approx((0, 0), abs=1e-6)
     assert float(gone.agreement) == 0  # it answers nothing now
     pytest.importorskip("matplotlib")
-    assert "aligned with their text or not" in result.page().lead
+    assert "aligned with its text or not" in result.page().lead
 
 
 def test_an_edit_of_texts_moves_texts_and_answers_but_no_picture() -> None:
@@ -138,7 +138,7 @@ def test_zero_rows_and_groups_without_pictures() -> None:
     result.page()
     empty = samples_of(features[:0], [])
     assert "not measured" in drift(empty, lambda rows: rows, ["cat"]).page().lead
-    with pytest.raises(ValueError, match="drift: forget must leave at least one class"):
+    with pytest.raises(ValueError, match="drift: forget must be some of the 8 classes, got 8"):
         drift(empty, lambda rows: rows, NAMES)
 
 
@@ -152,3 +152,11 @@ def test_result_is_json_and_a_page() -> None:
     assert page.key == "drift"
     assert len(page.tables[0].rows) == 5
     assert page.figures[0].svg.startswith("<svg")
+
+
+def test_an_edit_of_texts_without_retained_pictures_moves_no_picture() -> None:
+    texts = Embeddings(torch.eye(8)[:3], ("ant", "cat", "dog"), ("{}",), "planted")
+    samples = Samples(torch.eye(8)[[1, 1]], torch.tensor([1, 1]), texts)
+    result = drift(samples, Projector(torch.eye(8)[1:2], side="text"), ["cat"])
+    assert "no picture moves" in result._lead()
+    assert "n/a" not in result._lead()

@@ -120,7 +120,7 @@ def test_a_group_without_pictures_is_nan_and_null_in_json(classes: Embeddings) -
         ({"labels": torch.tensor([0, 1, 2])}, r"labels must be int64 \[4\], got"),
         ({"labels": torch.arange(4.0)}, "int64"),
         ({"forget": ["cta"]}, "close: 'cat'"),
-        ({"forget": []}, "at least one"),
+        ({"forget": []}, "some of the 4 classes, got 0"),
     ],
 )
 def test_score_refuses(change: dict, text: str, classes: Embeddings) -> None:
@@ -249,3 +249,12 @@ def test_text_table_gives_no_answer_where_nothing_is_left() -> None:
         texts.select(["cat"]), texts.drop(["cat"]), Projector(texts.tensor[2:3])
     )
     assert table.rows[0].answer is None
+
+
+def test_the_probe_has_an_interval_and_stays_a_number_in_json(classes: Embeddings) -> None:
+    features, labels = torch.eye(4).repeat(6, 1), torch.arange(4).repeat(6)
+    samples = Samples(features, labels, classes)
+    found = evaluate.compare(samples, samples, ["cat"])
+    assert (found.after.probe, found.after.probe.n) == (1.0, 6)
+    assert 0.5 < found.after.probe.low < 1
+    assert evaluate.as_dict(found)["after"]["probe"] == 1.0

@@ -60,7 +60,7 @@ def test_the_weight_of_the_memory_decides_and_the_curve_shows_it() -> None:
     assert result.curve[0].unedited == result.none.forget
     assert result.curve[-1].unedited == 1
     assert result.unedited.forget == result.none.forget
-    assert "does not leak" in result.lead
+    assert "At this weight no leak of “cat”" in result.lead
     assert "but to 100.0" in result.lead  # at a larger weight it does
 
 
@@ -163,3 +163,27 @@ def test_purging_all_there_is_leaves_the_edited_model() -> None:
 def test_bad_calls_say_what_they_wanted(options: dict, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         leak(_samples(), CAT, **({"forget": ["cat"]} | options))
+
+
+def test_a_memory_without_another_picture_of_the_class_measures_no_leak() -> None:
+    samples = _samples()
+    single = samples.take(torch.arange(48) > 10)
+    result = leak(single, CAT, ["cat"])
+    assert (result.entries, result.entries_forget) == (36, 0)
+    assert "was not measured" in result.lead
+    nothing = leak(samples.take(torch.arange(0)), CAT, ["cat"])
+    assert nothing.entries == 0
+    assert "No picture of “cat”" in nothing.page().lead
+    with pytest.raises(ValueError, match="memory must be"):
+        leak(samples, CAT, ["cat"], memory=samples.take(torch.arange(0)))
+
+
+def test_a_purge_that_leaves_fewer_than_k_takes_all_of_them_alike() -> None:
+    samples = _samples(3)
+    for k in (6, 50):
+        result = leak(samples, lambda rows: rows, ["cat"], k=k, beta=0.0, gamma=5.0)
+        few = samples.take(samples.labels > 0)
+        want = leak(samples, lambda rows: rows, ["cat"], memory=few, k=k, beta=0.0, gamma=5.0)
+        assert result.purged.forget == want.unedited.forget
+    # without its own entry a picture has fewer of its class than of others, all counted alike
+    assert result.before_memory.retain == result.purged.retain == 0

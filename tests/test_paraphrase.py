@@ -244,15 +244,33 @@ def test_a_class_with_few_pictures_is_not_cross_fitted(planted: tuple) -> None:
     for which in ("synonym", "any vector", "mix of texts"):
         assert math.isnan(kind(result, which).held_out.answered)
     assert kind(result, "synonym").strongest.after.answered.n == 3
-    assert "unmeasured" in result.page().lead
+    lead = result.page().lead
+    assert "that takes 4 of the class" in lead
+    assert "half of the pictures finds" not in lead
+    assert "n/a" not in lead
+
+
+def test_a_class_that_no_attack_can_be_judged_on_is_told_and_not_refused(planted: tuple) -> None:
+    tower, one, _ = planted
+    for some, why in (
+        (one.take(one.labels > 0), "“cat” was not attacked: there is no picture of it."),
+        (one.take(one.labels < 1), "there is no picture of another class."),
+    ):
+        result = run(tower, some)
+        assert result.attacks == ()
+        assert result.page().lead.endswith(why)
+        json.dumps(plain(result), allow_nan=False)
 
 
 def test_page_tells_the_numbers_and_json_holds_them(planted: tuple) -> None:
     tower, one, result = planted
     page = result.page()
     assert isinstance(page, Page)
-    assert "'cat' finds 100 % of its 20 pictures before the edit and 0 % after" in page.lead
-    assert "'kitty' (synonym), finds 100 %" in page.lead
+    assert (
+        "“cat” finds 100.0\u00a0% of its 20 pictures before the edit and 0.0\u00a0% after"
+        in page.lead
+    )
+    assert "“kitty” (synonym), finds 100.0\u00a0%" in page.lead
     assert "turned round" not in run(tower, one, lambda rows: rows).page().lead
     assert [row[0] for row in page.tables[0].rows].count("cat: prompt search") == 1
     assert json.loads(json.dumps(plain(result), allow_nan=False))["own"][0]["text"] == "cat"
@@ -280,10 +298,8 @@ def test_paraphrase_refuses_samples_and_towers_that_do_not_fit(planted: tuple) -
     tower, one, _ = planted
     with pytest.raises(ValueError, match="close: 'cat'"):
         paraphrase(one, lambda rows: rows, ["cta"], tower)
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="forget must be some of the 4 classes, got 4"):
         paraphrase(one, lambda rows: rows, NAMES, tower)
-    with pytest.raises(ValueError, match="pictures of 'cat' and of others"):
-        run(tower, one.take(one.labels > 0))
     with pytest.raises(ValueError, match=r"embed must give rows \[4, 48\], got \[4, 3\]"):
         run(lambda prompts: torch.zeros(len(prompts), 3), one, vocabulary=NAMES[:3])
     with pytest.raises(ValueError, match=r"not zero, got another for 'a photo of a cat\.'"):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from clipproj import Embeddings, Projector
 from clipproj.audit import stats
-from clipproj.audit.recover import PROBES, recover
+from clipproj.audit.recover import PROBES, Found, RecoverResult, recover
 from clipproj.audit.samples import Samples
+from clipproj.audit.stats import share
 
 NAMES = ("cat", "dog", "car")
 
@@ -64,7 +65,7 @@ def test_nothing_is_found_where_the_edit_takes_all_that_differs() -> None:
         assert one.before > 0.9
         assert one.after.low <= one.alarms_after.high
     assert "not gone" not in result.lead
-    assert "a stronger one may find more" in result.lead
+    assert "A stronger probe may find more" in result.lead
 
 
 class _Turn:
@@ -141,3 +142,27 @@ def test_seeds_repeat_and_probes_can_be_chosen() -> None:
 def test_bad_calls_say_what_they_wanted(forget: list[str], options: dict, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         recover(_samples(3), CAT, forget, **options)
+
+
+def test_what_was_not_measured_has_no_table_without_rows() -> None:
+    samples = _samples(12)
+    page = recover(samples.take(samples.labels > 0), CAT, ["cat"]).page()
+    assert page.tables == ()
+    assert "not measured" in page.lead
+
+
+def test_pictures_of_forgotten_classes_alone_are_told_and_not_probed() -> None:
+    samples = _samples(12)
+    result = recover(samples.take(samples.labels < 2), CAT, ["cat", "dog"])
+    assert result.probes == ()
+    assert "no other class" in result.lead
+
+
+def test_one_picture_found_is_no_finding() -> None:
+    hit, alarm = share([True, False, False, False]), share([False] * 200)
+    none, two = share([False] * 4), share([True, True, False, False])
+    assert hit.low > alarm.high
+    for after, said in ((hit, False), (two, True)):
+        one = Found("ridge", two, after, none, alarm, alarm, alarm, alarm)
+        result = RecoverResult(("cat",), "image", two, none, 0.1, (one,), None, "")
+        assert ("The information is not gone" in result.lead) == said

@@ -163,7 +163,7 @@ def test_few_pictures_are_told_and_not_guessed() -> None:
     assert [one.classes for one in both.shots] == [1, 1, 0]
     assert both.shots[1].after.alone.n <= 6
     assert math.isnan(both.shots[2].recovered)
-    assert "has 6 pictures" in both.reason
+    assert "largest forgotten one has 6" in both.reason
     json.dumps(stats.plain(both), allow_nan=False)
     alone = relearn(samples.take(samples.labels == 0), CAT, ["cat"])
     assert "two other classes" in alone.lead
@@ -202,3 +202,10 @@ def test_seeds_repeat() -> None:
 def test_bad_calls_say_what_they_wanted(forget: list[str], options: dict, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         relearn(_samples(4), CAT, forget, **options)
+
+
+def test_what_was_not_measured_has_no_numbers_on_its_page() -> None:
+    samples = _samples(6)
+    page = relearn(samples.take(samples.labels > 0), CAT, ["cat"]).page()
+    assert (page.tables, page.figures) == ((), ())
+    assert "n/a" not in page.lead

@@ -359,8 +359,8 @@ def test_relevance_refuses(setting: Callable) -> None:
     other = Samples(1.1 * one.features, one.labels, one.classes, paths=one.paths)
     for text, options in (
         ("paths, got features without", {"samples": without}),
-        ("pictures of 'ant', got none", {"samples": one.take(one.labels > 0)}),
-        ("at least one row", {"forget": NAMES}),
+        ("must have a picture, got none", {"samples": one.take(one.labels < 0)}),
+        ("forget must be some of the", {"forget": NAMES}),
         ("close: 'ant'", {"forget": ["aunt"]}),
         ("per_class must be at least 1", {"per_class": 0}),
         ("off by 0.0", {"samples": other}),
@@ -432,3 +432,12 @@ def test_nothing_is_drawn_when_nothing_is_asked_for(embedded: tuple) -> None:
     assert result.drawn == ()
     assert result.page().figures == ()
     assert len(result.page().tables[0].columns) == 9
+
+
+def test_a_forgotten_class_without_pictures_is_told_and_has_no_map(setting: Callable) -> None:
+    s = setting("open_clip")
+    one = s.samples()
+    some = one.take(one.labels > 0)
+    result = relevance(some, Projector(one.texts[:1]), [NAMES[0], NAMES[1]], s.model, s.preprocess)
+    assert [heat.name for heat in result.forgotten] == [NAMES[1]]
+    assert f"There is no picture of “{NAMES[0]}”, so no map." in result.page().lead

@@ -306,7 +306,7 @@ def scored(comparison: Comparison, forget: tuple, probe: tuple) -> Comparison:
         ((0.9, 0.9), (0.9, 0.8), "text is not weakened. The information is in place"),
         ((0.9, 0.0), (0.9, 0.1), "A linear probe finds 10.0\u00a0%"),
         ((0.9, 0.0), (math.nan, math.nan), "is unknown: a linear probe needs two pictures"),
-        ((0.0, 0.0), (0.9, 0.9), "did not know the class before"),
+        ((0.0, 0.0), (0.9, 0.9), "did not know the class by its text before the edit"),
         ((math.nan, math.nan), (math.nan, math.nan), "was not measured"),
     ],
 )

@@ -75,3 +75,15 @@ def test_a_page_comes_back_from_json() -> None:
     assert second == other == ("s", None, 7)
     with pytest.raises(ValueError, match="rows must have 2 cells, got 1"):
         page.Table(("a", "b"), (("x",),))
+
+
+def test_intervals_of_few_values_cover_and_stay_where_a_mean_can_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (2, 3, 5, 12):
+        draws = torch.randn(600, n, generator=generator)
+        inside = sum(one.low <= 0 <= one.high for one in map(mean, draws))
+        assert 0.92 <= inside / 600 <= 0.98, n
+    free, cut = mean([0.2, 0.99, 1.0]), mean([0.2, 0.99, 1.0], (0.0, 1.0))
+    assert (cut.low, cut.high) == (0.0, 1.0)
+    assert free.low < 0 < 1 < free.high
+    assert mean([0.1] * 3, (0.0, 0.1)).high >= mean([0.1] * 3, (0.0, 0.1))  # rounding up of 0.1

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipproj.audit.groups import forgotten
 from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import NO_ANSWER, Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.audit.tagging import class_groups
 from clipproj.audit.wording import count, listed, percent
 
+_NONE = "no answer"
+_SURE = 0.85  # of the confidence, from which a model is hardly less sure
 _DRAWS = 200  # of answers as a calibrated model would give them
 
 
@@ -92,6 +94,7 @@ class CalibrationResult:
                     ("mean confidence", b.confidence, a.confidence),
                     ("accuracy", b.accuracy, a.accuracy),
                 ),
+                "Calibration error is the mean distance between confidence and accuracy. "
                 f"Probabilities are softmax({self.scale:g} x cosine) over all classes, in "
                 f"{count(len(a.bins), 'bin')} of as many pictures each. The second row is what "
                 "chance alone makes of a model without any error.",
@@ -124,21 +127,24 @@ class CalibrationResult:
         b, a, fb, fa = self.before, self.after, self.forgotten_before, self.forgotten_after
         kept = "There is no retained picture: calibration was not measured."
         if b.error.n:
+            chance = [percent(one.expected_error) for one in (a, b)]
             kept = (
-                f"On retained pictures the expected calibration error is {a.error:.3f} (before "
-                f"{b.error:.3f}; a calibrated model has {a.expected_error:.3f} on "
-                f"{count(a.error.n, 'picture')}), the Brier score {a.brier:.3f} (before "
-                f"{b.brier:.3f}) and the log loss {a.log_loss:.3f} (before {b.log_loss:.3f})."
+                f"On {count(a.error.n, 'retained picture')} confidence and accuracy are "
+                f"{percent(a.error)} apart (before {percent(b.error)}; by chance alone a "
+                f"calibrated model has {chance[0]}, before {chance[1]})."
             )
         gone = f"There is no picture of {listed(self.forget)}."
         if fb.own.n:
+            told = "is" if fa.own.n == 1 else "are"
             gone = (
-                f"Pictures of {listed(self.forget)} are answered with a mean confidence of "
-                f"{percent(fa.confidence)} (before {percent(fb.confidence)}), most often as "
-                f"{_answers(fa)} (before {_answers(fb)})."
+                f"{count(fa.own.n, 'picture')} of {listed(self.forget)} {told} answered with a "
+                f"mean confidence of {percent(fa.confidence)} (before {percent(fb.confidence)}), "
+                f"most often as {_answers(fa)} (before {_answers(fb)})."
             )
-            if fa.confidence > fb.confidence / 2 and fa.answers[0][0] not in self.forget:
-                gone += " What the model forgot it answers as something else, hardly less sure."
+            was, now = fb.answers[0][0], fa.answers[0][0]
+            lost = was in self.forget and now not in (*self.forget, _NONE)
+            if lost and fa.confidence > _SURE * fb.confidence:
+                gone += " They are now taken for something else, hardly less surely."
         return f"{kept} {gone}"
 
 
@@ -162,12 +168,11 @@ def calibration(
         bins: of equal numbers of pictures, at least 1; no more than there are pictures.
         renormalize: False leaves texts at the length that a text-side edit gave them.
 
-    Raises TypeError, ValueError as `class_groups` and `Samples.edited`, ValueError for bins < 1.
+    Raises TypeError, ValueError as `groups.forgotten`, `Samples.edited`; ValueError for bins < 1.
     """
     if bins < 1:
         raise ValueError(f"calibration: bins must be at least 1, got {bins}")
-    names = samples.classes.select(forget).names
-    class_groups("calibration", samples, forget)
+    names, _ = forgotten("calibration", samples, forget)
     gone = samples.of(forget)
     pair = (samples, samples.edited(edit))
     kept = [_calibration(one.take(~gone), bins, renormalize) for one in pair]
@@ -230,9 +235,9 @@ def _calibration(samples: Samples, bins: int, renormalize: bool) -> Calibration:
     return Calibration(
         Measured(_error(split), len(samples)),
         _expected_error(confidence, bins),
-        mean(chances.square().sum(dim=1) - 2 * of_label + 1),
-        mean(-logs.gather(1, samples.labels[:, None])),
-        mean(confidence),
+        mean(chances.square().sum(dim=1) - 2 * of_label + 1, (0, 2)),
+        mean(-logs.gather(1, samples.labels[:, None]), (0, math.inf)),
+        mean(confidence, (0, 1)),
         share(correct),
         split,
     )
@@ -243,15 +248,17 @@ def _forgotten(samples: Samples, renormalize: bool) -> Forgotten:
     answers, counts = samples.answers(renormalize).unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:3].tolist()
     return Forgotten(
-        mean(chances.amax(dim=1)),
-        mean(chances.gather(1, samples.labels[:, None])),
+        mean(chances.amax(dim=1), (0, 1)),
+        mean(chances.gather(1, samples.labels[:, None]), (0, 1)),
         tuple((_name(samples, int(answers[i])), int(counts[i])) for i in order),
     )
 
 
 def _name(samples: Samples, answer: int) -> str:
-    return "no answer" if answer == NO_ANSWER else samples.names[answer]
+    return _NONE if answer == NO_ANSWER else samples.names[answer]
 
 
 def _answers(one: Forgotten) -> str:
-    return ", ".join(f"“{name}” ({n})" for name, n in one.answers)
+    """In words; "no answer" is none that a class could give, so it has no quotes."""
+    told = ((name if name == _NONE else listed([name]), n) for name, n in one.answers)
+    return ", ".join(f"{name} ({n})" for name, n in told)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.calibration import log_probabilities
+from clipproj.audit.groups import class_groups
 from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.audit.tagging import class_groups
-from clipproj.audit.wording import cosine, listed, percent
+from clipproj.audit.wording import cosine, count, either, listed, percent
 
 _ROUNDING = 1e-40  # of rows that do not differ, relative to (sum |x|^2)^2
 _SHARES = [i / 20 for i in range(21)]
@@ -69,13 +69,15 @@ class DriftResult:
              one.divergence)
             for name, one in self.moved.items()
         )  # fmt: skip
+        near = ""
+        if self.neighbours:
+            near = f" Neighbours are pictures of {listed(self.neighbours, 5)}."
         table = Table(
             ("rows", "cosine", "length", "shortest", "longest", "CKA", "same answer %", "KL, nats"),
             rows,
             "Each compares after with before: 1, 1, 1, 1, 1, 100 % and 0 are no change. Length is "
-            f"relative. Neighbours are pictures of {listed(self.neighbours, 5)}."
-            if self.neighbours
-            else "Each compares after with before. Length is relative.",
+            "relative. CKA is the likeness of how rows lie to each other, KL how far the "
+            f"probabilities of the classes moved.{near}",
         )
         series = {
             name: (_SHARES, one.cosines)
@@ -104,15 +106,17 @@ class DriftResult:
         lead = "There is no retained picture: its drift was not measured."
         if kept.agreement.n:
             lead = (
-                f"{what} keep a mean cosine of {cosine(rows.cosine)} with what they were, a linear "
-                f"CKA of {cosine(rows.cka)} and {percent(rows.length)} of their length (at most "
-                f"{percent(rows.longest)}). {percent(kept.agreement)} of retained pictures keep "
-                f"their answer, right or wrong; predictions moved by {kept.divergence:.3f} nats."
+                f"{what} keep a mean cosine of {cosine(rows.cosine)} with what they were. "
+                f"{percent(kept.agreement)} of {count(kept.agreement.n, 'retained picture')} keep "
+                "their answer, right or wrong."
             )
+        elif self.side == "text":
+            lead = "There is no retained picture, and no picture moves: the edit is of texts."
         if gone.agreement.n and self.side == "image":
             lead += (
                 f" Pictures of {listed(self.forget)} keep a mean cosine of {cosine(gone.cosine)}: "
-                "what that leaves of them is still there, aligned with their text or not."
+                "the edit moves them, and what it leaves of each may still tell the class, aligned "
+                f"with {either(self.forget, 'its text', 'their texts')} or not."
             )
         return lead
 
@@ -198,12 +202,12 @@ def _moved(old: Tensor, new: Tensor, before: Samples, after: Samples, renormaliz
     quantiles = torch.quantile(cosines, at).tolist() if live.any() else [math.nan] * len(_SHARES)
     ends = (float(ratio.min()), float(ratio.max())) if live.any() else (math.nan, math.nan)
     return Moved(
-        mean(cosines),
-        mean(ratio),
+        mean(cosines, (-1, 1)),
+        mean(ratio, (0, math.inf)),
         *ends,
         Measured(linear_cka(F.normalize(old, dim=1), F.normalize(new, dim=1)), len(old)),
         share(before.answers(renormalize) == after.answers(renormalize)),
-        mean(divergence),
+        mean(divergence, (0, math.inf)),
         tuple(quantiles),
     )
 

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit import wording
+from clipproj.audit.groups import class_groups, nearest
 from clipproj.audit.page import Page, Table
 from clipproj.audit.probe import probe_recall
 from clipproj.audit.samples import NO_ANSWER, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 __all__ = ["NO_ANSWER", "Comparison", "CurvePoint", "Scores", "compare", "nearest", "score"]
 
@@ -48,7 +48,7 @@ class Scores:
     retain: Measured
     neighbours: Measured
     others: Measured
-    probe: float
+    probe: Measured
     per_class: dict[str, Measured]
     predictions: Tensor
 
@@ -88,12 +88,13 @@ class Comparison:
         fell = sorted(after.per_class, key=lambda c: after.per_class[c] - before.per_class[c])
         fell = [c for c in fell if c not in self.forget and c not in self.nearest][:5]
         classes = [(c, before.per_class[c], after.per_class[c]) for c in (*self.nearest, *fell)]
+        changed, pictures = "", len(before.predictions)
+        if pictures:
+            changed = f" Of {wording.count(pictures, 'answer')} {len(self.changed)} changed."
         return Page(
             "accuracy",
             "Zero-shot accuracy",
-            f"{wording.result(self)} On the {len(self.nearest)} nearest it went from "
-            f"{wording.percent(before.neighbours)} to {wording.percent(after.neighbours)}. "
-            f"{wording.caveat(self)} {len(self.changed)} answers changed.",
+            f"{wording.result(self)} {wording.caveat(self)}{changed}",
             (
                 Table(("pictures", "before %", "after %"), tuple(rows)),
                 Table(
@@ -115,18 +116,6 @@ class CurvePoint:
     neighbours: Measured
     others: Measured
     probe: float
-
-
-def nearest(classes: Embeddings, forget: Sequence[str], count: int = 5) -> tuple[str, ...]:
-    """The `count` classes with the highest text cosine to any forgotten one, nearest first.
-
-    Raises ValueError for a forgotten name that is not among the classes.
-    """
-    target = classes.select(forget).tensor
-    others = classes.drop(forget)
-    similarity = (others.tensor @ target.T).amax(dim=1)
-    order = similarity.argsort(descending=True, stable=True)[:count]
-    return tuple(others.names[i] for i in order.tolist())
 
 
 def score(samples: Samples, forget: Sequence[str]) -> Scores:
@@ -162,8 +151,8 @@ def compare(before: Samples, after: Samples, forget: Sequence[str]) -> Compariso
         nearest=groups.nearest,
         before=scores[0],
         after=scores[1],
-        cosine=mean(cosine[~groups.gone]),
-        cosine_forget=mean(cosine[groups.gone]),
+        cosine=mean(cosine[~groups.gone], (-1, 1)),
+        cosine_forget=mean(cosine[groups.gone], (-1, 1)),
         changed=(scores[0].predictions != scores[1].predictions).nonzero().flatten(),
         pictures_forget=int(groups.gone.sum()),
         pictures_retain=int((~groups.gone).sum()),
@@ -214,7 +203,7 @@ def as_dict(comparison: Comparison, curve: Sequence[CurvePoint] = ()) -> dict[st
         numbers = {name: float(getattr(one, name)) for name in groups}
         low_high = {name: [getattr(one, name).low, getattr(one, name).high] for name in groups}
         per_class = {name: float(value) for name, value in one.per_class.items()}
-        return numbers | {"probe": one.probe, "intervals": low_high, "per_class": per_class}
+        return numbers | {"probe": float(one.probe), "intervals": low_high, "per_class": per_class}
 
     return plain(
         {
@@ -266,14 +255,11 @@ class Groups:
 
     @classmethod
     def of(cls, samples: Samples, forget: Sequence[str]) -> Groups:
-        """ValueError for a forgotten name that is no class."""
-        gone = samples.of(forget)
-        others = {samples.names[i] for i in samples.labels.unique().tolist()}.difference(forget)
-        near: tuple[str, ...] = ()
-        if others:  # Only classes that have pictures: of the others there is nothing to measure.
-            near = nearest(samples.classes.select([*forget, *sorted(others)]), forget)
-        near_rows = samples.of(near) if near else torch.zeros_like(gone)
-        return cls(samples.labels, gone, near_rows, near)
+        """Raises TypeError, ValueError as `class_groups`."""
+        rows = class_groups("score", samples, forget)
+        gone, near = (torch.isin(samples.labels, rows[g]) for g in ("forgotten", "neighbours"))
+        names = tuple(samples.names[c] for c in rows["neighbours"].tolist())
+        return cls(samples.labels, gone, near, names)
 
     def shares(self, correct: Tensor) -> tuple[Measured, Measured, Measured, Measured]:
         """forget, retain, neighbours, others; NaN for a group without pictures."""
@@ -281,7 +267,7 @@ class Groups:
         forget, retain, neighbours, others = (share(correct[mask]) for mask in groups)
         return forget, retain, neighbours, others
 
-    def probe(self, features: Tensor) -> float:
+    def probe(self, features: Tensor) -> Measured:
         """What a linear probe finds of the forgotten classes."""
         return probe_recall(features, self.labels, self.labels[self.gone].unique())
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.audit.groups import forgotten
 from clipproj.audit.page import Page, Table, lines
-from clipproj.audit.recover import forgotten
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, listed, percent
+from clipproj.audit.wording import count, either, listed, percent
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _CHUNK = 1024  # pictures compared with the memory at once
@@ -58,7 +58,8 @@ class LeakResult:
         unedited: with the memory as it was before the edit.
         edited: with a memory whose features and texts went through the edit as well.
         purged: with an unedited memory less all entries of the forgotten classes.
-        entries: how many the memory has, and `entries_forget` how many are of forgotten classes.
+        entries: how many the memory has, and `entries_forget` how many are of forgotten classes;
+            of a picture left out with no other of its class there is none.
         left_out: the memory is the pictures themselves, each without its own entry.
         k, beta, gamma: as they were given.
         curve: the forgotten classes over gamma.
@@ -86,17 +87,21 @@ class LeakResult:
         if none.n == 0:
             return f"No picture of {names} was given: what a memory gives back was not measured."
         if self.entries_forget == 0:
+            other = " other" if self.left_out else ""
             return (
-                f"The memory holds {count(self.entries, 'picture')} and none of {names}: whether "
-                "one that does brings the class back was not measured."
+                f"The memory holds {count(self.entries, 'picture')} and no{other} one of {names}: "
+                "whether one that does brings the class back was not measured."
             )
-        found = f"from {percent(none)} without a memory to {percent(leak)} with an unedited one"
+        found = (
+            f"accuracy on {count(none.n, 'picture')} goes from {percent(none)} without a memory to "
+            f"{percent(leak)} with an unedited one"
+        )
         if leak > none:
-            verdict = f"An unedited retrieval memory leaks {names}: accuracy goes {found}"
+            verdict = f"An unedited retrieval memory leaks {names}: {found}"
         else:
             verdict = (
-                f"At this weight an unedited retrieval memory does not leak {names}: accuracy "
-                f"goes {found}"
+                f"At this weight no leak of {names} from an unedited retrieval memory was seen: "
+                f"{found}"
             )
             worst = max(self.curve, key=lambda point: point.unedited)
             if worst.unedited > none:
@@ -104,7 +109,7 @@ class LeakResult:
         return (
             f"{verdict} ({percent(self.before_memory.forget)} with it before the edit). Passing "
             f"the memory through the edit gives {percent(self.edited.forget)}, purging it of the "
-            f"class {percent(self.purged.forget)}."
+            f"{either(self.forget, 'class', 'classes')} {percent(self.purged.forget)}."
         )
 
     def page(self) -> Page:
@@ -117,14 +122,14 @@ class LeakResult:
             ("after, memory edited", self.edited),
             ("after, memory purged of the class", self.purged),
         )
-        memory = f"{self.entries} pictures with the texts of their classes"
+        memory = f"{count(self.entries, 'picture')} with the texts of their classes"
         if self.left_out:
             memory += ", never the picture that is asked about"
         table = Table(
             ("", "forgotten %", "all others %"),
             tuple((name, one.forget, one.retain) for name, one in rows),
-            f"The memory: {memory}; {self.entries_forget} are of forgotten classes. The "
-            f"{self.k} nearest pictures give their texts, which are added to the feature with "
+            f"The memory: {memory}; of forgotten classes: {self.entries_forget}. The nearest "
+            f"pictures, {self.k} at most, give their texts, which are added to the feature with "
             f"weight {self.gamma:g}.",
         )
         figures = ()
@@ -187,7 +192,7 @@ def leak(
     forget, _ = forgotten("leak", samples, forget)
     store = samples if memory is None else memory
     left_out, k = store is samples, operator.index(k)
-    if store.features.shape[1] != samples.features.shape[1] or not len(store):
+    if store.features.shape[1] != samples.features.shape[1] or not (left_out or len(store)):
         raise ValueError(
             f"leak: memory must be [m, {samples.features.shape[1]}] with m >= 1, got "
             f"{list(store.features.shape)}"
@@ -203,23 +208,24 @@ def leak(
     # A forgotten class may have other pictures in the memory, or none.
     held = [name for name in forget if name in store.names]
     old = store.of(held) if held else torch.zeros(len(store), dtype=torch.bool)
+    own = [int(store.of([name]).sum()) for name in held]
     values = _through(edit, store)[store.labels]
     texts = store.texts[store.labels]
-    stores = {
-        "unedited": (store.features, texts, None),
-        "edited": (store.edited(edit).features, values, None),
-        "purged": (store.features, texts, old),
-    }
-    looked_up = {
-        "before": _looked_up(samples.features, *stores["unedited"], left_out, k, beta),
-        **{n: _looked_up(after.features, *s, left_out, k, beta) for n, s in stores.items()},
-    }
+    none = torch.zeros_like(old)
+    unedited = store.features, texts, left_out, k, beta
+    (before,) = _looked_up(samples.features, *unedited, (none,))
+    (edited,) = _looked_up(
+        after.features, store.edited(edit).features, values, left_out, k, beta, (none,)
+    )
+    found, purged = _looked_up(after.features, *unedited, (none, old))
+    looked_up = {"before": before, "unedited": found, "edited": edited, "purged": purged}
 
-    def right(name: str, weight: float) -> Tensor:
+    def right(name: str, weight: float, rows: Tensor) -> Tensor:
         asked = samples if name == "before" else after
-        fused = F.normalize(asked.features, dim=1) + weight * looked_up[name]
-        answers = (fused @ F.normalize(asked.texts, dim=1).T).argmax(dim=1)
-        return (answers == samples.labels) & (fused != 0).any(dim=1)
+        fused = F.normalize(asked.features[rows], dim=1) + weight * looked_up[name][rows]
+        return replace(samples.take(rows), features=fused, texts=asked.texts).correct()
+
+    every = torch.ones_like(gone)
 
     def answered(hits: Tensor) -> Answered:
         return Answered(share(hits[gone]), share(hits[~gone]))
@@ -227,17 +233,17 @@ def leak(
     return LeakResult(
         forget=forget,
         before=answered(samples.correct()),
-        before_memory=answered(right("before", gamma)),
+        before_memory=answered(right("before", gamma, every)),
         none=answered(after.correct()),
-        **{name: answered(right(name, gamma)) for name in stores},
-        entries=len(store) - left_out,
-        entries_forget=int(old.sum()),
+        **{name: answered(right(name, gamma, every)) for name in ("unedited", "edited", "purged")},
+        entries=max(len(store) - left_out, 0),
+        entries_forget=sum(n for n in own if n > left_out),
         left_out=left_out,
         k=k,
         beta=float(beta),
         gamma=float(gamma),
         curve=tuple(
-            LeakPoint(weight, *(float(share(right(name, weight)[gone])) for name in looked_up))
+            LeakPoint(weight, *(float(share(right(name, weight, gone))) for name in looked_up))
             for weight in GAMMAS
         ),
     )
@@ -255,23 +261,25 @@ def _looked_up(
     features: Tensor,
     keys: Tensor,
     values: Tensor,
-    without: Tensor | None,
     left_out: bool,
     k: int,
     beta: float,
-) -> Tensor:
-    """[n, d]: unit(c) of each picture, zeros where no entry is left for it."""
+    purges: Sequence[Tensor],
+) -> list[Tensor]:
+    """For each purge, [m] bool entries that are gone: unit(c) of each picture, [n, d].
+
+    Zeros where no entry is left for a picture. One comparison with the memory serves all.
+    """
     z, keys, values = (F.normalize(x, dim=1) for x in (features, keys, values))
-    own = torch.arange(len(keys))
-    if without is not None:
-        own, keys, values = own[~without], keys[~without], values[~without]
-    parts = [torch.zeros(0, features.shape[1])]
+    parts = [[torch.zeros(0, features.shape[1])] for _ in purges]
     for start in range(0, len(z), _CHUNK):
         cosines = z[start : start + _CHUNK] @ keys.T
         if left_out:
-            rows = torch.arange(start, start + len(cosines))
-            cosines[rows[:, None] == own] = -math.inf
-        near, at = cosines.topk(min(k, len(keys)), dim=1)
-        weights = torch.softmax(beta * near, dim=1).nan_to_num(0.0)
-        parts.append(torch.einsum("nk,nkd->nd", weights, values[at]))
-    return F.normalize(torch.cat(parts), dim=1)
+            cosines[:, start:].fill_diagonal_(-math.inf)
+        for found, purge in zip(parts, purges, strict=True):
+            left = cosines.masked_fill(purge, -math.inf) if purge.any() else cosines
+            near, at = left.topk(min(k, len(keys)), dim=1)
+            logits = (beta * near).masked_fill(near == -math.inf, -math.inf)  # 0 * inf is NaN
+            weights = torch.softmax(logits, dim=1).nan_to_num(0.0)
+            found.append(torch.einsum("nk,nkd->nd", weights, values[at]))
+    return [F.normalize(torch.cat(found), dim=1) for found in parts]

@@ -7,7 +7,6 @@ one half of the pictures and measured on the other, and run on the unedited mode
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.audit.groups import forgotten
 from clipproj.audit.page import Page, Table
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.substitute import ALL, HALVES, Found, Target, Text
 from clipproj.audit.synonyms import known_words, misspellings
+from clipproj.audit.wording import count, listed, percent
 from clipproj.words import expand_names, imagenet_names, openai_templates, strings, template_strings
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -81,10 +82,17 @@ class ParaphraseResult:
     def page(self) -> Page:
         """The strongest of each kind, and what it would have been before the edit."""
         parts = [self._lead(own) for own in self.own]
-        parts.append(
-            "A fitted vector that finds the pictures shows that they still differ: only their "
-            "alignment with the texts tried is gone."
-        )
+        fitted = [a.held_out.auroc for a in self.attacks if a.kind == "any vector"]
+        if any(auroc.low > 0.5 for auroc in fitted):
+            parts.append(
+                "A fitted vector that tells the pictures from others shows that they still differ, "
+                "whatever the texts say."
+            )
+        elif any(auroc.n for auroc in fitted):
+            parts.append(
+                "That so few pictures do not show a vector to tell them from others does not show "
+                "that there is none."
+            )
         rows = [
             ("the class's own name", own.text, 1, own.before.answered, own.after.answered,
              own.after.taken, own.before.auroc, own.after.auroc, None, None)
@@ -132,11 +140,14 @@ class ParaphraseResult:
         return Page("paraphrase", "Other ways of naming the class", " ".join(parts), tuple(tables))
 
     def _lead(self, own: Text) -> str:
-        name = own.text
+        name, pictures = own.text, own.before.answered.n
         mine = [a for a in self.attacks if a.name == name]
+        if not mine:
+            what = "no picture of another class" if pictures else "no picture of it"
+            return f"{listed([name])} was not attacked: there is {what}."
         lead = (
-            f"{name!r} finds {_percent(own.before.answered)} of its {own.before.answered.n} "
-            f"pictures before the edit and {_percent(own.after.answered)} after."
+            f"{listed([name])} finds {percent(own.before.answered)} of its "
+            f"{count(pictures, 'picture')} before the edit and {percent(own.after.answered)} after."
         )
         if own.after.auroc.high < 0.5:
             lead += (
@@ -149,35 +160,41 @@ class ParaphraseResult:
             best = max(texts, key=lambda a: a.strongest.after.answered - a.strongest.after.taken)
             s = best.strongest
             lead += (
-                f" The strongest of {sum(a.tried for a in texts)} other texts after it, {s.text!r} "
-                f"({best.kind}), finds {_percent(s.after.answered)} ({_percent(s.before.answered)} "
-                f"before) and takes {_percent(s.after.taken)} of the other pictures."
+                f" The strongest of {count(sum(a.tried for a in texts), 'other text')} after it, "
+                f"{listed([s.text])} ({best.kind}), finds {percent(s.after.answered)} "
+                f"({percent(s.before.answered)} before) and takes {percent(s.after.taken)} of the "
+                "other pictures; it was chosen on these pictures."
             )
         for a in broader:
             s = a.strongest
             lead += (
-                f" The broader {s.text!r} finds {_percent(s.after.answered)} "
-                f"({_percent(s.before.answered)} before): the kind of thing, which no edit of a "
+                f" The broader {listed([s.text])} finds {percent(s.after.answered)} "
+                f"({percent(s.before.answered)} before): the kind of thing, which no edit of a "
                 "single class is to take."
             )
-        for a in mine:
-            if a.kind == "prompt search" and a.tried:
+        measured = [a for a in mine if a.held_out.answered.n]
+        for a in measured:
+            after, unedited = percent(a.held_out.answered), percent(a.unedited.answered)
+            if a.kind == "prompt search":
                 lead += (
-                    f" A prompt searched on half of the pictures finds "
-                    f"{_percent(a.held_out.answered)} of the other half; searched on the unedited "
-                    f"model, {_percent(a.unedited.answered)}."
+                    f" A prompt searched on half of the pictures finds {after} of the other half; "
+                    f"searched on the unedited model, {unedited}."
                 )
             if a.kind == "mix of texts":
                 lead += (
-                    f" A mix of texts fitted to half of the pictures finds "
-                    f"{_percent(a.held_out.answered)} of the other half "
-                    f"({_percent(a.unedited.answered)} on the unedited model)."
+                    f" A mix of texts fitted to half of the pictures finds {after} of the other "
+                    f"half ({unedited} on the unedited model)."
                 )
             if a.kind == "any vector":
                 lead += (
-                    f" A vector fitted to half of the pictures ranks the other half with AUROC "
-                    f"{_number(a.held_out.auroc)} ({_number(a.unedited.auroc)} before)."
+                    " A vector fitted to half of the pictures ranks the other half with AUROC "
+                    f"{a.held_out.auroc:.2f} ({a.unedited.auroc:.2f} before)."
                 )
+        if not measured:
+            lead += (
+                " Nothing could be searched on one half of the pictures and measured on the other: "
+                "that takes 4 of the class."
+            )
         return lead
 
 
@@ -198,7 +215,8 @@ def paraphrase(
     by one. The search tries each word of the vocabulary in "a photo of a {}." and the best 8 in
     every template. Vectors are closed forms, the class text plus a ridge-regularised discriminant
     of the pictures: "mix of texts" a ridge on the weights of the vocabulary's texts, "any vector"
-    with no such bound. An edit of the text tower also edits every text tried.
+    with no such bound. An edit of the text tower also edits every text tried. A class
+    without pictures, or with all there are, is not attacked.
 
     Args:
         samples: before the edit.
@@ -211,18 +229,14 @@ def paraphrase(
 
     Raises:
         TypeError, ValueError: for names that are no classes, synonyms of another name, blank words,
-            templates without one {}, a level outside [0, 1], no picture of a forgotten class or
-            none of another, embedded rows of another shape, zero or not finite.
+            templates without one {}, a level outside [0, 1], embedded rows of another shape, zero
+            or not finite.
         ImportError: without inflect (plurals), or without open_clip for a None above.
     """
     op = "paraphrase"
-    forget = samples.classes.select(forget).names
-    samples.classes.drop(forget)  # raises where nothing else competes
+    forget, _ = forgotten(op, samples, forget)
     if not 0 <= level <= 1:
         raise ValueError(f"{op}: level must be in [0, 1], got {level}")
-    for name in forget:
-        if not 0 < int(samples.of([name]).sum()) < len(samples):
-            raise ValueError(f"{op}: samples must have pictures of {name!r} and of others")
     expand_names(forget, synonyms=synonyms)  # refuses what it must
     given = {name.casefold(): tuple(words) for name, words in (synonyms or {}).items()}
     extra = imagenet_names() if vocabulary is None else strings(op, "vocabulary", vocabulary)
@@ -241,6 +255,8 @@ def paraphrase(
     for name in forget:
         target = Target(samples, edit, name)
         own.append(target.text(name, samples.classes.select([name]).tensor[0].cpu()))
+        if not 0 < int(target.mine.sum()) < len(samples):
+            continue  # no attack can be judged
         known, rivals = known_words(name), {n.casefold() for n in samples.names}
         for kind, phrases in (
             ("synonym", (*known.synonyms, *given.get(name.casefold(), ()))),
@@ -329,11 +345,3 @@ def _rows(embed: Embed, texts: Sequence[str], samples: Samples) -> Tensor:
             )
         out.append(F.normalize(rows))
     return torch.cat(out)
-
-
-def _percent(value: float) -> str:
-    return "an unmeasured share" if math.isnan(value) else f"{100 * value:.0f} %"
-
-
-def _number(value: float) -> str:
-    return "that could not be measured" if math.isnan(value) else f"{value:.2f}"

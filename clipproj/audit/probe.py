@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.audit.stats import Measured, share
+
 FOLDS = 5
 _RIDGE = 0.5  # penalty in units of the mean variance per dimension: best from n = d/2 to n = 20 d
 
@@ -32,7 +34,7 @@ def unmeasurable(labels: Tensor, wanted: Tensor) -> str:
         return "there is no picture of a forgotten class"
     if counts[found].min() < 2:
         return "a forgotten class has a single picture, which a probe is fitted on or tested on"
-    if len(present) < 2:
+    if found.all():
         return "there is no other class to tell it from"
     return ""
 
@@ -97,7 +99,7 @@ def mean_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
     return answers
 
 
-def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> float:
+def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> Measured:
     """Share of the wanted classes' pictures that a ridge probe names; chance is 1 / classes.
 
     Args:
@@ -109,6 +111,6 @@ def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> float:
         class with a single picture, or no other class to tell it from.
     """
     if unmeasurable(labels, wanted):
-        return float("nan")
+        return share([])
     found = ridge_answers(features, labels)[0] == labels
-    return float(found[torch.isin(labels, wanted)].double().mean())
+    return share(found[torch.isin(labels, wanted)])

@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from clipproj.audit.groups import forgotten
 from clipproj.audit.page import Page, Table
 from clipproj.audit.probe import FOLDS, mean_answers, ridge_answers, unmeasurable
 from clipproj.audit.ranpac import RanPAC, ranpac_answers
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, listed, percent
+from clipproj.audit.wording import count, either, listed, percent
 
 PROBES = ("ridge", "ranpac", "mean")
 _TITLES = {
@@ -93,6 +94,9 @@ class RecoverResult:
 
     def page(self) -> Page:
         """The numbers as a page of a report."""
+        title = "Can the class be found without the texts?"
+        if self.reason:
+            return Page("recover", title, self.lead)
         tables = [
             Table(
                 (
@@ -125,9 +129,7 @@ class RecoverResult:
                     f"{gone.difference:.1e}), and cannot name it. The features stay as they are.",
                 )
             )
-        return Page(
-            "recover", "Can the class be found without the texts?", self.lead, tuple(tables)
-        )
+        return Page("recover", title, self.lead, tuple(tables))
 
     @property
     def lead(self) -> str:
@@ -136,7 +138,8 @@ class RecoverResult:
         if self.reason:
             return f"What a probe finds of {names} was not measured: {self.reason}."
         zero_shot = (
-            f"By its texts the model names {percent(self.zero_shot_before)} of "
+            f"By {either(self.forget, 'its text', 'their texts')} the model names "
+            f"{percent(self.zero_shot_before)} of "
             f"{count(self.zero_shot_before.n, 'picture')} of {names} before the edit, "
             f"{percent(self.zero_shot_after)} after it."
         )
@@ -147,19 +150,24 @@ class RecoverResult:
                 f"information is where it was ({_TITLES[best.probe]}: {percent(best.after)})."
             )
         after = f"finds {percent(best.after)} (before the edit {percent(best.before)})"
-        if best.after.low > best.alarms_after.high:
+        # a single picture is no finding: three probes had a chance of it
+        if best.after.low > best.alarms_after.high and best.after * best.after.n > 1.5:
             verdict = (
                 f"The information is not gone: fitted anew on edited features, the "
                 f"{_TITLES[best.probe]} {after}."
             )
         else:
             verdict = (
-                f"Fitted anew on edited features, the best of these probes {after}, which so few "
-                f"pictures do not tell from the {percent(best.alarms_after)} of all others that it "
-                "takes for them; a stronger one may find more."
+                f"Fitted anew on edited features, the best of these probes {after}. It takes "
+                f"{percent(best.alarms_after)} of all others for them: "
+                f"{count(best.after.n, 'picture')} cannot tell one from the other. A stronger "
+                "probe may find more, and more pictures may show it."
             )
         old = max(self.probes, key=lambda one: float(one.old))
-        return f"{zero_shot} {verdict} A probe from before the edit finds {percent(old.old)} after."
+        return (
+            f"{zero_shot} {verdict} The best probe from before the edit finds {percent(old.old)} "
+            "after it."
+        )
 
 
 def recover(
@@ -231,19 +239,6 @@ def recover(
         removal=removal,
         reason=reason,
     )
-
-
-def forgotten(op: str, samples: Samples, forget: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
-    """The forgotten names once each, and their rows among the classes, int64.
-
-    Raises ValueError, in the name of `op`, for a name that is no class, none, or all classes.
-    """
-    names = tuple(dict.fromkeys(samples.classes.select(forget).names)) if forget else ()
-    if not 0 < len(names) < len(samples.names):
-        raise ValueError(
-            f"{op}: forget must be some of the {len(samples.names)} classes, got {len(names)}"
-        )
-    return names, torch.tensor([samples.names.index(name) for name in names])
 
 
 def _found(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipproj.audit.groups import forgotten
 from clipproj.audit.page import Page, Table, lines
-from clipproj.audit.recover import forgotten
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.shots import (
     BACK,
@@ -25,7 +25,7 @@ from clipproj.audit.shots import (
     train,
 )
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, listed, percent
+from clipproj.audit.wording import count, either, listed, percent
 
 _LEAST = 3  # pictures of a class: to learn from, to hold out, and one more
 
@@ -89,30 +89,37 @@ class RelearnResult:
         if not told:
             return f"How soon {names} is learned again was not measured: {self.reason}."
         few, many = told[0], told[-1]
+        each = either(self.forget, "", " of each")
         out = (
-            f"Zero-shot accuracy on {names} went from {percent(self.zero_shot_before)} to "
-            f"{percent(self.zero_shot_after)}. A prototype of "
-            f"{count(few.shots, 'labelled picture')} brings {percent(_best(few.after))} back "
+            f"Zero-shot accuracy on {count(self.zero_shot_before.n, 'picture')} of {names} went "
+            f"from {percent(self.zero_shot_before)} to {percent(self.zero_shot_after)}. A "
+            f"prototype of {count(few.shots, 'labelled picture')}{each} names "
+            f"{percent(_best(few.after))} of the held-out ones rightly "
             f"({percent(_best(few.before))} without the edit)"
         )
         if many is not few:
             after, before = percent(_best(many.after)), percent(_best(many.before))
-            out += f", one of {many.shots} {after} ({before})"
+            out += f", one of {many.shots} {after} of the {many.after.alone.n} then left ({before})"
         if self.lowered_after >= 0.5 * self.lowered_before > 0:
             out += (
-                f". By its text alone, once it may take {percent(PRICE)} of all other pictures, "
-                f"{percent(self.lowered_after)} are named rightly"
+                f". By {either(self.forget, 'its text', 'their texts')} alone, once "
+                f"{either(self.forget, 'it', 'each')} may take {percent(PRICE)} of all other "
+                f"pictures, {percent(self.lowered_after)} are named rightly"
             )
         back = [s for s in told if s.trained.reached >= 0.5]
         if back:
             one = back[0]
             out += (
-                f". An adapter trained on {count(one.shots, 'picture')} is back at "
-                f"{percent(BACK)} of the original after {float(one.trained.steps):.0f} steps"
+                f". In {percent(one.trained.reached)} of {count(self.repeats, 'draw')} an adapter "
+                f"trained on {count(one.shots, 'picture')}{each} came back to {percent(BACK)} of "
+                f"the original, after {count(round(one.trained.steps), 'step')} in the mean"
             )
             if one.trained_new.reached > 0:
-                out += f" (under a name it never knew {float(one.trained_new.steps):.0f})"
-            out += f", with {percent(one.trained.others)} of all other pictures right"
+                out += f" (under a name it never knew {round(one.trained_new.steps)})"
+            out += (
+                f", with {percent(one.trained.others)} of all other pictures right (before the "
+                f"edit {percent(self.others_before)})"
+            )
         elif not math.isnan(told[-1].trained.reached):
             out += (
                 f". No adapter came back to {percent(BACK)} of the original within {self.steps} "
@@ -122,6 +129,10 @@ class RelearnResult:
 
     def page(self) -> Page:
         """The numbers as a page of a report. Raises ImportError without matplotlib."""
+        title = "How soon is the class learned again?"
+        told = [s for s in self.shots if not math.isnan(s.after.alone)]
+        if not told:
+            return Page("relearn", title, self.lead)
         protos = Table(
             (
                 "labelled pictures", "prototype, edited %", "prototype, unedited %",
@@ -160,27 +171,20 @@ class RelearnResult:
             f"{percent(BACK)} of the original. The control learns the same pictures, unedited, "
             "under a name that the model never knew.",
         )  # fmt: skip
-        told = [s for s in self.shots if not math.isnan(s.after.alone)]
-        figures = ()
-        if told:
-            x = [float(s.shots) for s in told]
-            known = float(self.zero_shot_before)
-            figures = (
-                lines(
-                    {
-                        "edited": (x, [_best(s.after) for s in told]),
-                        "unedited": (x, [_best(s.before) for s in told]),
-                        "text alone, before the edit": (x, [known] * len(x)),
-                    },
-                    "labelled pictures of the class",
-                    "held-out accuracy",
-                    alt=f"Accuracy on held-out pictures of {listed(self.forget)} over the number "
-                    "of labelled pictures, for edited and unedited features",
-                    caption="The better of prototype alone and prototype with text.",
-                ),
-            )
-        return Page("relearn", "How soon is the class learned again?", self.lead, (protos, trained),
-                    figures)  # fmt: skip
+        x = [float(s.shots) for s in told]
+        figure = lines(
+            {
+                "edited": (x, [_best(s.after) for s in told]),
+                "unedited": (x, [_best(s.before) for s in told]),
+                "text alone, before the edit": (x, [float(self.zero_shot_before)] * len(x)),
+            },
+            "labelled pictures of the class",
+            "held-out accuracy",
+            alt=f"Accuracy on held-out pictures of {listed(self.forget)} over the number of "
+            "labelled pictures, for edited and unedited features",
+            caption="The better of prototype alone and prototype with text.",
+        )
+        return Page("relearn", title, self.lead, (protos, trained), (figure,))
 
 
 def relearn(
@@ -296,8 +300,9 @@ def _reason(shots: Sequence[int], rows: dict[int, Tensor], scaled: bool, known: 
     most = max(len(r) for r in rows.values())
     if most >= _LEAST and max(shots) >= most:
         told.append(
-            f"the largest forgotten class has {most} pictures, and one at least is held out"
+            f"{max(shots)} labelled pictures take a class of more, and the largest forgotten one "
+            f"has {most}"
         )
     if most >= _LEAST and not known.any():
         told.append("the model did not know the class before the edit: there is nothing to reach")
-    return " and ".join(told)
+    return "; ".join(told)

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.audit.evaluate import nearest
+from clipproj.audit.groups import class_groups
 from clipproj.audit.page import Figure, Page, Table, image
 from clipproj.audit.patches import attention_maps, find_tower, off_by, patch_features, pixels
 from clipproj.audit.pictures import Pictures
 from clipproj.audit.samples import Edit, Samples, applied
 from clipproj.audit.stats import Measured, mean, share
+from clipproj.audit.wording import count, listed, percent
 from clipproj.heads import unwrap
 
 _SAME_MODEL = 2e-2  # relative, of a picture's feature: the smallest useful edit does more
@@ -73,7 +74,7 @@ class RelevanceResult:
         grid: positions of one map, h x w.
         pictures: how many pictures were looked at.
         attention: whether attention maps were made.
-        forgotten: one Heat for each forgotten class.
+        forgotten: one Heat for each forgotten class that has pictures.
         retained: all others together, each with its own text; its name is "the others".
         neighbours: one Heat for each of the retained classes nearest to the forgotten ones.
         drawn: names of the pictures in `picture`, by row.
@@ -96,23 +97,31 @@ class RelevanceResult:
         parts = []
         for heat in self.forgotten:
             parts.append(
-                f"Of the heat that sets {heat.name!r} apart from the other texts, "
-                f"{_percent(heat.apart)} is left in its {heat.before.n} pictures, of the heat of "
-                f"its bare text {_percent(heat.kept)}; it answered "
-                f"{_percent(heat.answered_before)} of them before and "
-                f"{_percent(heat.answered_after)} after."
+                f"Of the heat that sets {listed([heat.name])} apart from the other texts, "
+                f"{_percent(heat.apart)} is left in its {count(heat.before.n, 'picture')}, of the "
+                f"heat of its bare text {_percent(heat.kept)}; it answered "
+                f"{percent(heat.answered_before)} of them before and "
+                f"{percent(heat.answered_after)} after."
             )
             if heat.turned > max(heat.kept, 0.05):
                 parts.append(
                     f"The text is turned against them instead, by {_percent(heat.turned)} of the "
                     "heat there was: where it is pushed away from still shows the class."
                 )
+        seen = {heat.name for heat in self.forgotten}
+        missing = [name for name in self.forget if name not in seen]
+        if missing:
+            parts.append(f"There is no picture of {listed(missing)}, so no map.")
         kept = self.retained
+        if kept.correlation.n:
+            parts.append(
+                "Maps of the other classes correlate with what they were at "
+                f"{kept.correlation:.2f}, over {count(kept.correlation.n, 'picture')} that had one "
+                "both times."
+            )
         parts.append(
-            "Maps of the other classes correlate with what they were at "
-            f"{_number(kept.correlation)}, over {kept.correlation.n} pictures that have one both "
-            "times. A map tells where a text is seen, not whether the pictures still differ: that "
-            "is for a probe."
+            "A map tells where a text is seen, not whether the pictures still differ: that is for "
+            "a probe."
         )
         shown = (*self.forgotten, *self.neighbours, kept)
         columns = {
@@ -179,8 +188,8 @@ def relevance(
 
     Raises:
         TypeError: for a model that is no nn.Module.
-        ValueError: for samples without paths or without pictures of a forgotten class, a name that
-            is no class, no class left, counts out of range, a model of another kind, and one whose
+        ValueError: for samples without paths or pictures, a name that is no class, no class left,
+            counts out of range, a model of another kind, and one whose
             features are not those of `samples`.
         RuntimeError: when the tower, run by hand from its last layer on, does not give the feature
             that the model gives: the map would not be of the model.
@@ -192,14 +201,12 @@ def relevance(
             raise ValueError(f"relevance: {name} must be at least {least}, got {value}")
     if samples.paths is None:
         raise ValueError("relevance: samples must have paths, got features without pictures")
-    forget = samples.classes.select(forget).names
-    present = {samples.names[i] for i in samples.labels.unique().tolist()}
-    missing = [name for name in forget if name not in present]
-    if missing:
-        raise ValueError(f"relevance: samples must have pictures of {missing[0]!r}, got none")
+    if not len(samples):
+        raise ValueError("relevance: samples must have a picture, got none")
+    groups = class_groups("relevance", samples, forget, neighbours)
+    forget = tuple(samples.names[c] for c in groups["forgotten"].tolist())
+    near = tuple(samples.names[c] for c in groups["neighbours"].tolist())
     find_tower(model)  # refused before a picture is opened
-    others = samples.classes.select([n for n in samples.names if n in present])
-    near = nearest(others, forget, neighbours)
 
     looked = samples.take(_spread(samples.labels, per_class))
     edited = looked.edited(edit)
@@ -233,24 +240,26 @@ def relevance(
     maps = {kind: [torch.cat(one) for one in both] for kind, both in heats.items() if both[0]}
     correct = [one.correct() for one in (looked, edited)]
 
+    seen = [name for name in forget if looked.of([name]).any()]
+
     def of(name: str, mask: Tensor) -> Heat:
         signed = [one[mask].flatten(1) for one in maps["bare"]]
         mine = {kind: [m[mask].flatten(1).relu() for m in both] for kind, both in maps.items()}
         attended = mine.get("attention")
         return Heat(
             name,
-            *(mean(one.mean(dim=1)) for one in mine["bare"]),
+            *(mean(one.mean(dim=1), (0, math.inf)) for one in mine["bare"]),
             kept=_kept(*mine["bare"]),
             turned=_kept(mine["bare"][0], (-signed[1]).relu() - (-signed[0]).relu()),
             apart=_kept(*mine["apart"]),
-            correlation=mean(_correlation(*mine["apart"])),
+            correlation=mean(_correlation(*mine["apart"]), (-1, 1)),
             attended=_kept(*attended) if attended else Measured(math.nan, 0),
-            attended_correlation=mean(_correlation(*attended) if attended else []),
+            attended_correlation=mean(_correlation(*attended) if attended else [], (-1, 1)),
             answered_before=share(correct[0][mask]),
             answered_after=share(correct[1][mask]),
         )
 
-    picks = [i for n in forget for i in looked.of([n]).nonzero().flatten().tolist()[:drawn]]
+    picks = [i for n in seen for i in looked.of([n]).nonzero().flatten().tolist()[:drawn]]
     picks += [int(looked.of([n]).nonzero()[0]) for n in near if drawn]
     rows_drawn = [
         _row(
@@ -264,7 +273,7 @@ def relevance(
         grid=tuple(maps["bare"][0].shape[1:]),
         pictures=len(looked),
         attention=attention,
-        forgotten=tuple(of(name, looked.of([name])) for name in forget),
+        forgotten=tuple(of(name, looked.of([name])) for name in seen),
         retained=of("the others", ~looked.of(forget)),
         neighbours=tuple(of(name, looked.of([name])) for name in near),
         drawn=tuple(looked.names[looked.labels[i]] for i in picks),
@@ -336,8 +345,4 @@ def _row(seen: Tensor, *heats: Tensor) -> Tensor:
 
 
 def _percent(value: float) -> str:
-    return "an unmeasured share" if math.isnan(value) else f"{100 * value:.0f} %"
-
-
-def _number(value: float) -> str:
-    return "no measurable value" if math.isnan(value) else f"{value:.2f}"
+    return "nothing, as there was none," if math.isnan(value) else percent(value)

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.audit.groups import class_groups
 from clipproj.audit.page import Page, Table
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.search import Search, search
 from clipproj.audit.stats import Measured
-from clipproj.audit.tagging import class_groups
-from clipproj.audit.wording import listed, percent
+from clipproj.audit.wording import count, either, listed, percent
 from clipproj.methods.inputs import forget_and_keep
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
@@ -106,12 +106,12 @@ class RetrievalResult:
             for setting, search in self._settings()
             for group, found in search.texts_recall.items()
         )
-        recall = tuple(f"recall at {k} %" for k in ks)
-        precision = tuple(f"precision at {k} %" for k in ks)
+        recall = tuple(f"recall@{k} %" for k in ks)
+        precision = tuple(f"precision@{k} %" for k in ks)
         tables = (
             Table(("edited rows", "classes", *recall, *precision), pictures, _BY_TEXT),
             Table(
-                ("edited rows", "classes", *(f"recall at {k} %" for k in of_texts)),
+                ("edited rows", "classes", *(f"recall@{k} %" for k in of_texts)),
                 texts,
                 _BY_PICTURE,
             ),
@@ -129,24 +129,41 @@ class RetrievalResult:
         k = max(self.before.pictures_recall["forgotten"])
         by_text = [s.pictures_recall["forgotten"][k] for s in searches]
         by_picture = [s.texts_recall["forgotten"][1] for s in searches]
-        lead = f"There is no picture of {listed(self.forget)}: its search was not measured."
-        if by_picture[0].n:
-            lead = (
-                f"With the edit on the {own.side} side and its rows normalised again, the text of "
-                f"{listed(self.forget)} finds {percent(by_text[1])} of its pictures among the "
-                f"first {k} (before {percent(by_text[0])}), and {percent(by_picture[1])} of its "
-                f"pictures find their text first (before {percent(by_picture[0])})."
+        names, its = listed(self.forget), either(self.forget, "its", "their")
+        if not by_picture[0].n:
+            lead = f"There is no picture of {names}: {its} search was not measured."
+            return " ".join([lead, *self.warnings])
+        text = either(self.forget, "text", "texts")
+        lead = (
+            f"With the edit on the {own.side} side and its rows normalised again, "
+            f"{percent(by_picture[1])} of {count(by_picture[0].n, 'picture')} of {names} find "
+            f"the text of their class first (before {percent(by_picture[0])})"
+        )
+        if not self.others:
+            return " ".join(
+                [f"{lead}. No other picture competes for {its} {text}.", *self.warnings]
             )
+        verb = either(self.forget, "finds", "find")
+        lead += (
+            f", and {its} {text} {verb} {percent(by_text[1])} of {its} pictures among the first "
+            f"{k} (before {percent(by_text[0])})."
+        )
         if by_text[1] > by_text[0] / 2:
             lead += (
-                " Its text can still be searched with: among pictures that compete for one text "
-                "only their order counts, not how far their scores fell."
+                f" {its.capitalize()} {text} can still be searched with: among pictures that "
+                "compete for one text only their order counts, not how far their scores fell."
             )
         return " ".join([lead, *self.warnings])
 
+    @property
+    def others(self) -> bool:
+        """Whether there is a picture of another class."""
+        return len(self.before.pictures_recall) > 1
+
 
 _BY_TEXT = (
-    "A class text searches all pictures. Which row a service has: images, unit: an edited image "
+    "A class text searches all pictures; recall@k and precision@k are of the first k that it "
+    "finds. Which row a service has: images, unit: an edited image "
     "tower, or an index built anew. Images, as left: an index edited in place and not divided "
     "again. Texts, unit: an edited text tower behind the usual normalisation. Texts, as left: "
     "class texts edited once and used at the length they then have. The length of the text that "
@@ -278,23 +295,36 @@ def _in_units(rows: Tensor, before: Tensor) -> Tensor:
     return rows.double() / lengths.where(lengths > 0, torch.ones_like(lengths))
 
 
+def _how_much(result: RetrievalResult, again: float) -> str:
+    """How much of an edit a normalisation undoes, by the answers."""
+    before = result.before.texts_recall["forgotten"][1]
+    return "part of" if again < 0.9 * before else "most of"
+
+
 def _warnings(result: RetrievalResult) -> tuple[str, ...]:
     """What is said when a side or a normalisation undoes the edit."""
     classes, told = listed(result.forget), []
+    text, its = either(result.forget, "text", "texts"), either(result.forget, "its", "their")
+    verb, has = either(result.forget, "finds", "find"), either(result.forget, "has", "have")
+    they = either(result.forget, "it was", "they were")
     found = {(s.side, s.renormalized): s.search.texts_recall["forgotten"][1] for s in result.after}
     again, as_left = found.get(("text", True)), found.get(("text", False))
     length, cosine = result.text_length, result.text_cosine
     if length < _NOISE:
         told.append(
-            f"Of the text of {classes} the edit leaves nothing but rounding, on either side: what "
-            "that text still finds is noise."
+            f"Of the {text} of {classes} the edit leaves nothing but rounding, on either side: "
+            f"what {either(result.forget, 'that', 'those')} {text} still {verb} is noise."
         )
-    elif again is not None and (as_left.high < again or (cosine > _SAME > length)):
+    elif (
+        result.before.texts_recall["forgotten"][1].n
+        and again is not None
+        and (as_left.high < again or (cosine > _SAME > length))
+    ):
         told.append(
-            f"Normalising edited texts again undoes this edit on the text side: the text of "
-            f"{classes} has a length of {length:.3f} and a cosine of {cosine:.4f} with what it "
-            f"was; normalised, {percent(again)} of its pictures find it first, {percent(as_left)} "
-            f"at the length it then has (before "
+            f"Normalising edited texts again undoes {_how_much(result, again)} this edit on the "
+            f"text side: the {text} of {classes} {has} a length of {length:.3f} and a cosine of "
+            f"{cosine:.4f} with what {they}; normalised, {percent(again)} of {its} pictures find "
+            f"{its} text first, at the length then left {percent(as_left)} (before "
             f"{percent(result.before.texts_recall['forgotten'][1])}). Edit the image side, or keep "
             "that length."
         )
@@ -305,8 +335,13 @@ def _warnings(result: RetrievalResult) -> tuple[str, ...]:
     if swapped.high < own or (check.wrong and not own.high < swapped):
         told.append(
             f"Read and write look swapped for the {check.side} side: as they are, pictures can "
-            f"align with {check.left:.3f} of the text of {classes}, exchanged with "
-            f"{check.left_swapped:.3f}; {percent(own)} of its pictures find it first, exchanged "
-            f"{percent(swapped)}."
+            f"align with {check.left:.3f} of the {text} of {classes}, exchanged with "
+            f"{check.left_swapped:.3f}"
         )
+        if own.n:
+            told[-1] += (
+                f"; {percent(own)} of {its} pictures find {its} text first, exchanged "
+                f"{percent(swapped)}"
+            )
+        told[-1] += "."
     return tuple(told)

@@ -33,7 +33,7 @@ class Samples:
     Args:
         features: [n, d] float32 on the CPU, finite, as the model gives them (not normalised).
         labels: [n] int64, rows of `classes`.
-        classes: the unedited text of each class that competes.
+        classes: the unedited text of each class that competes; kept on the CPU.
         texts: [C, d] float32, the texts as they are now; None: those of `classes`. An edit of the
             text tower changes these, not `classes`.
         domains: for each picture the style or source it comes from, or None.
@@ -57,6 +57,9 @@ class Samples:
         op = "Samples"
         if not isinstance(self.classes, Embeddings):
             raise TypeError(f"{op}: classes must be Embeddings, got {type(self.classes).__name__}")
+        if self.classes.tensor.device.type != "cpu":  # beside features on the CPU
+            kept = replace(self.classes, tensor=self.classes.tensor.cpu())
+            object.__setattr__(self, "classes", kept)
         d, count = self.classes.dim, len(self.classes)
         texts = self.classes.tensor if self.texts is None else self.texts
         for name, rows, shape in (

@@ -75,8 +75,8 @@ def search(
                 recalls[group][k] = _cases(chances[0])
                 precisions[group][k] = _of_answers(float(chances[0].sum()), k)
             else:
-                recalls[group][k] = mean([float(one.mean()) for one in chances])
-                precisions[group][k] = mean([float(one.sum()) / k for one in chances])
+                recalls[group][k] = mean([float(one.mean()) for one in chances], (0, 1))
+                precisions[group][k] = mean([float(one.sum()) / k for one in chances], (0, 1))
     return Search(recalls, precisions, found)
 
 
@@ -111,7 +111,7 @@ def _chance(above: Tensor, tied: Tensor, k: int) -> Tensor:
 def _cases(chances: Tensor) -> Measured:
     """Their mean: a share, unless ties leave some of them open."""
     certain = (chances == 0) | (chances == 1)
-    return share(chances == 1) if certain.all() else mean(chances)
+    return share(chances == 1) if certain.all() else mean(chances, (0, 1))
 
 
 def _of_answers(hits: float, k: int) -> Measured:

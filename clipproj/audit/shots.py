@@ -97,7 +97,11 @@ def prototype(view: View, drawn: Sequence[dict[int, Tensor]], held: Sequence[Ten
                 hits[r, asked] = right[asked]
         rates.append(hits.nanmean(dim=0))
     forget = ~view.others
-    return Prototype(mean(rates[0][forget]), mean(rates[1][forget]), mean(rates[0][view.others]))
+    return Prototype(
+        mean(rates[0][forget], (0, 1)),
+        mean(rates[1][forget], (0, 1)),
+        mean(rates[0][view.others], (0, 1)),
+    )
 
 
 def train(
@@ -158,7 +162,11 @@ def train(
         length = (gram * (slope @ slope.mT)).sum(dim=(1, 2)).clamp_min(1e-60).sqrt()
         moved = moved - STEP * active[:, None, None] * slope / length[:, None, None]
     reached = taken >= 0
-    return Training(share(reached[possible]), mean(taken[reached]), mean(then.nanmean(dim=0)))
+    return Training(
+        share(reached[possible]),
+        mean(taken[reached], (0, steps)),
+        mean(then.nanmean(dim=0), (0, 1)),
+    )
 
 
 def renamed(samples: Samples, wanted: Tensor, generator: torch.Generator) -> Samples:

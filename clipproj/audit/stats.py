@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _Z = 1.959963984540054  # two-sided 95 %
-_DRAWS = 2000
+_T = {1: 12.706204736174698, 2: 4.302652729749464}  # Student's t, where its expansion is off
 
 
 class Measured(float):
@@ -52,25 +52,38 @@ def share(hits: Tensor | Sequence[bool]) -> Measured:
     return Measured(p, n, max(0.0, min(low, p)), min(1.0, max(high, p)))
 
 
-def mean(values: Tensor | Sequence[float]) -> Measured:
-    """The mean of [n] values with a bootstrap interval (percentiles of 2000 seeded resamples).
+def mean(
+    values: Tensor | Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)
+) -> Measured:
+    """The mean of [n] values with Student's t interval, cut to what a mean can be.
 
     A NaN among the values is no case. For means of anything but hits: cosines, shares of classes.
+    Resampling instead covers 50 % for two values and 80 % for five; this holds its 95 % for values
+    without a skew, and is too narrow for few that have one (85 % for five cosines near 1).
+
+    Args:
+        within: the least and the greatest that a value can be.
     """
     values = torch.as_tensor(values, dtype=torch.float64).flatten()
     values = values[~values.isnan()]
     n = values.numel()
     if n < 2:
         return Measured(float(values[0]) if n else math.nan, n)
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.empty(_DRAWS, dtype=torch.float64)
-    at_once = max(1, 4_000_000 // n)
-    for start in range(0, _DRAWS, at_once):
-        rows = min(at_once, _DRAWS - start)
-        pick = torch.randint(n, (rows, n), generator=generator)
-        draws[start : start + rows] = values[pick].mean(dim=1)
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Measured(float(values.mean()), n, low, high)
+    middle, spread = float(values.mean()), _student(n - 1) * float(values.std()) / math.sqrt(n)
+    low, high = max(middle - spread, within[0]), min(middle + spread, within[1])
+    return Measured(middle, n, min(low, middle), max(high, middle))  # a mean may round past an end
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of t, to 0.2 % (Abramowitz and Stegun 26.7.5)."""
+    z, v = _Z, freedom
+    return _T.get(v) or (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
 
 
 def plain(value: Any) -> Any:

@@ -219,6 +219,8 @@ def _bounded(value: float, n: int) -> Measured:
     Its variance is at most p (1 - p) / n whatever the scores are (Birnbaum and Klose, 1957), so
     the interval is wide rather than wrong, at 1 too.
     """
+    if not n:
+        return Measured(math.nan, 0)
     z2 = 1.959963984540054**2
     centre = (value + z2 / (2 * n)) / (1 + z2 / n)
     spread = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # they take words from here
     from clipproj.audit.texttable import TextTable
 
 _FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
+_FEW = 4  # pictures below which no answer at all leaves more than half open
+_LONG = 60  # letters of a name in a sentence, at most
 
 
 def percent(share: float) -> str:
@@ -68,20 +70,41 @@ def count(n: int, thing: str) -> str:
 
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The names in quotes, as they read in a sentence."""
-    shown = [f"“{name}”" for name in names[:most]]
+    shown = [f"“{short(name)}”" for name in names[:most]]
     if len(names) > most:
         shown.append(f"{len(names) - most} more")
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
+def short(name: str) -> str:
+    """The name, or the beginning of one too long for a sentence."""
+    return name if len(name) <= _LONG else f"{name[:_LONG]}…"
+
+
+def either(names: Sequence[str], one: str, several: str) -> str:
+    """The word for one name or the word for several: "its" or "their"."""
+    return one if len(names) == 1 else several
+
+
 def result(comparison: Comparison) -> str:
-    """What happened to the accuracies, in two sentences."""
+    """What happened to the accuracies, in at most three sentences; no word of what has none."""
     before, after = comparison.before, comparison.after
-    return (
-        f"Top-1 accuracy on {listed(comparison.forget)} went from {percent(before.forget)} to "
-        f"{percent(after.forget)}. On all other classes it went from {percent(before.retain)} to "
-        f"{percent(after.retain)}."
-    )
+    of = count(comparison.pictures_forget, "picture")
+    near = len(comparison.nearest)
+    told = [
+        f"on {where} it went from {percent(old)} to {percent(new)}."
+        for where, old, new in (
+            (f"{of} of {listed(comparison.forget)}", before.forget, after.forget),
+            ("all other classes", before.retain, after.retain),
+            ("the nearest of them" if near == 1 else f"the {near} nearest of them",
+             before.neighbours, after.neighbours),
+        )
+        if not math.isnan(old)
+    ]  # fmt: skip
+    if not told:
+        return "There is no picture: accuracy was not measured."
+    first = told[0].replace(" it went", " went", 1)
+    return " ".join([f"Top-1 accuracy {first}", *(one.capitalize() for one in told[1:])])
 
 
 def text_result(texts: TextTable) -> str:
@@ -105,7 +128,11 @@ def caveat(comparison: Comparison) -> str:
     if math.isnan(after.forget):
         return "No picture of a forgotten class was given: what is left of it was not measured."
     if before.forget <= _FORGOTTEN:
-        return "The model did not know the class before the edit: there was nothing to erase."
+        known = f"{percent(before.forget)} of {count(comparison.pictures_forget, 'picture')}"
+        return (
+            f"The model did not know the class by its text before the edit ({known}): there was no "
+            "alignment with it to erase."
+        )
     if after.forget <= _FORGOTTEN:
         alignment, information = "erased", "is not"
     elif after.forget < before.forget:
@@ -113,11 +140,19 @@ def caveat(comparison: Comparison) -> str:
     else:
         alignment, information = "not weakened", "is in place"
     alignment = f"The alignment with the text is {alignment}."
+    if comparison.pictures_forget < _FEW:
+        number = count(comparison.pictures_forget, "picture")
+        alignment = f"{number} cannot say whether the alignment with the text is erased."
+        information = "is in place"
     pictures = f"{percent(after.probe)} of the forgotten class{_es(comparison)} pictures"
     if math.isnan(after.probe):
-        unknown = "What else the features hold of it is unknown"
-        return f"{alignment} {unknown}: a linear probe needs two pictures of a class."
-    if after.probe >= max(0.5 * before.probe, _FORGOTTEN):
+        return (
+            f"{alignment} What else the features hold of it is unknown: a linear probe needs two "
+            "pictures of each forgotten class, and another class to tell it from."
+        )
+    chance = 1 / max(1, len(after.per_class))
+    sure = getattr(after.probe, "low", after.probe) > chance
+    if sure and after.probe >= max(0.5 * before.probe, _FORGOTTEN):
         return f"{alignment} The information {information}: a linear probe still finds {pictures}."
     return f"{alignment} A linear probe finds {pictures}; a stronger one may find more."
 

@@ -1,0 +1,61 @@
+"""Which classes are forgotten, which are near them, which the rest: the same for all audits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.samples import Samples
+from clipproj.text import Embeddings
+
+
+def nearest(classes: Embeddings, forget: Sequence[str], count: int = 5) -> tuple[str, ...]:
+    """The `count` classes with the highest text cosine to any forgotten one, nearest first.
+
+    Raises ValueError for a forgotten name that is not among the classes.
+    """
+    target = classes.select(forget).tensor
+    others = classes.drop(forget)
+    similarity = (others.tensor @ target.T).amax(dim=1)
+    order = similarity.argsort(descending=True, stable=True)[:count]
+    return tuple(others.names[i] for i in order.tolist())
+
+
+def forgotten(op: str, samples: Samples, forget: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+    """The forgotten names once each, and their rows among the classes, int64.
+
+    Raises, in the name of `op`, ValueError for no name or all classes; TypeError for what is no
+    list of strings, ValueError for a name that is no class.
+    """
+    names = tuple(dict.fromkeys(samples.classes.select(forget).names)) if forget else ()
+    if not 0 < len(names) < len(samples.names):
+        raise ValueError(
+            f"{op}: forget must be some of the {len(samples.names)} classes, got {len(names)}"
+        )
+    return names, torch.tensor([samples.names.index(name) for name in names])
+
+
+def class_groups(
+    op: str, samples: Samples, forget: Sequence[str], count: int = 5
+) -> dict[str, Tensor]:
+    """Rows of the classes that are "forgotten", "neighbours" and "others", each [m] int64.
+
+    Neighbours are the `count` retained classes nearest to a forgotten one, nearest first, others
+    all the rest. Both are of classes that have pictures, as there is nothing to measure of the
+    rest; m may be 0.
+
+    Raises TypeError, ValueError as `forgotten`.
+    """
+    gone, rows = forgotten(op, samples, forget)
+    names = samples.names
+    rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(gone))
+    near = nearest(samples.classes.select([*gone, *rest]), gone, count) if rest else ()
+    others = [name for name in names if name in set(rest).difference(near)]
+    row = {name: i for i, name in enumerate(names)}
+
+    def of(group: Sequence[str]) -> Tensor:
+        return torch.tensor([row[name] for name in group], dtype=torch.int64)
+
+    return {"forgotten": rows, "neighbours": of(near), "others": of(others)}
