@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,14 @@ def test_the_published_baselines_run(run: Run, usual: list[str]) -> None:
     assert result.exit_code == 0, result.stdout
     told = json.loads(result.stdout)["Methods compared"]["methods"]
     assert told["pbu"]["about"].startswith("PBU")
+
+
+def test_charts_that_cannot_be_drawn_are_said_so_at_once(
+    run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for command in ("compare", "audit"):
+        result = run(command, "cat", *usual, "--out", "out")
+        assert result.exit_code == 2
+        assert "install clipproj[audit]" in result.stderr
+    assert not Path("out").exists()

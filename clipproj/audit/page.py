@@ -134,11 +134,18 @@ def image(pixels: Tensor, *, alt: str, caption: str = "") -> Figure:
     return Figure(alt, caption, source=source)
 
 
-def _plot(width: float, height: float) -> tuple[Plot, Any]:
+def need_charts() -> None:
+    """ImportError where charts cannot be drawn: to be asked before an hour of measuring."""
     try:
-        from matplotlib.figure import Figure as Plot
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("charts are drawn by matplotlib: install clipproj[audit]") from error
+
+
+def _plot(width: float, height: float) -> tuple[Plot, Any]:
+    need_charts()
+    from matplotlib.figure import Figure as Plot
+
     plot = Plot(figsize=(width, height), layout="constrained")
     axes = plot.subplots()
     axes.spines[["top", "right"]].set_visible(False)

@@ -67,6 +67,8 @@ class Standings:
             there = {gone: cell for gone, cell in cells.items() if "refused" not in cell}
             why = next((cell["refused"] for cell in cells.values() if "refused" in cell), "")
             numbers = {key: mean([_value(c.get(key)) for c in there.values()]) for key in _SHARES}
+            for key in ("rank", "seconds"):  # the mean of what differs little says enough
+                numbers[key] = Measured(numbers[key], numbers[key].n)
             for key in ("retain", "neighbours", "others"):
                 lost = [_value(base[g][key]) - _value(c[key]) for g, c in there.items()]
                 numbers[f"{key}_lost"] = mean(lost)

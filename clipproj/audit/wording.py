@@ -41,6 +41,8 @@ def cell(value: str | float | int | None, heading: str) -> str:
         return f"{value:,}".replace(",", "\u00a0")
     if "cosine" in heading:
         return cosine(value)
+    if heading == "rank":
+        return f"{value:g}"
     if "seconds" in heading:
         return f"{value:.2g}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"

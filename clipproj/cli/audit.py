@@ -148,6 +148,7 @@ def run(
     """The command without a terminal. Raises as `erase` and `suite.audit` do."""
     from clipproj.audit import suite
     from clipproj.audit.journal import Journal
+    from clipproj.audit.page import need_charts
     from clipproj.audit.pages import write_pages
     from clipproj.cli import request as asked
     from clipproj.cli import subject
@@ -155,6 +156,7 @@ def run(
     from clipproj.projector import load
 
     say = progress or (lambda *_: None)
+    need_charts()
     # other words attack the edit here, they are not forgotten with the class
     synonyms, plain = request.synonyms, replace(request, synonyms={})
     asked.check(plain)

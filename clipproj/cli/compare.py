@@ -181,10 +181,12 @@ def run(wanted: Wanted, progress: Progress | None = None) -> list[Contested]:
     """
     from clipproj.audit.contenders import chosen
     from clipproj.audit.journal import Journal
+    from clipproj.audit.page import need_charts
     from clipproj.audit.pages import write_pages
     from clipproj.files import atomic
 
     say = progress or (lambda *_: None)
+    need_charts()
     contenders = chosen(wanted.methods, wanted.also)
     _check(wanted)
     wanted.out.mkdir(parents=True, exist_ok=True)
