@@ -209,3 +209,13 @@ def test_what_was_not_measured_has_no_numbers_on_its_page() -> None:
     page = relearn(samples.take(samples.labels > 0), CAT, ["cat"]).page()
     assert (page.tables, page.figures) == ((), ())
     assert "n/a" not in page.lead
+
+
+def test_a_large_class_is_asked_in_part_with_like_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = _samples(300, noise=0.3)
+    whole = relearn(samples, CAT, ["cat"], shots=(2,), repeats=4).shots[0].trained
+    monkeypatch.setattr("clipproj.audit.shots._MOST_HELD", 100)
+    part = relearn(samples, CAT, ["cat"], shots=(2,), repeats=4).shots[0].trained
+    assert part.reached == whole.reached == 1
+    assert part.steps == pytest.approx(whole.steps, abs=4)
+    assert part != whole  # fewer pictures were asked

@@ -17,6 +17,7 @@ STEP = 0.02  # length of a step of the adapter, in the Frobenius norm
 BACK = 0.9  # share of the original accuracy that counts as back
 PRICE = 0.01  # share of all other pictures that a prototype may take
 _MOST_OTHERS = 5000  # pictures of other classes that an adapter is asked about, at most
+_MOST_HELD = 1000  # held-out pictures that it is asked about at every step, at most
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,11 @@ def train(
         known: [n] bool, named rightly before the edit: what 90 % are of.
         steps: at most.
     """
-    original = torch.tensor([float(known[out].double().mean()) for out in held])
+    asked = _some(torch.cat(list(held)).unique(), _MOST_HELD) if held else torch.arange(0)
+    mask = torch.zeros(len(held), len(asked), dtype=torch.bool)  # held out in that repeat
+    for r, out in enumerate(held):
+        mask[r] = torch.isin(asked, out)
+    original = (known[asked] & mask).sum(dim=1) / mask.sum(dim=1)
     possible = original > 0
     if not possible.any():
         return Training(share([]), mean([]), mean([]))
@@ -131,12 +136,7 @@ def train(
     wanted, shots = F.one_hot(view.labels[rows], len(t)).double(), z[rows]
     gram = shots @ shots.mT
     moved = torch.zeros_like(shots)
-    asked = torch.cat(list(held)).unique()
-    mask = torch.stack([torch.isin(asked, out) for out in held])  # [r, p] held out in that repeat
-    others = view.others.nonzero().flatten()
-    if len(others) > _MOST_OTHERS:
-        generator = torch.Generator().manual_seed(0)
-        others = others[torch.randperm(len(others), generator=generator)[:_MOST_OTHERS]]
+    others = _some(view.others.nonzero().flatten(), _MOST_OTHERS)
 
     def right(of: Tensor, shots: Tensor, moved: Tensor) -> Tensor:
         adapted = z[of] + z[of] @ shots.mT @ moved
@@ -167,6 +167,14 @@ def train(
         mean(taken[reached], (0, steps)),
         mean(then.nanmean(dim=0), (0, 1)),
     )
+
+
+def _some(rows: Tensor, most: int) -> Tensor:
+    """The rows, or so many of them, the same each time."""
+    if len(rows) <= most:
+        return rows
+    generator = torch.Generator().manual_seed(0)
+    return rows[torch.randperm(len(rows), generator=generator)[:most]]
 
 
 def renamed(samples: Samples, wanted: Tensor, generator: torch.Generator) -> Samples:
