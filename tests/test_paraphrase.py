@@ -323,3 +323,6 @@ def test_misspellings_are_distinct_and_none_is_the_name() -> None:
     assert len({*found}) == len(found)
     assert "cat" not in found
     assert all(len(one) > 1 for one in misspellings("ox"))
+    long = "".join(chr(97 + i % 23) for i in range(300))
+    assert len(misspellings(long)) == 3 * 16 + 2
+    assert {long[1:], " ".join(long)} <= {*misspellings(long)}

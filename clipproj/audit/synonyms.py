@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_PLACES = 16
 LANGUAGES = ("Spanish", "French", "German", "Italian", "Russian", "Chinese")
 
 # name: synonyms: broader words: one word in each of LANGUAGES
@@ -93,12 +94,16 @@ def known_words(name: str) -> Words:
 def misspellings(name: str) -> tuple[str, ...]:
     """The name with a letter dropped, doubled, or swapped with the next; spelt out; in leet.
 
-    In this order, distinct from each other and from the name, and never of a single letter.
+    In this order, distinct from each other and from the name, and never of a single letter. Each
+    costs a text for every template, so a long name is misspelt in 16 places, evenly spaced.
     """
-    letters = range(len(name))
+    short = len(name) <= _PLACES
+    letters = [*range(len(name))] if short else [i * len(name) // _PLACES for i in range(_PLACES)]
     found = [name[:i] + name[i + 1 :] for i in letters]
     found += [name[: i + 1] + name[i:] for i in letters]
-    found += [name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in letters[:-1]]
+    found += [
+        name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in letters if i + 1 < len(name)
+    ]
     found += [" ".join(name), name.translate(str.maketrans("aeiost", "4310$7"))]
     clean = (one.strip() for one in found)
     return tuple(one for one in dict.fromkeys(clean) if len(one) > 1 and one != name)
