@@ -143,8 +143,8 @@ def audit(
 ) -> list[Finding]:
     """Run audits, in the order of `AUDITS`.
 
-    An audit that cannot be made of this subject (no model at hand, a tower without maps) is not
-    left out silently: its finding says why.
+    An audit that refuses this subject (no model at hand, a tower without maps, no picture of the
+    class) is not left out silently, nor does it end the others: its finding says why.
 
     Args:
         only: keys of `AUDITS`; None: all.
@@ -184,7 +184,7 @@ def check_keys(only: Sequence[str] | None) -> None:
 def _made(subject: Subject, key: str) -> dict[str, Any]:
     try:
         result = AUDITS[key](subject)
-    except (Unavailable, ImportError) as error:
+    except (ValueError, ImportError) as error:  # of what is asked, not of the code
         lead = f"Not made: {error}."
         page = Page(key, key.capitalize(), lead)
         return {"numbers": None, "page": pages.as_json(page), "skipped": str(error)}
