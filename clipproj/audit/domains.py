@@ -11,7 +11,7 @@ from torch import Tensor
 from clipproj.audit.page import Page, Table
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import listed, percent
+from clipproj.audit.wording import count, listed, percent
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,14 @@ class DomainsResult:
         """The matrix as a page of a report."""
         seen = [d for d in self.domains if d.forget_before.n]
         names = listed(self.forget)
+        lead = f"No domain has a picture of {names}: where it went was not measured."
         if seen:
-            least = min(seen, key=lambda d: d.forget_after - d.forget_before)
-            most = max(seen, key=lambda d: d.forget_after - d.forget_before)
-            lead = (
-                f"Accuracy on {names} fell most in {least.name}, from "
-                f"{percent(least.forget_before)} to {percent(least.forget_after)}, and least in "
-                f"{most.name}, from {percent(most.forget_before)} to {percent(most.forget_after)}."
+            told = (
+                f"{d.name}, {percent(d.forget_before)} to {percent(d.forget_after)} of "
+                f"{count(d.forget_after.n, 'picture')}"
+                for d in sorted(seen, key=lambda d: d.forget_after - d.forget_before)
             )
-        else:
-            lead = f"No domain has a picture of {names}: where it went was not measured."
+            lead = f"Accuracy on {names}, where it fell most first: {'; '.join(told)}."
         columns = ("domain", "forgotten before %", "after %", "others before %", "after %")
         rows = tuple(
             (d.name, d.forget_before, d.forget_after, d.retain_before, d.retain_after)

@@ -26,8 +26,9 @@ class Standing:
     Args:
         about: what it is.
         refused: how many classes it refused, and why the first of them.
-        numbers: by measure of `contest.measure`, the mean over classes with its interval; besides retain_lost, neighbours_lost and others_lost, how far below the
-            unedited model, class by class. NaN where there is none.
+        numbers: by measure of `contest.measure`, the mean over classes with its interval; besides
+            retain_lost, neighbours_lost and others_lost, how far below the unedited model, class
+            by class. NaN where there is none.
         elsewhere: the same of each other data set.
         per_class: by class the share of its pictures still answered by it.
     """

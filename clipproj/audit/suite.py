@@ -64,10 +64,6 @@ class Subject:
         return files.sha256(s.features, s.labels, s.texts, s.classes.tensor, text=json.dumps(told))
 
 
-class Unavailable(ValueError):
-    """An audit that needs what the subject has not; the text says what."""
-
-
 def _accuracy(subject: Subject) -> Any:
     samples = subject.samples
     return compare(samples, samples.edited(subject.projector), subject.forget)
@@ -79,7 +75,7 @@ def _tune(subject: Subject) -> Any:
 
 def _paraphrase(subject: Subject) -> Any:
     if subject.embed is None:
-        raise Unavailable("paraphrase: needs the model, features alone embed no prompt")
+        raise ValueError("paraphrase: needs the model, features alone embed no prompt")
     return paraphrase(
         subject.samples, subject.projector, subject.forget, subject.embed,
         synonyms=subject.synonyms,
@@ -88,7 +84,7 @@ def _paraphrase(subject: Subject) -> Any:
 
 def _relevance(subject: Subject) -> Any:
     if subject.model is None or subject.samples.paths is None:
-        raise Unavailable("relevance: needs the model and the pictures, features alone show no map")
+        raise ValueError("relevance: needs the model and the pictures, features alone show no map")
     return relevance(
         subject.samples, subject.projector, subject.forget, subject.model, subject.preprocess
     )
@@ -96,7 +92,7 @@ def _relevance(subject: Subject) -> Any:
 
 def _domains(subject: Subject) -> Any:
     if subject.samples.domains is None:
-        raise Unavailable("domains: needs to be told which picture is of which domain")
+        raise ValueError("domains: needs to be told which picture is of which domain")
     return domains(subject.samples, subject.projector, subject.forget)
 
 

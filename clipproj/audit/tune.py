@@ -13,11 +13,13 @@ from clipproj.audit.evaluate import CurvePoint, strength_curve
 from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Samples, logit_scale
 from clipproj.audit.tradeoff import area
+from clipproj.audit.wording import percent
 from clipproj.projector import Projector
 from clipproj.text import Embeddings, embed_classes
 from clipproj.words import Template, openai_templates, template_strings
 
 STEP = 0.05
+ROWS = 20  # of the table of a page, about
 _ROUNDING = 1e-9  # 0.8 - 0.79 is above 0.01 in floats
 
 
@@ -53,19 +55,23 @@ class Tuned:
     def page(self) -> Page:
         """The curve as a table and a picture."""
         outcome = "meets" if self.met else "is the nearest to, and does not meet,"
+        chosen, base = self.chosen, self.base
         lead = (
-            f"Strength {self.strength:g} {outcome} the target: forgotten classes answered at most "
-            f"{self.forget_at_most:.1%}, all others at most {self.retain_loss_at_most:.1%} below "
-            f"the unedited model. It leaves {self.chosen.forget:.1%} of the forgotten, "
-            f"{self.chosen.retain:.1%} of the others ({self.base.retain:.1%} before) and "
-            f"{self.chosen.neighbours:.1%} of the nearest ({self.base.neighbours:.1%}). The area "
-            f"under retain over forgetting is {self.area:.3f}."
+            f"Strength {self.strength:g} {outcome} the target: of the forgotten at most "
+            f"{percent(self.forget_at_most)} still answered by their class, of all others at most "
+            f"{percent(self.retain_loss_at_most)} lost. It leaves {percent(chosen.forget)} of the "
+            f"forgotten ({percent(base.forget)} before), {percent(chosen.retain)} of the others "
+            f"({percent(base.retain)}) and {percent(chosen.neighbours)} of the nearest "
+            f"({percent(base.neighbours)}). The strength was chosen on these {chosen.retain.n} and "
+            f"{chosen.forget.n} samples themselves."
         )
         columns = ("strength", "forgotten %", "all others %", "nearest %", "rest %", "probe %")
+        every = max(1, len(self.points) // ROWS)
+        shown = [p for i, p in enumerate(self.points) if i % every == 0 or p is self.chosen]
         rows = tuple(
-            (f"{p.strength:g}", p.forget, p.retain, p.neighbours, p.others, p.probe)
-            for p in self.points
+            (f"{p.strength:g}", p.forget, p.retain, p.neighbours, p.others, p.probe) for p in shown
         )
+        caption = f"The area under retain over forgetting, of all strengths, is {self.area:.3f}."
         x = [p.strength for p in self.points]
         chart = lines(
             {
@@ -77,7 +83,7 @@ class Tuned:
             alt="Accuracy on forgotten, other and nearest classes over the strength",
             caption="Accuracy over the strength; the dotted line is the chosen one.",
         )  # fmt: skip
-        return Page("tune", "Strength", lead, (Table(columns, rows),), (chart,))
+        return Page("tune", "Strength", lead, (Table(columns, rows, caption),), (chart,))
 
 
 def tune(
