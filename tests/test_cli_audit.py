@@ -22,11 +22,13 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.ids, self.links, self.loads, self.text = [], [], [], ""
+        self.ids, self.every, self.links, self.loads, self.text = [], [], [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
+        if "id" in found:
+            self.every.append(found["id"])
         if "id" in found and tag == "section":
             self.ids.append(found["id"])
         if (found.get("href") or "").startswith("#") and tag == "a":
@@ -52,6 +54,7 @@ def test_every_audit_has_a_page_and_numbers(run: Run, usual: list[str]) -> None:
     page = Page(Path("clipproj-audit/audit.html").read_text())
     assert page.ids == page.links == list(AUDITS)
     assert page.loads == []
+    assert len(page.every) == len(set(page.every))  # of all the charts too
     assert json.loads(Path("clipproj-audit/audit.json").read_text())["audits"] == told["audits"]
 
 
@@ -144,6 +147,8 @@ def test_a_projector_of_another_model_is_refused(
         (["cat", "--tower", "both"], "audit: tower must be image or text"),
         (["cat", "--out", ""], "audit: out must be a folder"),
         (["cat", "--strength", "3"], "strength must be in [0, 2]"),
+        (["cat", "--keep", "wolf"], "audit: names must be among the 6 picture folders"),
+        (["cat", "--save-features", "no/f"], "save-features must be in a folder"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(

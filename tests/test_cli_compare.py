@@ -24,10 +24,11 @@ def test_the_table_and_the_files(run: Run, usual: list[str]) -> None:
     assert result.exit_code == 0, result.stderr
     for name in (BASE, *CONTENDERS):
         assert name in result.stdout
-    assert "what these find" in " ".join(result.stdout.split())
+    assert "the information, whatever the texts say" in " ".join(result.stdout.split())
     told = json.loads(Path("clipproj-compare/compare.json").read_text())["Methods compared"]
     assert told["forget"] == ["cat", "tall tree"]
     assert list(told["methods"]) == [BASE, *CONTENDERS]
+    assert "…" not in result.stdout  # no number is cut
     cell = told["cells"]["nullspace, hull"]["cat"]
     assert (cell["forget"]["value"], cell["forget"]["n"]) == (0, 3)
     page = Page(Path("clipproj-compare/compare.html").read_text())
@@ -49,7 +50,7 @@ def test_an_interrupted_run_goes_on(
     whole = run("compare", "cat", "dog", *TWO, *usual, "--out", "whole", "--json")
     measure, calls = contest.measure, []
 
-    def stops(field: contest.Field, contender: object, forget: str, seed: int = 0) -> dict:
+    def stops(field: object, contender: object, forget: str, seed: int = 0) -> dict:
         calls.append(forget)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -132,7 +133,7 @@ def test_lip_s_protocol(run: Run, usual: list[str], pictures: Path) -> None:
     ("args", "text"),
     [
         (["cta"], "compare: names must be among the 6 picture folders"),
-        (["--method", "magic"], "compare: method must be one of nullspace, plain"),
+        (["--method", "magic"], "compare: method must be known, got 'magic'"),
         (["--also", "nowhere"], "compare: also must be Python or a package folder"),
         (["--elsewhere", "x"], "compare: elsewhere must be NAME=FOLDER"),
         (["--count", "-1"], "compare: count must be at least 1"),
@@ -179,3 +180,35 @@ def test_charts_that_cannot_be_drawn_are_said_so_at_once(
         assert result.exit_code == 2
         assert "install clipproj[audit]" in result.stderr
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("1 / 0", "also must be Python that runs, got ZeroDivisionError"),
+        ("raise SystemExit(0)", "also must be Python that runs, got SystemExit"),
+        ("METHODS = {'no edit': print}", "names of its own, got 'no edit'"),
+        ("METHODS = {'x': 3}", "METHODS['x'] must be callable, got 3"),
+        ("METHODS = {'x': lambda task: None}", "method 'x' on 'cat': TypeError"),
+        ("METHODS = {'x': lambda task: lambda rows: rows / 0}", "method 'x' on 'cat': ValueError"),
+    ],
+)
+def test_foreign_code_that_fails_is_named(
+    run: Run, usual: list[str], tmp_path: Path, code: str, text: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"print('hello')\n{code}\n")
+    result = run("compare", "cat", "--also", file, "--method", "x", *usual, "--json")
+    assert result.exit_code == 2
+    assert text in json.loads(result.stdout)["error"]  # what the file prints is not in the way
+
+
+def test_a_name_with_a_dollar_is_drawn_as_it_is(run: Run, usual: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from clipproj import nullspace\n"
+        "METHODS = {'$\\\\frac{a$ <b>': lambda t: nullspace(t.forget, contrast='none')}\n"
+    )
+    result = run("compare", "cat", "--also", file, *usual)
+    assert result.exit_code == 0, result.stderr
+    assert "&lt;b&gt;" in Path("clipproj-compare/compare.html").read_text()

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj import Embeddings, Projector, nullspace
-from clipproj.audit import Samples, Task, contest, standings
+from clipproj.audit import Samples, Task, cell, standings
+from clipproj.audit.cell import Field, halves
 from clipproj.audit.contenders import CONTENDERS, chosen
-from clipproj.audit.contest import BASE, Field, halves, known_classes, run
+from clipproj.audit.contest import BASE, BASE_IN_HALVES, known_classes, run
 from clipproj.audit.journal import Journal
 from clipproj.audit.task import Contender
 
@@ -101,8 +102,10 @@ def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
     table = standings.Standings.of(results, {BASE: "", "r": "r", "n": "n"})
     assert (table.standings[1].refused, table.standings[1].why) == (2, "not this one")
     assert math.isnan(table.standings[1].numbers["forget"])
-    with pytest.raises(KeyError, match="bug"):
+    with pytest.raises(RuntimeError, match="method 'f' on 'cat': KeyError: 'bug'"):
         run(Field(samples()), {"f": Contender("f", fails)}, ["cat"])
+    with pytest.raises(ValueError, match="names of their own"):
+        run(Field(samples()), {BASE: Contender("f", plain)}, ["cat"])
     with pytest.raises(ValueError, match="names must be among"):
         run(Field(samples()), {}, ["cta"])
 
@@ -153,8 +156,46 @@ def test_an_edit_of_the_texts_and_what_normalising_again_makes_of_it() -> None:
     assert results["True"]["cat"]["forget"]["value"] == 1  # the length was all that changed
     assert results["False"]["cat"]["forget"]["value"] == 0
     assert results["False"]["cat"]["cosine"]["value"] == pytest.approx(1)
-    with pytest.raises(ValueError, match="must edit pictures"):
-        run(field, {"s": replace(both["True"], learns=True)}, ["cat"])
+    learnt = run(field, {"s": replace(both["False"], learns=True)}, ["cat"])["s"]["cat"]
+    assert learnt["forget"] == results["False"]["cat"]["forget"]
+
+
+def test_an_edit_that_works_in_place_harms_no_other() -> None:
+    field = Field(samples())
+
+    def turned(rows: Tensor) -> Tensor:
+        return rows.mul_(-1)
+
+    results = run(field, {"in place": Contender("t", lambda task: turned)}, ["cat", "dog"])
+    again = run(field, {}, ["cat", "dog"])
+    assert results["in place"]["cat"]["cosine"]["value"] == pytest.approx(-1)
+    assert results["in place"]["dog"]["cosine"]["value"] == pytest.approx(-1)
+    for name in ("cat", "dog"):
+        one, other = again[BASE][name], results[BASE][name]
+        assert {k: v for k, v in one.items() if k != "seconds"} == {
+            k: v for k, v in other.items() if k != "seconds"
+        }
+
+
+def test_what_learns_is_held_against_halves_and_probed_in_each_apart() -> None:
+    field = Field(samples(noise=0.3))
+
+    def mirrored(task: Task) -> Projector:
+        sign = 1.0 if float(task.fit.features[0, 0]) < 0 else -1.0  # another space for each half
+
+        class Mirror:
+            side, rank = "image", 24
+
+            def __call__(self, rows: Tensor) -> Tensor:
+                return sign * rows
+
+        return Mirror()
+
+    results = run(field, {"m": Contender("m", mirrored, learns=True)}, ["cat"])
+    assert list(results) == [BASE, BASE_IN_HALVES, "m"]
+    halved = results[BASE_IN_HALVES]["cat"]
+    assert results["m"]["cat"]["probe"] == halved["probe"]  # a sign is nothing to a probe
+    assert halved["forget"] == results[BASE]["cat"]["forget"]
 
 
 def test_other_data_sets_are_measured_with_their_own_texts() -> None:
@@ -198,6 +239,11 @@ def test_standings_are_means_over_classes() -> None:
     assert row.numbers["retain"] == pytest.approx(sum(values) / 3)
     assert row.numbers["retain_lost"] == pytest.approx((sum(before) - sum(values)) / 3)
     assert row.numbers["retain"].n == 3
+    one_refused = {"q": {n: {"refused": "no"} if n == "bee" else results["p"][n] for n in
+                         ("ant", "bee", "cat")}}  # fmt: skip
+    part = standings.Standings.of(results | one_refused, {BASE: "", "p": "", "q": ""})
+    assert part.main().rows[-1][0] == "q (2 of 3)"
+    assert " q " not in part.pages()[0].lead
     keys = [page.key for page in table.pages()]
     assert keys == ["compare", "classes", "methods"]
     main = table.pages()[0].tables[0]
@@ -238,7 +284,7 @@ def test_methods_of_a_file_join(tmp_path: Path) -> None:
     file.write_text(file.read_text() + "# changed\n")
     assert chosen(["mine"], file)["mine"].code != first
     for bad, text in (
-        (("x",), "method must be one of nullspace, plain"),
+        (("x",), "method must be known, got 'x'"),
         ((None, tmp_path / "none.py"), "also must be Python"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -253,6 +299,6 @@ def test_methods_of_a_file_join(tmp_path: Path) -> None:
 
 def test_the_edit_s_distance_is_that_of_its_matrix() -> None:
     p = Projector(torch.eye(2, 24), strength=0.5)
-    assert contest._distance(p, 24) == pytest.approx(0.5 * math.sqrt(2))
+    assert cell._distance(p, 24) == pytest.approx(0.5 * math.sqrt(2))
     shifted = Projector(torch.eye(2, 24), torch.eye(2, 24), torch.ones(2))
-    assert contest._distance(shifted, 24) == pytest.approx(math.sqrt(2))
+    assert cell._distance(shifted, 24) == pytest.approx(math.sqrt(2))

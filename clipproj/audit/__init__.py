@@ -1,7 +1,8 @@
 """What an edit did and what it did not: audits of one edit, and methods side by side."""
 
 from clipproj.audit.calibration import calibration
-from clipproj.audit.contest import Field, known_classes
+from clipproj.audit.cell import Field
+from clipproj.audit.contest import known_classes
 from clipproj.audit.domains import domains
 from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import (

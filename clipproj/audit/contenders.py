@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from clipproj import files
+from clipproj.audit.contest import BASE, BASE_IN_HALVES
 from clipproj.audit.journal import code_digest
 from clipproj.audit.task import Contender, Task
 from clipproj.methods import coreset, defaults, nullspace, redirect, rotate
@@ -99,9 +101,11 @@ def chosen(
         own = file.name == _PACKAGE
         code = code_digest(file.parent) if own else files.sha256(text=file.read_text("utf-8"))
         for name, make in _methods_of(file).items():
-            if name in known:
+            if not isinstance(name, str) or name in (BASE, BASE_IN_HALVES, *known):
                 raise ValueError(f"compare: also must have names of its own, got {name!r}")
             if not isinstance(make, Contender):
+                if not callable(make):
+                    raise ValueError(f"compare: METHODS[{name!r}] must be callable, got {make!r}")
                 make = Contender(_first_line(make), make, learns=True)
             known[name] = replace(make, code=code)
     if names is None:
@@ -109,7 +113,9 @@ def chosen(
     picked = {}
     for name in names:
         if name not in known:
-            raise ValueError(f"compare: method must be one of {', '.join(known)}, got {name!r}")
+            close = difflib.get_close_matches(name, known, cutoff=0.3) or list(known)
+            listed = ", ".join(map(repr, close))
+            raise ValueError(f"compare: method must be known, got {name!r}; there is {listed}")
         picked[name] = known[name]
     return picked
 
@@ -138,9 +144,10 @@ def _imported(file: Path) -> ModuleType:
     sys.modules[name] = module  # a package's own relative imports look there
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"compare: also must be Python that runs, got {what} in {file}") from error
     return module
 
 

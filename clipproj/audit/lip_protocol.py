@@ -312,11 +312,12 @@ def score(before: Accuracies, after: Accuracies) -> Score:
     return Score(value, forget, retain, lost, "; ".join(reasons))
 
 
-def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str) -> Page:
+def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, full: float) -> Page:
     """The scores of a contest on one data set, beside the published accuracies before forgetting.
 
     Args:
         results: of `contest.run`. base: the name of the unedited model among them.
+        full: accuracy on all pictures before the edit.
     """
 
     def accuracies(cell: Mapping[str, Any]) -> Accuracies:
@@ -349,7 +350,7 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str) -> 
     )
     here = tuple(before[gone].forget for gone in before)
     kept = math.fsum(one.retain for one in before.values()) / len(before)
-    measured = ("this model, here", *here, kept, math.nan)
+    measured = ("this model, here", *here, kept, full)
     lead = (
         f"{data.title} under Lip's protocol (arXiv 2407.07485): accuracies before forgetting "
         "beside the published ones, and the protocol's score. No accuracy after forgetting is "

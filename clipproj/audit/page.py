@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -157,11 +159,15 @@ def _svg(plot: Plot) -> str:
     """The same bytes each time, transparent, in the colour of the page's text."""
     import matplotlib
 
+    for text in plot.findobj(matplotlib.text.Text):
+        text.set_parse_math(False)  # names are names, also with a $ in them
     data = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "clipproj", "svg.fonttype": "none"}):
         plot.savefig(data, format="svg", transparent=True, metadata={"Date": None})
     text = data.getvalue()
-    return text[text.index("<svg") :].replace("#000000", "currentColor")
+    text = text[text.index("<svg") :].replace("#000000", "currentColor")
+    own = hashlib.sha256(text.encode()).hexdigest()[:8]  # ids are of the file, not of the picture
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", text)
 
 
 def as_json(page: Page) -> dict[str, Any]:

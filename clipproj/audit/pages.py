@@ -12,6 +12,8 @@ from clipproj.audit.page import Page, Table
 from clipproj.audit.report import template
 from clipproj.audit.wording import cell
 
+NAME = 20  # letters of a name that a narrow terminal still shows in one line
+
 if TYPE_CHECKING:
     from rich.table import Table as Printed
 
@@ -54,8 +56,14 @@ def printed(table: Table, title: str = "") -> Printed:
         caption=Text(table.caption) if table.caption else None,
         caption_justify="left",
     )
+    rows = [[cell(v, h) for v, h in zip(row, table.columns, strict=True)] for row in table.rows]
     for i, name in enumerate(table.columns):
-        out.add_column(Text(name), justify="right" if i else "left", no_wrap=i == 0)
-    for row in table.rows:
-        out.add_row(*(Text(cell(v, h)) for v, h in zip(row, table.columns, strict=True)))
+        longest = max((len(row[i]) for row in rows), default=0)
+        words = i == 0 or any(isinstance(row[i], str) for row in table.rows)
+        # numbers and the words of headings are never cut: names fold instead
+        least = min(longest, NAME) if words else max(longest, *map(len, name.split()))
+        justify = "left" if i == 0 else "right"
+        out.add_column(Text(name), justify=justify, overflow="fold", min_width=least)
+    for row in rows:
+        out.add_row(*map(Text, row))
     return out

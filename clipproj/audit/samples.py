@@ -202,7 +202,8 @@ def applied(edit: Edit, rows: Tensor) -> Tensor:
     """Rows [n, d] through an edit of their tower. ValueError where it gives another shape."""
     with torch.no_grad():
         read = getattr(edit, "read", None)
-        out = edit(rows if read is None else rows.to(read.device))
+        # a copy: an edit that works in place must not change what comes next
+        out = edit(rows.clone() if read is None else rows.to(read.device).clone())
     if not isinstance(out, Tensor) or out.shape != rows.shape:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"Samples: edit must give rows {list(rows.shape)}, got {got}")

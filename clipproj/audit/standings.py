@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipproj.audit.contest import BASE
+from clipproj.audit.contest import BASE, BASE_IN_HALVES
 from clipproj.audit.page import Page, Table, dots
 from clipproj.audit.stats import Measured, mean
 from clipproj.audit.wording import count, percent
@@ -91,63 +91,79 @@ class Standings:
         return cls(tuple(base), pictures, tuple(rows), {k: dict(v) for k, v in results.items()})
 
     def main(self) -> Table:
-        """The four numbers of every method, and the cosine: what always stands together."""
+        """What always stands together: the class, the others, its search, what probes find."""
         columns = (
-            "method", "forgotten %", "others %", "nearest %", "probe %", "RanPAC %", "cosine",
+            "method", "still found %", "others %", "nearest %", "search %", "probe %", "RanPAC %",
+            "cosine",
         )  # fmt: skip
-        keys = ("forget", "retain", "neighbours", "probe", "ranpac", "cosine")
+        keys = ("forget", "retain", "neighbours", "retrieval", "probe", "ranpac", "cosine")
         caption = (
-            f"Means over {count(len(self.forget), 'class')}, each erased alone. Forgotten, others, "
-            "nearest: zero-shot accuracy on pictures of the class, of all others, of the five "
-            "nearest. Probe, RanPAC: how many of the class's pictures a classifier fitted to the "
-            "edited features still finds: the alignment with text is erased, the information is "
-            "what these find."
+            f"Means over {count(len(self.forget), 'class')}, each erased alone. Still found: "
+            "pictures of the class that its name still answers; others, nearest: accuracy on all "
+            "others and on the (up to five) nearest. Search: share of the class among the pictures "
+            "that its text brings up first. Probe, RanPAC: how many of the class's pictures a "
+            "classifier fitted to the edited features finds: the information, whatever the texts "
+            "say. Where no class was named, they are those that the model answers half right on "
+            "these very pictures, which flatters it before the edit."
         )
-        rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
+        if any(s.name == BASE_IN_HALVES for s in self.standings):
+            caption += (
+                " Methods that learn from pictures are made from one half and measured on the "
+                f"other; their search, probe and RanPAC compare with {BASE_IN_HALVES}."
+            )
+        rows = tuple((self._label(s), *(s.numbers[k] for k in keys)) for s in self.standings)
         return Table(columns, rows, caption)
+
+    def _label(self, standing: Standing) -> str:
+        """The method; of how many classes its line is, where it is not of all."""
+        done = len(self.forget) - standing.refused
+        return (
+            f"{standing.name} ({done} of {len(self.forget)})" if standing.refused else standing.name
+        )
 
     def more(self) -> Table:
         """The other measures."""
         columns = (
-            "method", "others lost %", "nearest lost %", "rest lost %", "retrieval %", "precision",
-            "prompt %", "area", "rank", "distance", "seconds",
+            "method", "others lost %", "nearest lost %", "rest lost %", "precision", "prompt %",
+            "area", "rank", "distance", "seconds",
         )  # fmt: skip
         keys = (
-            "retain_lost", "neighbours_lost", "others_lost", "retrieval", "precision", "prompt",
+            "retain_lost", "neighbours_lost", "others_lost", "precision", "prompt",
             "area", "rank", "distance", "seconds",
         )  # fmt: skip
         caption = (
             "Lost: below the unedited model, class by class; rest are the others but the nearest. "
-            "Retrieval: share of the class among the pictures that its text brings up first (as "
-            "many as it has, at most 10). Precision: the average precision of that ranking. "
+            "Search looks at as many pictures as the class has, at most 10. Precision: the average "
+            "precision of that ranking. "
             "Prompt: accuracy of the class's pictures under the one prompt of its templates that "
             "finds most of them. Area: under retain over forgetting, strengths 0 to 1. Distance: "
             "Frobenius norm of the edit less the identity. Seconds: to make the edit."
         )
-        rows = tuple((s.name, *(s.numbers[k] for k in keys)) for s in self.standings)
+        rows = tuple((self._label(s), *(s.numbers[k] for k in keys)) for s in self.standings)
         return Table(columns, rows, caption)
 
     def pages(self) -> tuple[Page, ...]:
         """The tables, a picture of forgetting against its price, and class by class."""
-        base, rest = self.standings[0].numbers, self.standings[1:]
-        best = [s for s in rest if s.numbers["forget"] <= ENOUGH]
-        cheap = max(best, key=lambda s: s.numbers["neighbours"], default=None)
+        base = self.standings[0].numbers
+        rest = [s for s in self.standings if s.name not in (BASE, BASE_IN_HALVES)]
+        best = [s for s in rest if s.numbers["forget"] <= ENOUGH and not s.refused]
+        cheap = min(best, key=lambda s: s.numbers["neighbours_lost"], default=None)
         lead = (
             f"{count(len(rest), 'method')} on {count(len(self.forget), 'class')}, "
-            f"{sum(self.pictures.values())} of their pictures. "
+            f"{count(sum(self.pictures.values()), 'picture')} of them. "
         )
         if cheap is None:
-            lead += f"None leaves at most {percent(ENOUGH)} of the classes."
+            lead += f"None leaves at most {percent(ENOUGH)} of these pictures answered as before."
         else:
             n = cheap.numbers
             lead += (
-                f"{len(best)} of them leave at most {percent(ENOUGH)}. Of these the nearest "
-                f"classes keep most after {cheap.name}: {percent(n['neighbours'])} are answered "
-                f"right "
-                f"(before {percent(base['neighbours'])}), of all others {percent(n['retain'])} "
-                f"({percent(base['retain'])}). A linear probe still finds {percent(n['probe'])} of "
-                f"the erased pictures ({percent(base['probe'])}): what is erased is the alignment "
-                "with text, not the information."
+                f"After {len(best)} of them a class's name answers at most {percent(ENOUGH)} of "
+                f"its pictures. Of these {cheap.name} costs the nearest classes least: "
+                f"{percent(n['neighbours'])} of their pictures are answered right "
+                f"({percent(base['neighbours'])} before), of all others {percent(n['retain'])} "
+                f"({percent(base['retain'])}). Searched for, the class's text still brings up "
+                f"{percent(n['retrieval'])} ({percent(base['retrieval'])}), and a linear probe "
+                f"finds {percent(n['probe'])} of the pictures ({percent(base['probe'])})."
             )
         shown = [s for s in self.standings if not math.isnan(s.numbers["forget"])]
         chart = dots(

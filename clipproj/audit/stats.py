@@ -20,7 +20,8 @@ class Measured(float):
 
     Attributes:
         n: how many cases it is of.
-        low, high: 95 % interval; NaN where it has none (no case, or one to take a mean of).
+        low, high: 95 % interval; NaN where it has none (no case, one to take a mean of, or several
+            that are all equal).
     """
 
     n: int
@@ -69,6 +70,8 @@ def mean(
     n = values.numel()
     if n < 2:
         return Measured(float(values[0]) if n else math.nan, n)
+    if bool((values == values[0]).all()):  # of their spread equal values say nothing
+        return Measured(float(values[0]), n)
     middle, spread = float(values.mean()), _student(n - 1) * float(values.std()) / math.sqrt(n)
     low, high = max(middle - spread, within[0]), min(middle + spread, within[1])
     return Measured(middle, n, min(low, middle), max(high, middle))  # a mean may round past an end

@@ -56,3 +56,9 @@ class Contender:
     learns: bool = False
     needs: tuple[str, ...] = ()
     code: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.make):
+            raise TypeError(f"Contender: make must be callable, got {type(self.make).__name__}")
+        if not set(self.needs) <= {"empty", "prompts"}:
+            raise ValueError(f"Contender: needs must be empty or prompts, got {self.needs}")

@@ -21,7 +21,9 @@ except ImportError as error:
     raise SystemExit(2) from error
 
 from clipproj.cli import options, terminal
+from clipproj.cli.audit import EPILOG as AUDIT_EPILOG
 from clipproj.cli.audit import audit
+from clipproj.cli.compare import EPILOG as COMPARE_EPILOG
 from clipproj.cli.compare import compare
 from clipproj.cli.options import HOW, OUTPUT, WHAT
 from clipproj.cli.serve import serve
@@ -43,6 +45,8 @@ class Commands(TyperGroup):
         try:
             raise SystemExit(super().main(args, *rest, **options) or 0)
         except typer.Abort:
+            if {"audit", "compare"}.intersection(args):
+                print("interrupted: the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
         except Exception as error:
             if os.environ.get("CLIPPROJ_TRACEBACK") == "1" or "--traceback" in args:
@@ -318,8 +322,8 @@ def info(
         terminal.console().print(grid)
 
 
-app.command()(audit)
-app.command()(compare)
+app.command(epilog=AUDIT_EPILOG)(audit)
+app.command(epilog=COMPARE_EPILOG)(compare)
 app.command()(serve)
 
 

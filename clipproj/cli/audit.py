@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipproj.cli.request import Request
     from clipproj.cli.subject import Source
     from clipproj.projector import Projector
+    from clipproj.text import Embeddings
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -161,6 +162,9 @@ def run(
     synonyms, plain = request.synonyms, replace(request, synonyms={})
     asked.check(plain)
     suite.check_keys(only)
+    if request.projector is not None and request.keep:
+        raise ValueError(f"audit: keep must be left out with a projector, got {request.keep}")
+    options.writable("audit", request.out, save_features)
     saved = None if request.projector is None else load(request.projector)
     if saved is not None and request.strength is not None:
         saved = saved.scaled(request.strength)
@@ -178,6 +182,8 @@ def run(
         source = replace(source, samples=subject.in_domains(source.samples, domains))
     classes = source.samples.classes
     names = asked.resolve(plain, saved, source.classes)
+    for name in names.keep or ():
+        asked.check_known("audit", name, classes.names)
     if saved is None:
         edit = defaults.make(
             classes.select(names.forget),
@@ -189,12 +195,11 @@ def run(
             side=request.tower,
         )
     else:
-        edit = saved
-        _check_same_space(edit, classes.head_hash, request.force)
+        edit = saved if saved.side == request.tower else saved.T  # as `erase` folds it
+        _check_same_space(edit, classes, request.force)
     if save_features is not None:
         source.samples.save(save_features)
     loaded = source.loaded
-    request.out.mkdir(parents=True, exist_ok=True)
     findings = suite.audit(
         suite.Subject(
             samples=source.samples,
@@ -230,13 +235,17 @@ def run(
     return source, edit, findings
 
 
-def _check_same_space(edit: Projector, head_hash: str | None, force: bool) -> None:
-    made = edit.provenance.get("head_hash")
-    if not force and None not in (made, head_hash) and made != head_hash:
+def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
+    made, here = edit.provenance.get("head_hash"), classes.head_hash
+    if edit.dim != classes.dim:
+        raise ValueError(
+            f"audit: projector must be of width {classes.dim} as the features are, got {edit.dim}"
+        )
+    if not force and None not in (made, here) and made != here:
         raise ValueError(
             "audit: projector must come from the model that is audited, got one of "
-            f"{edit.provenance.get('model', 'another')} with head {made[:12]}, not "
-            f"{head_hash[:12]}; force=True audits it all the same"
+            f"{edit.provenance.get('model', 'another')} with head {made[:12]}, not {here[:12]}; "
+            "force=True audits it all the same"
         )
 
 

@@ -189,14 +189,10 @@ def run(wanted: Wanted, progress: Progress | None = None) -> list[Contested]:
     need_charts()
     contenders = chosen(wanted.methods, wanted.also)
     _check(wanted)
-    wanted.out.mkdir(parents=True, exist_ok=True)
+    options.writable("compare", wanted.out, wanted.save_features)
     journal = Journal(wanted.out / "cells.jsonl")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a method says of one class, it says of each
-        if wanted.protocol is None:
-            contests = [_own(wanted, contenders, journal, say)]
-        else:
-            contests = _lip(wanted, contenders, journal, say)
+    made = _own if wanted.protocol is None else _lip
+    contests = made(wanted, contenders, journal, say)
     pages = [page for one in contests for page in (*one.standings.pages(), *one.more)]
     if len(contests) > 1:  # a key is an anchor, of which a file has one
         pages = [
@@ -209,11 +205,21 @@ def run(wanted: Wanted, progress: Progress | None = None) -> list[Contested]:
         pages,
         title="Methods of forgetting, compared",
         eyebrow="clipproj compare",
-        facts=contests[0].about,
+        facts=_facts(contests),
     )
     with atomic(wanted.out / "compare.json") as part:
         part.write_text(json.dumps(_as_dict(contests), indent=2), encoding="utf-8")
     return contests
+
+
+def _facts(contests: Sequence[Contested]) -> dict[str, str]:
+    """What the numbers are of, all data sets together."""
+    if len(contests) == 1:
+        return contests[0].about
+    return {
+        "model": contests[0].about["model"],
+        "pictures": "; ".join(one.about["pictures"] for one in contests),
+    }
 
 
 def _check(wanted: Wanted) -> None:
@@ -230,12 +236,12 @@ def _check(wanted: Wanted) -> None:
             if value:
                 raise ValueError(f"compare: {option} must be left out with a protocol, got {value}")
     if wanted.count is not None and wanted.count < 1:
-        raise ValueError(f"compare: count must be at least 1, got {wanted.count}")
+        raise ValueError(f"compare: count must be at least 1, or 0 for all, got {wanted.count}")
 
 
 def _own(
     wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
-) -> Contested:
+) -> list[Contested]:
     """The pictures of one folder, or features of a file."""
     from clipproj.audit.contest import known_classes
     from clipproj.cli import request, subject
@@ -262,7 +268,8 @@ def _own(
         forget = request.resolve(asked, None, source.classes).forget
     else:
         forget = known_classes(source.samples, wanted.count)
-    return _contest("Methods compared", source, others, contenders, forget, wanted, journal, say)
+    title = "Methods compared"
+    return [_contest(title, source, others, contenders, forget, wanted, journal, say)]
 
 
 def _lip(
@@ -279,6 +286,13 @@ def _lip(
             f"compare: images must hold {', '.join(lip.DATASETS)} with protocol lip, got none in "
             f"{wanted.images}"
         )
+    missing = [one.title for name, one in lip.DATASETS.items() if name not in folders]
+    if missing:
+        warnings.warn(
+            f"compare: the protocol's score needs all four data sets, got none of "
+            f"{', '.join(missing)}: the score is n/a",
+            stacklevel=2,
+        )
     sources: dict[str, Source] = {}
     for name, folder in folders.items():
         first = next(iter(sources.values()), None)
@@ -294,6 +308,7 @@ def _lip(
             loaded=first and first.loaded,
             prepared=lip.DATASETS[name].prepared,
         )
+        lip.DATASETS[name].find(sources[name].samples.names)  # all before any is contested
     contests = []
     for name, data in lip.DATASETS.items():
         if name not in sources:
@@ -302,7 +317,10 @@ def _lip(
         others = {other: s.samples for other, s in sources.items() if other != name}
         forget = data.find(source.samples.names)
         one = _contest(data.title, source, others, contenders, forget, wanted, journal, say)
-        contests.append(replace(one, more=(lip.page(data, one.standings.results, contest.BASE),)))
+        full = float(source.samples.correct().double().mean())
+        page = lip.page(data, one.standings.results, contest.BASE, full)
+        about = one.about | {"pictures": f"{len(source.samples)} of {data.title}"}
+        contests.append(replace(one, about=about, more=(page,)))
     return contests
 
 
@@ -316,7 +334,7 @@ def _contest(
     journal: Journal,
     say: Progress,
 ) -> Contested:
-    from clipproj.audit import contest
+    from clipproj.audit import cell, contest
     from clipproj.audit.standings import Standings
     from clipproj.cli.subject import prompt_rows
     from clipproj.methods import empty_text
@@ -326,7 +344,7 @@ def _contest(
         empty = empty_text(source.loaded.model, source.loaded.tokenizer)[0].float().cpu()
         prompts = prompt_rows(source.loaded, forget, source.samples.classes.templates, say)
     results = contest.run(
-        contest.Field(source.samples, others, empty, prompts),
+        cell.Field(source.samples, others, empty, prompts),
         contenders,
         forget,
         journal=journal,
@@ -334,6 +352,7 @@ def _contest(
         progress=lambda done, total: say(f"{title}"[:16], done, total),
     )
     about = {contest.BASE: "the model as it is"}
+    about[contest.BASE_IN_HALVES] = "the same, each half of the pictures apart"
     about |= {name: contender.about for name, contender in contenders.items()}
     return Contested(title, source.about, Standings.of(results, about))
 

@@ -106,6 +106,18 @@ def folder(command: str, out: str) -> Path:
     return Path(out)
 
 
+def writable(command: str, out: Path, save_features: Path | None) -> None:
+    """Make the output folder; refuse now what could not be written after an hour of measuring.
+
+    Raises ValueError, in the name of `command`, for a file in its place or a missing folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{command}: out must be a folder, got the file {out}")
+    if save_features is not None and not save_features.resolve().parent.is_dir():
+        raise ValueError(f"{command}: save-features must be in a folder, got {save_features}")
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def device_or_default(device: str | None) -> str:
     """The device asked for, else cuda where there is one."""
     import torch

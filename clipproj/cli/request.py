@@ -138,7 +138,7 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     measured = tuple(form for form in forms if form in classes)
     if not (own and measured):  # a projector also lists plurals and synonyms without pictures
         for name in own or names:
-            _check_known(op, name, classes)
+            check_known(op, name, classes)
     keep = tuple(_class_of(name, classes) or name for name in keep)
     keep = keep or tuple(name for name in classes if name not in measured)
     if not keep:
@@ -179,7 +179,8 @@ def _class_of(name: str, classes: Sequence[str]) -> str | None:
     return {_plain(one): one for one in classes}.get(_plain(name))
 
 
-def _check_known(op: str, name: str, classes: Sequence[str]) -> None:
+def check_known(op: str, name: str, classes: Sequence[str]) -> None:
+    """ValueError, in the name of `op`, for a name that no picture folder has."""
     if _class_of(name, classes) is None:
         close = difflib.get_close_matches(name.casefold(), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")

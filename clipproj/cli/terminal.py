@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,8 @@ def quiet(as_json: bool) -> Iterator[list[str]]:
     # has a handler of its own; every retry without a network is a warning
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
+    # what other code prints is no part of the result
+    with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         yield notes
