@@ -51,6 +51,7 @@ def printed(table: Table, title: str = "") -> Printed:
         raise ImportError("tables are printed by rich: install clipproj[cli]") from error
     out = Printed(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         title=Text(title, style="bold") if title else None,
         title_justify="left",
         caption=Text(table.caption) if table.caption else None,
@@ -62,8 +63,9 @@ def printed(table: Table, title: str = "") -> Printed:
         words = i == 0 or any(isinstance(row[i], str) for row in table.rows)
         # numbers and the words of headings are never cut: names fold instead
         least = min(longest, NAME) if words else max(longest, *map(len, name.split()))
+        shown = name if words else name.replace(" ", "\n")
         justify = "left" if i == 0 else "right"
-        out.add_column(Text(name), justify=justify, overflow="fold", min_width=least)
+        out.add_column(Text(shown), justify=justify, overflow="fold", min_width=least)
     for row in rows:
         out.add_row(*map(Text, row))
     return out

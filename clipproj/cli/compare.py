@@ -134,10 +134,10 @@ def compare(
 
         screen = terminal.console()
         for contest in contests:
-            screen.print(printed(contest.standings.main(), contest.title))
+            terminal.show_table(screen, printed(contest.standings.main(), contest.title))
             for page in contest.more:
                 for table in page.tables:
-                    screen.print(printed(table, page.title))
+                    terminal.show_table(screen, printed(table, page.title))
         screen.print(Text(f"written to {out}: compare.html, compare.json"))
 
 

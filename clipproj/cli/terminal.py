@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
+    from rich.table import Table
+
     from clipproj.cli.erase import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
@@ -66,6 +68,12 @@ class _Screen(Console):
 def console() -> Console:
     """Standard output; words are not coloured because they look like numbers."""
     return _Screen(highlight=False)
+
+
+def show_table(screen: Console, table: Table) -> None:
+    """Print a table whole: where the terminal is narrower, its lines go on in the next one."""
+    least = screen.measure(table, options=screen.options.update(max_width=1000)).minimum
+    screen.print(table, width=max(screen.width, least), crop=False)
 
 
 @contextmanager
