@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -132,9 +131,9 @@ def by_domain(source: subject.Source) -> Table:
                 share(torch.cat(side[group]))
                 for group in ("there", "elsewhere") for side in (was, hits)
             ]  # fmt: skip
-            numbers += [mean(column) for column in zip(*others, strict=True)]
+            numbers += [mean(column, (0, 1)) for column in zip(*others, strict=True)]
             label = f"{form}{'' if strength == 1 else f', strength {strength:g}'}"
-            out.append((f"{' and '.join(forgotten)}: {label}", *numbers, mean(cosines)))
+            out.append((f"{' and '.join(forgotten)}: {label}", *numbers, mean(cosines, (-1, 1))))
     columns = (
         "forgotten in", "there before %", "after %", "elsewhere before %", "after %",
         "others before %", "after %", "cosine",
@@ -168,7 +167,7 @@ def attacked(source: subject.Source, classes: Sequence[str]) -> Table:
                     after[one.kind].append(float(pick(one.held_out)))
                     control[one.kind].append(float(pick(one.unedited)))
         for kind in kinds:
-            pair = mean(control[kind]), mean(after[kind])
+            pair = mean(control[kind], (0, 1)), mean(after[kind], (0, 1))
             out.append((f"{label}: {kind}", *pair))
     columns = ("attack", "unedited %", "after the edit %")
     caption = (
@@ -196,7 +195,7 @@ def keep_lists(path: Path, forgets: int = 40) -> Table:
         for contrast, strength in (
             ("none", 1.0), ("span", 1.0), ("mean", 1.0), ("mean", 1.5), ("hull", 1.0),
         ):  # fmt: skip
-            gone, kept, near, cosines, left = [], [], [], [], []
+            gone, kept, near, cosines, left, refused = [], [], [], [], [], 0
             for f in order[:forgets]:
                 nearest = (texts @ texts[f]).argsort(descending=True)[1:].tolist()
                 rivals = [c for c in nearest if float(texts[c] @ texts[f]) < 1 - 1e-6]
@@ -210,7 +209,7 @@ def keep_lists(path: Path, forgets: int = 40) -> Table:
                         strength,
                     )  # fmt: skip
                 except ValueError:  # inside span(keep): nothing is left to erase
-                    gone.append(math.nan)
+                    refused += 1
                     left.append(0.0)
                     continue
                 compete = texts[[f, *keep]]
@@ -219,16 +218,16 @@ def keep_lists(path: Path, forgets: int = 40) -> Table:
                 was = (before @ compete.T).argmax(1) == torch.arange(len(compete))
                 now = (after @ compete.T).argmax(1) == torch.arange(len(compete))
                 if was[0]:
-                    gone.append(float(now[0]))
+                    gone.append(bool(now[0]))
                 kept.append(float(was[1:].double().mean() - now[1:].double().mean()))
                 near.append(float(was[1:4].double().mean() - now[1:4].double().mean()))
                 cosines.append(float(F.cosine_similarity(before[1:], after[1:]).mean()))
                 left.append(float((texts[f] @ p.read.T).norm()))
-            refused = sum(map(math.isnan, gone))
-            numbers = mean(gone), mean(kept), mean(near), mean(cosines), mean(left), refused
+            lost = mean(kept, (-1, 1)), mean(near, (-1, 1))
+            numbers = share(gone), *lost, mean(cosines, (-1, 1)), mean(left, (0, 1)), refused
             out.append((f"{n} kept: {contrast}, {strength:g}", *numbers))
     columns = (
-        "keep list", "forgotten %", "others lost %", "nearest three lost %", "cosine",
+        "keep list", "still found %", "others lost %", "nearest three lost %", "cosine",
         "length taken", "refused",
     )  # fmt: skip
     caption = (

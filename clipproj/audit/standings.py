@@ -17,6 +17,9 @@ _SHARES = (
     "forget", "retain", "neighbours", "others", "probe", "ranpac", "cosine", "retrieval",
     "precision", "prompt", "area", "rank", "distance", "seconds",
 )  # fmt: skip
+_WITHIN = {  # what is no share in [0, 1]
+    "cosine": (-1, 1), "rank": (0, math.inf), "distance": (0, math.inf), "seconds": (0, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,15 @@ class Standings:
         for name, cells in results.items():
             there = {gone: cell for gone, cell in cells.items() if "refused" not in cell}
             why = next((cell["refused"] for cell in cells.values() if "refused" in cell), "")
-            numbers = {key: mean([_value(c.get(key)) for c in there.values()]) for key in _SHARES}
+            numbers = {
+                key: mean([_value(c.get(key)) for c in there.values()], _WITHIN.get(key, (0, 1)))
+                for key in _SHARES
+            }
             for key in ("rank", "seconds"):  # the mean of what differs little says enough
                 numbers[key] = Measured(numbers[key], numbers[key].n)
             for key in ("retain", "neighbours", "others"):
                 lost = [_value(base[g][key]) - _value(c[key]) for g, c in there.items()]
-                numbers[f"{key}_lost"] = mean(lost)
+                numbers[f"{key}_lost"] = mean(lost, (-1, 1))
             sets = next(iter(there.values()), {}).get("elsewhere", {})
             rows.append(
                 Standing(
@@ -81,7 +87,7 @@ class Standings:
                     why=why,
                     numbers=numbers,
                     elsewhere={
-                        one: mean([_value(c["elsewhere"][one]) for c in there.values()])
+                        one: mean([_value(c["elsewhere"][one]) for c in there.values()], (0, 1))
                         for one in sets
                     },
                     per_class={gone: _value(cell["forget"]) for gone, cell in there.items()},
