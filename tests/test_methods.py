@@ -125,6 +125,35 @@ def test_ccup_without_keep_weight_is_partial_projection():
     torch.testing.assert_close(p.dense(), q.dense(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("lam", [0.3, 10.0])
+def test_ccup_without_keep_weight_projects_each_singular_direction_in_part(lam):
+    f = cone(4)
+    p = ccup(f, cone(5, seed=5), lam, 0.0)
+    _, s, right = torch.linalg.svd(f, full_matrices=False)
+    alpha = lam * s.square() / (1 + lam * s.square())
+    want = torch.eye(D).double() - right.T @ torch.diag(alpha) @ right
+    torch.testing.assert_close(p.dense().double(), want, atol=1e-6, rtol=0)
+
+
+def test_ccup_is_what_an_optimiser_finds():
+    f, k, lam, mu = cone(2, d=6).T, cone(3, seed=5, d=6).T, 10.0, 100.0
+    m = torch.eye(6, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([m], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15,
+                                  line_search_fn="strong_wolfe")  # fmt: skip
+
+    def loss():
+        optimiser.zero_grad()
+        missed = (m - torch.eye(6)).square().sum() + lam * (m @ f).square().sum()
+        total = missed + mu * (m @ k - k).square().sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    # M acts on texts as columns; the projector of the image side on rows: z M
+    found = ccup(f.T, k.T, lam, mu).dense().double()
+    torch.testing.assert_close(found, m.detach(), atol=1e-5, rtol=0)
+
+
 def test_ccup_limit_forgets_and_keeps_on_the_right_side_and_not_on_the_wrong_one():
     f, k, z = cone(1), cone(9, seed=5), cone(30, seed=8, spread=2.0)
     image = ccup(f, k, 1e7, 1e7)
