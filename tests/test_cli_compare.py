@@ -164,7 +164,7 @@ def test_a_model_that_knows_no_class_well_is_said_so(
 
 def test_the_published_baselines_run(run: Run, usual: list[str]) -> None:
     also = Path(__file__).parents[1] / "benchmarks/methods"
-    args = ["--also", also, "--method", "pbu", "--method", "leace", "--json"]
+    args = ["--also", also, "--method", "pbu", "--method", "lip", "--json"]
     result = run("compare", "cat", *args, *usual)
     assert result.exit_code == 0, result.stdout
     told = json.loads(result.stdout)["Methods compared"]["methods"]

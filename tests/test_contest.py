@@ -95,11 +95,16 @@ def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
     def fails(task: Task) -> Projector:
         raise KeyError("bug")
 
+    def lacks(task: Task) -> Projector:
+        raise ImportError("install that")
+
     needs = Contender("needs", plain, needs=("empty",))
-    results = run(Field(samples()), {"r": Contender("r", refuses), "n": needs}, ["cat", "dog"])
+    contenders = {"r": Contender("r", refuses), "n": needs, "l": Contender("l", lacks)}
+    results = run(Field(samples()), contenders, ["cat", "dog"])
+    assert results["l"]["dog"] == {"refused": "install that"}
     assert results["r"]["cat"] == {"refused": "not this one"}
     assert "needs empty" in results["n"]["dog"]["refused"]
-    table = standings.Standings.of(results, {BASE: "", "r": "r", "n": "n"})
+    table = standings.Standings.of(results, {BASE: "", "r": "r", "n": "n", "l": "l"})
     assert (table.standings[1].refused, table.standings[1].why) == (2, "not this one")
     assert math.isnan(table.standings[1].numbers["forget"])
     with pytest.raises(RuntimeError, match="method 'f' on 'cat': KeyError: 'bug'"):

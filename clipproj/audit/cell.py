@@ -79,8 +79,8 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     elsewhere: accuracy on each other data set.
     rank, distance (Frobenius norm of the edit's matrix less the identity), seconds to make it.
 
-    A method that refuses the class (ValueError when made), or needs what is not at hand, has
-    {"refused": why}.
+    A method that refuses the class (ValueError when made), or needs what is not at hand or not
+    installed, has {"refused": why}.
     """
     missing = [need for need in contender.needs if not _at_hand(field, need)]
     if missing:
@@ -89,7 +89,7 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     started = time.perf_counter()
     try:
         made = _made(field, contender, forget, seed)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         return {"refused": str(error)}
     seconds = (time.perf_counter() - started) / len(made)
     parts = []
