@@ -198,3 +198,19 @@ def test_domains_are_told_by_file_names(run: Run, usual: list[str]) -> None:
     assert missing.exit_code == 2
     assert "domain must cover every picture, got none for" in missing.stdout
     assert "needs to be told" in json.loads(run(*args).stdout)["audits"]["domains"]["lead"]
+
+
+def test_a_refusal_is_told_and_a_bug_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = clipproj.Embeddings(torch.eye(3), ("a", "b", "c"), ("{}",), "m")
+    samples = Samples(torch.eye(3)[1:], torch.tensor([1, 2]), classes)  # none of a
+    p = clipproj.nullspace(classes.select(["a"]), classes.drop(["a"]))
+    subject = suite.Subject(samples, p, ("a",))
+    (found,) = suite.audit(subject, ["tune"])
+    assert "Not made: tune: samples must hold a picture of a forgotten class" in found.page.lead
+
+    def bug(_: suite.Subject) -> None:
+        list(zip([1], [1, 2], strict=True))
+
+    monkeypatch.setitem(AUDITS, "tune", bug)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        suite.audit(subject, ["tune"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,10 +178,15 @@ def check_keys(only: Sequence[str] | None) -> None:
             raise ValueError(f"audit: only must be some of {', '.join(AUDITS)}, got {key!r}")
 
 
+_REFUSAL = re.compile(r"\w+: |.*install clipproj\[")  # the forms of what clipproj refuses
+
+
 def _made(subject: Subject, key: str) -> dict[str, Any]:
     try:
         result = AUDITS[key](subject)
-    except (ValueError, ImportError) as error:  # of what is asked, not of the code
+    except (ValueError, ImportError) as error:
+        if not _REFUSAL.match(str(error)):  # a bug, which must not look like a refusal
+            raise
         lead = f"Not made: {error}."
         page = Page(key, key.capitalize(), lead)
         return {"numbers": None, "page": pages.as_json(page), "skipped": str(error)}
