@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 
@@ -47,6 +48,20 @@ def expand_names(
             for form in (word, plural(word)) if plural else (word,):
                 expanded.setdefault(form.casefold(), form)
     return list(expanded.values())
+
+
+def canonical(name: str) -> str:
+    """The one spelling of a name: composed accents (NFC), spaces for underscores, none in excess.
+
+    A Mac's folders hold accents as letters of their own (NFD), which read alike and tokenize
+    otherwise.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
+
+
+def name_key(name: str) -> str:
+    """What two spellings of one name have in common: `canonical`, whatever the case."""
+    return unicodedata.normalize("NFC", canonical(name).casefold())
 
 
 def openai_templates() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
+from clipproj.words import name_key
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def check(request: Request) -> None:
         for name in given:
             if not name.strip():
                 raise ValueError(f"{op}: {argument} must not be blank, got {name!r}")
-            if first := seen.get(_plain(name)):
+            if first := seen.get(name_key(name)):
                 raise ValueError(f"{op}: {argument} must be distinct, got {first!r} and {name!r}")
-            seen[_plain(name)] = name
+            seen[name_key(name)] = name
     _check_apart(op, request.names, request.keep)
     try:
         torch.empty(0, device=request.device)
@@ -153,9 +154,9 @@ def _forgotten_by(op: str, saved: Projector | None, names: Sequence[str]) -> tup
     own = tuple(saved.provenance.get("forget", {}).get("names", ()))
     if not own and not names:
         raise ValueError(f"{op}: names must say what the projector forgets, its file does not")
-    known = {_plain(name) for name in own}
+    known = {name_key(name) for name in own}
     for name in names:
-        if own and _plain(name) not in known:
+        if own and name_key(name) not in known:
             raise ValueError(
                 f"{op}: names must be among what the projector forgets, {list(own)}, got {name!r}"
             )
@@ -163,20 +164,15 @@ def _forgotten_by(op: str, saved: Projector | None, names: Sequence[str]) -> tup
 
 
 def _check_apart(op: str, forget: Sequence[str], keep: Sequence[str]) -> None:
-    gone = {_plain(name) for name in forget}
-    both = [name for name in keep if _plain(name) in gone]
+    gone = {name_key(name) for name in forget}
+    both = [name for name in keep if name_key(name) in gone]
     if both:
         raise ValueError(f"{op}: keep must not hold what is forgotten, got {both} in both")
 
 
-def _plain(name: str) -> str:
-    """A name as it is compared: without case, an underscore is a space."""
-    return " ".join(name.replace("_", " ").split()).casefold()
-
-
 def _class_of(name: str, classes: Sequence[str]) -> str | None:
     """The class that a name means."""
-    return {_plain(one): one for one in classes}.get(_plain(name))
+    return {name_key(one): one for one in classes}.get(name_key(name))
 
 
 def check_known(op: str, name: str, classes: Sequence[str]) -> None:
