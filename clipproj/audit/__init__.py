@@ -14,6 +14,7 @@ from clipproj.audit.evaluate import (
     score,
     strength_curve,
 )
+from clipproj.audit.gate import Limits, Price
 from clipproj.audit.leak import leak
 from clipproj.audit.page import Page
 from clipproj.audit.paraphrase import paraphrase
@@ -26,11 +27,11 @@ from clipproj.audit.relevance import relevance
 from clipproj.audit.report import write_report
 from clipproj.audit.retrieval import retrieval, wrong_side
 from clipproj.audit.samples import Samples
+from clipproj.audit.standins import stand_ins
 from clipproj.audit.stats import Measured
 from clipproj.audit.suite import AUDITS, Subject, audit
 from clipproj.audit.tagging import tagging
 from clipproj.audit.task import Contender, Task
-from clipproj.audit.texttable import TextRow, TextTable, text_table
 from clipproj.audit.tradeoff import area
 from clipproj.audit.tune import Tuned, text_proxies, tune
 
@@ -40,16 +41,16 @@ __all__ = [
     "Contender",
     "CurvePoint",
     "Field",
+    "Limits",
     "Measured",
     "Page",
     "Pictures",
+    "Price",
     "RanPAC",
     "Samples",
     "Scores",
     "Subject",
     "Task",
-    "TextRow",
-    "TextTable",
     "Tuned",
     "area",
     "audit",
@@ -70,10 +71,10 @@ __all__ = [
     "relevance",
     "retrieval",
     "score",
+    "stand_ins",
     "strength_curve",
     "tagging",
     "text_proxies",
-    "text_table",
     "tune",
     "write_report",
     "wrong_side",

@@ -16,7 +16,7 @@ from clipproj import files
 from clipproj.audit.contest import BASE, BASE_IN_HALVES
 from clipproj.audit.journal import code_digest
 from clipproj.audit.task import Contender, Task
-from clipproj.methods import coreset, defaults, nullspace, redirect, rotate
+from clipproj.methods import coreset, nullspace, redirect, rotate
 from clipproj.projector import Projector
 
 
@@ -33,6 +33,12 @@ def _core(task: Task) -> Projector:
 def _redirect(task: Task, target: str) -> Projector:
     to = task.empty[None] if target == "empty" else target
     return redirect(task.forget, to, task.keep)
+
+
+def _ccup(task: Task) -> Projector:
+    from clipproj.methods import defaults  # which measures with the audits
+
+    return defaults.make(task.forget, task.keep, "ccup")
 
 
 _PACKAGE = "__init__.py"
@@ -63,7 +69,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "ccup": Contender(
         "the full objective of 2512.14137, lambda 10, mu by the default rules",
-        lambda task: defaults.make(task.forget, task.keep, "ccup"),
+        _ccup,
     ),
     "redirect, self": Contender(
         "to the model's own likely kept labels (Partial Model Collapse)",

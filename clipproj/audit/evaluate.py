@@ -1,4 +1,4 @@
-"""What an edit did, measured on pictures and on texts.
+"""What an edit did, measured on pictures or on what stands in for them.
 
 Four numbers belong together and are always given together: accuracy on the forgotten classes, on
 the others, on the others' nearest five, and how many forgotten pictures a linear probe still finds.
@@ -23,6 +23,7 @@ from clipproj.audit.probe import probe_recall
 from clipproj.audit.samples import NO_ANSWER, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.projector import Projector
+from clipproj.text import Embeddings
 
 __all__ = ["NO_ANSWER", "Comparison", "CurvePoint", "Scores", "compare", "nearest", "score"]
 
@@ -35,6 +36,7 @@ class Scores:
 
     Args:
         forget: top-1 accuracy on pictures of the forgotten classes.
+        found: share of them answered by a forgotten class, their own or another.
         retain: the same on all other pictures.
         neighbours: the same on pictures of the retained classes nearest to the forgotten ones.
         others: the same on pictures of the retained classes that are not among these.
@@ -45,6 +47,7 @@ class Scores:
     """
 
     forget: Measured
+    found: Measured
     retain: Measured
     neighbours: Measured
     others: Measured
@@ -58,23 +61,29 @@ class Comparison:
     """The same pictures before and after an edit.
 
     Args:
-        forget: the forgotten classes.
+        forget: the forgotten classes that the pictures have.
+        unmeasured: forgotten names that no picture is of.
         nearest: the retained classes (with pictures) nearest to them, nearest first.
         cosine: mean cosine between a retained picture's feature before and after; 1 is untouched.
         cosine_forget: the same for pictures of the forgotten classes.
+        agreement: share of the retained pictures whose answer is the same, right or wrong.
         changed: [c] int64 indices of the pictures whose answer changed.
         pictures_forget, pictures_retain: how many pictures the shares are of.
+        unit: what is counted: "picture", or "mixture of texts" for `stand_ins`.
     """
 
     forget: tuple[str, ...]
+    unmeasured: tuple[str, ...]
     nearest: tuple[str, ...]
     before: Scores
     after: Scores
     cosine: Measured
     cosine_forget: Measured
+    agreement: Measured
     changed: Tensor
     pictures_forget: int
     pictures_retain: int
+    unit: str = "picture"
 
     def page(self) -> Page:
         """The accuracies as a page of a report, the nearest and the worst hit classes below."""
@@ -118,24 +127,35 @@ class CurvePoint:
     probe: float
 
 
-def score(samples: Samples, forget: Sequence[str]) -> Scores:
+def score(samples: Samples, forget: Sequence[str] | Embeddings) -> Scores:
     """Zero-shot accuracies and probe recall of pictures by their features.
 
     Args:
         samples: pictures and the texts that compete for each of them.
-        forget: forgotten names, among the classes, which have others as well.
+        forget: forgotten names, among the classes, which have others as well; as Embeddings names
+            that are no class as well, which then count for what is nearest to them alone.
 
     Raises ValueError for a forgotten name that is not a class.
     """
     return _score(samples, Groups.of(samples, forget))
 
 
-def compare(before: Samples, after: Samples, forget: Sequence[str]) -> Comparison:
+def compare(
+    before: Samples,
+    after: Samples,
+    forget: Sequence[str] | Embeddings,
+    *,
+    probe: bool = True,
+    unit: str = "picture",
+) -> Comparison:
     """The numbers before and after an edit, and which answers changed.
 
     Args:
         before, after: the same pictures; `before.edited(edit)` is one way to get the second, the
             features of an edited model another. Which classes are nearest is decided before.
+        forget: as in `score`.
+        probe: whether to fit the linear probe, else it is NaN.
+        unit: what one sample is called.
 
     Raises ValueError as `score`, and for samples that do not correspond.
     """
@@ -144,24 +164,29 @@ def compare(before: Samples, after: Samples, forget: Sequence[str]) -> Compariso
             "compare: after must have the classes and labels of before, in their order"
         )
     groups = Groups.of(before, forget)
-    scores = _score(before, groups), _score(after, groups)
+    scores = _score(before, groups, probe), _score(after, groups, probe)
+    same = scores[0].predictions == scores[1].predictions
+    names = tuple(forget.names if isinstance(forget, Embeddings) else forget)
     cosine = F.cosine_similarity(before.features.double(), after.features.double(), dim=1)
     return Comparison(
-        forget=tuple(forget),
+        forget=tuple(name for name in names if name in set(before.names)),
+        unmeasured=tuple(name for name in names if name not in set(before.names)),
         nearest=groups.nearest,
         before=scores[0],
         after=scores[1],
         cosine=mean(cosine[~groups.gone], (-1, 1)),
         cosine_forget=mean(cosine[groups.gone], (-1, 1)),
-        changed=(scores[0].predictions != scores[1].predictions).nonzero().flatten(),
+        agreement=share(same[~groups.gone]),
+        changed=(~same).nonzero().flatten(),
         pictures_forget=int(groups.gone.sum()),
         pictures_retain=int((~groups.gone).sum()),
+        unit=unit,
     )
 
 
 def strength_curve(
     samples: Samples,
-    forget: Sequence[str],
+    forget: Sequence[str] | Embeddings,
     projector: Projector,
     strengths: Sequence[float] | None = None,
     *,
@@ -195,25 +220,35 @@ def strength_curve(
     return points
 
 
-def as_dict(comparison: Comparison, curve: Sequence[CurvePoint] = ()) -> dict[str, Any]:
-    """Numbers for JSON: no tensors, None for what could not be measured."""
+def as_dict(
+    comparison: Comparison, curve: Sequence[CurvePoint] = (), *, every: bool = True
+) -> dict[str, Any]:
+    """Numbers for JSON: no tensors, None for what could not be measured.
+
+    Args:
+        every: all classes one by one; False: the forgotten and the nearest ones.
+    """
+    shown = {*comparison.forget, *comparison.nearest}
 
     def scores(one: Scores) -> dict[str, Any]:
-        groups = ("forget", "retain", "neighbours", "others")
+        groups = ("forget", "found", "retain", "neighbours", "others")
         numbers = {name: float(getattr(one, name)) for name in groups}
         low_high = {name: [getattr(one, name).low, getattr(one, name).high] for name in groups}
-        per_class = {name: float(value) for name, value in one.per_class.items()}
+        per_class = {n: float(v) for n, v in one.per_class.items() if every or n in shown}
         return numbers | {"probe": float(one.probe), "intervals": low_high, "per_class": per_class}
 
     return plain(
         {
             "forget": comparison.forget,
+            "unmeasured": comparison.unmeasured,
             "nearest": comparison.nearest,
             "before": scores(comparison.before),
             "after": scores(comparison.after),
             "cosine": float(comparison.cosine),
             "cosine_forget": float(comparison.cosine_forget),
+            "agreement": float(comparison.agreement),
             "changed": len(comparison.changed),
+            "of": comparison.unit,
             "pictures": {
                 "forget": comparison.pictures_forget,
                 "retain": comparison.pictures_retain,
@@ -244,22 +279,24 @@ class Groups:
 
     Args:
         labels: [n] int64.
+        forgotten: [m] int64, rows of the forgotten classes.
         gone, near: [n] bool, of forgotten classes and of their nearest others.
         nearest: the names of the latter, nearest first.
     """
 
     labels: Tensor
+    forgotten: Tensor
     gone: Tensor
     near: Tensor
     nearest: tuple[str, ...]
 
     @classmethod
-    def of(cls, samples: Samples, forget: Sequence[str]) -> Groups:
+    def of(cls, samples: Samples, forget: Sequence[str] | Embeddings) -> Groups:
         """Raises TypeError, ValueError as `class_groups`."""
         rows = class_groups("score", samples, forget)
         gone, near = (torch.isin(samples.labels, rows[g]) for g in ("forgotten", "neighbours"))
         names = tuple(samples.names[c] for c in rows["neighbours"].tolist())
-        return cls(samples.labels, gone, near, names)
+        return cls(samples.labels, rows["forgotten"], gone, near, names)
 
     def shares(self, correct: Tensor) -> tuple[Measured, Measured, Measured, Measured]:
         """forget, retain, neighbours, others; NaN for a group without pictures."""
@@ -272,12 +309,14 @@ class Groups:
         return probe_recall(features, self.labels, self.labels[self.gone].unique())
 
 
-def _score(samples: Samples, groups: Groups) -> Scores:
+def _score(samples: Samples, groups: Groups, probe: bool = True) -> Scores:
     predictions = samples.answers()
     correct = predictions == groups.labels
     per_class = {
         samples.names[c]: share(correct[groups.labels == c])
         for c in groups.labels.unique().tolist()
     }
-    shares, probe = groups.shares(correct), groups.probe(samples.features)
-    return Scores(*shares, probe, per_class, predictions)
+    forget, *rest = groups.shares(correct)
+    found = share(torch.isin(predictions, groups.forgotten)[groups.gone])
+    recall = groups.probe(samples.features) if probe else share([])
+    return Scores(forget, found, *rest, recall, per_class, predictions)

@@ -11,13 +11,22 @@ from clipproj.audit.samples import Samples
 from clipproj.text import Embeddings
 
 
-def nearest(classes: Embeddings, forget: Sequence[str], count: int = 5) -> tuple[str, ...]:
+def nearest(
+    classes: Embeddings, forget: Sequence[str] | Embeddings, count: int = 5
+) -> tuple[str, ...]:
     """The `count` classes with the highest text cosine to any forgotten one, nearest first.
+
+    Args:
+        forget: names among the classes; as Embeddings others as well.
 
     Raises ValueError for a forgotten name that is not among the classes.
     """
-    target = classes.select(forget).tensor
-    others = classes.drop(forget)
+    if isinstance(forget, Embeddings):
+        target, known = forget.tensor.cpu(), set(classes.names)
+        forget = [name for name in forget.names if name in known]
+    else:
+        target = classes.select(forget).tensor
+    others = classes.drop(forget) if forget else classes
     similarity = (others.tensor @ target.T).amax(dim=1)
     order = similarity.argsort(descending=True, stable=True)[:count]
     return tuple(others.names[i] for i in order.tolist())
@@ -38,7 +47,7 @@ def forgotten(op: str, samples: Samples, forget: Sequence[str]) -> tuple[tuple[s
 
 
 def class_groups(
-    op: str, samples: Samples, forget: Sequence[str], count: int = 5
+    op: str, samples: Samples, forget: Sequence[str] | Embeddings, count: int = 5
 ) -> dict[str, Tensor]:
     """Rows of the classes that are "forgotten", "neighbours" and "others", each [m] int64.
 
@@ -46,12 +55,21 @@ def class_groups(
     all the rest. Both are of classes that have pictures, as there is nothing to measure of the
     rest; m may be 0.
 
+    Args:
+        forget: names of classes; as Embeddings others as well, even none of them, which then only
+            say what is nearest.
+
     Raises TypeError, ValueError as `forgotten`.
     """
-    gone, rows = forgotten(op, samples, forget)
-    names = samples.names
+    names, target = samples.names, forget
+    if isinstance(forget, Embeddings):
+        forget = [name for name in forget.names if name in set(names)]
+    if forget or not isinstance(target, Embeddings):
+        gone, rows = forgotten(op, samples, forget)
+    else:
+        gone, rows = (), torch.empty(0, dtype=torch.int64)
     rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(gone))
-    near = nearest(samples.classes.select([*gone, *rest]), gone, count) if rest else ()
+    near = nearest(samples.classes.select([*gone, *rest]), target, count) if rest else ()
     others = [name for name in names if name in set(rest).difference(near)]
     row = {name: i for i, name in enumerate(names)}
 

@@ -14,7 +14,6 @@ from clipproj import files as artefacts
 from clipproj.audit import wording
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint
 from clipproj.audit.pictures import Pictures, open_picture
-from clipproj.audit.texttable import TextTable
 from clipproj.projector import Projector
 from clipproj.receipt import Receipt, Verdict
 from clipproj.text import Embeddings
@@ -25,19 +24,19 @@ if TYPE_CHECKING:
 THUMBNAIL = 96  # pixels, the longer side
 GALLERY = 20  # pictures
 BARS = 20  # classes, the rest folded away
-TEXTS = 20  # kept texts where there are no pictures, 5 where there are
 
 
 def write_report(
     path: str | os.PathLike[str],
     *,
     projector: Projector,
-    texts: TextTable,
+    texts: Comparison,
     verdict: Verdict,
     receipt: Receipt,
     edit_seconds: float,
     files: Mapping[str, str],
     undo_command: str,
+    alarms: Sequence[str] = (),
     comparison: Comparison | None = None,
     curve: Sequence[CurvePoint] = (),
     pictures: Pictures | None = None,
@@ -46,8 +45,10 @@ def write_report(
     """Write the report, atomically. The same inputs give the same bytes.
 
     Args:
+        texts: the same edit on `stand_ins`.
         files: what was written: what it is, to its path.
         undo_command: the command line that takes the edit back.
+        alarms: what is wrong with the edit, at the top and in red.
         comparison, pictures, classes: what `compare` was given and gave; without a comparison the
             report is about texts alone.
         curve: of `strength_curve`; left out when empty, as for an edit of the text tower.
@@ -70,8 +71,10 @@ def write_report(
         names=wording.listed(names),
         projector=projector,
         provenance=provenance,
-        shown_texts=texts.shown(TEXTS if comparison is None else 5),
         texts=texts,
+        measured=texts if comparison is None else comparison,
+        text_rows=_rows(texts, (*texts.forget, *texts.nearest)),
+        alarms=alarms,
         verdict=verdict,
         receipt=receipt,
         edit_time=wording.duration(edit_seconds),
@@ -105,7 +108,6 @@ def template(name: str) -> Template:
     }  # fmt: skip
     environment.globals |= {
         "count": wording.count, "result": wording.result, "caveat": wording.caveat,
-        "text_result": wording.text_result,
     }  # fmt: skip
     return environment.get_template(name)
 
@@ -158,13 +160,17 @@ def _data_uri(path: os.PathLike[str]) -> str:
 
 def _bars(comparison: Comparison) -> dict[str, Any]:
     """Classes with pictures: the forgotten ones, then the others by what they lost."""
-    before, after = comparison.before.per_class, comparison.after.per_class
-    rows = [
-        {"name": n, "before": before[n], "after": after[n], "forgotten": n in comparison.forget}
-        for n in before
-    ]
+    rows = _rows(comparison, tuple(comparison.before.per_class))
     rows.sort(key=lambda r: (not r["forgotten"], r["after"] - r["before"], r["name"]))
     return {"shown": rows[:BARS], "folded": rows[BARS:]}
+
+
+def _rows(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    before, after = comparison.before.per_class, comparison.after.per_class
+    gone = set(comparison.forget)
+    return [
+        {"name": n, "before": before[n], "after": after[n], "forgotten": n in gone} for n in names
+    ]
 
 
 @dataclass(frozen=True)

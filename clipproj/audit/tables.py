@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipproj.audit.evaluate import Comparison
-from clipproj.audit.texttable import TextTable
 from clipproj.audit.wording import caveat, cosine, count, duration, listed, percent
 
 if TYPE_CHECKING:
@@ -13,19 +12,20 @@ if TYPE_CHECKING:
 
 
 def table(comparison: Comparison, edit_seconds: float) -> Table:
-    """The four numbers, the nearest classes one by one, and the limit of what they say.
+    """The numbers that belong together, the nearest classes one by one, and what they do not say.
 
     Raises ImportError without rich.
     """
     before, after = comparison.before, comparison.after
-    forgotten = count(comparison.pictures_forget, "picture")
-    others = count(comparison.pictures_retain, "picture")
+    pictures = comparison.unit == "picture"
+    forgotten = count(comparison.pictures_forget, comparison.unit)
+    others = count(comparison.pictures_retain, comparison.unit)
     out = _table("before", "after", caption=caveat(comparison))
 
     def row(name: str, one: str, other: str, style: str = "") -> None:
         out.add_row(_text(name), _text(one), _text(other, style))
 
-    names = listed(comparison.forget)
+    names = listed(comparison.forget or comparison.unmeasured)
     row(f"{names} ({forgotten})", percent(before.forget), percent(after.forget), "bold")
     row(f"all other classes ({others})", percent(before.retain), percent(after.retain), "bold")
     row(
@@ -36,32 +36,14 @@ def table(comparison: Comparison, edit_seconds: float) -> Table:
     )
     for name in comparison.nearest:
         row(f"    {name}", percent(before.per_class[name]), percent(after.per_class[name]))
-    row(f"a linear probe finds {names}", percent(before.probe), percent(after.probe), "bold")
+    row("same answer as before, all others", percent(1.0), percent(comparison.agreement))
+    if pictures:
+        row(f"a linear probe finds {names}", percent(before.probe), percent(after.probe), "bold")
+    else:
+        row(f"a linear probe finds {names}", "unknown", "unknown")
     out.add_section()
     row("cosine to the unedited feature", cosine(1.0), cosine(comparison.cosine))
     row("time of the edit", "", duration(edit_seconds))
-    return out
-
-
-def text_summary(texts: TextTable, edit_seconds: float) -> Table:
-    """What the edit does to the texts, for a run without pictures. ImportError without rich."""
-    limit = (
-        "Texts alone: accuracy and what a linear probe still finds are unknown without pictures. "
-        "The edit erases alignment with text, not information."
-    )
-    out = _table("to itself", "to the forgotten", "after", "answered", caption=limit)
-    for one in texts.shown(5):
-        out.add_row(
-            _text(one.name, "bold" if one.forgotten else ""),
-            _text(cosine(one.cosine)),
-            _text(cosine(one.before)),
-            _text(cosine(one.after)),
-            _text(one.answer or "nothing"),
-        )
-    out.add_section()
-    own = f"{texts.true_to_name} of {len(texts.kept)} to themselves"
-    out.add_row(_text("all kept texts"), _text(cosine(texts.cosine)), "", "", _text(own))
-    out.add_row(_text("time of the edit"), _text(duration(edit_seconds)))
     return out
 
 

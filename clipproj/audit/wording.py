@@ -10,7 +10,6 @@ from clipproj.audit.stats import Measured
 
 if TYPE_CHECKING:  # they take words from here
     from clipproj.audit.evaluate import Comparison
-    from clipproj.audit.texttable import TextTable
 
 _FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
 _FEW = 4  # pictures below which no answer at all leaves more than half open
@@ -65,8 +64,9 @@ def duration(seconds: float) -> str:
 
 
 def count(n: int, thing: str) -> str:
-    """ "1 picture", "40 pictures"."""
-    plural = thing + ("es" if thing.endswith("s") else "s")
+    """ "1 picture", "40 pictures", "40 mixtures of texts"."""
+    head, of, rest = thing.partition(" of ")
+    plural = head + ("es" if head.endswith("s") else "s") + of + rest
     return f"{n:,} {thing if n == 1 else plural}".replace(",", "\u00a0")
 
 
@@ -91,7 +91,7 @@ def either(names: Sequence[str], one: str, several: str) -> str:
 def result(comparison: Comparison) -> str:
     """What happened to the accuracies, in at most three sentences; no word of what has none."""
     before, after = comparison.before, comparison.after
-    of = count(comparison.pictures_forget, "picture")
+    of = count(comparison.pictures_forget, comparison.unit)
     near = len(comparison.nearest)
     told = [
         f"on {where} it went from {percent(old)} to {percent(new)}."
@@ -106,27 +106,21 @@ def result(comparison: Comparison) -> str:
     if not told:
         return "There is no picture: accuracy was not measured."
     first = told[0].replace(" it went", " went", 1)
-    return " ".join([f"Top-1 accuracy {first}", *(one.capitalize() for one in told[1:])])
-
-
-def text_result(texts: TextTable) -> str:
-    """What happened to the texts, in one sentence or two."""
-    near = texts.kept[:5]
-    own = (
-        f"{texts.true_to_name} of {count(len(texts.kept), 'kept class')} still answer to their "
-        f"name, {sum(row.answer == row.name for row in near)} of the {len(near)} nearest among them"
-    )
-    first = texts.rows[0]
-    answer = "nothing" if first.answer is None else f"“{first.answer}”"
-    return (
-        f"A perfect picture of “{first.name}” is now answered {answer}. {own}, at a mean cosine of "
-        f"{cosine(texts.cosine)} to what they were."
-    )
+    told = [f"Top-1 accuracy {first}", *(f"{one[0].upper()}{one[1:]}" for one in told[1:])]
+    if comparison.unmeasured:
+        told.append(f"There are no pictures of {listed(comparison.unmeasured)}.")
+    return " ".join(told)
 
 
 def caveat(comparison: Comparison) -> str:
     """What the numbers do not say: alignment with text is not information."""
     before, after = comparison.before, comparison.after
+    if comparison.unit != "picture":
+        return (
+            "Mixtures of two class texts stand in for pictures: they tell whether an edit ruins "
+            "the rest, not what pictures lose. What a linear probe still finds is unknown: the "
+            "edit erases alignment with text, not information."
+        )
     if math.isnan(after.forget):
         return "No picture of a forgotten class was given: what is left of it was not measured."
     if before.forget <= _FORGOTTEN:

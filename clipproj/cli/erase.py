@@ -17,9 +17,10 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
+from clipproj.audit.gate import Limits, Price, advice
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
-from clipproj.audit.texttable import TextTable, text_table
+from clipproj.audit.standins import stand_ins
 from clipproj.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -71,11 +72,16 @@ class Outcome:
         projector: as applied, with its strength.
         forget, keep: the texts of both; keep_from says where the names come from.
         pictures, comparison, curve: None and empty without a picture folder.
-        texts: the same edit seen on the class texts.
+        texts: the same edit on `stand_ins` made of the class texts.
+        alarms: in which ways the edit costs more or forgets less than it may, a sentence each.
+        advice: what would help that.
+        refused: True where that is why nothing is written; False where the request's limits allow
+            it and it is beyond the default ones.
         verdict: of the written checkpoint read back from disk; of the live model in a rehearsal.
         edit_seconds: the fold alone.
         seconds: everything.
-        files: what was written, by what it is; empty in a rehearsal or when the receipt fails.
+        files: what was written, by what it is; empty in a rehearsal, when the receipt fails, or
+            when the edit is refused.
     """
 
     model: str
@@ -87,7 +93,10 @@ class Outcome:
     pictures: Pictures | None
     comparison: Comparison | None
     curve: list[CurvePoint]
-    texts: TextTable
+    texts: Comparison
+    alarms: tuple[str, ...]
+    advice: tuple[str, ...]
+    refused: bool
     verdict: Verdict
     edit_seconds: float
     seconds: float
@@ -116,7 +125,10 @@ class Outcome:
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
             "scores": measured,
-            "texts": _texts_as_dict(self.texts),
+            "texts": evaluate.as_dict(self.texts, every=False),
+            "refused": self.refused,
+            "alarms": list(self.alarms),
+            "advice": list(self.advice),
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -131,6 +143,9 @@ class Outcome:
 
 def erase(request: Request, progress: Progress | None = None) -> Outcome:
     """Erase, measure before and after, verify, and write everything or nothing.
+
+    Nothing where the edit costs the other classes more than `request.limits`, or leaves more of the
+    forgotten ones: the outcome says so.
 
     Raises:
         ValueError: for names that are unknown, repeated, or on both lists, options out of range,
@@ -154,9 +169,10 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         output.need(size(loaded.model.state_dict()))
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
+    _check_rank(request, len(names.forms), find_heads(loaded.model)[request.tower].width)
     if saved is not None:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
-    forget, keep, classes, keep_from = _embed(request, loaded, names, pictures, say)
+    forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
     if saved is None:
         projector = _build(request, forget, keep, closed=keep_from != "generic")
         fold(projector).undo()  # nor after an hour of pictures
@@ -172,11 +188,19 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         if request.tower == "image":
             rows = picture_features(loaded, pictures, "pictures after", say)
             after = replace(before, features=rows)
-            curve = evaluate.strength_curve(before, names.forget, handle.projector)
+            curve = evaluate.strength_curve(before, gone, handle.projector)
         else:
             edited = class_texts(loaded, classes.names, classes.templates, "texts after", say)
             after = replace(before, texts=edited.tensor)
-        comparison = evaluate.compare(before, after, names.forget)
+        comparison = evaluate.compare(before, after, gone)
+    unedited = stand_ins(forget, keep)
+    mixed = unedited.edited(handle.projector)
+    texts = evaluate.compare(
+        unedited, mixed, forget.names, probe=False, unit="mixture of texts"
+    )
+    price = Price.of(comparison, texts, handle.projector)
+    refused = price.beyond(request.limits)
+    alarms = refused or price.beyond(Limits())
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
@@ -187,32 +211,37 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         pictures=pictures,
         comparison=comparison,
         curve=curve,
-        texts=text_table(forget, keep, handle.projector),
+        texts=texts,
+        alarms=alarms,
+        advice=advice(
+            price,
+            request.limits if refused else Limits(),
+            projector,
+            names=len(names.forget),
+            closed=keep_from != "generic",
+        )
+        if alarms
+        else (),
+        refused=bool(refused),
         verdict=verify(loaded.model, handle.receipt),
         edit_seconds=_fold_seconds(loaded, handle),
         seconds=time.perf_counter() - started,
         files={},
     )
-    if output is not None and outcome.verdict:
+    if output is not None and outcome.verdict and not refused:
         say("files", 0, 1)
         outcome = _write(outcome, output, loaded, handle, classes)
         say("files", 1, 1)
     return replace(outcome, seconds=time.perf_counter() - started)
 
 
-def _texts_as_dict(texts: TextTable) -> dict[str, Any]:
-    """For each class, cosines of a perfect picture of it to the nearest forgotten text."""
-    rows = [
-        {"name": row.name, "before": row.before, "after": row.after, "answer": row.answer}
-        for row in texts.shown(5)
-    ]
-    forgotten = len(texts.rows) - len(texts.kept)
-    return {
-        "forgotten": rows[:forgotten],
-        "nearest": rows[forgotten:],
-        "kept": len(texts.kept),
-        "kept_true_to_name": texts.true_to_name,
-    }
+def _check_rank(request: Request, names: int, dim: int | None) -> None:
+    """ValueError, before any text is embedded, for more names than the head has dimensions."""
+    if request.projector is None and request.rank is None and dim is not None and names >= dim:
+        raise ValueError(
+            f"{request.command}: names must be fewer than the {dim} dimensions of the model's "
+            f"features, which a direction each would use up, got {names}; give rank, or fewer"
+        )
 
 
 def _pictures(request: Request) -> Pictures | None:
@@ -245,17 +274,18 @@ def class_texts(
 
 def _embed(
     request: Request, loaded: Loaded, names: Names, pictures: Pictures | None, say: Progress
-) -> tuple[Embeddings, Embeddings, Embeddings, str]:
-    """Texts to forget, to keep, and that compete for the pictures; where the kept ones are from."""
+) -> tuple[Embeddings, Embeddings, Embeddings, Embeddings, str]:
+    """Texts to forget, to keep, that compete for the pictures, and of `names.forget`; where the
+    kept ones are from."""
     classes = names.forget if pictures is None else pictures.classes
-    everything = dict.fromkeys([*classes, *names.forms, *(names.keep or ())])
+    everything = dict.fromkeys([*classes, *names.forms, *names.forget, *(names.keep or ())])
     # a thousand generic names with 80 templates each are a wait; both lists get the same few
     few = simple_templates() if names.keep is None else None
     texts = class_texts(loaded, tuple(everything), request.templates or few, "texts", say)
-    forget = texts.select(names.forms)
+    forget, gone = texts.select(names.forms), texts.select(names.forget)
     if names.keep is not None:
         keep_from = "given" if request.keep else "pictures"
-        return forget, texts.select(names.keep), texts.select(classes), keep_from
+        return forget, texts.select(names.keep), texts.select(classes), gone, keep_from
     keep = generic_keep(
         loaded.model,
         loaded.tokenizer,
@@ -263,7 +293,7 @@ def _embed(
         templates=forget.templates,
         progress=lambda done, total: say("generic texts", done, total),
     )
-    return forget, keep, texts.select(classes), "generic"
+    return forget, keep, texts.select(classes), gone, "generic"
 
 
 def _build(request: Request, forget: Embeddings, keep: Embeddings, closed: bool) -> Projector:
@@ -348,6 +378,7 @@ def _write(
             files=ABOUT,
             undo_command=outcome.undo_command,
             texts=outcome.texts,
+            alarms=outcome.alarms,
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
+LIMITS = "What it may cost"
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Classes to forget.")]
 Template = Annotated[
@@ -74,7 +75,8 @@ Method = Annotated[
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="0 nothing, 1 projects, 2 reflects. Default: 1.5 for mean contrast, else 1.",
+        help="0 nothing, 1 projects, 2 reflects. Default: 1, of a mean contrast 1.5; above 1 for a "
+        "single direction alone.",
         rich_help_panel=HOW,
     ),
 ]
@@ -83,7 +85,7 @@ Contrast = Annotated[
     typer.Option(
         metavar="none|span|hull|mean|auto",
         help="nullspace: what the names are told apart from. Default: span(keep) up to 16 "
-        "names, beyond hull(keep), or mean(keep) where it is the generic list.",
+        "names where that suffices, else hull(keep), or mean(keep) of the generic list.",
         rich_help_panel=HOW,
     ),
 ]

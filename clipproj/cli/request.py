@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from clipproj.audit.gate import Limits
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
@@ -26,14 +28,16 @@ class Request:
         images: folder of class folders; None: the embedded model's own pictures, else none.
         keep: names to keep; empty: the other classes of the pictures, else a generic list.
         method: "nullspace" or "ccup".
-        strength: None: 1.5 for nullspace's mean contrast, else 1.
-        contrast, rank: of nullspace; no contrast: span up to 16 names to keep, for more hull, mean
-            for the generic list. forget_weight, keep_weight: of ccup; None: 10, and 100 up to
+        strength: None: 1.5 for one direction of nullspace's mean contrast, else 1. Above 1 for one
+            direction alone.
+        contrast, rank: of nullspace; no contrast: span up to 16 names to keep where it suffices,
+            else hull, mean for the generic list. forget_weight, keep_weight: of ccup; None: 10, and 100 up to
             16 names or 1 for more, where a heavier weight protects the class with them.
         templates: prompts with one `{}`; empty: OpenAI's 80, or 7 of them with the generic list.
         plurals, synonyms: forget these forms of the names as well.
         projector: a saved projector to apply, instead of making one from the names.
         tower: the tower whose head is edited.
+        limits: what the edit may cost and leave; beyond them nothing is written.
         out: output folder; None: a rehearsal that writes nothing.
         force: apply a projector that was made for another model.
         command: whose request it is, for errors.
@@ -55,6 +59,7 @@ class Request:
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     projector: Path | None = None
     tower: str = "image"
+    limits: Limits = Limits()
     out: Path | None = None
     force: bool = False
     device: str = "cpu"
@@ -66,7 +71,8 @@ class Names:
     """Names with one spelling: that of the picture folders where there are any.
 
     Attributes:
-        forget: classes to forget, as they are measured: also those that plurals and synonyms name.
+        forget: classes to forget, as they are measured: also those that plurals and synonyms name,
+            and names without pictures, which can't be.
         forms: what is embedded for them: all plurals and synonyms.
         keep: names to keep; None: the generic list.
     """
@@ -122,29 +128,42 @@ def check(request: Request) -> None:
 
 
 def resolve(request: Request, saved: Projector | None, pictures: Pictures | None) -> Names:
-    """Which classes are meant.
+    """Which classes are meant. A name that no picture folder has is warned of, and forgotten.
 
-    Raises ValueError for a name that no picture folder has, that the projector does not forget, or
-    that is on both lists.
+    Raises ValueError for a name that the projector does not forget, or that is on both lists.
     """
     op, names, keep = request.command, tuple(request.names), tuple(request.keep)
     own = _forgotten_by(op, saved, names)
     classes = () if pictures is None else pictures.classes
-    names = tuple(_class_of(name, classes) or name for name in names)
+    spelt = {name_key(one): one for one in classes}  # as the picture folders spell it
+    names = tuple(spelt.get(name_key(name), name) for name in names)
     forms = own or tuple(expand_names(names, plurals=request.plurals, synonyms=request.synonyms))
     _check_apart(op, forms, keep)
     if pictures is None:
         return Names(own or names, forms, keep or None)
-    forms = tuple(dict.fromkeys(_class_of(form, classes) or form for form in forms))
-    measured = tuple(form for form in forms if form in classes)
-    if not (own and measured):  # a projector also lists plurals and synonyms without pictures
-        for name in own or names:
-            check_known(op, name, classes)
-    keep = tuple(_class_of(name, classes) or name for name in keep)
-    keep = keep or tuple(name for name in classes if name not in measured)
+    forms = tuple(dict.fromkeys(spelt.get(name_key(form), form) for form in forms))
+    known = set(classes)
+    measured = tuple(form for form in forms if form in known)
+    # a projector also lists plurals and synonyms, which nobody asked to measure
+    unknown = tuple(name for name in (own if not measured else names) if name not in known)
+    if unknown:
+        warnings.warn(_unmeasured(op, unknown, classes), stacklevel=2)
+    gone = set(measured)
+    keep = tuple(spelt.get(name_key(name), name) for name in keep)
+    keep = keep or tuple(name for name in classes if name not in gone)
     if not keep:
         raise ValueError(f"{op}: names must leave a class to keep, got all {len(measured)}")
-    return Names(measured, forms, keep)
+    return Names((*measured, *unknown), forms, keep)
+
+
+def _unmeasured(op: str, names: Sequence[str], classes: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" * (len(names) > 5))
+    close = [c for n in names[:5] for c in difflib.get_close_matches(n, classes, n=1, cutoff=0.75)]
+    hint = f"; did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
+    return (
+        f"{op}: there are no pictures of {shown}: forgotten all the same, and what is left of it "
+        f"measured on texts{hint}"
+    )
 
 
 def _forgotten_by(op: str, saved: Projector | None, names: Sequence[str]) -> tuple[str, ...]:
@@ -170,14 +189,9 @@ def _check_apart(op: str, forget: Sequence[str], keep: Sequence[str]) -> None:
         raise ValueError(f"{op}: keep must not hold what is forgotten, got {both} in both")
 
 
-def _class_of(name: str, classes: Sequence[str]) -> str | None:
-    """The class that a name means."""
-    return {name_key(one): one for one in classes}.get(name_key(name))
-
-
 def check_known(op: str, name: str, classes: Sequence[str]) -> None:
-    """ValueError, in the name of `op`, for a name that no picture folder has."""
-    if _class_of(name, classes) is None:
+    """ValueError, in the name of `op`, for a name that no picture folder has: audits need them."""
+    if name_key(name) not in set(map(name_key, classes)):
         close = difflib.get_close_matches(name.casefold(), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")
         raise ValueError(

@@ -27,6 +27,7 @@ _WORDS = {"force=True": "--force", "load_pictures: folder": "images"}  # what it
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
     from clipproj.audit import tables
+    from clipproj.audit.gate import neighbours_pay
     from clipproj.audit.wording import listed
 
     history = outcome.projector.provenance
@@ -43,14 +44,21 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
             f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",
         )
     )
-    if outcome.comparison is None:
-        screen.print(tables.text_summary(outcome.texts, outcome.edit_seconds))
-    else:
-        screen.print(tables.table(outcome.comparison, outcome.edit_seconds))
+    if outcome.alarms:
+        what = "Refused, nothing is written. " if outcome.refused else "This edit is not good. "
+        screen.print(Text(what + " ".join(outcome.alarms), style="bold red"))
+        if outcome.advice:
+            screen.print(Text(f"What may help: {'; '.join(outcome.advice)}.", style="red"))
+    measured = outcome.comparison or outcome.texts
+    screen.print(tables.table(measured, outcome.edit_seconds))
+    if not outcome.alarms and (pay := neighbours_pay(measured)):
+        screen.print(Text(pay, style="yellow"))
     style = "green" if outcome.verdict else "bold red"
     screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
     if dry_run:
         screen.print("dry run: nothing written")
+    elif outcome.refused:
+        screen.print("refused: nothing written; --max-loss 1 --max-found 1 writes it all the same")
     elif not outcome.verdict:
         screen.print(Text("nothing written: the receipt failed", style="bold red"))
     else:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from clipproj.audit.gate import Limits
+from clipproj.audit.standins import found, stand_ins
 from clipproj.methods.ccup import ccup
 from clipproj.methods.contrast import SPAN_UP_TO
 from clipproj.methods.nullspace import nullspace
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
+
+MEAN_STRENGTH = 1.5  # of one direction less a mean of many names; 1 leaves up to a third of a class
 
 
 def make(
@@ -25,15 +29,18 @@ def make(
     """What `nullspace` (the default) or `ccup` makes of names, each option None for its default.
 
     Args:
-        contrast, rank: of `nullspace`. Against more names than span suits the contrast is hull
-            where the list is closed, else mean, with strength 1.5: less leaves some of the class.
+        contrast, rank: of `nullspace`. The contrast against a closed list is span where it leaves
+            nothing of the class, which of long lists it does not, else hull; against others mean.
+            Of a mean the strength is 1.5 for one direction, where less leaves some of the class; of
+            several 1, for reflections cross.
         forget_weight, keep_weight: of `ccup`, 10 and 100; above as many names the latter is 1, for
             more would protect the class with them.
-        strength: None for the method's own.
+        strength: None for the method's own; above 1 for one direction alone.
         closed: keep holds all names that compete with the forgotten ones, not names in general.
 
     Raises:
-        TypeError, ValueError: as the methods do; for another method, or an option that it has not.
+        TypeError, ValueError: as the methods do; for another method, an option that it has not, or
+            a strength above 1 for several directions.
     """
     options = {"contrast": contrast, "rank": rank}
     others = {"forget_weight": forget_weight, "keep_weight": keep_weight}
@@ -51,10 +58,36 @@ def make(
         lam = 10.0 if forget_weight is None else forget_weight
         mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0
         made = ccup(forget, keep, lam, mu if keep_weight is None else keep_weight, side=side)
+    elif closed and contrast is None:
+        made = _against_closed_list(forget, keep, rank, side)
     else:
-        if contrast is None:
-            contrast = "hull" if closed and len(keep) > SPAN_UP_TO else "auto"
-        made = nullspace(forget, keep, contrast, rank=rank, side=side)
-        if made.provenance["parameters"]["contrast"] == "mean":
-            made = made.scaled(1.5)
-    return made if strength is None else made.scaled(strength)
+        made = nullspace(forget, keep, contrast or "auto", rank=rank, side=side)
+        if made.provenance["parameters"]["contrast"] == "mean" and made.rank == 1:
+            made = made.scaled(MEAN_STRENGTH)
+    if strength is None:
+        return made
+    if strength > 1 and made.rank > 1:
+        raise ValueError(
+            f"make: strength must be at most 1 for the {made.rank} directions of several names, "
+            f"where reflections cross and ruin the rest, got {strength:g}"
+        )
+    return made.scaled(strength)
+
+
+def _against_closed_list(
+    forget: Embeddings, keep: Embeddings, rank: int | None, side: str
+) -> Projector:
+    """Span where nothing of the class is left, for it moves no kept text; else hull.
+
+    Hull leaves nothing by construction, but for a tie where the nearest mixture is one kept text.
+    """
+    hull = nullspace(forget, keep, "hull", rank=rank, side=side)
+    if len(keep) > SPAN_UP_TO:
+        return hull
+    try:
+        span = nullspace(forget, keep, "span", rank=rank, side=side)
+    except ValueError:  # the kept names span the forgotten one
+        return hull
+    samples, left = stand_ins(forget, keep), Limits().max_found
+    of_span = found(samples, span, forget.names)
+    return span if of_span <= max(left, found(samples, hull, forget.names)) else hull

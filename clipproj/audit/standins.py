@@ -1,0 +1,73 @@
+"""Stand-ins for pictures where there are none: mixtures of two class texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.samples import Edit, Samples
+from clipproj.text import Embeddings
+
+FORGOTTEN, KEPT = 0.75, 0.6  # share of the class's own text; the rest is another kept text
+MOST = 20_000  # mixtures of each kind
+
+
+def stand_ins(forget: Embeddings, keep: Embeddings, most: int = MOST) -> Samples:
+    """Mixtures of class texts in the place of pictures, with all names as the classes.
+
+    A picture is never its class's text alone, and an edit that ruins pictures may leave every text
+    its own nearest: of ViT-B/32's ImageNet names 0.5 % miss themselves after an edit under which
+    pictures lose 20 points. Mixtures lie between the classes, as pictures do:
+
+    - 0.6 of a kept text and 0.4 of another kept one, right when the larger answers;
+    - 0.75 of a forgotten text and 0.25 of a kept one, found when a forgotten name answers.
+
+    They tell whether an edit ruins the rest, not by how much: on Oxford Pets, Food-101 and
+    ImageNet losses come out between half and three times those on pictures, smaller where the
+    pictures are all near what is forgotten. Measure on pictures where there are some.
+
+    Args:
+        forget, keep: of one model, [m, d] and [m_k, d]. Kept names that are forgotten as well count
+            as forgotten.
+        most: mixtures of each kind; of more pairs every text gets as many partners, evenly.
+
+    Returns:
+        Samples whose classes are the forgotten names, then the kept ones.
+
+    Raises ValueError for embeddings of another width, or no name to keep.
+    """
+    kept = [name for name in keep.names if name not in set(forget.names)]
+    if not kept or keep.dim != forget.dim:
+        got = f"{len(kept)} other names of width {keep.dim}"
+        raise ValueError(f"stand_ins: keep must hold other names of width {forget.dim}, got {got}")
+    f, k = forget.tensor.cpu(), keep.select(kept).tensor.cpu()
+    first, partner = _pairs(len(f), len(k), most, itself=True)
+    found = FORGOTTEN * f[first] + (1 - FORGOTTEN) * k[partner]
+    large, small = _pairs(len(k), len(k), most, itself=len(k) == 1)
+    others = KEPT * k[large] + (1 - KEPT) * k[small]
+    classes = replace(forget, tensor=torch.cat([f, k]), names=(*forget.names, *kept))
+    return Samples(torch.cat([found, others]), torch.cat([first, large + len(f)]), classes)
+
+
+def found(samples: Samples, edit: Edit, forget: Sequence[str]) -> float:
+    """Share of the forgotten classes' samples that a forgotten name answers after an edit."""
+    rows = torch.tensor([samples.names.index(name) for name in forget], device="cpu")
+    own = samples.take(torch.isin(samples.labels, rows))
+    return float(torch.isin(own.edited(edit).answers(), rows).float().mean())
+
+
+def _pairs(m: int, count: int, most: int, itself: bool) -> tuple[Tensor, Tensor]:
+    """Each of m rows with as many of `count` others, evenly spread from its own number on.
+
+    Args:
+        itself: whether a row may be paired with the other of its own number.
+    """
+    steps = torch.arange(0 if itself else 1, count, device="cpu")
+    room = max(1, most // m)
+    if len(steps) > room:
+        steps = steps[torch.linspace(0, len(steps) - 1, room, device="cpu").round().long()]
+    own = torch.arange(m, device="cpu").repeat_interleave(len(steps))
+    return own, (own + steps.repeat(m)) % count
