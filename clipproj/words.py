@@ -64,6 +64,23 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", canonical(name).casefold())
 
 
+def repeated(names: Iterable[str], key: Callable[[str], str] = name_key) -> tuple[str, str] | None:
+    """The first two names that are one and the same by `key`; None where all differ."""
+    seen: dict[str, str] = {}
+    for name in names:
+        form = key(name)
+        if form in seen:
+            return seen[form], name
+        seen[form] = name
+    return None
+
+
+def on_both(forget: Iterable[str], keep: Iterable[str]) -> list[str]:
+    """The names to keep that are spellings of one to forget."""
+    gone = {name_key(name) for name in forget}
+    return [name for name in keep if name_key(name) in gone]
+
+
 def openai_templates() -> tuple[str, ...]:
     """The 80 prompt templates OpenAI used on ImageNet, from open_clip. ImportError without it."""
     return tuple(make("{}") for make in _zero_shot_metadata().OPENAI_IMAGENET_TEMPLATES)

@@ -411,6 +411,24 @@ def test_tenants_that_fit_are_taken_in_whatever_was_there_before() -> None:
     assert len(engine.tenants) == 2
 
 
+def test_dimensions_other_than_the_models_are_refused(engine: Engine) -> None:
+    inputs = (Input("embedding", given(0), "sym1"), Input("text", "a cat"))
+    plain, same, fewer, more = engine.answer(
+        [Request(inputs, dimensions=n) for n in (None, D, D // 2, 2 * D)]
+    )
+    assert np.array_equal(same.rows, plain.rows)
+    for refused in (fewer, more):
+        assert (refused.status, refused.code, refused.param) == (400, "invalid_value", "dimensions")
+        assert f"dimensions must be left out or {D}" in refused.message
+
+
+def test_the_drawings_class_is_not_kept_in_another_spelling(engine: Engine) -> None:
+    made = from_spec(engine.loaded, Spec(("Ice_Cream",), templates=("a {}",)), 10_000)
+    keep = made.provenance["keep"]["names"]
+    assert len(keep) == 53
+    assert "ice cream" not in keep
+
+
 def test_inputs_that_would_cost_too_much_or_mean_nothing(engine: Engine) -> None:
     (refused,) = engine.answer([Request((Input("embedding", np.full(D, 1e-14, np.float32)),))])
     assert refused.status == 400

@@ -134,7 +134,8 @@ def test_openai_shape(client: Client, tenants: dict[str, Projector]) -> None:
     assert (alone["object"], alone["model"]) == ("list", demo.NAME)
     assert alone["usage"] == {"prompt_tokens": 4, "total_tokens": 4}  # two words, start and end
     assert set(alone["data"][0]) == {"object", "index", "embedding"}
-    packed = client.embed("a cat", encoding_format="base64").json()["data"][0]["embedding"]
+    options = {"model": demo.NAME, "encoding_format": "base64", "dimensions": D, "user": "me"}
+    packed = client.embed("a cat", **options).json()["data"][0]["embedding"]
     got = np.frombuffer(base64.b64decode(packed), "<f4")
     np.testing.assert_allclose(got, alone["data"][0]["embedding"], atol=1e-6)
     assert abs(np.linalg.norm(got) - 1) < 1e-6
@@ -214,9 +215,10 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "empty input": ({"input": []}, 400, "invalid_value", "input"),
     "too many": ({"input": ["a"] * (INPUTS + 1)}, 400, "too_many", "input"),
     "blank": ({"input": ["a", " "]}, 400, "invalid_value", "input[1].text"),
-    "tokens": ({"input": [[1, 2]]}, 400, "invalid_value", "input[0]"),
+    "tokens": ({"input": [[1, 2]]}, 400, "token_ids", "input[0]"),
     "model": ({"input": "a", "model": "gpt"}, 404, "model_not_found", "model"),
-    "field": ({"input": "a", "dimensions": 64}, 400, "unknown_field", "dimensions"),
+    "dimensions": ({"input": "a", "dimensions": 64}, 400, "invalid_value", "dimensions"),
+    "field": ({"input": "a", "input_type": "query"}, 400, "unknown_field", "input_type"),
     "tenant": ({"input": "a", "projector": "nobody"}, 404, "tenant_not_found",
                "input[0].projector"),
     "tenants": ({"input": "a", "projector": ["t1", "t1"]}, 400, "invalid_value", "projector"),
@@ -251,7 +253,7 @@ def test_a_bad_request_is_refused_and_others_are_not(
 
 
 def test_malformed_bodies(client: Client) -> None:
-    for content in (b"", b"{", b"[]", b'{"input": "\xff"}'):
+    for content in (b"", b"{", b"[]", b'{"input": "\xff"}', b'{"input": "\\ud800"}'):
         refused = client.http.post("/v1/embeddings", content=content)
         assert (refused.status_code, error(refused)["code"]) == (400, "invalid_json")
     assert error(client.http.get("/v1/nothing"))["code"] == "no_such_route"
@@ -330,6 +332,7 @@ def test_tenants_that_are_refused(client: Client, tenants: dict[str, Projector])
     put = client.http.put
     assert code(put("/v1/tenants/bad", json={"forget": []})) == (400, "invalid_value")
     assert code(put("/v1/tenants/bad", json={"forget": ["cat"], "keep": ["cat"]}))[0] == 400
+    assert code(put("/v1/tenants/bad", json={"forget": ["cat", "Cat"]})) == (400, "invalid_value")
     assert code(put("/v1/tenants/bad", json={"forget": ["cat"], "x": 1})) == (400, "unknown_field")
     assert code(client.http.delete("/v1/tenants/bad")) == (404, "tenant_not_found")
     assert client.http.get("/v1/tenants").json() == known

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 
 from clipproj.text import expand_names
-from clipproj.words import imagenet_names, openai_templates
+from clipproj.words import imagenet_names, on_both, openai_templates, repeated
 
 
 def test_lists_of_open_clip():
@@ -15,6 +15,16 @@ def test_lists_of_open_clip():
     assert len(open_clip.IMAGENET_CLASSNAMES) == 1000
     assert len(imagenet_names()) == 998  # two names are given to two classes
     assert set(imagenet_names()) == set(open_clip.IMAGENET_CLASSNAMES)
+
+
+def test_spellings_of_one_name():
+    assert repeated(["cat", "dog", "Cat", "DOG"]) == ("cat", "Cat")
+    assert repeated(name for name in ("ice_cream", "Ice  cream")) == ("ice_cream", "Ice  cream")
+    assert repeated(["é", "cat", "E\u0301"]) == ("é", "E\u0301")
+    assert repeated(["cat", "cats", "wild cat"]) is None
+    assert repeated(["cat", "Cat"], str) is None
+    assert repeated(["cat"] * 2, str) == ("cat", "cat")
+    assert on_both(["ice cream", "dog"], ["cat", "Ice_cream", "hot dog"]) == ["Ice_cream"]
 
 
 def test_expand_names():

@@ -14,7 +14,7 @@ from clipproj.audit.gate import Limits
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
-from clipproj.words import name_key
+from clipproj.words import name_key, on_both, repeated
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,11 @@ def check(request: Request) -> None:
     if not request.names and request.projector is None:
         raise ValueError(f"{op}: names must hold at least one class to forget, got none")
     for argument, given in (("names", request.names), ("keep", request.keep)):
-        seen: dict[str, str] = {}
         for name in given:
             if not name.strip():
                 raise ValueError(f"{op}: {argument} must not be blank, got {name!r}")
-            if first := seen.get(name_key(name)):
-                raise ValueError(f"{op}: {argument} must be distinct, got {first!r} and {name!r}")
-            seen[name_key(name)] = name
+        if pair := repeated(given):
+            raise ValueError(f"{op}: {argument} must be distinct, got {pair[0]!r} and {pair[1]!r}")
     _check_apart(op, request.names, request.keep)
     try:
         torch.empty(0, device=request.device)
@@ -183,9 +181,7 @@ def _forgotten_by(op: str, saved: Projector | None, names: Sequence[str]) -> tup
 
 
 def _check_apart(op: str, forget: Sequence[str], keep: Sequence[str]) -> None:
-    gone = {name_key(name) for name in forget}
-    both = [name for name in keep if name_key(name) in gone]
-    if both:
+    if both := on_both(forget, keep):
         raise ValueError(f"{op}: keep must not hold what is forgotten, got {both} in both")
 
 

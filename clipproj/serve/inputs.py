@@ -56,6 +56,7 @@ class Request:
         classes: names to choose from, or None for embeddings. templates: prompts with one `{}`,
             None for open_clip's seven simple ones.
         truncate: whether a text that is too long for the model is cut; else it is an error.
+        dimensions: numbers asked for in a row, which must be those the model has; None: these.
     """
 
     inputs: tuple[Input, ...]
@@ -63,6 +64,7 @@ class Request:
     classes: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
     truncate: bool = False
+    dimensions: int | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -108,7 +110,15 @@ class Preparer:
         self.dim, self.context, self.max_pixels = dim, context, max_pixels
 
     def __call__(self, request: Request) -> Prepared:
-        """Raises ServiceError, naming the input, for one that cannot be read."""
+        """Raises ServiceError, naming the input, for one that cannot be read; for `dimensions`
+        that are not the model's."""
+        if request.dimensions not in (None, self.dim):
+            text = f"dimensions must be left out or {self.dim}, the width of the model, got "
+            text += (
+                f"{request.dimensions}; the model's numbers are not in order of importance, and "
+            )
+            text += "what is erased from all of them is not erased from some"
+            raise bad(text, "dimensions")
         places: dict[str, list[int]] = {}
         for i, one in enumerate(request.inputs):
             places.setdefault(one.kind, []).append(i)

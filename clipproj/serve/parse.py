@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +18,25 @@ from clipproj.methods.contrast import CONTRASTS
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input, Name, Request
 from clipproj.serve.settings import Settings
+from clipproj.words import name_key, on_both, repeated
 
 LONGEST = 2048  # letters: a model reads a hundred words, and tokenizing takes their square
 
 COMMON = {"model", "input", "projector", "strength", "receipt", "truncate", "user"}
-OF_EMBEDDINGS = COMMON | {"encoding_format"}
+OF_EMBEDDINGS = COMMON | {"encoding_format", "dimensions"}
 OF_CLASSIFY = COMMON | {"classes", "templates", "top"}
 OF_INPUT = {"text", "image", "embedding", "projector", "strength", "side"}
 OF_SPEC = {"forget", "keep", "templates", "method", "contrast", "rank", "strength",
            "forget_weight", "keep_weight"}  # fmt: skip
+
+TOKEN_IDS = (
+    "token ids are refused, another model's tokenizer made them and here they would mean other "
+    "words; send the text itself (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+)
+# Base64 as RFC 4648 has it: either alphabet, the padding whole or left out; RFC 2045 adds lines.
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+BETWEEN = b" \t\r\n"
+FOREIGN = re.compile(r"[^A-Za-z0-9+/_ \t\r\n-]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,9 @@ def json_object(body: bytes, allowed: set[str]) -> dict[str, Any]:
     """A request's body. ServiceError for anything but an object with these fields."""
     try:
         data = from_json(body, allow_inf_nan=True)  # a NaN gets an error that says where it is
+        # It silently keeps the last of two fields of one name. json shows both, but takes what it
+        # refuses, half of a surrogate pair and a thousand levels: so both read the body.
+        json.loads(body, object_pairs_hook=_distinct_fields)
     except ValueError as error:
         raise bad(f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
@@ -64,21 +79,25 @@ def json_object(body: bytes, allowed: set[str]) -> dict[str, Any]:
     return data
 
 
+def _distinct_fields(pairs: list[tuple[str, Any]]) -> None:
+    if pair := repeated((name for name, _ in pairs), str):
+        text = f"a field must stand once in its object, got {pair[0]!r:.80} twice"
+        raise bad(text, pair[0], "duplicate_field")
+
+
 def embeddings(body: bytes, settings: Settings) -> tuple[Request, str]:
     """The request of `/v1/embeddings`, and "float" or "base64"."""
     data = json_object(body, OF_EMBEDDINGS)
     _model(data, settings)
-    form = data.get("encoding_format") or "float"
-    if form not in ("float", "base64"):
-        raise bad(f'encoding_format must be "float" or "base64", got {form!r}', "encoding_format")
-    return _request(data, settings), form
+    form = _one_of(("float", "base64"), data.get("encoding_format"), "encoding_format")
+    return _request(data, settings, dimensions=_whole(data.get("dimensions"), "dimensions")), form
 
 
 def classify(body: bytes, settings: Settings) -> tuple[Request, int | None]:
     """The request of `/v1/classify`, and how many classes of each input are asked for."""
     data = json_object(body, OF_CLASSIFY)
     _model(data, settings)
-    classes = strings(data.get("classes"), "classes", settings.max_classes)
+    classes = _names(data.get("classes"), "classes", settings)
     templates = _templates(data)
     prompts = len(classes) * len(templates or range(7))
     if prompts > settings.max_prompts:
@@ -90,13 +109,13 @@ def classify(body: bytes, settings: Settings) -> tuple[Request, int | None]:
 def spec(body: bytes, settings: Settings) -> Spec:
     """How to make a tenant's projector; what it is made of is checked where it is made."""
     data = json_object(body, OF_SPEC)
-    forget = strings(data.get("forget"), "forget", settings.max_classes)
+    forget = _names(data.get("forget"), "forget", settings)
     keep = data.get("keep")
-    keep = None if keep is None else strings(keep, "keep", settings.max_classes)
+    keep = None if keep is None else _names(keep, "keep", settings)
+    if both := on_both(forget, keep or ()):
+        raise bad(f"keep must not hold what is forgotten, got {both} in both", "keep")
     templates = _templates(data)
-    method = data.get("method") or "nullspace"
-    if method not in ("nullspace", "ccup"):
-        raise bad(f'method must be "nullspace" or "ccup", got {method!r}', "method")
+    method = _one_of(("nullspace", "ccup"), data.get("method"), "method")
     foreign = ("contrast", "rank") if method == "ccup" else ("forget_weight", "keep_weight")
     for name in foreign:
         if data.get(name) is not None:
@@ -113,22 +132,25 @@ def spec(body: bytes, settings: Settings) -> Spec:
     return Spec(forget, keep, templates, method, contrast, rank, strength, **weights)
 
 
-def strings(value: Any, name: str, most: int) -> tuple[str, ...]:
-    """A list of distinct, non-blank strings."""
+def _names(value: Any, name: str, settings: Settings) -> tuple[str, ...]:
+    """Class names, no two of them spellings of one: those would share its texts."""
+    return strings(value, name, settings.max_classes, name_key)
+
+
+def strings(value: Any, name: str, most: int, key: Callable[[str], str] = str) -> tuple[str, ...]:
+    """A list of non-blank strings, distinct in what `key` makes of them."""
     if not isinstance(value, list) or not value:
         raise bad(f"{name} must be a list of strings with at least one", name)
     if len(value) > most:
         raise bad(f"{name} must hold at most {most} strings, got {len(value)}", name, "too_many")
-    seen = set()
     for i, one in enumerate(value):
         if not isinstance(one, str) or not one.strip():
             raise bad(f"{name}[{i}] must be a string that is not blank, got {one!r:.80}", name)
         if len(one) > LONGEST:
             text = f"{name}[{i}] must have at most {LONGEST} letters, got {len(one)}"
             raise bad(text, name, "too_long")
-        if one in seen:
-            raise bad(f"{name} must be distinct, got {one!r} twice", name)
-        seen.add(one)
+    if pair := repeated(value, key):
+        raise bad(f"{name} must be distinct, got {pair[0]!r} and {pair[1]!r}", name)
     return tuple(value)
 
 
@@ -163,13 +185,18 @@ def _request(
     settings: Settings,
     classes: tuple[str, ...] | None = None,
     templates: tuple[str, ...] | None = None,
+    dimensions: int | None = None,
 ) -> Request:
     given = data.get("input")
     inputs = given if isinstance(given, list) else [given]
     if given is None or not inputs:
         raise bad("input must be a text, or a list of at least one input", "input")
+    for i, one in enumerate(inputs):  # before they are counted: a list of ids is one text
+        if _token_ids(one):
+            raise bad(f"input {i}: {TOKEN_IDS}", f"input[{i}]", "token_ids")
     if len(inputs) > settings.max_batch:
-        text = f"input must hold at most {settings.max_batch} inputs, got {len(inputs)}"
+        text = f"input must hold at most {settings.max_batch} inputs, got {len(inputs)}; send more "
+        text += "requests (LangChain's OpenAIEmbeddings: chunk_size)"
         raise bad(text, "input", "too_many")
     default = _projector(data.get("projector"), "projector", "", settings)
     strength = _strength(data.get("strength"), "strength", "")
@@ -177,7 +204,13 @@ def _request(
     if strength is not None and all(one.projector is None for one in made):
         raise bad("strength must come with a projector", "strength")
     receipt, truncate = (_flag(data.get(name), name) for name in ("receipt", "truncate"))
-    return Request(made, receipt, classes, templates, truncate)
+    return Request(made, receipt, classes, templates, truncate, dimensions)
+
+
+def _token_ids(one: Any) -> bool:
+    """Whether this is what OpenAI takes for the tokens of a text, or for one of them."""
+    ids = one if isinstance(one, list) else [one]
+    return bool(ids) and all(type(number) is int for number in ids)
 
 
 def _input(
@@ -202,12 +235,10 @@ def _input(
             raise bad(before + "strength must come with a projector", f"{place}.strength")
     if projector is None:
         strength = None
-    side = None
-    if "side" in one:
-        if kind != "embedding" or one["side"] not in ("image", "text"):
-            text = 'side must be "image" or "text", and come with an embedding'
-            raise bad(before + text, f"{place}.side")
-        side = one["side"]
+    side = one.get("side")
+    if side is not None and (kind != "embedding" or side not in ("image", "text")):
+        text = 'side must be "image" or "text", and come with an embedding'
+        raise bad(before + text, f"{place}.side")
     read = {"text": _text, "image": _image, "embedding": _embedding}[kind]
     return Input(kind, read(one[kind], f"{place}.{kind}", before), projector, strength, side)
 
@@ -223,20 +254,38 @@ def _text(value: Any, param: str, before: str) -> str:
 def _image(value: Any, param: str, before: str) -> bytes:
     if not isinstance(value, str) or not value:
         raise bad(before + "the image must be a data URL or base64", param)
-    if value.startswith("data:"):
+    scheme = value[:6].lower()
+    if scheme.startswith("data:"):
         head, comma, value = value.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise bad(before + "the image's data URL must be base64", param)
-    elif value.startswith(("http:", "https:")):
+        if not comma or not head.lower().endswith(";base64") or "%" in value:
+            text = "the image's data URL must be data:TYPE;base64,DATA and not percent-encoded"
+            raise bad(before + text, param)
+    elif scheme.startswith(("http:", "https:")):
         raise bad(before + "the image must be sent itself, the service fetches no URL", param)
     return _base64(value, param, before)
 
 
 def _base64(value: str, param: str, before: str) -> bytes:
+    """Bytes from base64 in either alphabet, in lines or not, padded or not."""
+
+    def refusal(why: str) -> ServiceError:
+        wrong = FOREIGN.search(text)
+        why = f"{wrong[0]!r} at {wrong.start()}" if wrong else why
+        return bad(f"{before}not base64: {why}", param, "invalid_base64")
+
+    text = value.rstrip("= \t\r\n")
+    digits = text.encode("ascii", "replace").translate(None, BETWEEN)  # "?" for a foreign letter
+    if any(c in digits for c in b"-_"):
+        if any(c in digits for c in b"+/"):
+            raise refusal("it mixes the alphabet of + and / with the URL-safe one of - and _")
+        digits = digits.translate(URL_SAFE)
+    missing, padding = -len(digits) % 4, value.count("=", len(text))
+    if missing == 3 or padding not in (0, missing):
+        raise refusal(f"cut off or wrongly padded, {len(digits)} digits and {padding} of =")
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad(f"{before}not base64: {error}", param, "invalid_base64") from error
+        return base64.b64decode(digits + b"=" * missing, validate=True)
+    except binascii.Error as error:
+        raise refusal(str(error)) from error
 
 
 def _embedding(value: Any, param: str, before: str) -> np.ndarray:
@@ -293,6 +342,16 @@ def _number(value: Any, param: str, before: str = "") -> float | None:
 def _whole(value: Any, name: str) -> int | None:
     if value is not None and (type(value) is not int or value < 1):
         raise bad(f"{name} must be a whole number of at least 1, got {value!r}", name)
+    return value
+
+
+def _one_of(options: tuple[str, ...], value: Any, name: str) -> str:
+    """One of the options, the first where none is given."""
+    if value is None:
+        return options[0]
+    if value not in options:
+        listed = " or ".join(f'"{one}"' for one in options)
+        raise bad(f"{name} must be {listed}, got {value!r}", name)
     return value
 
 
