@@ -14,7 +14,7 @@ from clipproj.audit.evaluate import (
     score,
     strength_curve,
 )
-from clipproj.audit.gate import Limits, Price
+from clipproj.audit.gate import Judgement, Limits, judge
 from clipproj.audit.leak import leak
 from clipproj.audit.page import Page
 from clipproj.audit.paraphrase import paraphrase
@@ -41,11 +41,11 @@ __all__ = [
     "Contender",
     "CurvePoint",
     "Field",
+    "Judgement",
     "Limits",
     "Measured",
     "Page",
     "Pictures",
-    "Price",
     "RanPAC",
     "Samples",
     "Scores",
@@ -59,6 +59,7 @@ __all__ = [
     "domains",
     "drift",
     "image_features",
+    "judge",
     "known_classes",
     "leak",
     "load_pictures",

@@ -85,6 +85,11 @@ class Comparison:
     pictures_retain: int
     unit: str = "picture"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All forgotten names, with samples or without."""
+        return (*self.forget, *self.unmeasured)
+
     def page(self) -> Page:
         """The accuracies as a page of a report, the nearest and the worst hit classes below."""
         before, after = self.before, self.after
@@ -167,10 +172,11 @@ def compare(
     scores = _score(before, groups, probe), _score(after, groups, probe)
     same = scores[0].predictions == scores[1].predictions
     names = tuple(forget.names if isinstance(forget, Embeddings) else forget)
+    known = set(before.names)
     cosine = F.cosine_similarity(before.features.double(), after.features.double(), dim=1)
     return Comparison(
-        forget=tuple(name for name in names if name in set(before.names)),
-        unmeasured=tuple(name for name in names if name not in set(before.names)),
+        forget=tuple(name for name in names if name in known),
+        unmeasured=tuple(name for name in names if name not in known),
         nearest=groups.nearest,
         before=scores[0],
         after=scores[1],

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from clipproj.audit.evaluate import Comparison
+from clipproj.audit.evaluate import Comparison, compare
+from clipproj.audit.standins import stand_ins
+from clipproj.audit.stats import plain
 from clipproj.audit.wording import count, listed, percent
 from clipproj.projector import Projector
+from clipproj.text import Embeddings
 
 _NEIGHBOURS = 0.25  # loss of the nearest classes from which on it is worth a word
 _ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
@@ -62,6 +66,26 @@ class Price:
             found = texts if worse else pictures
         return cls(others, found, projector.offset is None or texts not in (others, found))
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON: each number before and after, and what it was counted on."""
+        pairs = {
+            "found": (self.found, "found"),
+            "others": (self.others, "retain"),
+            "nearest": (self.others, "neighbours"),
+        }
+        return plain(
+            {
+                name: {
+                    "before": float(getattr(one.before, key)),
+                    "after": float(getattr(one.after, key)),
+                    "of": getattr(one.after, key).n,
+                    "on": one.unit,
+                }
+                for name, (one, key) in pairs.items()
+            }
+            | {"agreement": float(self.others.agreement), "cosine": float(self.others.cosine)}
+        )
+
     @property
     def loss(self) -> float:
         """By how much accuracy on all other classes fell; below 0 where it rose."""
@@ -97,35 +121,77 @@ class Price:
         return tuple(said)
 
 
-def advice(
-    price: Price, limits: Limits, projector: Projector, *, names: int, closed: bool
-) -> tuple[str, ...]:
-    """What would help an edit that is beyond its limits, most promising first.
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What an edit costs, and whether it may be written.
+
+    Attributes:
+        texts: the edit on `stand_ins`.
+        price: what decides.
+        refused: beyond the limits that were asked for.
+        alarms: in which ways it is beyond them or, where they allow it, beyond the default ones; a
+            sentence each.
+        advice: what would help.
+    """
+
+    texts: Comparison
+    price: Price
+    refused: bool
+    alarms: tuple[str, ...]
+    advice: tuple[str, ...]
+
+
+def judge(
+    projector: Projector,
+    forget: Embeddings,
+    keep: Embeddings,
+    limits: Limits,
+    *,
+    closed: bool,
+    pictures: Comparison | None = None,
+) -> Judgement:
+    """Hold an edit against its limits.
 
     Args:
-        names: how many are forgotten at once.
-        closed: whether the kept names are those that compete with them, not names in general.
+        projector: as applied, with its strength and of the side that is edited.
+        forget, keep: the texts it was made of.
+        closed: whether the kept names are those that compete, not names in general.
+        pictures: what it does to pictures, where there are some.
+
+    Raises ValueError as `stand_ins`.
     """
+    unedited = stand_ins(forget, keep)
+    edited = unedited.edited(projector)
+    texts = compare(unedited, edited, forget.names, probe=False, unit="mixture of texts")
+    price = Price.of(pictures, texts, projector)
+    refused = price.beyond(limits)
+    alarms = refused or price.beyond(Limits())
+    advice = _advice(price, limits if refused else Limits(), projector, len(forget), closed)
+    return Judgement(texts, price, bool(refused), alarms, advice if alarms else ())
+
+
+def _advice(
+    price: Price, limits: Limits, projector: Projector, names: int, closed: bool
+) -> tuple[str, ...]:
+    """What would help, most promising first."""
     history = projector.provenance
-    method, options = history.get("method"), history.get("parameters") or {}
-    strength = float(projector.strength)
+    contrast = (history.get("parameters") or {}).get("contrast")
     if not price.known:
         return ("pictures in class folders (images)",)
     said = []
     if not closed:
         said.append("the names that compete, as a closed list (keep, or images in class folders)")
     if price.finds(limits):
-        if strength < 1:
+        if float(projector.strength) < 1:
             said.append("strength 1")
-        if method == "ccup":
+        if history.get("method") == "ccup":
             said.append("a smaller keep-weight, or method nullspace")
-        elif closed and options.get("contrast") not in (None, "hull"):
+        elif closed and contrast not in (None, "hull"):
             said.append("contrast hull")
     if price.loses(limits):
         if names > 1:
             said.append("fewer names at once")
-        if strength > 0:
-            said.append("a lower strength")
+        said.append("a lower strength")
     return tuple(said)
 
 

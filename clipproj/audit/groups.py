@@ -62,15 +62,17 @@ def class_groups(
     Raises TypeError, ValueError as `forgotten`.
     """
     names, target = samples.names, forget
+    known = set(names)
     if isinstance(forget, Embeddings):
-        forget = [name for name in forget.names if name in set(names)]
+        forget = [name for name in forget.names if name in known]
     if forget or not isinstance(target, Embeddings):
         gone, rows = forgotten(op, samples, forget)
     else:
         gone, rows = (), torch.empty(0, dtype=torch.int64)
     rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(gone))
     near = nearest(samples.classes.select([*gone, *rest]), target, count) if rest else ()
-    others = [name for name in names if name in set(rest).difference(near)]
+    far = set(rest).difference(near)
+    others = [name for name in names if name in far]
     row = {name: i for i, name in enumerate(names)}
 
     def of(group: Sequence[str]) -> Tensor:

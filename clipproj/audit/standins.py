@@ -39,7 +39,8 @@ def stand_ins(forget: Embeddings, keep: Embeddings, most: int = MOST) -> Samples
 
     Raises ValueError for embeddings of another width, or no name to keep.
     """
-    kept = [name for name in keep.names if name not in set(forget.names)]
+    gone = set(forget.names)
+    kept = [name for name in keep.names if name not in gone]
     if not kept or keep.dim != forget.dim:
         got = f"{len(kept)} other names of width {keep.dim}"
         raise ValueError(f"stand_ins: keep must hold other names of width {forget.dim}, got {got}")

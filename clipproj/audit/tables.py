@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def table(comparison: Comparison, edit_seconds: float) -> Table:
+def table(comparison: Comparison, edit_seconds: float, texts: Comparison | None = None) -> Table:
     """The numbers that belong together, the nearest classes one by one, and what they do not say.
+
+    Args:
+        texts: the same edit on `stand_ins`, for forgotten names that no picture is of.
 
     Raises ImportError without rich.
     """
     before, after = comparison.before, comparison.after
-    pictures = comparison.unit == "picture"
     forgotten = count(comparison.pictures_forget, comparison.unit)
     others = count(comparison.pictures_retain, comparison.unit)
     out = _table("before", "after", caption=caveat(comparison))
@@ -25,8 +27,12 @@ def table(comparison: Comparison, edit_seconds: float) -> Table:
     def row(name: str, one: str, other: str, style: str = "") -> None:
         out.add_row(_text(name), _text(one), _text(other, style))
 
-    names = listed(comparison.forget or comparison.unmeasured)
-    row(f"{names} ({forgotten})", percent(before.forget), percent(after.forget), "bold")
+    names = listed(comparison.forget or comparison.names)
+    if comparison.forget or texts is None:
+        row(f"{names} ({forgotten})", percent(before.forget), percent(after.forget), "bold")
+    if comparison.unmeasured and texts is not None:
+        seen = f"{listed(comparison.unmeasured)} ({count(texts.pictures_forget, texts.unit)})"
+        row(seen, percent(texts.before.found), percent(texts.after.found), "bold")
     row(f"all other classes ({others})", percent(before.retain), percent(after.retain), "bold")
     row(
         f"the {len(comparison.nearest)} nearest of them",
@@ -37,7 +43,7 @@ def table(comparison: Comparison, edit_seconds: float) -> Table:
     for name in comparison.nearest:
         row(f"    {name}", percent(before.per_class[name]), percent(after.per_class[name]))
     row("same answer as before, all others", percent(1.0), percent(comparison.agreement))
-    if pictures:
+    if comparison.unit == "picture":
         row(f"a linear probe finds {names}", percent(before.probe), percent(after.probe), "bold")
     else:
         row(f"a linear probe finds {names}", "unknown", "unknown")

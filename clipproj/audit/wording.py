@@ -96,7 +96,7 @@ def result(comparison: Comparison) -> str:
     told = [
         f"on {where} it went from {percent(old)} to {percent(new)}."
         for where, old, new in (
-            (f"{of} of {listed(comparison.forget)}", before.forget, after.forget),
+            (f"{of} of {listed(comparison.names)}", before.forget, after.forget),
             ("all other classes", before.retain, after.retain),
             ("the nearest of them" if near == 1 else f"the {near} nearest of them",
              before.neighbours, after.neighbours),
@@ -122,7 +122,10 @@ def caveat(comparison: Comparison) -> str:
             "edit erases alignment with text, not information."
         )
     if math.isnan(after.forget):
-        return "No picture of a forgotten class was given: what is left of it was not measured."
+        return (
+            "No picture of a forgotten class was given: what pictures and a linear probe still "
+            "show of it was not measured."
+        )
     if before.forget <= _FORGOTTEN:
         known = f"{percent(before.forget)} of {count(comparison.pictures_forget, 'picture')}"
         return (

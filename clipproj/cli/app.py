@@ -30,7 +30,7 @@ from clipproj.cli.serve import serve
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
 
-# exit codes: the receipt or the check says no; the request can't be met; the edit is beyond its limits
+# exit codes: the receipt or the check says no; the request can't be met; the edit is beyond limits
 FAILED, WRONG, REFUSED = 1, 2, 3
 
 
@@ -247,7 +247,7 @@ def erase(
             print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
         else:
             terminal.show(outcome, folder, dry_run)
-    if outcome.refused:
+    if outcome.judged.refused:
         raise typer.Exit(REFUSED)
     if not outcome.verdict:
         raise typer.Exit(FAILED)
@@ -355,337 +355,19 @@ app.command(epilog=COMPARE_EPILOG)(compare)
 app.command()(serve)
 
 
-def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        args = list(sys.argv[1:] if args is None else args)
-        options["standalone_mode"] = False
-        for stream in (sys.stdout, sys.stderr):  # a name may have letters the terminal has not
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
-        try:
-            raise SystemExit(super().main(args, *rest, **options) or 0)
-        except typer.Abort:
-            if {"audit", "compare"}.intersection(args):
-                print("interrupted: the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
-        except Exception as error:
-            if os.environ.get("CLIPPROJ_TRACEBACK") == "1" or "--traceback" in args:
-                raise
-            usage = getattr(error, "format_message", None)  # typer's own errors
-            command = next((arg for arg in args if arg in self.commands), "clipproj")
-            text = usage() if usage else terminal.message(error)
-            terminal.show_error(command, text, "--json" in args)
-            raise SystemExit(WRONG) from None
-
-
-app = typer.Typer(
-    cls=Commands,
-    help="Make a CLIP-like model forget a class: from its name alone, in closed form, reversibly.",
-    epilog="Start with [bold]clipproj erase cat[/bold] (embedded model), or "
-    "[bold]clipproj erase --help[/bold].",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-ERASE_EPILOG = """
-[bold]Examples[/bold]
-
-  clipproj erase cat
-
-  clipproj erase "tabby cat" --plurals --model ViT-B-32 --pretrained openai --images pictures/
-
-  clipproj erase --projector cat.safetensors --model ViT-B-32 --pretrained b32.pt --out edited/
-
-[bold]What the numbers mean[/bold]
-
-  [bold]forgotten[/bold]: zero-shot accuracy on pictures of the erased classes; should fall to 0.
-  Without pictures, mixtures of two class texts stand in for them.
-
-  [bold]all other classes[/bold], and [bold]the nearest[/bold] of them: should stay.
-
-  [bold]cosine[/bold]: between a retained picture's feature before and after; 1 is untouched.
-
-  [bold]linear probe[/bold]: how many erased pictures a classifier trained on features still finds.
-
-[bold]What it does not do[/bold]
-
-  It erases the alignment of pictures with the [italic]texts[/italic], not the information.
-
-  A linear probe usually still finds the class. Do not rely on it to hide what a model has seen.
-
-[bold]Exit codes[/bold]
-
-  0 done and verified, 1 the receipt failed, 2 an error, 3 refused: the edit costs more than
-
-  --max-loss or leaves more than --max-found. But for 0, nothing is written.
-"""
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from clipproj import __version__
-
-        print(f"clipproj {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command(epilog=ERASE_EPILOG)
-def erase(
-    names: options.Names = None,
-    names_file: Annotated[
-        Path | None,
-        typer.Option(help="Classes to forget, one a line.", rich_help_panel=WHAT),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A class to keep; repeat. Default: the other picture folders, else 1000 generic "
-            "names.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    keep_file: Annotated[
-        Path | None, typer.Option(help="Names to keep, one a line.", rich_help_panel=WHAT)
-    ] = None,
-    plurals: Annotated[
-        bool, typer.Option("--plurals", help="Forget the plurals too.", rich_help_panel=WHAT)
-    ] = False,
-    synonym: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=OTHER",
-            help="Forget another word for NAME too; repeat.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    template: options.Template = None,
-    projector: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Apply a saved projector instead of making one.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    model: options.Model = None,
-    pretrained: options.Pretrained = None,
-    images: options.Images = None,
-    device: options.Device = None,
-    method: options.Method = None,
-    strength: options.Strength = None,
-    contrast: options.Contrast = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(help="nullspace: at most so many directions.", rich_help_panel=HOW),
-    ] = None,
-    forget_weight: Annotated[
-        float | None, typer.Option(help="ccup: lambda. Default: 10.", rich_help_panel=HOW)
-    ] = None,
-    keep_weight: Annotated[
-        float | None,
-        typer.Option(help="ccup: mu. Default: 100, above 16 kept names 1.", rich_help_panel=HOW),
-    ] = None,
-    tower: options.Tower = "image",
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Apply a projector that another model made.", rich_help_panel=HOW
-        ),
-    ] = False,
-    max_loss: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Refuse an edit that costs all other classes more accuracy; 1: never.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 0.02,
-    max_found: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Refuse an edit that leaves more of the forgotten classes; 1: never.",
-            rich_help_panel=LIMITS,
-        ),
-    ] = 0.01,
-    out: options.Out = "clipproj-out",
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Do all of it, write nothing.", rich_help_panel=OUTPUT),
-    ] = False,
-    as_json: options.Json = False,
-    traceback: options.Traceback = False,
-) -> None:
-    """Make a model forget classes, measure it, and write the edited checkpoint.
-
-    Writes the projector, the checkpoint (open_clip loads it), an undo file, a receipt and a report.
-    Names alone are enough; pictures in class folders are only needed to measure.
-    """
-    from clipproj.audit.gate import Limits
-    from clipproj.cli.erase import erase as run
-    from clipproj.cli.request import Request
-
-    folder = options.folder("erase", out)
-    request = Request(
-        names=[*(names or ()), *_names_in("names-file", names_file)],
-        model=model,
-        pretrained=pretrained,
-        images=images,
-        keep=[*(keep or ()), *_names_in("keep-file", keep_file)],
-        method=method,
-        strength=strength,
-        contrast=contrast,
-        rank=rank,
-        forget_weight=forget_weight,
-        keep_weight=keep_weight,
-        templates=template or (),
-        plurals=plurals,
-        synonyms=options.synonyms("erase", synonym),
-        projector=projector,
-        tower=tower,
-        limits=Limits(max_loss, max_found),
-        out=None if dry_run else folder,
-        force=force,
-        device=options.device_or_default(device),
-    )
-    with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
-        outcome = run(request, progress)
-    with terminal.printing():
-        if as_json:
-            print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
-        else:
-            terminal.show(outcome, folder, dry_run)
-    if outcome.refused:
-        raise typer.Exit(REFUSED)
-    if not outcome.verdict:
-        raise typer.Exit(FAILED)
-
-
-@app.command()
-def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
-    receipt: Annotated[Path, typer.Argument(help="The receipt of the edit to look for.")],
-    as_json: options.Json = False,
-    traceback: options.Traceback = False,
-) -> None:
-    """Check from its receipt whether a checkpoint holds an edit.
-
-    Only the edited head is looked at; the other weights may have changed.
-
-    Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
-    """
-    from clipproj.checkpoint import locate, read_state
-    from clipproj.cli.info import edited_since
-    from clipproj.receipt import Receipt
-    from clipproj.receipt import verify as check
-
-    file = locate(checkpoint)
-    made = Receipt.load(receipt)
-    verdict = check(read_state(file), made)
-    text = verdict.text
-    if verdict.status == "tampered":
-        text += edited_since(file, made.projector_hash, made.tower)
-    with terminal.printing():
-        if as_json:
-            shown = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
-            print(json.dumps({"checkpoint": str(file), "text": text} | shown, indent=2))
-        else:
-            style = "bold green" if verdict else "bold red"
-            terminal.console().print(Text(text, style=style))
-            terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
-    if not verdict:
-        raise typer.Exit(FAILED)
-
-
-@app.command()
-def undo(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
-    undo_file: Annotated[Path, typer.Argument(help="What `erase` wrote as undo.safetensors.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write here. Default: replace the checkpoint."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the head though it changed since the edit.")
-    ] = False,
-    as_json: options.Json = False,
-    traceback: options.Traceback = False,
-) -> None:
-    """Put the original weights back into an edited checkpoint, bit for bit."""
-    from clipproj import files
-    from clipproj.checkpoint import locate
-    from clipproj.checkpoint import undo as restore
-    from clipproj.cli.info import edited_since
-
-    file = locate(checkpoint)
-    undone = files.read(undo_file, "undo").meta
-    try:
-        written = restore(file, undo_file, out, force=force)
-    except RuntimeError as error:
-        later = edited_since(file, undone["projector_hash"], undone["tower"])
-        raise RuntimeError(f"{error}{later}") from error
-    with terminal.printing():
-        if as_json:
-            print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
-        else:
-            text = f"the {undone['tower']} head is restored, bit for bit: {written}"
-            terminal.console().print(Text(text))
-
-
-@app.command()
-def info(
-    file: Annotated[
-        Path, typer.Argument(help="A file that clipproj wrote, a checkpoint, or an output folder.")
-    ],
-    as_json: options.Json = False,
-    traceback: options.Traceback = False,
-) -> None:
-    """Say what a file is and what is in it."""
-    from clipproj.cli.info import describe
-
-    facts = describe(file)
-    if as_json:
-        with terminal.printing():
-            print(json.dumps(facts, indent=2))
-        return
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 2))
-    for key, value in facts.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        grid.add_row(Text(key.replace("_", " "), style="bold"), Text(shown, overflow="fold"))
-    with terminal.printing():
-        terminal.console().print(grid)
-
-
-app.command(epilog=AUDIT_EPILOG)(audit)
-app.command(epilog=COMPARE_EPILOG)(compare)
-app.command()(serve)
-
-
-def _names_in(file: Path | None) -> list[str]:
+def _names_in(option: str, file: Path | None) -> list[str]:
     if file is None:
         return []
     if not file.is_file():
-        raise ValueError(f"erase: keep-file must be a file, got {file}")
+        raise ValueError(f"erase: {option} must be a file, got {file}")
     try:
         text = file.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError as error:
-        raise ValueError(f"erase: keep-file must be UTF-8 text, got {file}: {error}") from error
+        raise ValueError(f"erase: {option} must be UTF-8 text, got {file}: {error}") from error
     lines = (line.strip() for line in text.splitlines())
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
-        raise ValueError(f"erase: keep-file must hold a name on each line, got none in {file}")
+        raise ValueError(f"erase: {option} must hold a name on each line, got none in {file}")
     return names
 
 

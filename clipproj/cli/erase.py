@@ -17,10 +17,9 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
-from clipproj.audit.gate import Limits, Price, advice
+from clipproj.audit.gate import Judgement, judge
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
-from clipproj.audit.standins import stand_ins
 from clipproj.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -72,11 +71,7 @@ class Outcome:
         projector: as applied, with its strength.
         forget, keep: the texts of both; keep_from says where the names come from.
         pictures, comparison, curve: None and empty without a picture folder.
-        texts: the same edit on `stand_ins` made of the class texts.
-        alarms: in which ways the edit costs more or forgets less than it may, a sentence each.
-        advice: what would help that.
-        refused: True where that is why nothing is written; False where the request's limits allow
-            it and it is beyond the default ones.
+        judged: the same edit on mixtures of class texts, and whether it may be written.
         verdict: of the written checkpoint read back from disk; of the live model in a rehearsal.
         edit_seconds: the fold alone.
         seconds: everything.
@@ -93,10 +88,7 @@ class Outcome:
     pictures: Pictures | None
     comparison: Comparison | None
     curve: list[CurvePoint]
-    texts: Comparison
-    alarms: tuple[str, ...]
-    advice: tuple[str, ...]
-    refused: bool
+    judged: Judgement
     verdict: Verdict
     edit_seconds: float
     seconds: float
@@ -125,10 +117,10 @@ class Outcome:
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
             "scores": measured,
-            "texts": evaluate.as_dict(self.texts, every=False),
-            "refused": self.refused,
-            "alarms": list(self.alarms),
-            "advice": list(self.advice),
+            "texts": evaluate.as_dict(self.judged.texts, every=False),
+            "refused": self.judged.refused,
+            "alarms": list(self.judged.alarms),
+            "advice": list(self.judged.advice),
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -173,8 +165,9 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     if saved is not None:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
+    closed = keep_from != "generic"
     if saved is None:
-        projector = _build(request, forget, keep, closed=keep_from != "generic")
+        projector = _build(request, forget, keep, closed)
         fold(projector).undo()  # nor after an hour of pictures
     else:
         projector = saved
@@ -193,14 +186,11 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
             edited = class_texts(loaded, classes.names, classes.templates, "texts after", say)
             after = replace(before, texts=edited.tensor)
         comparison = evaluate.compare(before, after, gone)
-    unedited = stand_ins(forget, keep)
-    mixed = unedited.edited(handle.projector)
-    texts = evaluate.compare(
-        unedited, mixed, forget.names, probe=False, unit="mixture of texts"
+    judged = judge(
+        handle.projector, forget, keep, request.limits, closed=closed, pictures=comparison
     )
-    price = Price.of(comparison, texts, handle.projector)
-    refused = price.beyond(request.limits)
-    alarms = refused or price.beyond(Limits())
+    if saved is None:
+        projector.provenance |= {"measured": judged.price.as_dict()}
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
@@ -211,24 +201,13 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         pictures=pictures,
         comparison=comparison,
         curve=curve,
-        texts=texts,
-        alarms=alarms,
-        advice=advice(
-            price,
-            request.limits if refused else Limits(),
-            projector,
-            names=len(names.forget),
-            closed=keep_from != "generic",
-        )
-        if alarms
-        else (),
-        refused=bool(refused),
+        judged=judged,
         verdict=verify(loaded.model, handle.receipt),
         edit_seconds=_fold_seconds(loaded, handle),
         seconds=time.perf_counter() - started,
         files={},
     )
-    if output is not None and outcome.verdict and not refused:
+    if output is not None and outcome.verdict and not judged.refused:
         say("files", 0, 1)
         outcome = _write(outcome, output, loaded, handle, classes)
         say("files", 1, 1)
@@ -377,8 +356,8 @@ def _write(
             edit_seconds=outcome.edit_seconds,
             files=ABOUT,
             undo_command=outcome.undo_command,
-            texts=outcome.texts,
-            alarms=outcome.alarms,
+            texts=outcome.judged.texts,
+            alarms=outcome.judged.alarms,
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

@@ -31,8 +31,9 @@ class Request:
         strength: None: 1.5 for one direction of nullspace's mean contrast, else 1. Above 1 for one
             direction alone.
         contrast, rank: of nullspace; no contrast: span up to 16 names to keep where it suffices,
-            else hull, mean for the generic list. forget_weight, keep_weight: of ccup; None: 10, and 100 up to
-            16 names or 1 for more, where a heavier weight protects the class with them.
+            else hull, mean for the generic list. forget_weight, keep_weight: of ccup; None: 10,
+            and 100 up to 16 names or 1 for more, where a heavier weight protects the class with
+            them.
         templates: prompts with one `{}`; empty: OpenAI's 80, or 7 of them with the generic list.
         plurals, synonyms: forget these forms of the names as well.
         projector: a saved projector to apply, instead of making one from the names.
@@ -59,7 +60,7 @@ class Request:
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     projector: Path | None = None
     tower: str = "image"
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     out: Path | None = None
     force: bool = False
     device: str = "cpu"
@@ -143,7 +144,8 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     known = set(classes)
     measured = tuple(form for form in forms if form in known)
     # a projector also lists plurals and synonyms, which nobody asked to measure
-    unknown = tuple(name for name in (own if not measured else names) if name not in known)
+    asked = () if own and measured else own or names
+    unknown = tuple(name for name in asked if name not in known)
     if unknown:
         warnings.warn(_unmeasured(op, unknown, classes), stacklevel=2)
     gone = set(measured)

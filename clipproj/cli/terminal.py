@@ -44,21 +44,22 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
             f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",
         )
     )
-    if outcome.alarms:
-        what = "Refused, nothing is written. " if outcome.refused else "This edit is not good. "
-        screen.print(Text(what + " ".join(outcome.alarms), style="bold red"))
-        if outcome.advice:
-            screen.print(Text(f"What may help: {'; '.join(outcome.advice)}.", style="red"))
-    measured = outcome.comparison or outcome.texts
-    screen.print(tables.table(measured, outcome.edit_seconds))
-    if not outcome.alarms and (pay := neighbours_pay(measured)):
+    judged = outcome.judged
+    if judged.alarms:
+        what = "Refused, nothing is written. " if judged.refused else "This edit is not good. "
+        screen.print(Text(what + " ".join(judged.alarms), style="bold red"))
+        if judged.advice:
+            screen.print(Text(f"What may help: {'; '.join(judged.advice)}.", style="red"))
+    measured = outcome.comparison or judged.texts
+    screen.print(tables.table(measured, outcome.edit_seconds, judged.texts))
+    if not judged.alarms and (pay := neighbours_pay(measured)):
         screen.print(Text(pay, style="yellow"))
     style = "green" if outcome.verdict else "bold red"
     screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
-    if dry_run:
-        screen.print("dry run: nothing written")
-    elif outcome.refused:
+    if judged.refused:
         screen.print("refused: nothing written; --max-loss 1 --max-found 1 writes it all the same")
+    elif dry_run:
+        screen.print("dry run: nothing written")
     elif not outcome.verdict:
         screen.print(Text("nothing written: the receipt failed", style="bold red"))
     else:

@@ -84,8 +84,8 @@ def nullspace(
         )
     if 2 * len(basis) > f.shape[1]:
         warnings.warn(
-            f"nullspace: {len(basis)} directions are most of the {f.shape[1]} dimensions: little is "
-            "left to tell other classes apart by; give fewer texts, or rank",
+            f"nullspace: {len(basis)} directions are most of the {f.shape[1]} dimensions: little "
+            "is left to tell other classes apart by; give fewer texts, or rank",
             stacklevel=2,
         )
     if len(basis) > 1 and float(strength) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipproj import demo
+from clipproj.audit.gate import judge
 from clipproj.checkpoint import Loaded
 from clipproj.methods import defaults
 from clipproj.projector import Projector
@@ -16,10 +17,14 @@ from clipproj.words import name_key, openai_templates, simple_templates
 
 
 def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
-    """As `clipproj erase` makes it. ServiceError 400 for names or options that make none."""
+    """As `clipproj erase` makes it, with its price in the provenance.
+
+    Raises ServiceError: 400 for names or options that make none, 422 for an edit that costs more or
+    leaves more than the limits of `spec` allow.
+    """
     try:
         forget, keep, closed = _texts(loaded, spec, max_prompts)
-        return defaults.make(
+        made = defaults.make(
             forget,
             keep,
             spec.method,
@@ -30,8 +35,15 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
             strength=spec.strength,
             closed=closed,
         )
+        judged = judge(made, forget, keep, spec.limits, closed=closed)
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
+    if judged.refused:
+        help = f" What may help: {'; '.join(judged.advice)}." if judged.advice else ""
+        text = f"refused: {' '.join(judged.alarms)}{help} max_loss and max_found set the limits."
+        raise ServiceError(422, text, None, "edit_refused")
+    made.provenance |= {"measured": judged.price.as_dict()}
+    return made
 
 
 def from_file(engine: Engine, data: bytes) -> Projector:

@@ -8,12 +8,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pydantic_core import from_json
 
+from clipproj.audit.gate import Limits
 from clipproj.methods.contrast import CONTRASTS
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input, Name, Request
@@ -27,7 +28,7 @@ OF_EMBEDDINGS = COMMON | {"encoding_format", "dimensions"}
 OF_CLASSIFY = COMMON | {"classes", "templates", "top"}
 OF_INPUT = {"text", "image", "embedding", "projector", "strength", "side"}
 OF_SPEC = {"forget", "keep", "templates", "method", "contrast", "rank", "strength",
-           "forget_weight", "keep_weight"}  # fmt: skip
+           "forget_weight", "keep_weight", "max_loss", "max_found"}  # fmt: skip
 
 TOKEN_IDS = (
     "token ids are refused, another model's tokenizer made them and here they would mean other "
@@ -48,6 +49,7 @@ class Spec:
         templates: None: OpenAI's 80, or 7 with the generic names.
         method: "nullspace" or "ccup". contrast, rank: of nullspace. forget_weight, keep_weight:
             of ccup. strength: None for the method's own.
+        limits: what the edit may cost and leave, else it is refused.
     """
 
     forget: tuple[str, ...]
@@ -59,6 +61,7 @@ class Spec:
     strength: float | None = None
     forget_weight: float | None = None
     keep_weight: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def json_object(body: bytes, allowed: set[str]) -> dict[str, Any]:
@@ -129,7 +132,12 @@ def spec(body: bytes, settings: Settings) -> Spec:
         prompts = (len(forget) + len(keep)) * len(templates)
         if prompts > settings.max_prompts:
             raise _prompts(prompts, settings)
-    return Spec(forget, keep, templates, method, contrast, rank, strength, **weights)
+    shares = {name: _number(data.get(name), name) for name in ("max_loss", "max_found")}
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise bad(f"{name} must be a share in [0, 1], got {share:g}", name)
+    limits = Limits(**{name: share for name, share in shares.items() if share is not None})
+    return Spec(forget, keep, templates, method, contrast, rank, strength, **weights, limits=limits)
 
 
 def _names(value: Any, name: str, settings: Settings) -> tuple[str, ...]:

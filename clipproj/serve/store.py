@@ -87,6 +87,7 @@ def describe(name: str, projector: Projector) -> dict[str, Any]:
         "parameters": history.get("parameters"),
         "forget": (history.get("forget") or {}).get("names"),
         "keep": len((history.get("keep") or {}).get("names") or ()) or None,
+        "measured": history.get("measured"),
         "model": history.get("model"),
         "created": history.get("created"),
     }
