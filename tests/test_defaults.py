@@ -3,19 +3,78 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from test_methods import cone, texts
 
+from clipproj import Embeddings, Projector, nullspace
+from clipproj.audit import stand_ins
+from clipproj.audit.standins import found
 from clipproj.methods.defaults import make
 
 
-def test_closed_lists_too_long_for_a_span_get_a_hull():
-    forget = cone(1)
-    for m, closed, want in (
-        (16, True, "span"), (17, True, "hull"), (40, True, "hull"), (40, False, "mean"),
-    ):  # fmt: skip
-        made = make(forget, cone(m, seed=2), closed=closed)
-        assert made.provenance["parameters"]["contrast"] == want
-        assert float(made.strength) == (1.5 if want == "mean" else 1.0)
+def lists(m: int, seed: int = 2) -> Embeddings:
+    rows = cone(m, seed=seed).float()
+    return Embeddings(rows, tuple(f"kept {i}" for i in range(m)), ("a {}",), "model")
+
+
+def contrast(made: Projector) -> str:
+    return made.provenance["parameters"]["contrast"]
+
+
+def test_a_closed_list_gets_a_span_where_that_leaves_nothing_else_a_hull():
+    forget = texts(1)
+    seen = set()
+    for m in (2, 4, 8, 12, 16):
+        keep = lists(m)
+        made, samples = make(forget, keep, closed=True), stand_ins(forget, keep)
+        span = found(samples, nullspace(forget, keep, "span"), forget.names)
+        assert contrast(made) == ("span" if span <= 0.01 else "hull")
+        assert found(samples, made, forget.names) <= 0.01
+        assert float(made.strength) == 1
+        seen.add(contrast(made))
+    assert seen == {"span", "hull"}
+    assert contrast(make(forget, lists(17), closed=True)) == "hull"
+    # the mixture nearest to a text is the only other one: both score alike, and rounding decides
+    assert contrast(make(forget, lists(1), closed=True)) == "span"
+
+
+def test_a_forgotten_text_inside_the_span_gets_a_hull():
+    keep = lists(3)
+    inside = Embeddings(
+        torch.nn.functional.normalize(keep.tensor[:1] - 0.2 * keep.tensor[1:2]),
+        ("in",),
+        ("a {}",),
+        "m",
+    )
+    assert contrast(make(inside, keep, closed=True)) == "hull"
+
+
+def test_strength_above_one_is_for_one_direction():
+    one, two, keep = texts(1), texts(2), lists(40)
+    assert float(make(one, keep).strength) == 1.5
+    assert float(make(two, keep).strength) == 1
+    assert float(make(two, keep, rank=1).strength) == 1.5
+    assert float(make(two, keep, strength=0.5).strength) == 0.5
+    assert float(make(one, keep, strength=2.0).strength) == 2
+    with pytest.raises(
+        ValueError, match="strength must be at most 1 for the 2 directions .* got 1.5"
+    ):
+        make(two, keep, strength=1.5)
+    with pytest.warns(UserWarning, match="strength 1.5 above 1 with 2 directions"):
+        nullspace(two, keep, "mean", strength=1.5)
+
+
+def test_rows_for_every_dimension_are_refused_before_the_mixtures_are_sought(monkeypatch):
+    from clipproj.methods import contrast as contrasts
+
+    monkeypatch.setattr(contrasts, "nearest_mixture", lambda *a: pytest.fail("sought"))
+    with pytest.raises(ValueError, match="fewer than the 32 dimensions .* got 32 rows; give rank"):
+        nullspace(texts(32), lists(4), "hull")
+
+
+def test_most_of_the_dimensions_is_worth_a_warning():
+    with pytest.warns(UserWarning, match="17 directions are most of the 32 dimensions"):
+        nullspace(texts(17), lists(4), "mean")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import WRITTEN
 
 from clipproj import Projector, files, load
-from clipproj.audit import image_features, load_pictures
+from clipproj.audit import Limits, image_features, load_pictures
 from clipproj.checkpoint import CONFIG, WEIGHTS, load_model, read_edits, undo
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
@@ -117,12 +117,11 @@ def test_without_pictures_the_generic_names_are_kept(ask: Callable[..., Request]
     assert float(outcome.projector.strength) == 1.5
     assert outcome.projector.provenance["parameters"]["contrast"] == "mean"
     assert outcome.comparison is None
-    assert outcome.texts.rows[0].name == "cat"
     texts = outcome.as_dict()["texts"]
-    assert [row["name"] for row in texts["forgotten"]] == ["cat"]
-    assert texts["forgotten"][0]["after"] < texts["forgotten"][0]["before"] == pytest.approx(1)
+    assert texts["forget"] == ["cat"]
     assert len(texts["nearest"]) == 5
-    assert 0 < texts["kept_true_to_name"] <= texts["kept"] == len(outcome.keep)
+    assert texts["before"]["per_class"].keys() == {"cat", *texts["nearest"]}
+    assert (texts["before"]["probe"], texts["of"]) == (None, "mixture of texts")
 
 
 def test_given_names_are_kept(ask: Callable[..., Request]) -> None:
@@ -154,7 +153,7 @@ def test_other_words_for_the_class(ask: Callable[..., Request]) -> None:
 
 @pytest.mark.filterwarnings("ignore:edit. an edit of the text head")
 def test_the_text_tower(ask: Callable[..., Request], model: Path) -> None:
-    outcome = erase(ask("cat", tower="text", contrast="none"))
+    outcome = erase(ask("cat", tower="text", contrast="none", limits=Limits(1, 1)))
     before, after = weights(model), weights(ask().out)
     assert [k for k in before if not torch.equal(before[k], after[k])] == ["text_projection"]
     assert outcome.comparison.before.forget == 1
@@ -176,13 +175,14 @@ def test_a_saved_projector_is_applied(ask: Callable[..., Request], tmp_path: Pat
 def test_a_projector_is_told_what_it_forgets_only_to_confirm(
     ask: Callable[..., Request], tmp_path: Path
 ) -> None:
-    erase(ask("cat", "dog", plurals=True))
+    erase(ask("cat", "dog", plurals=True, limits=Limits(1, 1)))
     saved = ask().out / FILES["projector"]
     with pytest.raises(ValueError, match=r"what the projector forgets, \['cat', .* got 'owl'"):
         erase(ask("owl", projector=saved, out=None))
     with pytest.raises(ValueError, match=r"keep must not hold .*\['dog'\] in both"):
         erase(ask(projector=saved, keep=["dog"], out=None))
-    outcome = erase(ask("Cat", projector=saved, out=tmp_path / "again"))
+    lifted = {"projector": saved, "limits": Limits(1, 1)}
+    outcome = erase(ask("Cat", **lifted, out=tmp_path / "again"))
     assert outcome.comparison.forget == ("cat", "dog")
     assert "dog" not in outcome.keep.names
     log = read_edits(tmp_path / "again" / WEIGHTS)
@@ -207,8 +207,6 @@ def test_a_projector_without_names_needs_them(ask: Callable[..., Request], tmp_p
     ("names", "changes", "says"),
     [
         ([], {}, "at least one class to forget"),
-        (["cta"], {}, "among the 6 picture folders, got 'cta'; there is cat"),
-        (["nothing alike"], {}, "got 'nothing alike'; there is café, cat, dog"),
         (["cat", " "], {}, "names must not be blank"),
         (["cat", "Cat"], {}, "names must be distinct, got 'cat' and 'Cat'"),
         (["tall_tree", "Tall  tree"], {}, "must be distinct, got 'tall_tree' and 'Tall  tree'"),

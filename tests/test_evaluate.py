@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clipproj
-from clipproj import audit
 from clipproj.audit import Pictures, Samples, evaluate
 from clipproj.methods import nullspace
 from clipproj.projector import Projector
@@ -218,37 +217,25 @@ def test_curve_of_the_text_side_edits_the_texts(clip_like: tuple) -> None:
     assert point.probe == evaluate.score(samples, ["cat"]).probe  # features are what they were
 
 
-def test_text_table_shows_the_forgotten_class_answered_otherwise(clip_like: tuple) -> None:
-    _, classes, projector = clip_like
-    table = audit.text_table(classes.select(["cat"]), classes, projector)
-    assert len(table.rows) == 4
-    assert table.rows[0].name == "cat"
-    assert table.rows[0].answer not in ("cat", None)
-    assert table.true_to_name == 3
-    assert table.cosine > 0.99
-    nearness = [row.before for row in table.kept]
-    assert nearness == sorted(nearness, reverse=True)
-    assert table.shown(1) == table.rows[:2]
+def test_names_that_are_no_class_say_only_what_is_nearest(classes: Embeddings) -> None:
+    samples = Samples(torch.eye(4), torch.arange(4), classes)
+    foreign = Embeddings(F.normalize(torch.tensor([[1.0, 0, 0, 2]])), ("eel",), ("a {}",), "m")
+    seen = evaluate.compare(samples, samples, foreign)
+    assert (seen.forget, seen.unmeasured) == ((), ("eel",))
+    assert seen.nearest[0] == classes.names[3]
+    assert (seen.pictures_forget, seen.pictures_retain) == (0, 4)
+    assert math.isnan(seen.after.forget)
+    assert seen.after.retain == 1
+    with pytest.raises(ValueError, match="got 'eel'"):
+        evaluate.compare(samples, samples, ["eel"])
 
 
-@pytest.mark.parametrize(("side", "ant_to_cat"), [("image", 0), ("text", 1)])
-def test_text_table_edits_the_tower_of_the_projector(
-    side: str, ant_to_cat: float, classes: Embeddings
-) -> None:
-    ant, _, cat, _ = torch.eye(4)
-    projector = Projector(cat[None], (cat - ant)[None], side=side)  # what is cat becomes ant
-    table = audit.text_table(classes.select(["cat"]), classes.drop(["cat"]), projector)
-    rows = {row.name: row for row in table.rows}
-    assert rows["cat"].after == 0
-    assert rows["ant"].after == ant_to_cat
-
-
-def test_text_table_gives_no_answer_where_nothing_is_left() -> None:
-    texts = embed(torch.eye(4))
-    table = audit.text_table(
-        texts.select(["cat"]), texts.drop(["cat"]), Projector(texts.tensor[2:3])
-    )
-    assert table.rows[0].answer is None
+def test_agreement_counts_wrong_answers_that_stay(classes: Embeddings) -> None:
+    samples = Samples(torch.eye(4), torch.tensor([1, 0, 2, 3]), classes)
+    moved = Samples(torch.eye(4)[[0, 1, 2, 1]], samples.labels, classes)
+    seen = evaluate.compare(samples, moved, [classes.names[2]])
+    assert seen.agreement == pytest.approx(2 / 3)
+    assert evaluate.as_dict(seen)["agreement"] == pytest.approx(2 / 3)
 
 
 def test_the_probe_has_an_interval_and_stays_a_number_in_json(classes: Embeddings) -> None:

@@ -90,7 +90,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
         "pictures": pictures,
         "classes": classes,
         "projector": projector,
-        "texts": audit.text_table(forget, keep, projector),
+        "texts": audit.judge(projector, forget, keep, audit.Limits(1, 1), closed=True).texts,
         "verdict": verify(edited, receipt),
         "receipt": receipt,
         "edit_seconds": 41e-6,
@@ -137,7 +137,8 @@ def test_names_are_text_wherever_they_come_from(html: str) -> None:
 def test_has_every_section(case: dict, html: str) -> None:
     text = Page(html).text
     for heading in (
-        "Erasing", "Pictures whose answer changed", "Strength", "Class by class", "Class texts",
+        "Erasing", "Pictures whose answer changed", "Strength", "Class by class",
+        "Mixtures of class texts",
         "Receipt", "Files", "To take the edit back",
     ):  # fmt: skip
         assert heading in text
@@ -200,7 +201,7 @@ def test_curve_says_that_it_lacks_the_probe(case: dict, tmp_path: Path) -> None:
 
 def test_wide_tables_scroll_in_a_box_of_their_own(html: str) -> None:
     boxes = [box for box in Page(html).all("div") if box.get("class") == "wide"]
-    assert [box["aria-label"] for box in boxes] == ["The values", "Class texts"]
+    assert [box["aria-label"] for box in boxes] == ["The values"]
 
 
 def test_is_readable_without_eyes(html: str) -> None:
@@ -219,9 +220,9 @@ def test_same_inputs_same_bytes(case: dict, html: str, tmp_path: Path) -> None:
 def test_without_pictures_it_is_about_texts_and_says_so(case: dict, tmp_path: Path) -> None:
     report.write_report(tmp_path / "report.html", **without_pictures(case))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "No pictures were given" in page.text
-    assert "7 of 7 kept classes still answer to their name" in page.text
-    assert "5 of the 5 nearest among them" in page.text
+    assert "Mixtures of two class texts stand in for pictures" in page.text
+    assert "Top-1 accuracy on 7 mixtures of texts of" in page.text
+    assert "accuracy on 42 mixtures of texts of other classes" in page.text
     assert "Class by class" not in page.text
     assert not page.all("img")
 
@@ -284,12 +285,20 @@ def test_table_gives_the_four_numbers_and_their_limit(case: dict) -> None:
     assert "a linear probe still finds" in re.sub(r"\s+", " ", text)
 
 
-def test_text_summary_claims_no_accuracy(case: dict) -> None:
-    text = printed(tables.text_summary(case["texts"], 41e-6))
-    assert EVIL in text
-    assert "7 of 7 to themselves" in text
-    assert "not information" in re.sub(r"\s+", " ", text)
-    assert "%" not in text
+def test_the_table_of_texts_says_what_they_stand_for(case: dict) -> None:
+    text = re.sub(r"\s+", " ", printed(tables.table(case["texts"], 41e-6)))
+    assert f"“{EVIL}” (7 mixtures of texts) 100.0 % 0.0 %" in text
+    assert "all other classes (42 mixtures of texts) 100.0 %" in text
+    assert re.search(r"a linear probe finds .* unknown unknown", text)
+    assert "not what pictures lose" in text
+
+
+def test_alarms_stand_in_red_above_everything(case: dict, html: str, tmp_path: Path) -> None:
+    assert 'role="alert"' not in html
+    report.write_report(tmp_path / "report.html", **case, alarms=("All <other> classes fall.",))
+    loud = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert loud.index('class="alarm"') < loud.index('class="lead"')
+    assert "All &lt;other&gt; classes fall." in loud
 
 
 def scored(comparison: Comparison, forget: tuple, probe: tuple) -> Comparison:

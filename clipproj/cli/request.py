@@ -158,7 +158,7 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
 
 def _unmeasured(op: str, names: Sequence[str], classes: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" * (len(names) > 5))
-    close = [c for n in names[:5] for c in difflib.get_close_matches(n, classes, n=1, cutoff=0.75)]
+    close = [c for n in names[:5] for c in difflib.get_close_matches(n, classes, n=1, cutoff=0.6)]
     hint = f"; did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
     return (
         f"{op}: there are no pictures of {shown}: forgotten all the same, and what is left of it "
