@@ -56,9 +56,7 @@ def test_strength_above_one_is_for_one_direction():
     assert float(make(two, keep, rank=1).strength) == 1.5
     assert float(make(two, keep, strength=0.5).strength) == 0.5
     assert float(make(one, keep, strength=2.0).strength) == 2
-    with pytest.raises(
-        ValueError, match="strength must be at most 1 for the 2 directions .* got 1.5"
-    ):
+    with pytest.raises(ValueError, match=r"at most 1 for the 2 directions .* got 1.5"):
         make(two, keep, strength=1.5)
     with pytest.warns(UserWarning, match="strength 1.5 above 1 with 2 directions"):
         nullspace(two, keep, "mean", strength=1.5)
@@ -68,7 +66,7 @@ def test_rows_for_every_dimension_are_refused_before_the_mixtures_are_sought(mon
     from clipproj.methods import contrast as contrasts
 
     monkeypatch.setattr(contrasts, "nearest_mixture", lambda *a: pytest.fail("sought"))
-    with pytest.raises(ValueError, match="fewer than the 32 dimensions .* got 32 rows; give rank"):
+    with pytest.raises(ValueError, match=r"fewer than the 32 dimensions .* got 32 rows; give rank"):
         nullspace(texts(32), lists(4), "hull")
 
 

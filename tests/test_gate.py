@@ -187,7 +187,7 @@ def test_more_names_than_dimensions_are_refused_before_work(
 ) -> None:
     monkeypatch.setattr(job, "embed_classes", lambda *a, **k: pytest.fail("texts were embedded"))
     names = [f"thing {i}" for i in range(16)]
-    with pytest.raises(ValueError, match="names must be fewer than the 16 dimensions .* got 16"):
+    with pytest.raises(ValueError, match=r"names must be fewer than the 16 dimensions .* got 16"):
         erase(ask(*names, images=None, out=None))
 
 
