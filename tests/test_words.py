@@ -6,7 +6,7 @@ import open_clip
 import pytest
 
 from clipproj.text import expand_names
-from clipproj.words import imagenet_names, openai_templates
+from clipproj.words import canonical, imagenet_names, name_key, openai_templates, strings
 
 
 def test_lists_of_open_clip():
@@ -15,6 +15,25 @@ def test_lists_of_open_clip():
     assert len(open_clip.IMAGENET_CLASSNAMES) == 1000
     assert len(imagenet_names()) == 998  # two names are given to two classes
     assert set(imagenet_names()) == set(open_clip.IMAGENET_CLASSNAMES)
+
+
+APART = "cre\u0300me_ bru\u0302le\u0301e "  # as a Mac's folder has it
+
+
+def test_a_name_has_one_spelling():
+    assert canonical(APART) == "crème brûlée"
+    assert name_key(APART) == name_key("CRÈME BRÛLÉE") == "crème brûlée"
+    assert canonical("_") == canonical("\u00a0") == ""
+    assert expand_names([APART, "crème brûlée", "Crème_Brûlée"]) == [APART]
+    words = {"crème brûlée": ["custard"], "CRÈME_BRÛLÉE": ["flan", "Custard"]}
+    assert expand_names([APART], synonyms=words) == [APART, "custard", "flan"]
+
+
+def test_text_that_is_not_utf8_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^op: names must be UTF-8 text, got 'caf\\udce9' at i.* 1"
+    ):
+        strings("op", "names", ["café", "caf\udce9"])
 
 
 def test_expand_names():

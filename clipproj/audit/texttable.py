@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
+from clipproj.words import name_key
 
 _NOTHING_LEFT = 1e-3  # share of a unit row's length
 
@@ -64,7 +65,8 @@ def text_table(forget: Embeddings, keep: Embeddings, projector: Projector) -> Te
 
     Kept names that are forgotten as well count as forgotten. ValueError for another width.
     """
-    kept = [name for name in keep.names if name not in set(forget.names)]
+    gone = {name_key(name) for name in forget.names}
+    kept = [name for name in keep.names if name_key(name) not in gone]
     names, m = (*forget.names, *kept), len(forget)
     texts = [forget.tensor.cpu()] + ([keep.select(kept).tensor.cpu()] if kept else [])
     rows = torch.cat(texts)

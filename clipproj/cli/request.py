@@ -12,7 +12,7 @@ import torch
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
-from clipproj.words import name_key
+from clipproj.words import canonical, name_key, printable
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,12 @@ def check(request: Request) -> None:
     for argument, given in (("names", request.names), ("keep", request.keep)):
         seen: dict[str, str] = {}
         for name in given:
-            if not name.strip():
+            if not canonical(name):
                 raise ValueError(f"{op}: {argument} must not be blank, got {name!r}")
+            if not printable(canonical(name)):
+                raise ValueError(
+                    f"{op}: {argument} must be UTF-8 without control characters, got {name!r}"
+                )
             if first := seen.get(name_key(name)):
                 raise ValueError(f"{op}: {argument} must be distinct, got {first!r} and {name!r}")
             seen[name_key(name)] = name
@@ -130,8 +134,12 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     op, names, keep = request.command, tuple(request.names), tuple(request.keep)
     own = _forgotten_by(op, saved, names)
     classes = () if pictures is None else pictures.classes
-    names = tuple(_class_of(name, classes) or name for name in names)
-    forms = own or tuple(expand_names(names, plurals=request.plurals, synonyms=request.synonyms))
+    names = tuple(_class_of(name, classes) or canonical(name) for name in names)
+    keep = tuple(_class_of(name, classes) or canonical(name) for name in keep)
+    forms = own
+    if not own:
+        made = expand_names(names, plurals=request.plurals, synonyms=request.synonyms)
+        forms = tuple(map(canonical, made))
     _check_apart(op, forms, keep)
     if pictures is None:
         return Names(own or names, forms, keep or None)
@@ -140,7 +148,6 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     if not (own and measured):  # a projector also lists plurals and synonyms without pictures
         for name in own or names:
             check_known(op, name, classes)
-    keep = tuple(_class_of(name, classes) or name for name in keep)
     keep = keep or tuple(name for name in classes if name not in measured)
     if not keep:
         raise ValueError(f"{op}: names must leave a class to keep, got all {len(measured)}")
@@ -178,7 +185,7 @@ def _class_of(name: str, classes: Sequence[str]) -> str | None:
 def check_known(op: str, name: str, classes: Sequence[str]) -> None:
     """ValueError, in the name of `op`, for a name that no picture folder has."""
     if _class_of(name, classes) is None:
-        close = difflib.get_close_matches(name.casefold(), classes, cutoff=0.5) or classes[:12]
+        close = difflib.get_close_matches(name_key(name), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")
         raise ValueError(
             f"{op}: names must be among the {len(classes)} picture folders, got {name!r}; "

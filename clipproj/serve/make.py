@@ -12,7 +12,7 @@ from clipproj.serve.inputs import check_prompts
 from clipproj.serve.parse import Spec
 from clipproj.serve.store import from_bytes
 from clipproj.text import Embeddings, embed_classes, generic_keep
-from clipproj.words import openai_templates, simple_templates
+from clipproj.words import name_key, openai_templates, simple_templates
 
 
 def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
@@ -48,8 +48,8 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
     """Texts to forget and to keep, and whether the latter are all names that compete."""
     keep = spec.keep
     if keep is None and loaded.name == demo.NAME:
-        gone = {name.casefold() for name in spec.forget}
-        keep = tuple(name for name in demo.class_names() if name.casefold() not in gone)
+        gone = {name_key(name) for name in spec.forget}
+        keep = tuple(name for name in demo.class_names() if name_key(name) not in gone)
     default = simple_templates() if keep is None else openai_templates()
     templates = spec.templates or default
     names = (*spec.forget, *(keep or ()))
