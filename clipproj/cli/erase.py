@@ -115,6 +115,8 @@ class Outcome:
             "rank": self.projector.rank,
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
+            "pictures": self.pictures
+            and {"count": len(self.pictures), "skipped": self.pictures.skipped},
             "scores": measured,
             "texts": _texts_as_dict(self.texts),
             "receipt": {
