@@ -18,6 +18,7 @@ from clipproj.words import (
     distinct,
     expand_names,
     imagenet_names,
+    name_key,
     openai_templates,
     simple_templates,
     strings,
@@ -210,7 +211,7 @@ def generic_keep(
 ) -> Embeddings:
     """A keep list for those who have none: ImageNet's class names, less what `forget` means too.
 
-    Dropped are names equal to a forget name but for case, and near-synonyms: cosine with a forget
+    Dropped are names equal to a forget name (`name_key`), and near-synonyms: cosine with a forget
     text above `threshold`, both embedded with the same templates.
 
     Args:
@@ -240,8 +241,8 @@ def generic_keep(
     if templates is None:
         few = len(forget.templates) <= _GENERIC_TEMPLATES_MAX
         templates = forget.templates if few else simple_templates()
-    own = {name.casefold() for name in forget.names}
-    names = [name for name in imagenet_names() if name.casefold() not in own]
+    own = {name_key(name) for name in forget.names}
+    names = [name for name in imagenet_names() if name_key(name) not in own]
     keep = embed_classes(
         model,
         tokenizer,

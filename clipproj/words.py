@@ -16,13 +16,13 @@ def expand_names(
     plurals: bool = False,
     synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
-    """The names, each followed by its other forms; order kept, doubles (but for case) left out.
+    """The names, each followed by its other forms; order kept, doubles (`name_key`) left out.
 
     Args:
         names: class names.
         plurals: also the English plural of each name and synonym ("mouse": "mice"); a name that is
             one already gets none, nor does one that ends in a digit or a sign ("C++").
-        synonyms: other words for some of the names, by name (case does not matter).
+        synonyms: other words for some of the names, by name, in any spelling.
 
     Raises:
         TypeError: for a bare string as names or as the synonyms of a name; for synonyms that are
@@ -35,18 +35,19 @@ def expand_names(
     if not isinstance(synonyms, Mapping | None):
         got = type(synonyms).__name__
         raise TypeError(f"{op}: synonyms must be a mapping from name to words, got {got}")
-    known = {name.casefold() for name in names}
+    known = {name_key(name) for name in names}
     others: dict[str, tuple[str, ...]] = {}
     for name, words in (synonyms or {}).items():
-        if name.casefold() not in known:
+        key = name_key(name)
+        if key not in known:
             raise ValueError(f"{op}: synonyms must belong to one of the names, got {name!r}")
-        others[name.casefold()] = strings(op, f"synonyms of {name!r}", words)
+        others[key] = (*others.get(key, ()), *strings(op, f"synonyms of {name!r}", words))
     plural = _pluralizer() if plurals else None
     expanded: dict[str, str] = {}
     for name in names:
-        for word in (name, *others.get(name.casefold(), ())):
+        for word in (name, *others.get(name_key(name), ())):
             for form in (word, plural(word)) if plural else (word,):
-                expanded.setdefault(form.casefold(), form)
+                expanded.setdefault(name_key(form), form)
     return list(expanded.values())
 
 
@@ -79,6 +80,16 @@ def on_both(forget: Iterable[str], keep: Iterable[str]) -> list[str]:
     """The names to keep that are spellings of one to forget."""
     gone = {name_key(name) for name in forget}
     return [name for name in keep if name_key(name) in gone]
+
+
+def utf8(text: str) -> bool:
+    """False for a file's name, or an argument, with bytes that are not: no report can hold it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def printable(name: str) -> bool:
+    """Whether a name is UTF-8 and without control characters, which a terminal would obey."""
+    return utf8(name) and not any(unicodedata.category(letter) == "Cc" for letter in name)
 
 
 def openai_templates() -> tuple[str, ...]:
@@ -132,7 +143,7 @@ def _extra(module: str, text: str) -> ModuleType:
 
 
 def strings(op: str, argument: str, values: Iterable[str]) -> tuple[str, ...]:
-    """The values as a tuple, checked: some strings, none of them blank."""
+    """The values as a tuple, checked: some strings of Unicode, none of them blank."""
     if isinstance(values, str):
         raise TypeError(f"{op}: {argument} must be a list of strings, got the string {values!r}")
     if not isinstance(values, Iterable):
@@ -146,6 +157,8 @@ def strings(op: str, argument: str, values: Iterable[str]) -> tuple[str, ...]:
             raise TypeError(f"{op}: {argument} must be a list of strings, got {got} at index {i}")
         if not value.strip():
             raise ValueError(f"{op}: {argument} must not be blank, got {value!r} at index {i}")
+        if not utf8(value):
+            raise ValueError(f"{op}: {argument} must be UTF-8 text, got {value!r} at index {i}")
     return values
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,59 @@ def test_names_of_any_letters_in_any_width(
     result = run("erase", "CAFÉ", "Tall Tree", *usual, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert "café" in result.stdout
+
+
+def test_a_folder_and_a_keyboard_spell_one_name(
+    run: Run, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    apart = unicodedata.normalize("NFD", "café")
+    shutil.copytree(pictures, tmp_path / "mac")
+    (tmp_path / "mac" / "café").rename(tmp_path / "mac" / apart)
+    for asked, folder in (("café", tmp_path / "mac"), (apart, pictures)):
+        usual = ["--model", model, "--images", folder, "--template", "a {}", "--dry-run", "--json"]
+        result = run("erase", asked, *usual)
+        assert result.exit_code == 0, result.stdout
+        told = json.loads(result.stdout)
+        assert told["forget"] == ["café"]
+        assert told["scores"]["after"]["forget"] == 0
+
+
+def test_what_is_left_out_is_told(
+    run: Run, usual: list[str], pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures, tmp_path / "shown")
+    (tmp_path / "shown" / "cat" / "phone.heic").write_bytes(b"")
+    usual[usual.index(str(pictures))] = "shown"
+    said = "load_pictures: left out 1 file of shown: 1 .heic"
+    result = run("erase", "cat", *usual)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"note: {said}")
+    numbers = json.loads(Path("clipproj-out/report.json").read_text())
+    assert numbers["pictures"] == {"count": 18, "skipped": {".heic": 1}}
+    told = json.loads(run("audit", "cat", *usual, "--only", "accuracy", "--json").stdout)
+    assert told["source"]["pictures"] == "18 from shown; 1 other file left out"
+    assert told["notes"][0].startswith(said)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_bytes_that_are_no_utf8_are_refused_before_the_work(
+    run: Run, usual: list[str], pictures: Path, tmp_path: Path, dry: list[str]
+) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    shutil.copytree(pictures, tmp_path / "shown")
+    (tmp_path / "shown" / "café").rename(tmp_path / "shown" / odd)
+    for wrong, says in (
+        (["cat", "--images", "shown"], "a class folder must have a name in UTF-8, "),
+        (["cat", "--out", odd], "out must be a path in UTF-8, "),
+        ([odd], "names must be UTF-8 without control characters, "),
+        (["cat", "--keep", odd], "keep must be UTF-8 without control characters, "),
+        (["cat", "--synonym", f"cat={odd}"], "synonyms of 'cat' must be UTF-8 text, "),
+    ):
+        result = run("erase", *usual, *wrong, *dry)
+        assert result.exit_code == 2
+        assert says in result.stderr
+        assert r"got 'caf\udce9'" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["shown"]
 
 
 def test_a_note_for_who_folds_into_the_text_tower(run: Run, usual: list[str]) -> None:

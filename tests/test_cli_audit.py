@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_cli import Run
 
 import clipproj
 from clipproj.audit import AUDITS, Samples, evaluate, suite
+from clipproj.cli.subject import in_domains
 
 QUICK = ["--only", "accuracy", "--only", "drift", "--only", "leak"]
 
@@ -198,6 +200,15 @@ def test_domains_are_told_by_file_names(run: Run, usual: list[str]) -> None:
     assert missing.exit_code == 2
     assert "domain must cover every picture, got none for" in missing.stdout
     assert "needs to be told" in json.loads(run(*args).stdout)["audits"]["domains"]["lead"]
+
+
+def test_a_domain_is_told_by_accents_however_they_are_stored() -> None:
+    classes = clipproj.Embeddings(torch.eye(3), ("a", "b", "c"), ("{}",), "m")
+    paths = tuple(Path("x") / unicodedata.normalize(form, "é_1.png") for form in ("NFC", "NFD"))
+    samples = Samples(torch.eye(3)[:2], torch.tensor([0, 1]), classes, paths=paths)
+    for form in ("NFC", "NFD"):
+        found = in_domains(samples, {unicodedata.normalize(form, "é_*"): "accent"})
+        assert found.domains == ("accent", "accent")
 
 
 def test_a_refusal_is_told_and_a_bug_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from clipproj.audit import Limits, image_features, load_pictures
 from clipproj.checkpoint import CONFIG, WEIGHTS, load_model, read_edits, undo
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
-from clipproj.cli.request import Request
+from clipproj.cli.request import Request, resolve
 from clipproj.heads import head_hash
 from clipproj.receipt import Receipt, verify
 
@@ -122,6 +122,16 @@ def test_without_pictures_the_generic_names_are_kept(ask: Callable[..., Request]
     assert len(texts["nearest"]) == 5
     assert texts["before"]["per_class"].keys() == {"cat", *texts["nearest"]}
     assert (texts["before"]["probe"], texts["of"]) == (None, "mixture of texts")
+
+
+def test_names_are_embedded_in_one_spelling(ask: Callable[..., Request]) -> None:
+    asked = ask(
+        "Golden_Retriever", "cafe\u0301", keep=["ice__cream"], images=None,
+        synonyms={"cafe\u0301": ["coffee_house"]},
+    )  # fmt: skip
+    names = resolve(asked, None, None)
+    assert names.forms == ("Golden Retriever", "café", "coffee house")
+    assert names.keep == ("ice cream",)
 
 
 def test_given_names_are_kept(ask: Callable[..., Request]) -> None:

@@ -79,6 +79,13 @@ def test_labels_are_matched_to_texts_by_name() -> None:
     assert (comparison.pictures_forget, comparison.pictures_retain) == (1, 3)
 
 
+def test_labels_are_matched_to_another_spelling_of_the_same_name() -> None:
+    texts = embed(torch.eye(4), ("Cafe\u0301", "Cat", "cat", "tall_tree"))
+    pictures = pictures_of([0, 1, 2], ("café", "cat", "tall tree"))
+    samples = Samples.of_pictures(torch.eye(4)[[0, 2, 3]], pictures, texts)
+    assert samples.labels.tolist() == [0, 2, 3]
+
+
 def test_compare_lists_changed_answers_and_measures_cosines(classes: Embeddings) -> None:
     before = torch.eye(4)
     after = before.clone()

@@ -197,6 +197,12 @@ def test_bad_texts_are_refused(method):
     for error, text, forget, kept in cases:
         with pytest.raises(error, match=f"{op}: {text}"):
             method(forget, kept)
+    forget, kept = (
+        Embeddings(F.normalize(rows).float(), names, ("{}",), "m")
+        for rows, names in ((good, ("café", "b", "c")), (keep, ("cafe\u0301", "d", "e", "f")))
+    )
+    with pytest.raises(ValueError, match=f"{op}: keep must not name what forget names"):
+        method(forget, kept)
     other = Embeddings(keep.float(), tuple("abcd"), ("{}",), "another", "1" * 64)
     with pytest.raises(ValueError, match=f"{op}: keep must come from the model"):
         method(texts(2), other)

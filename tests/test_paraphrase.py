@@ -85,7 +85,8 @@ def planted() -> tuple[Tower, Samples, ParaphraseResult]:
         tree=eye[7],
     )  # fmt: skip
     one = samples(tower)
-    return tower, one, run(tower, one, synonyms={"Cat": ["kitty"]}, vocabulary=["tree", "meow"])
+    words = {"Cat": ["kitty"], "CAT_": ["Dog_"]}  # a rival is no synonym
+    return tower, one, run(tower, one, synonyms=words, vocabulary=["tree", "meow"])
 
 
 def test_a_planted_synonym_finds_the_class_again(planted: tuple) -> None:
@@ -94,6 +95,7 @@ def test_a_planted_synonym_finds_the_class_again(planted: tuple) -> None:
     assert (own.before.answered, own.after.answered) == (1, 0)
     synonym = kind(result, "synonym")
     assert synonym.strongest.text == "kitty"
+    assert synonym.tried == len({"kitty", *known_words("cat").synonyms})
     assert synonym.strongest.after.answered == synonym.held_out.answered == 1
     assert synonym.held_out.answered.n == 20
     assert synonym.strongest.after.taken == 0
@@ -314,6 +316,7 @@ def test_the_table_of_words_is_whole() -> None:
         assert len(words.synonyms) >= 2, name
         assert name not in (*words.synonyms, *words.broader)
     assert known_words("CAT") == known_words("cat")
+    assert known_words("Ice_Cream") == known_words("ice cream")
     assert not known_words("no such thing").synonyms
 
 

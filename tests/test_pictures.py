@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import struct
+import unicodedata
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ExifTags import Base
 from torch import Tensor, nn
 
 from clipproj import audit
@@ -25,12 +33,107 @@ def test_load_pictures_reads_class_folders(tmp_path: Path) -> None:
     save(tmp_path / "Bear" / "c.webp")
     save(tmp_path / ".cache" / "d.png")
     save(tmp_path / "Bear" / ".hidden.png")
-    (tmp_path / "Bear" / "notes.txt").write_text("not looked at")
     pictures = audit.load_pictures(tmp_path)
     assert pictures.classes == ("Bear", "red panda")
     assert [path.name for path in pictures.paths] == ["c.webp", "a.jpg", "b.PNG"]
     assert pictures.labels.tolist() == [0, 1, 1]
     assert len(pictures) == 3
+    assert pictures.skipped == {}
+
+
+def test_load_pictures_reads_what_imagefolder_reads(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    for i, suffix in enumerate(("png", "JPG", "tif", "tiff", "ppm", "pgm", "bmp", "webp")):
+        mode = "L" if suffix == "pgm" else "RGB"
+        save(tmp_path / "cat" / ("2024/may" if i % 2 else "") / f"{i}.{suffix}", mode)
+    save(tmp_path / "elsewhere" / "far.png")
+    save(tmp_path / "dog" / "album.png" / "x.png")  # a folder with the name of a picture
+    (tmp_path / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    pictures = audit.load_pictures(tmp_path)
+    theirs = datasets.ImageFolder(tmp_path)
+    assert {str(path) for path in pictures.paths} == {path for path, _ in theirs.imgs}
+    assert pictures.labels.bincount().tolist() == np.bincount(theirs.targets).tolist()
+    assert not recwarn.list
+
+
+def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
+    path = save(tmp_path / "cat" / "tabby" / "x.png")
+    (tmp_path / "cat" / "tabby" / "up").symlink_to(tmp_path / "cat")
+    assert audit.load_pictures(tmp_path).paths == (path,)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "cat" / "x.png")
+    save(tmp_path / "cat" / "closed" / "y.png")
+    scandir = os.scandir
+
+    def refuses(path: str | os.PathLike[str]) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(PermissionError, match="closed"):
+        audit.load_pictures(tmp_path)
+
+
+def test_what_is_left_out_is_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "cat" / "x.png")
+    for name in ("cat/a.HEIC", "cat/deep/b.heic", "cat/notes.txt", "cat/LICENSE", "cat/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    save(tmp_path / "stray.jpg")
+    (tmp_path / "README.md").write_text("of no class, and no picture")
+    with pytest.warns(UserWarning, match="left out 5 files of .*: .*2 .heic.*pillow-heif") as said:
+        pictures = audit.load_pictures(tmp_path)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert len(pictures) == 1
+    assert pictures.skipped == {
+        "in no class folder": 1, ".heic": 2, ".txt": 1, "without a suffix": 1,
+    }  # fmt: skip
+    (tmp_path / "cat" / "x.png").unlink()
+    with pytest.raises(ValueError, match=r"got none in .*cat, only 2 \.heic, .* register pillow-h"):
+        audit.load_pictures(tmp_path)
+    # as pillow-heif registers itself
+    monkeypatch.setitem(Image.EXTENSION, ".heic", "PNG")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "a.HEIC", "PNG")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "deep" / "b.heic", "PNG")
+    with pytest.warns(UserWarning, match="left out 3 files"):
+        assert len(audit.load_pictures(tmp_path)) == 2
+
+
+def test_a_class_has_one_name_however_its_folder_spells_it(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "crème_brûlée")
+    save(tmp_path / apart / "x.png")
+    save(tmp_path / "hot\ndog " / "x.png")
+    assert audit.load_pictures(tmp_path).classes == ("crème brûlée", "hot dog")
+    save(tmp_path / "Crème Brûlée" / "x.png")
+    with pytest.raises(ValueError, match="two folders 'crème brûlée'"):
+        audit.load_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"caf\xe9", r"caf\\udce9"), (b"\x1b[2J", r"\\x1b\[2J"), (b"_", "_")]
+)
+def test_a_class_name_that_no_report_can_show_is_refused(
+    tmp_path: Path, name: bytes, shown: str
+) -> None:
+    save(tmp_path / os.fsdecode(name) / "x.png")
+    with pytest.raises(ValueError, match=f"name in UTF-8, .*, got '{shown}' in .*; rename it"):
+        audit.load_pictures(tmp_path)
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
+    path = save(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"), "RGB", "red")
+    assert audit.load_pictures(tmp_path).paths == (path,)
+    assert audit.open_picture(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_load_pictures_refuses(tmp_path: Path) -> None:
@@ -82,14 +185,155 @@ def test_large_pictures_are_read_up_to_what_pillow_opens(
         ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
         ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
         ("I;16", 256 * 77, (77, 77, 77)),
+        ("I;16 tif", 256 * 77 + 255, (77, 77, 77)),
+        ("I;16B tif", 256 * 77, (77, 77, 77)),
+        ("I pgm", 256 * 77, (77, 77, 77)),
+        ("CMYK jpg", (0, 0, 0, 255), (0, 0, 0)),
+        ("CMYK tif", (0, 255, 255, 0), (255, 0, 0)),
+        ("RGBA webp", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA tif", (10, 20, 30, 0), (255, 255, 255)),
     ],
 )
 def test_open_picture_gives_rgb_with_white_behind(
     mode: str, color: object, expected: tuple, tmp_path: Path
 ) -> None:
-    image = audit.open_picture(save(tmp_path / "x.png", mode, color))
+    mode, _, suffix = mode.partition(" ")
+    image = audit.open_picture(save(tmp_path / f"x.{suffix or 'png'}", mode, color))
     assert image.mode == "RGB"
     assert image.getpixel((3, 3)) == expected
+
+
+def png(bits: int, colours: int, pixels: Sequence[int], clear: Sequence[int]) -> io.BytesIO:
+    """A row of pixels with numbers of so many bits, one of them transparent by a tRNS chunk."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        whole = kind + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    width = len(pixels) // colours
+    packed = "".join(f"{value:0{bits}b}" for value in pixels)
+    row = int(packed.ljust(-len(packed) % 8 + len(packed), "0"), 2)
+    data = b"\0" + row.to_bytes(-(-len(packed) // 8), "big")
+    kind = {1: 0, 3: 2}[colours]
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0))
+        + chunk(b"tRNS", b"".join(struct.pack(">H", value) for value in clear))
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "pixels", "clear", "other"),
+    [
+        (1, [0, 1], [0], 255),
+        (2, [2, 1], [2], 85),
+        (4, [5, 10], [5], 170),
+        (8, [117, 118], [117], 118),
+        (16, [30000, 30001], [30000], 30001 >> 8),
+        (8, [1, 2, 3, 9, 9, 9], [1, 2, 3], 9),
+        (16, [30000, 20000, 100, 2304, 2304, 2304], [30000, 20000, 100], 9),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white_at_any_depth(
+    bits: int, pixels: list[int], clear: list[int], other: int
+) -> None:
+    image = audit.open_picture(png(bits, len(clear), pixels, clear))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (other, other, other)]
+
+
+# how a camera stores an upright picture under each EXIF orientation
+STORED = {
+    1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+def upright() -> Image.Image:
+    rows = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
+    return Image.fromarray(rows)
+
+
+def exif(orientation: int, **more: str) -> bytes:
+    tags = Image.Exif()
+    tags[Base.Orientation] = orientation
+    for name, value in more.items():
+        tags[Base[name]] = value
+    return tags.tobytes()
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [("png", "RGB"), ("png", "I;16"), ("tif", "RGB"), ("webp", "RGB"), ("jpg", "RGB")],
+)
+def test_a_picture_is_read_upright(
+    suffix: str, mode: str, orientation: int, tmp_path: Path
+) -> None:
+    shown = upright().convert("L").convert("RGB") if mode == "I;16" else upright()
+    stored = shown
+    if mode == "I;16":
+        stored = Image.fromarray(np.asarray(shown)[..., 0].astype(np.uint16) << 8)
+    if STORED[orientation] is not None:
+        stored = stored.transpose(STORED[orientation])
+    path, options = tmp_path / f"x.{suffix}", {"jpg": {"quality": 100, "subsampling": 0}}
+    stored.save(path, exif=exif(orientation), **options.get(suffix, {"lossless": True}))
+    off = np.asarray(audit.open_picture(path), int) - np.asarray(shown, int)
+    assert np.abs(off).max() <= (3 if suffix == "jpg" else 0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"Exif\0\0garbage garbage", b"Exif\0\0II*\0", b"Exif\0\0", exif(6)[:-8], exif(9)],
+    ids=["garbage", "cut header", "empty", "cut tag", "no such orientation"],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_an_orientation_that_cannot_be_read_is_none(
+    damaged: bytes, suffix: str, tmp_path: Path
+) -> None:
+    upright().save(tmp_path / f"x.{suffix}", exif=damaged)
+    assert audit.open_picture(tmp_path / f"x.{suffix}").size == (8, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Tag data larger than file")
+def test_an_orientation_counts_whatever_else_is_damaged(tmp_path: Path) -> None:
+    upright().save(tmp_path / "x.png", exif=exif(6, Make="maker" * 10)[:40])
+    assert audit.open_picture(tmp_path / "x.png").size == (5, 8)
+
+
+def test_an_orientation_in_xmp_counts(tmp_path: Path) -> None:
+    upright().save(tmp_path / "x.jpg", xmp=b'<x tiff:Orientation="8"/>')
+    assert audit.open_picture(tmp_path / "x.jpg").size == (5, 8)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
+def test_the_first_of_several_pages_is_read(suffix: str, tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (8, 8), color) for color in ("red", "lime")]
+    pages[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=pages[1:], lossless=True)
+    assert audit.open_picture(tmp_path / f"x.{suffix}").getpixel((0, 0)) == (255, 0, 0)
+
+
+def tag(path: Path, number: int, value: int) -> None:
+    """Write another value over that of a little-endian TIFF's tag."""
+    data, entry = path.read_bytes(), struct.pack("<HHI", number, 3, 1)
+    place = data.index(entry) + len(entry)
+    path.write_bytes(data[:place] + struct.pack("<I", value) + data[place + 4 :])
+
+
+def test_numbers_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    path = tmp_path / "cat" / "x.tif"
+    for kind in (np.float32, np.int32, np.uint16):
+        Image.fromarray(np.ones((8, 8), kind)).save(path)
+        if kind == np.uint16:  # which is read, but for this
+            assert len(audit.load_pictures(tmp_path)) == 1
+            tag(path, 262, 0)  # 0 is white
+        for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_picture(path)):
+            with pytest.raises(ValueError, match=r"8 bits a channel, .* got .*x\.tif of .* mode"):
+                read()
 
 
 def test_open_picture_takes_palettes_with_a_transparent_entry(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from clipproj import audit, ops
 from clipproj.audit import evaluate, report, tables, wording
 from clipproj.audit.evaluate import Comparison
+from clipproj.audit.pages import write_pages
 from clipproj.heads import Head
 from clipproj.methods import nullspace
 from clipproj.receipt import Receipt, verify
@@ -132,6 +133,27 @@ def test_names_are_text_wherever_they_come_from(html: str) -> None:
     assert "from made <up>" in page.text
     assert "<undo>.safetensors" in page.text
     assert f"A picture of {EVIL}" in [image["alt"] for image in page.all("img")]
+
+
+def test_a_path_that_is_no_utf8_is_shown_in_escapes(case: dict, tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    report.write_report(path, **case | {"undo_command": "clipproj undo n\udce4s"})
+    assert r"clipproj undo n\udce4s" in path.read_text(encoding="utf-8")
+    write_pages(path, [], title="t", eyebrow="e", facts={"pictures": "3 from n\udce4s"})
+    assert r"3 from n\udce4s" in path.read_text(encoding="utf-8")
+
+
+def test_gallery_shows_a_class_under_another_spelling_as_forgotten(
+    case: dict, tmp_path: Path
+) -> None:
+    shown = case["pictures"]
+    shown = replace(shown, classes=tuple(name.upper() for name in shown.classes))
+    path = tmp_path / "r.html"
+    report.write_report(path, **case | {"pictures": shown})
+    page = Page(path.read_text(encoding="utf-8"))
+    assert f"A picture of {EVIL.upper()}" in [image["alt"] for image in page.all("img")]
+    forgotten = page.text.split("Forgotten")[-1].split("Others")[0]
+    assert EVIL.upper() in forgotten
 
 
 def test_has_every_section(case: dict, html: str) -> None:

@@ -31,9 +31,9 @@ from clipproj.serve.store import Changes, to_bytes
 D = 128  # of the embedded model
 
 
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30), form: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
+    Image.new("RGB", size, colour).save(file, form)
     return file.getvalue()
 
 
@@ -162,7 +162,10 @@ BAD = {
     "width": (Input("embedding", given(0)[1:]), 400, "wrong_dimension"),
     "not a picture": (Input("image", b"GIF89a?"), 400, "invalid_image"),
     "cut picture": (Input("image", png((1, 2, 3), (200, 200))[:-60]), 400, "invalid_image"),
+    "format": (Input("image", png((1, 2, 3), form="TIFF")), 400, "invalid_image"),
     "bomb": (Input("image", png((0, 0, 0), (9000, 9000))), 400, "image_too_large"),
+    # more than twice the pixels that Pillow opens
+    "vast bomb": (Input("image", png((0, 0, 0), (14000, 14000))), 400, "image_too_large"),
     "strip": (Input("image", png((0, 0, 0), (2000, 1))), 400, "invalid_image"),
     "long text": (Input("text", "cat " * 60), 400, "text_too_long"),
     # the token of this "!" is 0, which is also what texts are padded with
@@ -185,6 +188,18 @@ def test_a_bad_request_fails_alone(engine: Engine, case: str) -> None:
     assert failed.param.startswith("input[1]")
     for answer in (before, after):
         assert np.array_equal(answer.rows, alone.rows)
+
+
+def test_a_picture_is_embedded_as_it_is_shown(engine: Engine) -> None:
+    shown, stored = io.BytesIO(), io.BytesIO()
+    picture = Image.linear_gradient("L").crop((0, 0, 40, 90))
+    picture.save(shown, "PNG")
+    tags = Image.Exif()
+    tags[0x112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(stored, "PNG", exif=tags)
+    inputs = tuple(Input("image", file.getvalue()) for file in (shown, stored))
+    (answer,) = engine.answer([Request(inputs)])
+    np.testing.assert_allclose(answer.rows[0], answer.rows[1], atol=1e-6)
 
 
 def test_a_long_text_can_be_cut(engine: Engine) -> None:
@@ -334,6 +349,13 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
         with pytest.raises(ServiceError) as refused:
             from_spec(loaded, spec, 10_000)
         assert refused.value.status == 400
+
+
+def test_the_embedded_models_names_are_known_in_any_spelling(engine: Engine) -> None:
+    made = from_spec(engine.loaded, Spec(("Ice_Cream",), templates=("a {}",)), 10_000)
+    keep = made.provenance["keep"]["names"]
+    assert "cat" in keep
+    assert "ice cream" not in keep
 
 
 def test_a_projector_of_another_model_is_refused(

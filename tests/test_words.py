@@ -6,7 +6,15 @@ import open_clip
 import pytest
 
 from clipproj.text import expand_names
-from clipproj.words import imagenet_names, on_both, openai_templates, repeated
+from clipproj.words import (
+    canonical,
+    imagenet_names,
+    name_key,
+    on_both,
+    openai_templates,
+    repeated,
+    strings,
+)
 
 
 def test_lists_of_open_clip():
@@ -25,6 +33,25 @@ def test_spellings_of_one_name():
     assert repeated(["cat", "Cat"], str) is None
     assert repeated(["cat"] * 2, str) == ("cat", "cat")
     assert on_both(["ice cream", "dog"], ["cat", "Ice_cream", "hot dog"]) == ["Ice_cream"]
+
+
+APART = "cre\u0300me_ bru\u0302le\u0301e "  # as a Mac's folder has it
+
+
+def test_a_name_has_one_spelling():
+    assert canonical(APART) == "crème brûlée"
+    assert name_key(APART) == name_key("CRÈME BRÛLÉE") == "crème brûlée"
+    assert canonical("_") == canonical("\u00a0") == ""
+    assert expand_names([APART, "crème brûlée", "Crème_Brûlée"]) == [APART]
+    words = {"crème brûlée": ["custard"], "CRÈME_BRÛLÉE": ["flan", "Custard"]}
+    assert expand_names([APART], synonyms=words) == [APART, "custard", "flan"]
+
+
+def test_text_that_is_not_utf8_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^op: names must be UTF-8 text, got 'caf\\udce9' at i.* 1"
+    ):
+        strings("op", "names", ["café", "caf\udce9"])
 
 
 def test_expand_names():

@@ -184,7 +184,7 @@ def _advice(
     if price.finds(limits):
         if float(projector.strength) < 1:
             said.append("strength 1")
-        if history.get("method") == "ccup":
+        elif history.get("method") == "ccup":
             said.append("a smaller keep-weight, or method nullspace")
         elif closed and contrast not in (None, "hull"):
             said.append("contrast hull")

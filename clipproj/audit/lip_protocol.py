@@ -16,7 +16,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 
 from clipproj.audit.page import Page, Table
 from clipproj.audit.pictures import Pictures
+from clipproj.words import name_key
 
 BACKBONES = {"RN50": "OpenAI CLIP RN50, d = 1024", "ViT-B/16": "OpenAI CLIP ViT-B/16, d = 512"}
 OTHERS = 3  # data sets beside the class's own
@@ -93,10 +94,11 @@ class Dataset:
         new = torch.full((len(pictures.classes),), -1, dtype=torch.int64)
         for label, i in enumerate(order):
             new[stays[i]] = label
-        return Pictures(
-            tuple(pictures.paths[i] for i in rows.tolist()),
-            new[pictures.labels[rows]],
-            tuple(names[i] for i in order),
+        return replace(
+            pictures,
+            paths=tuple(pictures.paths[i] for i in rows.tolist()),
+            labels=new[pictures.labels[rows]],
+            classes=tuple(names[i] for i in order),
         )
 
     def _prompted(self, name: str) -> str:
@@ -363,8 +365,8 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
 
 
 def _key(name: str) -> str:
-    """A name without what may differ: case, spaces, hyphens, underscores."""
-    return "".join(c for c in name.casefold() if c not in " -_")
+    """A name without what may differ: its spelling, spaces, hyphens, underscores."""
+    return "".join(c for c in name_key(name) if c not in " -")
 
 
 def _without_number(name: str) -> str:

@@ -38,7 +38,7 @@ def write_pages(
         title=title, eyebrow=eyebrow, facts=facts, pages=pages, version=__version__
     )
     with files.atomic(path) as part:
-        part.write_text(html, encoding="utf-8")
+        part.write_text(html, "utf-8", "backslashreplace")  # a path may be no UTF-8
 
 
 def printed(table: Table, title: str = "") -> Printed:

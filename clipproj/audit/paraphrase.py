@@ -20,7 +20,14 @@ from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.substitute import ALL, HALVES, Found, Target, Text
 from clipproj.audit.synonyms import known_words, misspellings
 from clipproj.audit.wording import count, listed, percent
-from clipproj.words import expand_names, imagenet_names, openai_templates, strings, template_strings
+from clipproj.words import (
+    expand_names,
+    imagenet_names,
+    name_key,
+    openai_templates,
+    strings,
+    template_strings,
+)
 
 Embed = Callable[[Sequence[str]], Tensor]
 Tried = list[list[list[int]]]  # [before, after][half 0, half 1, all]: rows of texts
@@ -238,7 +245,6 @@ def paraphrase(
     if not 0 <= level <= 1:
         raise ValueError(f"{op}: level must be in [0, 1], got {level}")
     expand_names(forget, synonyms=synonyms)  # refuses what it must
-    given = {name.casefold(): tuple(words) for name, words in (synonyms or {}).items()}
     extra = imagenet_names() if vocabulary is None else strings(op, "vocabulary", vocabulary)
     words = tuple(dict.fromkeys([*samples.names, *extra]))
     prompts = (*openai_templates(), *OTHER_TEMPLATES) if templates is None else tuple(templates)
@@ -257,15 +263,16 @@ def paraphrase(
         own.append(target.text(name, samples.classes.select([name]).tensor[0].cpu()))
         if not 0 < int(target.mine.sum()) < len(samples):
             continue  # no attack can be judged
-        known, rivals = known_words(name), {n.casefold() for n in samples.names}
+        known, rivals = known_words(name), {name_key(n) for n in samples.names}
+        given = {n: more for n, more in (synonyms or {}).items() if name_key(n) == name_key(name)}
         for kind, phrases in (
-            ("synonym", (*known.synonyms, *given.get(name.casefold(), ()))),
+            ("synonym", (*known.synonyms, *expand_names([name], synonyms=given)[1:])),
             ("broader word", known.broader),
             ("plural", expand_names([name], plurals=True)),
             ("misspelling", misspellings(name)),
             ("translation", known.translations),
         ):
-            phrases = [p for p in dict.fromkeys(phrases) if p.casefold() not in rivals]
+            phrases = [p for p in dict.fromkeys(phrases) if name_key(p) not in rivals]
             rows = named(phrases) if phrases else plain[:0]
             if kind == "translation":
                 seen = target.scores(target.models[0], rows).auroc[ALL] >= level
@@ -307,7 +314,7 @@ def _search(
     samples: Samples,
 ) -> Attack:  # fmt: skip
     """Each word plainly, then the best in every template, as each half, and all, would choose."""
-    rest = [i for i, word in enumerate(words) if word.casefold() != target.name.casefold()]
+    rest = [i for i, word in enumerate(words) if name_key(word) != name_key(target.name)]
     texts = {_PLAIN.replace("{}", words[i]): None for i in rest}
     row = {text: i for i, text in enumerate(texts)}
     tried: Tried = []

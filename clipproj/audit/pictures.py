@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clipproj.audit.wording import count
 from clipproj.encoder import evaluating, features
 from clipproj.heads import unwrap
+from clipproj.pictures import SUFFIXES, open_picture, picture_size, readable_suffixes
+from clipproj.words import canonical, name_key, printable
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 Progress = Callable[[int, int], None]
 
 
@@ -30,11 +30,13 @@ class Pictures:
         paths: n files.
         labels: [n] int64, indices into `classes`.
         classes: distinct class names, sorted.
+        skipped: how many other files the folder holds that are not read, by kind.
     """
 
     paths: tuple[Path, ...]
     labels: Tensor
     classes: tuple[str, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -43,62 +45,57 @@ class Pictures:
 def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     """The pictures of a folder that has one folder per class, as torchvision's ImageFolder.
 
-    A class is named as its folder, with spaces for underscores. Files with another suffix than
-    `SUFFIXES` and hidden ones are not looked at. Pictures are opened here and decoded later.
+    They may lie in folders below that of their class, behind links too. A class is named as its
+    folder, in the one spelling of `clipproj.words.canonical`. Hidden files are not looked at; those
+    of another suffix than `readable_suffixes` are left out with a warning, as are pictures beside
+    the class folders. Pictures are opened here and decoded later.
 
     Raises:
         ValueError: for no folder, no class folders, a class folder without pictures, two folders
-            of one name, upper and lower case alike, or a file that is no picture or one larger
-            than Pillow opens (twice its MAX_IMAGE_PIXELS).
+            of one name (`name_key`), a name that is not UTF-8, blank or has control characters, or
+            a file that `open_picture` refuses by its header.
+        OSError: for a folder that cannot be read.
         ImportError: without Pillow.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"load_pictures: folder must be a folder, got {root}")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and _visible(path))
+    entries = sorted(path for path in root.iterdir() if _visible(path.name))
+    folders = [path for path in entries if path.is_dir()]
     if not folders:
         raise ValueError(f"load_pictures: folder must hold a folder for each class, got {root}")
+    readable = readable_suffixes()
+    beside = sum(_kind(path) in SUFFIXES and path.is_file() for path in entries)
+    skipped = Counter({"in no class folder": beside} if beside else {})
     by_name: dict[str, list[Path]] = {}
     taken: dict[str, Path] = {}  # "cat" and "Cat" have one text: their pictures could only tie
     for path in folders:
-        name = path.name.replace("_", " ").strip()
-        other = taken.setdefault(name.casefold(), path)
+        name = _class_name(path)
+        other = taken.setdefault(name_key(name), path)
         if other is not path:
             raise ValueError(
                 f"load_pictures: classes must be distinct, got two folders {name!r}: "
                 f"{other.name!r} and {path.name!r}"
             )
-        by_name[name] = sorted(
-            file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and _visible(file)
-        )
+        files = sorted(_files(path))
+        by_name[name] = [file for file in files if _kind(file) in readable]
+        others = Counter(kind for kind in map(_kind, files) if kind not in readable)
         if not by_name[name]:
-            raise ValueError(f"load_pictures: a class must have pictures, got none in {path}")
+            only = f", only {_listed(others)}" if others else ""
+            raise ValueError(f"load_pictures: a class must have pictures, got none in {path}{only}")
+        skipped += others
+    if skipped:
+        files = count(skipped.total(), "file")
+        warnings.warn(
+            f"load_pictures: left out {files} of {root}: {_listed(skipped)}", stacklevel=2
+        )
     classes = tuple(sorted(by_name))
     paths = tuple(path for name in classes for path in by_name[name])
     for path in paths:
-        _open(path).close()
+        picture_size(path)
     counts = torch.tensor([len(by_name[name]) for name in classes])
-    return Pictures(paths, torch.arange(len(classes)).repeat_interleave(counts), classes)
-
-
-def open_picture(path: str | os.PathLike[str]) -> Image:
-    """A decoded RGB picture: transparency on white, the first frame of an animation.
-
-    Raises ValueError, naming the file, for what cannot be read; ImportError without Pillow.
-    """
-    from PIL import Image
-
-    with _open(path) as image:
-        try:
-            if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip it to white
-                image = image.convert("I").point(lambda value: value / 256).convert("L")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"open_picture: cannot decode {path}: {error}") from error
+    labels = torch.arange(len(classes)).repeat_interleave(counts)
+    return Pictures(paths, labels, classes, dict(skipped))
 
 
 def image_features(
@@ -156,21 +153,44 @@ def image_features(
         return torch.cat(rows)
 
 
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
+def _visible(name: str) -> bool:
+    return not name.startswith(".")
 
 
-def _open(path: str | os.PathLike[str]) -> Image:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("pictures are read by Pillow: install clipproj[cli]") from error
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is large and refuses what is twice as large.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:  # OSError: a foreign file as well
+def _class_name(folder: Path) -> str:
+    name = canonical(folder.name)
+    if not name or not printable(name):
         raise ValueError(
-            f"load_pictures: a picture must be readable, got {path}: {error}"
-        ) from error
+            "load_pictures: a class folder must have a name in UTF-8, not blank and without "
+            f"control characters, got {folder.name!r} in {folder.parent}; rename it"
+        )
+    return name
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder; what links lead to twice, or round in a circle, once."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(_visible, folders))
+        yield from (Path(here, name) for name in files if _visible(name))
+
+
+def _kind(file: Path) -> str:
+    return file.suffix.lower() or "without a suffix"
+
+
+def _listed(skipped: Counter[str]) -> str:
+    shown = [f"{number} {kind}" for kind, number in skipped.most_common(5)]
+    text = ", ".join(shown) + (", ..." if len(skipped) > 5 else "")
+    if {".heic", ".heif"} & skipped.keys():
+        text += " (convert what is .heic, or register pillow-heif with Pillow)"
+    return text

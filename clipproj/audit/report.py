@@ -17,6 +17,7 @@ from clipproj.audit.pictures import Pictures, open_picture
 from clipproj.projector import Projector
 from clipproj.receipt import Receipt, Verdict
 from clipproj.text import Embeddings
+from clipproj.words import name_key
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -86,7 +87,7 @@ def write_report(
         bars=bars,
     )
     with artefacts.atomic(path) as part:
-        part.write_text(html, encoding="utf-8")
+        part.write_text(html, "utf-8", "backslashreplace")  # a path may be no UTF-8
 
 
 def template(name: str) -> Template:
@@ -116,10 +117,11 @@ def _gallery(
     comparison: Comparison, pictures: Pictures, classes: Embeddings
 ) -> list[dict[str, Any]]:
     """Two groups of pictures whose answer changed: of forgotten classes, and of others."""
+    gone = {name_key(name) for name in comparison.forget}
     forgotten, others = [], []
     for i in comparison.changed.tolist():
         name = pictures.classes[pictures.labels[i]]
-        (forgotten if name in comparison.forget else others).append((i, name))
+        (forgotten if name_key(name) in gone else others).append((i, name))
     room = GALLERY - min(len(forgotten), len(others), GALLERY // 2)  # the rest is the other group's
     groups = []
     for title, found, total in (

@@ -17,6 +17,7 @@ from clipproj import files
 from clipproj.audit.pictures import Pictures
 from clipproj.heads import unwrap
 from clipproj.text import Embeddings
+from clipproj.words import name_key
 
 NO_ANSWER = -1
 _CHUNK = 8192  # rows compared with the class texts at once
@@ -100,18 +101,20 @@ class Samples:
     def of_pictures(
         cls, features: Tensor, pictures: Pictures, classes: Embeddings, **more: Any
     ) -> Samples:
-        """The features of a picture folder; labels are matched to the texts by name.
+        """The features of a picture folder; labels are matched to the texts by name (`name_key`).
 
         Raises ValueError for a picture class without a text, and as `Samples`.
         """
-        row = {name: i for i, name in enumerate(classes.names)}
-        missing = [name for name in pictures.classes if name not in row]
+        row = {name_key(name): i for i, name in enumerate(classes.names)}
+        row |= {name: i for i, name in enumerate(classes.names)}  # of two spellings the same one
+        rows = {name: row.get(name, row.get(name_key(name))) for name in pictures.classes}
+        missing = [name for name, i in rows.items() if i is None]
         if missing:
             raise ValueError(
                 "Samples: classes must have a text for every class of the pictures, got none for "
                 f"{', '.join(map(repr, missing[:3]))}"
             )
-        labels = torch.tensor([row[name] for name in pictures.classes])[pictures.labels]
+        labels = torch.tensor(list(rows.values()))[pictures.labels]
         return cls(features, labels, classes, paths=pictures.paths, **more)
 
     def __len__(self) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clipproj.words import name_key
+
 _PLACES = 16
 LANGUAGES = ("Spanish", "French", "German", "Italian", "Russian", "Chinese")
 
@@ -87,8 +89,8 @@ class Words:
 
 
 def known_words(name: str) -> Words:
-    """What the built-in table has for a class name, whatever its case; empty for others."""
-    return _WORDS.get(name.casefold().strip(), Words())
+    """What the built-in table has for a class name, in any spelling; empty for others."""
+    return _WORDS.get(name_key(name), Words())
 
 
 def misspellings(name: str) -> tuple[str, ...]:

@@ -116,6 +116,8 @@ class Outcome:
             "rank": self.projector.rank,
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
+            "pictures": self.pictures
+            and {"count": len(self.pictures), "skipped": self.pictures.skipped},
             "scores": measured,
             "texts": evaluate.as_dict(self.judged.texts, every=False),
             "refused": self.judged.refused,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from clipproj.words import canonical, utf8
 
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
 LIMITS = "What it may cost"
@@ -47,7 +50,7 @@ Images = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Pictures to measure on, a folder for each class.",
+        help="Pictures to measure on, a folder for each class, with folders below it or not.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -102,21 +105,30 @@ Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an erro
 
 
 def folder(command: str, out: str) -> Path:
-    """The output folder. ValueError, in the name of `command`, for a blank one."""
+    """The output folder. ValueError, in the name of `command`, for one blank or not UTF-8."""
     if not out.strip():
         raise ValueError(f"{command}: out must be a folder, got {out!r}")
+    _check_utf8(command, "out", Path(out))
     return Path(out)
+
+
+def _check_utf8(command: str, option: str, path: Path) -> None:
+    if not utf8(os.path.realpath(path)):  # safetensors would write it and not read it back
+        raise ValueError(f"{command}: {option} must be a path in UTF-8, got {str(path)!r}")
 
 
 def writable(command: str, out: Path, save_features: Path | None) -> None:
     """Make the output folder; refuse now what could not be written after an hour of measuring.
 
-    Raises ValueError, in the name of `command`, for a file in its place or a missing folder.
+    Raises ValueError, in the name of `command`, for a file in its place, a missing folder, a path
+    that is not UTF-8.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{command}: out must be a folder, got the file {out}")
-    if save_features is not None and not save_features.resolve().parent.is_dir():
-        raise ValueError(f"{command}: save-features must be in a folder, got {save_features}")
+    if save_features is not None:
+        _check_utf8(command, "save-features", save_features)
+        if not save_features.resolve().parent.is_dir():
+            raise ValueError(f"{command}: save-features must be in a folder, got {save_features}")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -131,7 +143,7 @@ def synonyms(command: str, given: Sequence[str] | None) -> dict[str, list[str]]:
     """Other words by name, from NAME=OTHER, as `split` reads them."""
     words: dict[str, list[str]] = {}
     for name, other in split(command, "synonym", "NAME=OTHER", given):
-        words.setdefault(name, []).append(other)
+        words.setdefault(canonical(name), []).append(canonical(other))
     return words
 
 

@@ -14,7 +14,7 @@ from clipproj.audit.gate import Limits
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
-from clipproj.words import name_key, on_both, repeated
+from clipproj.words import canonical, name_key, on_both, printable, repeated
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,12 @@ def check(request: Request) -> None:
         raise ValueError(f"{op}: names must hold at least one class to forget, got none")
     for argument, given in (("names", request.names), ("keep", request.keep)):
         for name in given:
-            if not name.strip():
+            if not canonical(name):
                 raise ValueError(f"{op}: {argument} must not be blank, got {name!r}")
+            if not printable(canonical(name)):
+                raise ValueError(
+                    f"{op}: {argument} must be UTF-8 without control characters, got {name!r}"
+                )
         if pair := repeated(given):
             raise ValueError(f"{op}: {argument} must be distinct, got {pair[0]!r} and {pair[1]!r}")
     _check_apart(op, request.names, request.keep)
@@ -135,8 +139,14 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     own = _forgotten_by(op, saved, names)
     classes = () if pictures is None else pictures.classes
     spelt = {name_key(one): one for one in classes}  # as the picture folders spell it
-    names = tuple(spelt.get(name_key(name), name) for name in names)
-    forms = own or tuple(expand_names(names, plurals=request.plurals, synonyms=request.synonyms))
+    names, keep = (
+        tuple(spelt.get(name_key(name)) or canonical(name) for name in given)
+        for given in (names, keep)
+    )
+    forms = own
+    if not own:
+        made = expand_names(names, plurals=request.plurals, synonyms=request.synonyms)
+        forms = tuple(map(canonical, made))
     _check_apart(op, forms, keep)
     if pictures is None:
         return Names(own or names, forms, keep or None)
@@ -149,7 +159,6 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     if unknown:
         warnings.warn(_unmeasured(op, unknown, classes), stacklevel=2)
     gone = set(measured)
-    keep = tuple(spelt.get(name_key(name), name) for name in keep)
     keep = keep or tuple(name for name in classes if name not in gone)
     if not keep:
         raise ValueError(f"{op}: names must leave a class to keep, got all {len(measured)}")
@@ -190,7 +199,7 @@ def _check_apart(op: str, forget: Sequence[str], keep: Sequence[str]) -> None:
 def check_known(op: str, name: str, classes: Sequence[str]) -> None:
     """ValueError, in the name of `op`, for a name that no picture folder has: audits need them."""
     if name_key(name) not in set(map(name_key, classes)):
-        close = difflib.get_close_matches(name.casefold(), classes, cutoff=0.5) or classes[:12]
+        close = difflib.get_close_matches(name_key(name), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")
         raise ValueError(
             f"{op}: names must be among the {len(classes)} picture folders, got {name!r}; "

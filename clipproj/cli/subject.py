@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from clipproj.audit.pictures import Pictures, load_pictures
 from clipproj.audit.samples import Samples, logit_scale
+from clipproj.audit.wording import count
 from clipproj.checkpoint import Loaded, load_model
 from clipproj.cli.erase import Progress, class_texts, picture_features
 from clipproj.encoder import encode, evaluating
@@ -71,7 +74,7 @@ def load(
             if value is not None:
                 raise ValueError(f"{command}: {option} must be left out with features, got {value}")
         samples = Samples.load(features)
-        return Source(samples, None, _about(samples, samples.classes.model, str(features)))
+        return Source(samples, None, _about(samples, samples.classes.model, features))
     if images is None:
         if model is not None:
             raise ValueError(f"{command}: images must be a folder of class folders, got none")
@@ -88,7 +91,8 @@ def load(
     classes = class_texts(loaded, pictures.classes, templates or None, "texts", say)
     rows = picture_features(loaded, pictures, "pictures", say)
     samples = Samples.of_pictures(rows, pictures, classes, scale=logit_scale(loaded.model))
-    return Source(samples, loaded, _about(samples, loaded.name, str(images)))
+    skipped = sum(pictures.skipped.values())
+    return Source(samples, loaded, _about(samples, loaded.name, images, skipped))
 
 
 def prompt_embedder(loaded: Loaded) -> Callable[[Sequence[str]], Tensor]:
@@ -113,9 +117,11 @@ def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
     """
     if samples.paths is None:
         raise ValueError("audit: domain must come with pictures, got features without file names")
+    nfc = partial(unicodedata.normalize, "NFC")  # as a keyboard types what a Mac took apart
     found = []
     for path in samples.paths:
-        name = next((d for p, d in patterns.items() if fnmatchcase(path.name, p)), None)
+        file = nfc(path.name)
+        name = next((d for p, d in patterns.items() if fnmatchcase(file, nfc(p))), None)
         if name is None:
             raise ValueError(
                 f"audit: domain must cover every picture, got none for {path.parent.name}/"
@@ -135,9 +141,10 @@ def prompt_rows(
     return {name: rows.select(some) for name, some in by_name.items()}
 
 
-def _about(samples: Samples, model: str, source: str) -> dict[str, str]:
+def _about(samples: Samples, model: str, source: Path, skipped: int = 0) -> dict[str, str]:
+    others = f"; {count(skipped, 'other file')} left out" if skipped else ""
     return {
         "model": model,
-        "pictures": f"{len(samples)} from {Path(source).name}",
+        "pictures": f"{len(samples)} from {source.name}{others}",
         "classes": str(len(samples.names)),
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipproj._version import __version__
 from clipproj.text import Embeddings
+from clipproj.words import name_key
 
 SAME = 1 - 1e-6  # cosine from which two texts are one
 
@@ -107,8 +108,8 @@ def forget_and_keep(
                 "erased with the class; embed both alike",
                 stacklevel=3,
             )
-        kept = {name.casefold() for name in keep.names}
-        both = [name for name in forget.names if name.casefold() in kept]
+        kept = {name_key(name) for name in keep.names}
+        both = [name for name in forget.names if name_key(name) in kept]
         if both:
             raise ValueError(f"{op}: keep must not name what forget names, got {both} in both")
     apart(op, "keep", k, f)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipproj.audit.pictures import open_picture
+from clipproj.pictures import open_picture, picture_size
 from clipproj.serve.errors import ServiceError, bad
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
@@ -154,15 +154,14 @@ class Preparer:
 
     def _size(self, data: bytes, i: int) -> int:
         """Pixels of a picture, from its header."""
-        from PIL import Image
+        from PIL.Image import DecompressionBombError
 
         param = f"input[{i}].image"
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-        except Exception as error:  # Pillow's readers raise what they like on a damaged header
-            if isinstance(error, Image.DecompressionBombError):
-                raise self._too_large(i, param, str(error)) from error
+            width, height = picture_size(io.BytesIO(data), FORMATS)
+        except ValueError as error:
+            if isinstance(error.__cause__, DecompressionBombError):
+                raise self._too_large(i, param, str(error.__cause__)) from error
             text = f"input {i}: the image is none of {', '.join(FORMATS)}, or its header is damaged"
             raise bad(text, param, "invalid_image") from error
         if width * height > self.max_pixels:
@@ -174,7 +173,7 @@ class Preparer:
 
     def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
-            return self.preprocess(open_picture(io.BytesIO(data)))
+            return self.preprocess(open_picture(io.BytesIO(data), FORMATS))
         except Exception as error:
             text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
             raise bad(text, f"input[{i}].image", "invalid_image") from error
