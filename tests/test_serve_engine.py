@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 import clipproj
 from clipproj import reference
+from clipproj.audit import Limits
 from clipproj.checkpoint import load_model
 from clipproj.serve import parse
 from clipproj.serve.engine import Answer, Engine
@@ -26,7 +28,7 @@ from clipproj.serve.inputs import Input, Request
 from clipproj.serve.make import from_file, from_spec
 from clipproj.serve.parse import Spec
 from clipproj.serve.settings import Settings
-from clipproj.serve.store import Changes, to_bytes
+from clipproj.serve.store import Changes, describe, from_bytes, to_bytes
 
 D = 128  # of the embedded model
 
@@ -356,6 +358,24 @@ def test_the_embedded_models_names_are_known_in_any_spelling(engine: Engine) -> 
     keep = made.provenance["keep"]["names"]
     assert "cat" in keep
     assert "ice cream" not in keep
+
+
+def test_a_projector_that_costs_too_much_is_refused_and_a_good_one_tells_its_price(
+    model: Path,
+) -> None:
+    loaded = load_model(str(model))
+    weak = Spec(("cat",), ("dog", "owl"), ("a {}",), strength=0.05)
+    with pytest.raises(ServiceError, match=r"^refused: A forgotten name still answers") as refused:
+        from_spec(loaded, weak, 10_000)
+    assert (refused.value.status, refused.value.code) == (422, "edit_refused")
+    assert refused.value.message.endswith(
+        "What may help: strength 1. max_loss and max_found set the limits."
+    )
+    allowed = from_spec(loaded, replace(weak, limits=Limits(1, 1)), 10_000)
+    assert describe("acme", allowed)["measured"]["found"]["after"] > 0.5
+    good = from_bytes(to_bytes(from_spec(loaded, replace(weak, strength=None), 10_000)))
+    measured = describe("acme", good)["measured"]
+    assert measured["found"] == {"before": 1, "after": 0, "of": 2, "on": "mixture of texts"}
 
 
 def test_a_projector_of_another_model_is_refused(

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("pydantic")
 
+from clipproj.audit import Limits
 from clipproj.serve import parse
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Request
@@ -242,3 +243,13 @@ def test_more_inputs_than_a_request_may_hold_say_what_to_set() -> None:
     assert refused.code == "too_many"
     assert "at most 256 inputs, got 1000" in refused.message
     assert "chunk_size" in refused.message
+
+
+def test_limits_are_shares() -> None:
+    assert spec().limits == Limits(0.02, 0.01)
+    assert spec(max_loss=1, max_found=None).limits == Limits(1, 0.01)
+    for name in ("max_loss", "max_found"):
+        for value in (-0.1, 1.5, "1", True):
+            with pytest.raises(ServiceError, match=f"^{name} must be ") as refused:
+                spec(**{name: value})
+            assert (refused.value.status, refused.value.param) == (400, name)

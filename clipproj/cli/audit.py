@@ -181,7 +181,7 @@ def run(
     if domains:
         source = replace(source, samples=subject.in_domains(source.samples, domains))
     classes = source.samples.classes
-    names = asked.resolve(plain, saved, source.classes)
+    names = asked.resolve(plain, saved, source.classes, seen=True)
     for name in names.keep or ():
         asked.check_known("audit", name, classes.names)
     if saved is None:

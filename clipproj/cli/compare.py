@@ -265,7 +265,7 @@ def _own(
     if wanted.names:
         asked = request.Request(names=wanted.names, command="compare", device=wanted.device)
         request.check(asked)
-        forget = request.resolve(asked, None, source.classes).forget
+        forget = request.resolve(asked, None, source.classes, seen=True).forget
     else:
         forget = known_classes(source.samples, wanted.count)
     title = "Methods compared"

@@ -130,8 +130,13 @@ def check(request: Request) -> None:
         ) from None
 
 
-def resolve(request: Request, saved: Projector | None, pictures: Pictures | None) -> Names:
-    """Which classes are meant. A name that no picture folder has is warned of, and forgotten.
+def resolve(
+    request: Request, saved: Projector | None, pictures: Pictures | None, *, seen: bool = False
+) -> Names:
+    """Which classes are meant.
+
+    Args:
+        seen: refuse a name that no picture folder has; False: warn of it, and forget it.
 
     Raises ValueError for a name that the projector does not forget, or that is on both lists.
     """
@@ -156,6 +161,8 @@ def resolve(request: Request, saved: Projector | None, pictures: Pictures | None
     # a projector also lists plurals and synonyms, which nobody asked to measure
     asked = () if own and measured else own or names
     unknown = tuple(name for name in asked if name not in known)
+    for name in unknown if seen else ():
+        check_known(op, name, classes)
     if unknown:
         warnings.warn(_unmeasured(op, unknown, classes), stacklevel=2)
     gone = set(measured)
