@@ -145,7 +145,7 @@ def judge(
     projector: Projector,
     forget: Embeddings,
     keep: Embeddings,
-    limits: Limits,
+    limits: Limits = Limits(),
     *,
     closed: bool,
     pictures: Comparison | None = None,

@@ -1,0 +1,158 @@
+"""Several names at once: what they cost, and whether the gate sees it, as a Markdown table.
+
+On the embedded model's pictures and, where their files are given, on features of real pictures by
+OpenAI's ViT-B/32 with real texts: random names forgotten from a closed list and from a generic one,
+by what the command line makes of them and by a mean contrast at strength 1.5 whatever the rank.
+
+    python benchmarks/names.py --keep benchmarks/results \\
+        [--texts vitb32_text.npz --pictures oxford_pets_test_vitb32.npz food101_fewshot_vitb32.npz]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from forgetting import markdown
+
+import clipproj
+from clipproj import Embeddings
+from clipproj.audit import Limits, compare, judge
+from clipproj.audit.page import Table
+from clipproj.audit.samples import Samples
+from clipproj.audit.stats import mean, plain
+from clipproj.cli import subject
+from clipproj.methods import defaults
+
+SIZES = (1, 2, 5, 10, 100)
+DRAWS = 5
+COLUMNS = (
+    "names, list, edit", "found %", "others lost %", "nearest lost %", "same answer %", "cosine",
+    "mixtures: found %", "others lost %", "nearest lost %", "refused on pictures", "on mixtures",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Pictures, and lists to keep; `generic` None: only the closed list.
+
+    Attributes:
+        candidates: names that may be forgotten.
+    """
+
+    title: str
+    samples: Samples
+    generic: Embeddings | None
+    candidates: Sequence[str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--texts", type=Path, help="npz with imagenet_photo and imagenet_names")
+    parser.add_argument("--pictures", type=Path, nargs="*", default=(), help="npz of features")
+    parser.add_argument("--keep", type=Path, help="folder for names.json and names.md")
+    args = parser.parse_args()
+    found, parts = {}, []
+    for setting in settings(args.texts, args.pictures):
+        table = Table(COLUMNS, tuple(rows(setting)), f"Means over {DRAWS} draws of random names.")
+        found[setting.title] = [list(map(plain, row)) for row in table.rows]
+        parts.append(f"## {setting.title}\n\n{markdown(table)}")
+        print(parts[-1], "\n", flush=True)
+    if args.keep is not None:
+        (args.keep / "names.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        (args.keep / "names.json").write_text(text + "\n", encoding="utf-8")
+
+
+def settings(texts: Path | None, pictures: Sequence[Path]) -> Iterator[Setting]:
+    source = subject.load(
+        "names", model=None, pretrained=None, images=None, features=None, templates=(),
+        device="cpu", say=lambda *_: None,
+    )  # fmt: skip
+    samples = source.samples
+    yield Setting(f"Embedded model, {len(samples.names)} classes", samples, None, samples.names)
+    if texts is None:
+        return
+    data = np.load(texts)
+    by_name = dict(zip(data["imagenet_names"].tolist(), data["imagenet_photo"], strict=True))
+    generic = embed(np.stack(list(by_name.values())), tuple(by_name))
+    for path in pictures:
+        closed = features(path)
+        title = f"{path.stem}: {len(closed)} pictures"
+        yield Setting(f"{title}, {len(closed.names)} names", closed, generic, closed.names)
+    if pictures:  # the same pictures among all the names, which holds theirs too
+        closed = features(pictures[0])
+        place = (closed.classes.tensor @ generic.tensor.T).argmax(dim=1)
+        far = [name for i, name in enumerate(generic.names) if i not in set(place.tolist())]
+        wide = replace(closed, labels=place[closed.labels], classes=generic, texts=generic.tensor)
+        yield Setting(f"{pictures[0].stem} among {len(generic)} names", wide, None, far)
+
+
+def features(path: Path) -> Samples:
+    """Pictures of the classes that the file has texts for."""
+    data = np.load(path)
+    row = {int(c): i for i, c in enumerate(data["text_class"])}
+    own = np.isin(data["label"], list(row))
+    names = tuple(str(data["classes"][c]).replace("_", " ") for c in data["text_class"])
+    labels = torch.tensor([row[int(label)] for label in data["label"][own]])
+    rows = torch.from_numpy(data["image"][own].astype(np.float32))
+    return Samples(rows, labels, embed(data["text"], names))
+
+
+def embed(rows: np.ndarray, names: tuple[str, ...]) -> Embeddings:
+    unit = F.normalize(torch.from_numpy(rows.astype(np.float32)), dim=1)
+    return Embeddings(unit, names, ("a photo of a {}.",), "OpenAI ViT-B/32")
+
+
+def rows(setting: Setting) -> Iterator[tuple]:
+    samples = setting.samples
+    lists = ("closed",) if setting.generic is None else ("closed", "generic")
+    for size in SIZES:
+        if 2 * size > len(samples.names):
+            return
+        for kind in lists:
+            for edit in ("as the command does", "mean, strength 1.5"):
+                draws = [draw(setting, size, kind, edit, seed) for seed in range(DRAWS)]
+                numbers = [mean(column, (-1, 1)) for column in zip(*draws, strict=True)]
+                counts = [f"{round(float(n) * DRAWS)} of {DRAWS}" for n in numbers[-2:]]
+                yield (f"{size}, {kind}, {edit}", *numbers[:-2], *counts)
+
+
+def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[float]:
+    """The numbers of one edit, in the order of the columns; the last two 0 or 1."""
+    samples = setting.samples
+    names = random.Random(f"{seed} of {size}").sample(list(setting.candidates), size)
+    forget = samples.classes.select(names)
+    keep = samples.classes.drop(names)
+    if kind == "generic":
+        alike = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) > 0.97
+        keep = setting.generic.drop([setting.generic.names[i] for i in alike.nonzero().flatten()])
+    if edit == "mean, strength 1.5":
+        p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
+    else:
+        p = defaults.make(forget, keep, closed=kind == "closed")
+    seen = compare(samples, samples.edited(p), names, probe=False)
+    closed = kind == "closed"
+    on_pictures = judge(p, forget, keep, Limits(), closed=closed, pictures=seen)
+    on_texts = judge(p, forget, keep, Limits(), closed=closed)
+    numbers = [seen.after.found]
+    numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("retain", "neighbours")]
+    numbers += [seen.agreement, seen.cosine, on_texts.texts.after.found]
+    texts = on_texts.texts
+    numbers += [
+        getattr(texts.before, k) - getattr(texts.after, k) for k in ("retain", "neighbours")
+    ]
+    return [*map(float, numbers), float(on_pictures.refused), float(on_texts.refused)]
+
+
+if __name__ == "__main__":
+    main()
