@@ -32,7 +32,7 @@ def test_python_runs(monkeypatch):
     assert features.shape == (3, p.dim)
     scope["q"] = q = clipproj.nullspace(torch.eye(p.dim)[:1], contrast="none")
     exec(serve, scope)
-    both = clipproj.compose(p, q)(features[2], normalize=True)  # of two strengths: no union
+    both = clipproj.union(p, q)(features[2], normalize=True)
     want = torch.stack([p(features[0], normalize=True), features[1], both])
     torch.testing.assert_close(scope["rows"], want)
     assert scope["logits"].shape == (3, 2)
