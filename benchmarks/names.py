@@ -25,6 +25,7 @@ from forgetting import markdown
 import clipproj
 from clipproj import Embeddings
 from clipproj.audit import Limits, compare, judge
+from clipproj.audit.gate import Price
 from clipproj.audit.page import Table
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
@@ -141,17 +142,16 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     else:
         p = defaults.make(forget, keep, closed=kind == "closed")
     seen = compare(samples, samples.edited(p), names, probe=False)
-    closed = kind == "closed"
-    on_pictures = judge(p, forget, keep, Limits(), closed=closed, pictures=seen)
-    on_texts = judge(p, forget, keep, Limits(), closed=closed)
+    judged = judge(p, forget, keep, closed=kind == "closed", pictures=seen)
+    on_texts = Price.of(None, judged.texts, p)
     numbers = [seen.after.found]
     numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("retain", "neighbours")]
-    numbers += [seen.agreement, seen.cosine, on_texts.texts.after.found]
-    texts = on_texts.texts
+    numbers += [seen.agreement, seen.cosine, judged.texts.after.found]
+    texts = judged.texts
     numbers += [
         getattr(texts.before, k) - getattr(texts.after, k) for k in ("retain", "neighbours")
     ]
-    return [*map(float, numbers), float(on_pictures.refused), float(on_texts.refused)]
+    return [*map(float, numbers), float(judged.refused), float(bool(on_texts.beyond(Limits())))]
 
 
 if __name__ == "__main__":
