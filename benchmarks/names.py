@@ -135,8 +135,8 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     forget = samples.classes.select(names)
     keep = samples.classes.drop(names)
     if kind == "generic":
-        alike = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) > 0.97
-        keep = setting.generic.drop([setting.generic.names[i] for i in alike.nonzero().flatten()])
+        far = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) <= 0.97
+        keep = setting.generic.select([setting.generic.names[i] for i in far.nonzero().flatten()])
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:
