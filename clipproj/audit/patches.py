@@ -138,7 +138,7 @@ def attention_maps(
             )
     maps: list[list[Tensor]] = [[] for _ in logits]
     model = unwrap(model)
-    for rows in torch.arange(len(pictures)).split(batch_size):
+    for rows in torch.arange(len(pictures), device="cpu").split(batch_size):
         seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any, seen: list = seen) -> None:

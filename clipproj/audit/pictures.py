@@ -77,8 +77,10 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     paths = tuple(path for name in classes for path in by_name[name])
     for path in paths:
         _open(path).close()
-    counts = torch.tensor([len(by_name[name]) for name in classes])
-    return Pictures(paths, torch.arange(len(classes)).repeat_interleave(counts), classes)
+    counts = torch.tensor([len(by_name[name]) for name in classes], device="cpu")
+    return Pictures(
+        paths, torch.arange(len(classes), device="cpu").repeat_interleave(counts), classes
+    )
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image:

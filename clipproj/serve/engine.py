@@ -265,7 +265,7 @@ class Engine:
 
         Requests with the same list share its tensor, which `classes` keeps.
         """
-        out = {i: torch.empty(len(batch[i]), len(texts[i])) for i in which}
+        out = {i: torch.empty(len(batch[i]), len(texts[i]), device="cpu") for i in which}
         groups: dict[tuple[int, str], dict[int, list[int]]] = {}
         for i in which:
             for j, one in enumerate(batch[i].request.inputs):
