@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,13 @@ def features(output: object) -> Tensor:
     return found[0]
 
 
+def default_device(device: torch.device | str) -> AbstractContextManager[Any]:
+    """Inside, what others make without saying where is made on `device`, not on the caller's
+    default: open_clip's tokenizers and towers make tensors like that."""
+    device = torch.device(device)
+    return nullcontext() if torch.get_default_device() == device else device
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """eval() inside; afterwards every submodule has the mode it had."""
@@ -50,10 +57,11 @@ def encode(
     """[len(prompts), d] text features as the model gives them, in its dtype."""
     op = "embed_classes"
     check_tower(op, model, "text")
-    if hasattr(model, "encode_text"):
-        tokens = _tokens(tokenizer, prompts)
-    else:
-        tokens = _hugging_face_tokens(model, tokenizer, prompts)
+    with default_device("cpu"):
+        if hasattr(model, "encode_text"):
+            tokens = _tokens(tokenizer, prompts)
+        else:
+            tokens = _hugging_face_tokens(model, tokenizer, prompts)
     tokens = {key: value.to(device) for key, value in tokens.items()}
     return tower_features(op, model, "text", tokens)
 
@@ -66,10 +74,11 @@ def picture_inputs(
     All that a Hugging Face processor makes: SigLIP 2 also wants a mask and the shapes of its
     patches.
     """
-    if hasattr(model, "encode_image"):
-        made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
-    else:
-        made = preprocess(images=images, return_tensors="pt")
+    with default_device("cpu"):
+        if hasattr(model, "encode_image"):
+            made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
+        else:
+            made = preprocess(images=images, return_tensors="pt")
     device, dtype = next(model.parameters()).device, pixel_dtype(model)
     return {
         key: value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -106,14 +115,16 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     Raises TypeError for an unknown model, ValueError for anything but one row for each input.
     """
     check_tower(op, model, tower)
-    if encode := getattr(model, f"encode_{tower}", None):
-        raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
-        rows = features(encode(*inputs.values(), **raw))
-    else:
-        rows = features(getattr(model, f"get_{tower}_features", model)(**inputs))
-        if which_class(model, "transformers", "FlavaModel"):
-            rows = rows[:, 0]  # it projects every token; its contrastive loss takes the first
-    n = len(next(iter(inputs.values())))
+    first = next(iter(inputs.values()))
+    with default_device(first.device):
+        if encode := getattr(model, f"encode_{tower}", None):
+            raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
+            rows = features(encode(*inputs.values(), **raw))
+        else:
+            rows = features(getattr(model, f"get_{tower}_features", model)(**inputs))
+    if which_class(model, "transformers", "FlavaModel"):
+        rows = rows[:, 0]  # it projects every token; its contrastive loss takes the first
+    n = len(first)
     if rows.ndim != 2 or len(rows) != n:
         what = "prompts" if tower == "text" else "pictures"
         raise ValueError(

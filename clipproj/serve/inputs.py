@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.pictures import open_picture
+from clipproj.encoder import default_device
 from clipproj.serve.errors import ServiceError, bad
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
@@ -117,7 +118,8 @@ class Preparer:
         for kind, where in places.items():
             values = [request.inputs[i].value for i in where]
             if kind == "text":
-                tensors[kind] = self.tokenizer(values)
+                with default_device("cpu"):
+                    tensors[kind] = self.tokenizer(values)
                 counts = _counts(self.tokenizer, tensors[kind])
                 tokens = sum(counts)
                 if not request.truncate:
@@ -164,7 +166,8 @@ class Preparer:
 
     def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
-            return self.preprocess(open_picture(io.BytesIO(data)))
+            with default_device("cpu"):
+                return self.preprocess(open_picture(io.BytesIO(data)))
         except Exception as error:
             text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
             raise bad(text, f"input[{i}].image", "invalid_image") from error
@@ -198,7 +201,8 @@ def check_prompts(
     context = getattr(tokenizer, "context_length", None)
     for template in templates:
         prompts = [template.replace("{}", name) for name in names]
-        counts = _counts(tokenizer, tokenizer(prompts))
+        with default_device("cpu"):
+            counts = _counts(tokenizer, tokenizer(prompts))
         for i, whole in _cut(tokenizer, context, prompts, counts):
             text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
             raise bad(text, what, "text_too_long")
