@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj import files
+from clipproj._rows import as_tensor
 from clipproj.audit.pictures import Pictures
 from clipproj.heads import unwrap
 from clipproj.text import Embeddings
@@ -65,6 +66,7 @@ class Samples:
         for name, rows, shape in (
             ("features", self.features, (None, d)), ("texts", texts, (count, d)),
         ):  # fmt: skip
+            rows = as_tensor(op, name, rows)
             if not isinstance(rows, Tensor) or not rows.is_floating_point():
                 got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
                 raise TypeError(f"{op}: {name} must be a floating point tensor, got {got}")
