@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -30,11 +30,14 @@ def check_plain(op: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
     if x.is_nested:
-        raise TypeError(
-            f"{op}: x must be one tensor, got a nested one; project torch.cat(x.unbind())"
-        )
+        refuse_nested(op)
     if is_sharded(x):
         raise TypeError(f"{op}: x must be a plain tensor, got a DTensor; take x.to_local()")
+
+
+def refuse_nested(op: str) -> NoReturn:
+    """TypeError, in the name of `op`."""
+    raise TypeError(f"{op}: x must be one tensor, got a nested one; pass torch.cat(x.unbind())")
 
 
 def is_sharded(x: Any) -> bool:

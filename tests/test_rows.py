@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import clipproj
-from clipproj import Embeddings, Projector, ProjectorBank, ZeroShotHead
+from clipproj import Embeddings, Projector, ProjectorBank, ZeroShotHead, ops
 from clipproj.audit import Samples
 
 D = 24
@@ -228,10 +228,20 @@ def test_nested_tensors_are_refused(p: Projector, layout: torch.layout) -> None:
     x = torch.nested.nested_tensor([torch.randn(2, D), torch.randn(3, D)], layout=layout)
     bank = ProjectorBank(D, capacity=4)
     head = ZeroShotHead(unit(3))
+    factors, index = p.factors(), bank.index([None] * 5)
+    linear, logits = {"weight": torch.eye(D), "bias": None}, {"classes": torch.eye(D)}
     calls: dict[str, Callable[[], Any]] = {
         "Projector": lambda: p(x),
-        "ProjectorBank": lambda: bank(x, bank.index([None] * 5)),
+        "ProjectorBank": lambda: bank(x, index),
         "residual": lambda: p.residual(x),
+        "project": lambda: ops.project(x, **factors),
+        "project_": lambda: ops.project_(x, **factors),
+        "project_out": lambda: ops.project_out(x, **factors, out=x),
+        "project_rows": lambda: ops.project_rows(x, **bank.factors(), index=index),
+        "projected_norm": lambda: ops.projected_norm(x, **factors),
+        "linear": lambda: ops.linear(x, **linear, **factors),
+        "logits": lambda: ops.logits(x, **logits, scale=torch.tensor(1.0), **factors),
+        "fold_": lambda: ops.fold_(x, **factors, dim=1),
     }
     for op, call in calls.items():
         with pytest.raises(TypeError, match=f"^{op}: x must be one tensor, got a nested one"):
