@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
 from clipproj import _load  # noqa: F401  opens the libraries that define the operators
-from clipproj._dispatch import named, register_vmap
+from clipproj._dispatch import named, register_nested, register_vmap
 
 EPS = 1e-12  # of torch.nn.functional.normalize, and of csrc/cpu/project_kernel.inl
 PLAIN = "x - strength * (x @ read.T - offset) @ write"  # what texts of errors send people to
@@ -261,6 +261,7 @@ def _register_derivatives(name: str, after: Callable[[dict[str, Any]], str | Non
 
     _library.impl(name, derive, "Autograd", with_keyset=True)
     register_vmap(_library, name, op)
+    register_nested(_library, name)
 
 
 def _register_count(op: torch._ops.OpOverload, name: str, subject: str) -> None:
@@ -293,6 +294,7 @@ def _register_write(name: str, instead: str) -> None:
             op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
     _library.impl(name, refuse, "Autograd", with_keyset=True)
+    register_nested(_library, name)
     _register_count(op, name, subject)
 
 

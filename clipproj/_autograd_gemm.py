@@ -23,7 +23,7 @@ from clipproj._autograd import (
     _transposed,
     _update,
 )
-from clipproj._dispatch import named, register_vmap
+from clipproj._dispatch import named, register_nested, register_vmap
 
 _ops = torch.ops.clipproj
 _TRAIN_FACTORS = f"train factors in plain torch, {PLAIN}"
@@ -188,6 +188,7 @@ def _register(
 
     _library.impl(name, derive, "Autograd", with_keyset=True)
     register_vmap(_library, name, op)
+    register_nested(_library, name)
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _library.impl(name, autocast(device, getattr(DispatchKey, key)), key, with_keyset=True)
 

@@ -1,14 +1,17 @@
-"""What the registrations of derivatives share: arguments by name, and torch.vmap.
+"""What the registrations of derivatives share: arguments by name, torch.vmap, nested tensors.
 
 torch.library.register_vmap would be shorter, but takes no operator with a tensor by keyword.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import custom_function_call_vmap_helper
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.nested._internal.nested_tensor import NestedTensor
+
+from clipproj._rows import refuse_nested
 
 
 def named(op: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -54,3 +57,14 @@ def register_vmap(library: torch.library.Library, name: str, op: torch._ops.OpOv
         return custom_function_call_vmap_helper(level, rule, call, *(given[key] for key in tensors))
 
     library.impl(name, batched, "FuncTorchBatched", with_keyset=True)
+
+
+def register_nested(library: torch.library.Library, name: str) -> None:
+    """A refusal of nested tensors of both layouts, where torch would speak of its backends."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        refuse_nested(name.partition(".")[0])
+
+    for key in ("NestedTensorCPU", "NestedTensorCUDA"):
+        library.impl(name, refuse, key)
+    torch.library.register_torch_dispatch(f"clipproj::{name}", NestedTensor, refuse, lib=library)

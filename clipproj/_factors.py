@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipproj._rows import as_tensor
 
-def factor(name: str, value: Tensor) -> Tensor:
+
+def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
     """A float32 copy. TypeError for what is no real tensor, ValueError for NaN and inf."""
+    value = as_tensor("Projector", name, value)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"Projector: {name} must be a floating point tensor, got {got}")

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clipproj import files, ops
 from clipproj._bank_rows import BankFull, BankRows, Entry
+from clipproj._rows import as_tensor, check_plain
 from clipproj.algebra import compose, union
 from clipproj.projector import SIDES, Projector
 
@@ -198,22 +200,23 @@ class ProjectorBank(BankRows):
                 indices = [-1 if name is None else held[name].index for name in names]
             except (KeyError, TypeError):
                 indices = [self._index_of(name, used) for name in names]
-        index = torch.tensor(indices, dtype=torch.int32)
+        index = torch.tensor(indices, dtype=torch.int32, device="cpu")
         if not self.read.is_cuda:
             return index
         return index.pin_memory().to(self.read.device, non_blocking=True)
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | np.ndarray,
         index: Tensor,
-        strength: float | Tensor | None = None,
+        strength: float | Tensor | np.ndarray | None = None,
         normalize: bool = False,
-    ) -> Tensor:
+    ) -> Tensor | np.ndarray:
         """The edited rows, in the shape and dtype of x; see `clipproj.ops.project_rows`.
 
         Args:
-            x: [..., d], float32, bfloat16 or float16, on the CPU also float64.
+            x: [..., d], float32, bfloat16 or float16, on the CPU also float64. An array of numpy is
+                edited where the bank is, and given back as one.
             index: [n] int32 from `index`, for the rows of x with its leading dims flattened.
             strength: a number in [0, 2], a 0-dim tensor, or a tensor [n]; None: each entry's own.
                 Tensors are not checked.
@@ -225,6 +228,9 @@ class ProjectorBank(BankRows):
             RuntimeError: for other shapes, dtypes or devices; on the CPU for an index that is not
                 (or no longer) one of the bank's. On a GPU such a row becomes NaN, see `check`.
         """
+        if type(x) is not Tensor and isinstance(x, np.ndarray):
+            x = as_tensor("ProjectorBank", "x", x, self.read.device)
+            return self(x, index, strength, normalize).numpy(force=True)
         operands = self.operands(x, index, strength)
         return ops.project_rows(x, **operands, normalize=normalize)
 
@@ -236,8 +242,8 @@ class ProjectorBank(BankRows):
 
         Takes and raises what calling the bank does.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"ProjectorBank: x must be a tensor, got {type(x).__name__}")
+        if type(x) is not Tensor or x.is_nested:
+            check_plain("ProjectorBank", x)
         if not isinstance(index, Tensor):
             got = type(index).__name__
             raise TypeError(f"ProjectorBank: index must be a tensor from bank.index(), got {got}")
@@ -260,6 +266,8 @@ class ProjectorBank(BankRows):
             if not 0 <= strength <= 2:
                 raise ValueError(f"ProjectorBank: strength must be in [0, 2], got {strength:g}")
             strength = torch.full((), strength, dtype=wide, device=index.device)
+        elif isinstance(strength, np.ndarray):
+            strength = as_tensor("ProjectorBank", "strength", strength, index.device).to(wide)
         elif not isinstance(strength, Tensor):
             got = type(strength).__name__
             raise TypeError(f"ProjectorBank: strength must be a number or a tensor, got {got}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clipproj import files
 from clipproj.edit import undo as _undo
+from clipproj.encoder import default_device
 
 WEIGHTS = "open_clip_model.safetensors"  # the names open_clip looks for in a `local-dir:`
 CONFIG = "open_clip_config.json"
@@ -76,9 +77,10 @@ def load_model(
 
     source, shown, checkpoint = _source(name, pretrained)
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            source, pretrained=pretrained, device=device, require_pretrained=True
-        )
+        with default_device(device):
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                source, pretrained=pretrained, device=device, require_pretrained=True
+            )
         tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:  # whatever open_clip, torch, a hub client or a pickle raises
         hint = ""

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
 from clipproj._factors import check_orthonormal, factor, move_buffers, plain_json
+from clipproj._rows import as_tensor, check_plain, is_sharded, shard_by_shard
 
 SIDES = ("image", "text")
 
@@ -24,6 +26,9 @@ class Projector(nn.Module):
     Factors stay float32 whatever `.half()` or `.to(dtype)` do to the module around them: rounding
     them to bfloat16 leaves about 1.7 times more of the erased direction. float64 features are
     projected in float64.
+
+    Numpy's float32, float64 and float16 arrays are taken wherever tensors are; rows that come as an
+    array are given back as one.
 
     Args:
         read: [k, d], 0 <= k <= d, what is measured in a row.
@@ -48,9 +53,9 @@ class Projector(nn.Module):
 
     def __init__(
         self,
-        read: Tensor,
-        write: Tensor | None = None,
-        offset: Tensor | None = None,
+        read: Tensor | np.ndarray,
+        write: Tensor | np.ndarray | None = None,
+        offset: Tensor | np.ndarray | None = None,
         strength: float | Tensor = 1.0,
         *,
         side: str = "image",
@@ -108,16 +113,17 @@ class Projector(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        strength: float | Tensor | None = None,
+        x: Tensor | np.ndarray,
+        strength: float | Tensor | np.ndarray | None = None,
         normalize: bool = False,
         *,
         out: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | np.ndarray:
         """The edited rows, in the shape and dtype of x.
 
         Args:
-            x: [..., d], float32, bfloat16 or float16, on the CPU also float64.
+            x: [..., d], float32, bfloat16 or float16, on the CPU also float64. An array is edited
+                where the projector is. A DTensor is one again, if it is sharded by rows.
             strength: replaces the projector's own; a number, a 0-dim tensor, or a tensor with one
                 value per row, [...] or flattened. Numbers are checked, tensors are not: they may
                 live on a device that must not be waited for.
@@ -126,17 +132,41 @@ class Projector(nn.Module):
                 place. It is returned. A new tensor without it.
 
         Raises:
-            TypeError, ValueError: for x that is no tensor or of another width; for a strength that
-                is out of range, or of another shape than x's leading dims.
+            TypeError, ValueError: for x that is no tensor, nested, or of another width; for a
+                strength that is out of range, or of another shape than x's leading dims; for a
+                DTensor in pieces, or with a strength for each row; for an `out` for an array or a
+                DTensor.
             RuntimeError: for an `out` that cannot be written, or where autograd would follow x.
         """
+        if type(x) is not Tensor and (isinstance(x, np.ndarray) or is_sharded(x)):
+            if out is not None:
+                got = type(x).__name__
+                raise TypeError(f"Projector: out must be None for a {got}, got one")
+            if is_sharded(x):
+                return self._sharded(x, strength, normalize)
+            x = as_tensor("Projector", "x", x, self.read.device)
+            return self(x, strength, normalize).numpy(force=True)
         operands = self.operands(x, strength)
         if out is not None:
             return ops.project_out(x, **operands, normalize=normalize, out=out)
         return ops.project(x, **operands, normalize=normalize)
 
+    def _sharded(self, x: Any, strength: float | Tensor | None, normalize: bool) -> Any:
+        """A DTensor's rows. A projector that is distributed itself is taken whole."""
+        if getattr(strength, "ndim", 0):
+            got = list(strength.shape)
+            raise TypeError(f"Projector: strength must be 0-dim for a DTensor, got {got}")
+
+        def edit(rows: Tensor) -> Tensor:
+            operands = self.operands(rows, strength)
+            for name, value in operands.items():
+                operands[name] = value.full_tensor() if is_sharded(value) else value
+            return ops.project(rows, **operands, normalize=normalize)
+
+        return shard_by_shard("Projector", edit, x)
+
     def operands(
-        self, x: Tensor, strength: float | Tensor | None = None
+        self, x: Tensor, strength: float | Tensor | np.ndarray | None = None
     ) -> dict[str, Tensor | None]:
         """read, write, offset and strength, as the operators take them by keyword for rows x.
 
@@ -153,6 +183,8 @@ class Projector(nn.Module):
             per_row = strength.flatten() if strength.ndim else strength
             factors["strength"] = per_row.to(factors["read"].dtype)
         elif strength is not None:
+            if isinstance(strength, np.ndarray):
+                return self.operands(x, as_tensor("Projector", "strength", strength, x.device))
             value = self._checked(strength)
             factors["strength"] = torch.full_like(factors["strength"], value)
         return factors
@@ -211,7 +243,7 @@ class Projector(nn.Module):
         offset = f["read"].new_zeros(self.rank) if f["offset"] is None else f["offset"]
         return (f["strength"] * offset @ f["write"]).float()
 
-    def residual(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor | np.ndarray) -> Tensor:
         """How much of each row of x [..., d] lies along what is erased: [...] float64.
 
         The part of a row inside span(read), relative to the row's length: in [0, 1], 0 for zero
@@ -219,6 +251,7 @@ class Projector(nn.Module):
         rounding errors; CCUP leaves what its weights leave. With an offset, where a projection does
         not aim at 0, it is the distance to the offset's place instead, in units of the length.
         """
+        x = as_tensor("residual", "x", x, self.read.device)
         self._check_rows("residual", x)
         rows = x.detach().double()
         f = self.factors(torch.float64)
@@ -283,8 +316,8 @@ class Projector(nn.Module):
             )
 
     def _check_rows(self, op: str, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+        if type(x) is not Tensor or x.is_nested:
+            check_plain(op, x)
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"{op}: x must be [..., {self.dim}], got {list(x.shape)}")
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipproj._rows import as_tensor
 from clipproj.encoder import encode, evaluating
 from clipproj.heads import check_module, head_hash, unwrap
 from clipproj.words import (
@@ -38,7 +40,8 @@ class Embeddings:
     """Unit text embeddings that remember what they embed and which model made them.
 
     Args:
-        tensor: [m, d] float32, unit rows, m >= 1; kept detached, on the device it comes on.
+        tensor: [m, d] float32, unit rows, m >= 1; kept detached, on the device it comes on. Of
+            numpy also float64 and float16.
         names: m distinct class names, in row order.
         templates: the prompts each row is an average over, each with one `{}`.
         model: what the model is called.
@@ -56,10 +59,13 @@ class Embeddings:
     head_hash: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tensor, Tensor) or self.tensor.dtype != torch.float32:
-            got = getattr(self.tensor, "dtype", type(self.tensor).__name__)
+        rows = self.tensor
+        if isinstance(rows, np.ndarray):
+            rows = as_tensor("Embeddings", "tensor", rows).float()
+        if not isinstance(rows, Tensor) or rows.dtype != torch.float32:
+            got = getattr(rows, "dtype", type(rows).__name__)
             raise TypeError(f"Embeddings: tensor must be a float32 tensor, got {got}")
-        rows = self.tensor.detach()
+        rows = rows.detach()
         names = distinct("Embeddings", strings("Embeddings", "names", self.names))
         if rows.ndim != 2 or rows.shape[0] != len(names):
             raise ValueError(
@@ -142,7 +148,8 @@ def embed_classes(
     again; in float32 whatever the model's dtype. Dropout and the like are off meanwhile.
 
     Args:
-        model: open_clip or OpenAI CLIP (`encode_text`), or Hugging Face (`get_text_features`).
+        model: open_clip or OpenAI CLIP (`encode_text`), or Hugging Face (`get_text_features`, or a
+            `*TextModelWithProjection`).
         tokenizer: of the same family: `open_clip.get_tokenizer(...)`, `clip.tokenize`, or a Hugging
             Face tokenizer or processor. Those of open_clip cut long prompts silently; for a Hugging
             Face one a prompt longer than the model's context is an error.

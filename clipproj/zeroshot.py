@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clipproj import ops
+from clipproj._rows import as_tensor
 from clipproj.bank import ProjectorBank
 from clipproj.heads import unwrap
 from clipproj.projector import Projector
@@ -51,6 +53,7 @@ class ZeroShotHead(nn.Module):
         super().__init__()
         self.names = classes.names if isinstance(classes, Embeddings) else None
         rows = classes.tensor if isinstance(classes, Embeddings) else classes
+        rows = as_tensor("ZeroShotHead", "classes", rows)
         if not isinstance(rows, Tensor) or not rows.is_floating_point():
             got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
             raise TypeError(f"ZeroShotHead: classes must be a floating point tensor, got {got}")
@@ -103,17 +106,17 @@ class ZeroShotHead(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | np.ndarray,
         index: Tensor | None = None,
         *,
         projector: Projector | ProjectorBank | None = None,
-        strength: float | Tensor | None = None,
+        strength: float | Tensor | np.ndarray | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    ) -> Tensor | np.ndarray:
         """Logits [..., C] of features x [..., d], which need not be normalised.
 
         Args:
-            x: in the dtype of `classes`.
+            x: in the dtype of `classes`; of an array of numpy come logits of numpy.
             index: [n] int32 from `bank.index`, with a bank; None without one.
             projector: in place of the head's own.
             strength: as `Projector` or `ProjectorBank` takes it.
@@ -124,6 +127,10 @@ class ZeroShotHead(nn.Module):
                 constructor and the projector's own call.
             RuntimeError: as `clipproj.ops.logits`.
         """
+        if type(x) is not Tensor and isinstance(x, np.ndarray):
+            x = as_tensor("ZeroShotHead", "x", x, self.classes.device)
+            options = {"projector": projector, "strength": strength, "dtype": dtype}
+            return self(x, index, **options).numpy(force=True)
         if projector is None:
             projector = self.projector
         else:

@@ -39,6 +39,8 @@ import torch  # may look for optional packages of its own
 before = set(sys.modules)
 import clipproj
 p = clipproj.nullspace(torch.randn(1, 8), contrast="none")
+p(torch.randn(2, 8))
+assert "torch.distributed.tensor" not in sys.modules
 print(*sorted({{m.partition(".")[0] for m in set(sys.modules) - before}} - sys.stdlib_module_names))
 """
     assert set(run(code)) <= set(CORE)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj import files
+from clipproj._rows import as_tensor
 from clipproj.audit.pictures import Pictures
 from clipproj.heads import unwrap
 from clipproj.text import Embeddings
@@ -66,6 +67,7 @@ class Samples:
         for name, rows, shape in (
             ("features", self.features, (None, d)), ("texts", texts, (count, d)),
         ):  # fmt: skip
+            rows = as_tensor(op, name, rows)
             if not isinstance(rows, Tensor) or not rows.is_floating_point():
                 got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
                 raise TypeError(f"{op}: {name} must be a floating point tensor, got {got}")
@@ -79,7 +81,7 @@ class Samples:
                 raise ValueError(f"{op}: {name} must be finite, got a NaN or inf in row {bad[0]}")
             object.__setattr__(self, name, rows.detach().float().cpu())
         n = len(self.features)
-        labels = torch.as_tensor(self.labels).cpu()
+        labels = torch.as_tensor(self.labels, device="cpu")
         if labels.dtype != torch.int64 or labels.shape != (n,):
             raise ValueError(
                 f"{op}: labels must be int64 [{n}], got {labels.dtype} {list(labels.shape)}"
@@ -114,7 +116,7 @@ class Samples:
                 "Samples: classes must have a text for every class of the pictures, got none for "
                 f"{', '.join(map(repr, missing[:3]))}"
             )
-        labels = torch.tensor(list(rows.values()))[pictures.labels]
+        labels = torch.tensor(list(rows.values()), device="cpu")[pictures.labels]
         return cls(features, labels, classes, paths=pictures.paths, **more)
 
     def __len__(self) -> int:
@@ -150,7 +152,7 @@ class Samples:
         """[n] bool: pictures of these classes. ValueError for a name that is no class."""
         wanted = self.classes.select(names).names
         rows = [self.names.index(name) for name in wanted]
-        return torch.isin(self.labels, torch.tensor(rows, dtype=torch.int64))
+        return torch.isin(self.labels, torch.tensor(rows, dtype=torch.int64, device="cpu"))
 
     def cosines(self, renormalize: bool = True) -> Tensor:
         """[n, C] float32: of unit pictures with unit texts, NaN nowhere (a zero row gives zeros).
@@ -165,7 +167,7 @@ class Samples:
     def answers(self, renormalize: bool = True) -> Tensor:
         """[n] int64: the nearest class of each picture; NO_ANSWER (-1) for a row of zeros."""
         texts = F.normalize(self.texts, dim=1) if renormalize else self.texts
-        out = [torch.empty(0, dtype=torch.int64)]
+        out = [torch.empty(0, dtype=torch.int64, device="cpu")]
         for rows in self.features.split(_CHUNK):
             best = (rows @ texts.T).argmax(dim=1)  # a row's length does not change what is nearest
             out.append(best.masked_fill((rows == 0).all(dim=1), NO_ANSWER))

@@ -8,9 +8,11 @@ from datetime import datetime, timezone
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj._rows import as_tensor
 from clipproj._version import __version__
 from clipproj.text import Embeddings
 from clipproj.words import name_key
@@ -64,12 +66,12 @@ def rank_and_tol(op: str, rank: Any, tol: Any) -> tuple[int | None, float]:
     return rank, tol
 
 
-def unit_rows(op: str, name: str, value: Embeddings | Tensor) -> Tensor:
+def unit_rows(op: str, name: str, value: Embeddings | Tensor | np.ndarray) -> Tensor:
     """Rows of `value` [m, d] in float64 and of length 1, on their device.
 
     Raises TypeError, or ValueError naming the row that is NaN, inf or zero.
     """
-    rows = value.tensor if isinstance(value, Embeddings) else value
+    rows = value.tensor if isinstance(value, Embeddings) else as_tensor(op, name, value)
     if not isinstance(rows, Tensor) or not rows.is_floating_point():
         got = rows.dtype if isinstance(rows, Tensor) else type(value).__name__
         raise TypeError(f"{op}: {name} must be Embeddings or a floating point tensor, got {got}")
@@ -149,6 +151,6 @@ def provenance(
             out[name] = {"names": list(value.names), "templates": list(value.templates)}
             known = {"model": value.model, "head_hash": value.head_hash}
             out = {key: told for key, told in known.items() if told is not None} | out
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor | np.ndarray):
             out[name] = {"rows": len(value)}
     return out

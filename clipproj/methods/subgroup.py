@@ -88,15 +88,16 @@ def subgroup(
         ValueError: when no direction exceeds `ratio`, or those that do span everything.
     """
     op = "subgroup"
-    f, q = unit_rows(op, "forget", forget), _like(op, "parent", parent, forget)
+    f = unit_rows(op, "forget", forget)
+    q = _like(op, "parent", parent, f)
     _check_texts(op, forget, parent, f, q)
     ratio = None if ratio is None else at_least_zero(op, "ratio", ratio)
     ridge = above_zero(op, "ridge", ridge)
     for name, value in (("features_forget", features_forget), ("statistics", statistics)):
         if value is not None and features_keep is None:
             raise ValueError(f"{op}: features_keep must be given with {name}, got None")
-    zf = None if features_forget is None else _like(op, "features_forget", features_forget, forget)
-    zk = None if features_keep is None else _like(op, "features_keep", features_keep, forget)
+    zf = None if features_forget is None else _like(op, "features_forget", features_forget, f)
+    zk = None if features_keep is None else _like(op, "features_keep", features_keep, f)
     if zf is None and len(q) == 1:
         raise ValueError(
             f"{op}: parent must have at least 2 rows, such as the siblings', without features of "
@@ -186,13 +187,12 @@ def _aligned(op: str, rows: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor
     return (rows - rows.mean(0)) * scale + mean
 
 
-def _like(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings | Tensor) -> Tensor:
-    """Unit rows of `value`, of the width and on the device of forget."""
-    like = forget.tensor if isinstance(forget, Embeddings) else forget
-    rows = unit_rows(op, name, value).to(like.device)
-    if rows.shape[1] != like.shape[1]:
+def _like(op: str, name: str, value: Embeddings | Tensor, f: Tensor) -> Tensor:
+    """Unit rows of `value`, of the width and on the device of those to forget."""
+    rows = unit_rows(op, name, value).to(f.device)
+    if rows.shape[1] != f.shape[1]:
         raise ValueError(
-            f"{op}: {name} must be [n, {like.shape[1]}] as forget is, got {list(rows.shape)}"
+            f"{op}: {name} must be [n, {f.shape[1]}] as forget is, got {list(rows.shape)}"
         )
     return rows
 

@@ -112,17 +112,18 @@ class Source:
         """
         if isinstance(self.projector, Projector):
             return self.projector(z, normalize=normalize)
-        index, strength, _ = self._chosen(z.shape[:-1].numel())
+        index, strength, _ = self._chosen(z.shape[:-1])
         return self.projector(z, index, strength, normalize)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`project(x @ weight.T + bias)`; x [..., in] to [..., d]."""
         if isinstance(self.projector, Projector):
             return ops.linear(x, weight, bias, **self.projector.factors(x.dtype))
-        index, strength, _ = self._chosen(x.shape[:-1].numel())
+        index, strength, _ = self._chosen(x.shape[:-1])
         return ops.linear(x, weight, bias, **self.projector.operands(x, index, strength))
 
-    def _chosen(self, n: int) -> _Rows:
+    def _chosen(self, shape: torch.Size) -> _Rows:
+        n = shape.numel()
         said = _ROWS.get(None)  # a constant, for the sake of torch.compile
         chosen = None if said is None else said.get(self._key)
         if chosen is None:
@@ -140,6 +141,11 @@ class Source:
             _check_capture()
         if index.ndim == 0:
             index = index.expand(n).contiguous()
+        elif len(shape) == 2 and index.shape[0] == shape[0]:  # FLAVA projects every token of a row
+            index, strength = (
+                one if one is None or one.ndim == 0 else one[:, None].expand(shape).flatten()
+                for one in (index, strength)
+            )
         if index.shape[0] != n:
             raise RuntimeError(
                 f"rows: rows must be as many as the call has, {n}, got {index.shape[0]}"
@@ -169,7 +175,8 @@ def strengths(strength: object, index: Tensor) -> Tensor | None:
                 raise TypeError(f"rows: strength must be numbers or a tensor, got {got}")
             if not 0 <= number <= 2:
                 raise ValueError(f"rows: strength must be in [0, 2], got {number:g}")
-        given = torch.tensor([float(number) for number in numbers], dtype=torch.float32)
+        numbers = [float(number) for number in numbers]
+        given = torch.tensor(numbers, dtype=torch.float32, device=index.device)
         given = given if isinstance(strength, Sequence) else given[0]
     if given.ndim and given.shape != index.shape:
         raise ValueError(
@@ -202,7 +209,7 @@ def serve(
     request with it.
     """
     numbers = [torch.nan if one is None or one.strength is None else one.strength for one in asked]
-    given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
+    given = torch.tensor(numbers, dtype=torch.float32, device=rows.device)
     with bank.lock:  # nobody is removed between the look-up and the launch
         served = [one is not None and has(bank, one.tenant) for one in asked]
         try:

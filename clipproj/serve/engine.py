@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipproj.checkpoint import Loaded
-from clipproj.encoder import features
+from clipproj.encoder import encode, pixel_dtype, tower_features
 from clipproj.heads import head_hash
 from clipproj.projector import Projector
 from clipproj.serve.errors import ServiceError
@@ -62,13 +62,11 @@ class Engine:
         class_rows: int = 65_536,
     ) -> None:
         self.loaded, self.model = loaded, loaded.model
-        parameter = next(self.model.parameters())
-        self.device = parameter.device
-        # Pixels in the dtype of the first convolution: open_clip keeps other parameters wider.
-        kernels = (p.dtype for p in self.model.parameters() if p.ndim == 4)
-        self.dtype = next(kernels, parameter.dtype)
+        self.device = next(self.model.parameters()).device
+        self.dtype = pixel_dtype(self.model)
         context = getattr(loaded.tokenizer, "context_length", None)
-        self.dim = self._encode_text(loaded.tokenizer(["a"])).shape[1]
+        with torch.no_grad():
+            self.dim = encode(self.model, loaded.tokenizer, ["a"], self.device).shape[1]
         self.prepare = Preparer(loaded.preprocess, loaded.tokenizer, self.dim, context, max_pixels)
         try:
             self.head = head_hash(self.model)
@@ -157,11 +155,11 @@ class Engine:
     def _forward(self, batch: Sequence[Prepared]) -> list[Tensor]:
         out = [torch.empty(len(one), self.dim, device=self.device) for one in batch]
         encoders = {"text": self._encode_text, "image": self._encode_image, "embedding": self._move}
-        for kind, encode in encoders.items():
+        for kind, give in encoders.items():
             whose = [i for i, one in enumerate(batch) if kind in one.places]
             if not whose:
                 continue
-            rows = encode(torch.cat([batch[i].tensors[kind] for i in whose])).float()
+            rows = give(torch.cat([batch[i].tensors[kind] for i in whose])).float()
             for i, part in zip(
                 whose, rows.split([len(batch[i].places[kind]) for i in whose]), strict=True
             ):
@@ -169,11 +167,12 @@ class Engine:
         return out
 
     def _encode_text(self, tokens: Tensor) -> Tensor:
-        with torch.no_grad():
-            return features(self.model.encode_text(tokens.to(self.device)))
+        inputs = {"input_ids": tokens.to(self.device)}
+        return tower_features("serve", self.model, "text", inputs)
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
-        return features(self.model.encode_image(pixels.to(self.device, self.dtype)))
+        inputs = {"pixel_values": pixels.to(self.device, self.dtype)}
+        return tower_features("serve", self.model, "image", inputs)
 
     def _move(self, rows: Tensor) -> Tensor:
         return rows.to(self.device)
@@ -265,7 +264,7 @@ class Engine:
 
         Requests with the same list share its tensor, which `classes` keeps.
         """
-        out = {i: torch.empty(len(batch[i]), len(texts[i])) for i in which}
+        out = {i: torch.empty(len(batch[i]), len(texts[i]), device="cpu") for i in which}
         groups: dict[tuple[int, str], dict[int, list[int]]] = {}
         for i in which:
             for j, one in enumerate(batch[i].request.inputs):

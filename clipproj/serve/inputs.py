@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj.encoder import default_device
 from clipproj.pictures import open_picture, picture_size
 from clipproj.serve.errors import ServiceError, bad
 
@@ -127,7 +128,8 @@ class Preparer:
         for kind, where in places.items():
             values = [request.inputs[i].value for i in where]
             if kind == "text":
-                tensors[kind] = self.tokenizer(values)
+                with default_device("cpu"):
+                    tensors[kind] = self.tokenizer(values)
                 counts = _counts(self.tokenizer, tensors[kind])
                 tokens = sum(counts)
                 if not request.truncate:
@@ -173,7 +175,8 @@ class Preparer:
 
     def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
-            return self.preprocess(open_picture(io.BytesIO(data), FORMATS))
+            with default_device("cpu"):
+                return self.preprocess(open_picture(io.BytesIO(data), FORMATS))
         except Exception as error:
             text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
             raise bad(text, f"input[{i}].image", "invalid_image") from error
@@ -207,7 +210,8 @@ def check_prompts(
     context = getattr(tokenizer, "context_length", None)
     for template in templates:
         prompts = [template.replace("{}", name) for name in names]
-        counts = _counts(tokenizer, tokenizer(prompts))
+        with default_device("cpu"):
+            counts = _counts(tokenizer, tokenizer(prompts))
         for i, whole in _cut(tokenizer, context, prompts, counts):
             text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
             raise bad(text, what, "text_too_long")
