@@ -68,7 +68,7 @@ def class_groups(
     if forget or not isinstance(target, Embeddings):
         gone, rows = forgotten(op, samples, forget)
     else:
-        gone, rows = (), torch.empty(0, dtype=torch.int64)
+        gone, rows = (), torch.empty(0, dtype=torch.int64, device="cpu")
     rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(gone))
     near = nearest(samples.classes.select([*gone, *rest]), target, count) if rest else ()
     far = set(rest).difference(near)
