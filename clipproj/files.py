@@ -7,12 +7,14 @@ it, so a flipped bit, a foreign file and a file of a newer clipproj are told apa
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from torch import Tensor
 
 FORMAT = 1  # raised when a reader of today could misread what is written
 KINDS = ("projector", "bank", "undo", "receipt", "samples")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # of the kernel: containers on it share the locks
+_STAGES = f".clipproj.{_BOOT.read_text()[:8] if _BOOT.exists() else f'{uuid.getnode():x}'}."
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,69 @@ def sha256(*tensors: Tensor | None, text: str = "") -> str:
 
 
 @contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder in `folder` to write to before a rename; gone afterwards, whatever happens.
+
+    It is locked while this process lives, so that `sweep` tells it from one that was left behind.
+    Raises OSError when the folder cannot be written.
+    """
+    sweep(folder)
+    stage, lock = folder / f"{_STAGES}{uuid.uuid4().hex[:8]}", None
+    try:
+        while lock is None:
+            try:
+                stage.mkdir()
+            except OSError as error:
+                reason = error.strerror or error
+                raise OSError(
+                    error.errno, f"write: cannot write into {folder}: {reason}"
+                ) from error
+            lock = _open(stage)
+            with suppress(OSError):  # a disk without locks, on which nothing is swept either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not stage.exists():  # swept by another before it was locked
+                os.close(lock)
+                lock = None
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the staging folders that processes left in `folder` when they were killed.
+
+    Only those made since this machine was started, and that nobody has locked: the system takes
+    the lock off when a process ends. The locks of another machine that shares the disk are not
+    seen on every kind of disk, so what it made is left alone.
+    """
+    for stage in folder.glob(f"{_STAGES}*"):
+        with suppress(OSError):  # in use, or of another user
+            lock = _open(stage)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stage)
+            finally:
+                os.close(lock)
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+@contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to: renamed to it on success, removed on failure.
+    """A file beside `path` to write to: renamed to it on success, removed on failure.
 
     Readers see the old file or the new one, never half of one. Raises OSError when the folder
     cannot be written or the disk is full; `path` is then as it was.
     """
     target = Path(os.path.realpath(path))  # through a link, not over it
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        part.touch(exist_ok=False)
+    with staging(target.parent) as stage:
+        part = stage / target.name
+        part.touch()
         mode = part.stat().st_mode
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(error.errno, f"write: cannot write into {target.parent}: {reason}") from error
-    try:
         yield part
         with open(part, "rb+") as written:  # a rename may reach the disk before the data does
             os.fsync(written.fileno())
@@ -73,9 +125,6 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"write: cannot write {target}: {reason}") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write(

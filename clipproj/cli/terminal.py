@@ -8,12 +8,14 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
+
+from clipproj_command import OutputError
 
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
     from rich.table import Table
@@ -60,31 +62,15 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"), soft_wrap=True)
 
 
-class _Screen(Console):
-    def on_broken_pipe(self) -> None:  # rich would exit with 1, which says that the receipt failed
-        raise BrokenPipeError
-
-
 def console() -> Console:
     """Standard output; words are not coloured because they look like numbers."""
-    return _Screen(highlight=False)
+    return Console(highlight=False)
 
 
 def show_table(screen: Console, table: Table) -> None:
     """Print a table whole: where the terminal is narrower, its lines go on in the next one."""
     least = screen.measure(table, options=screen.options.update(max_width=1000)).minimum
     screen.print(table, width=max(screen.width, least), crop=False)
-
-
-@contextmanager
-def printing() -> Iterator[None]:
-    """For what is said when the work is done: no error where nobody reads on, as in `| head`."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # what is still in the buffer goes there when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -127,13 +113,13 @@ def quiet(as_json: bool) -> Iterator[list[str]]:
 
 
 def show_error(command: str, text: str, as_json: bool) -> None:
-    """One line on stderr, or {"error": ...} on stdout."""
+    """One line on stderr, or {"error": ...} on stdout if that can be written."""
     line = text if text.startswith(f"{command}: ") else f"{command}: {text}"
     if as_json:
-        with printing():
-            print(json.dumps({"error": line}))
-    else:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
+        with suppress(OutputError):
+            print(json.dumps({"error": line}), flush=True)
+            return
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
 
 
 def message(error: Exception) -> str:
