@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -179,10 +180,14 @@ def read_state(path: str | os.PathLike[str]) -> State:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of how torch would rather have it written
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"read_state: path must be a whole file, got {path}: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # unpickling what is no pickle raises errors of any type
         # not its text: torch advises to load the file without weights_only
         raise ValueError(
             f"read_state: path must be .safetensors or a whole torch file of tensors, got {path}"

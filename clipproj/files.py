@@ -30,6 +30,13 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")  # of the kernel: containers on 
 _STAGES = f".clipproj.{_BOOT.read_text()[:8] if _BOOT.exists() else f'{uuid.getnode():x}'}."
 
 
+class _Fields(dict[str, Any]):
+    """What a file holds by name; that a name is missing is a fault of the file."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"load: path must hold all that its kind has, got none of {name!r}")
+
+
 @dataclass(frozen=True)
 class Artefact:
     """What a file holds: its `kind`, its tensors (on the CPU) and its JSON metadata."""
@@ -173,7 +180,10 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> Artefact:
         raise ValueError(f"load: path must be an undamaged file, got a wrong digest in {path}")
     if kind is not None and header["kind"] != kind:
         raise ValueError(f"load: path must hold kind {kind!r}, got {header['kind']!r} in {path}")
-    return Artefact(header["kind"], tensors, json.loads(header["meta"]))
+    meta = json.loads(header["meta"])
+    if not isinstance(meta, dict):
+        raise ValueError(f"load: path must hold a JSON object, got {type(meta).__name__} in {path}")
+    return Artefact(header["kind"], _Fields(tensors), _Fields(meta))
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -77,7 +77,7 @@ class Output:
         """
         paths = sorted(stage.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
         self._refuse_folders(path.name for path in paths)
-        # not in the staging folder, which is swept should this process be killed: it has the user's files
+        # not in the staging folder, of which nothing is kept should this process be killed now
         old = stage.with_name(f".clipproj-replaced.{uuid.uuid4().hex[:8]}")
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         tried: list[Path] = []

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -75,10 +77,20 @@ def show_table(screen: Console, table: Table) -> None:
 
 @contextmanager
 def progress(as_json: bool) -> Iterator[Progress | None]:
-    """Bars on stderr while somebody watches."""
-    if as_json or not sys.stderr.isatty():
+    """How far it is, on stderr: bars while somebody watches, lines now and then in a log.
+
+    JSON has the screen for itself, but not the log.
+    """
+    watched = sys.stderr.isatty()
+    if watched and as_json:
         yield None
         return
+    with _bars() if watched else _lines() as say:
+        yield say
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
@@ -92,6 +104,33 @@ def progress(as_json: bool) -> Iterator[Progress | None]:
             bars.update(tasks[stage], completed=done)
 
         yield say
+
+
+@contextmanager
+def _lines() -> Iterator[Progress]:
+    """From a thread, so that a stage of minutes is no silence; a short run says nothing."""
+    out, ended, started, at = sys.stderr, Event(), time.monotonic(), "started"
+
+    def say(stage: str, done: int, total: int) -> None:
+        nonlocal at
+        at = f"{stage} {done}/{total}"
+
+    def tell() -> None:
+        while not ended.wait(_pause(time.monotonic() - started)):
+            print(f"{time.monotonic() - started:.0f} s: {at}", file=out, flush=True)
+
+    thread = Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield say
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _pause(passed: float) -> float:
+    """Seconds to the next line: ten, later a tenth of the time so far, few lines in all."""
+    return max(10.0, passed / 10)
 
 
 @contextmanager
