@@ -50,12 +50,14 @@ def _open_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         was = getattr(sys, name)
+        unbuffered = getattr(was, "write_through", False)
+        stream = _Stream(number, needed=number == 1)
         now = io.TextIOWrapper(
-            io.BufferedWriter(_Stream(number, needed=number == 1)),
+            stream if unbuffered else io.BufferedWriter(stream),
             encoding=getattr(was, "encoding", None),
             errors="replace",  # a name may have letters the terminal has not
             line_buffering=getattr(was, "line_buffering", False),
-            write_through=getattr(was, "write_through", False),
+            write_through=unbuffered,
         )
         setattr(sys, name, now)
 

@@ -26,8 +26,17 @@ from torch import Tensor
 
 FORMAT = 1  # raised when a reader of today could misread what is written
 KINDS = ("projector", "bank", "undo", "receipt", "samples")
-_BOOT = Path("/proc/sys/kernel/random/boot_id")  # of the kernel: containers on it share the locks
-_STAGES = f".clipproj.{_BOOT.read_text()[:8] if _BOOT.exists() else f'{uuid.getnode():x}'}."
+
+
+def _machine() -> str:
+    """Of this start of the kernel, whose locks its containers share; else of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return f"{uuid.getnode():x}"
+
+
+_STAGES = f".clipproj.{_machine()}."  # how the names of staging folders made here begin
 
 
 class _Fields(dict[str, Any]):
@@ -69,25 +78,32 @@ def staging(folder: Path) -> Iterator[Path]:
     sweep(folder)
     stage, lock = folder / f"{_STAGES}{uuid.uuid4().hex[:8]}", None
     try:
-        while lock is None:
+        while lock is None:  # swept by another process before it was locked
             try:
                 stage.mkdir()
             except OSError as error:
-                reason = error.strerror or error
-                raise OSError(
-                    error.errno, f"write: cannot write into {folder}: {reason}"
-                ) from error
-            lock = _open(stage)
-            with suppress(OSError):  # a disk without locks, on which nothing is swept either
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not stage.exists():  # swept by another before it was locked
-                os.close(lock)
-                lock = None
+                what = f"write: cannot write into {folder}: {error.strerror or error}"
+                raise OSError(error.errno, what) from error
+            lock = _lock(stage)
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _lock(stage: Path) -> int | None:
+    """The folder, locked until that is closed; None if it is gone."""
+    try:
+        lock = _open(stage)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a disk without locks, on which nothing is swept either
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if stage.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def sweep(folder: Path) -> None:

@@ -285,28 +285,40 @@ def undo(
         typer.Option(metavar="FILE", help="Write here. Default: replace the checkpoint."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the head though it changed since the edit.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Overwrite the head though it changed since the edit: later edits of it go too.",
+        ),
     ] = False,
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
     """Put the original weights back into an edited checkpoint, bit for bit."""
     from clipproj import files
-    from clipproj.checkpoint import locate
+    from clipproj.checkpoint import locate, read_edits
     from clipproj.checkpoint import undo as restore
-    from clipproj.cli.info import edited_since
+    from clipproj.cli.info import edited_since, quoted
 
     file = locate(checkpoint)
     undone = files.read(undo_file, "undo").meta
+    logged = read_edits(file)
     try:
         written = restore(file, undo_file, out, force=force)
     except RuntimeError as error:
         later = edited_since(file, undone["projector_hash"], undone["tower"])
         raise RuntimeError(f"{error}{later}") from error
+    left = read_edits(written)
+    removed = [entry for entry in logged if entry not in left]
     if as_json:
-        print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
+        facts = {"checkpoint": str(written), "undone": str(undo_file), "before": undone["label"]}
+        facts["removed"] = [entry["forget"] for entry in removed]
+        print(json.dumps(facts, indent=2))
     else:
+        others = [one for one in removed if one["projector"] != undone["projector_hash"]]
         text = f"the {undone['tower']} head is restored, bit for bit: {written}"
+        text += f'\nit is as it was before "{undone["label"]}"'
+        text += f"; with that, out of its log: {quoted(others)}" if others else ""
         terminal.console().print(Text(text))
 
 
