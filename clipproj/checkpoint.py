@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from clipproj import files
 from clipproj.edit import undo as _undo
 from clipproj.encoder import default_device
+from clipproj.weights import weights_of
 
 WEIGHTS = "open_clip_model.safetensors"  # the names open_clip looks for in a `local-dir:`
 CONFIG = "open_clip_config.json"
@@ -181,10 +183,14 @@ def read_state(path: str | os.PathLike[str]) -> State:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of how torch would rather have it written
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"read_state: path must be a whole file, got {path}: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # unpickling what is no pickle raises errors of any type
         # not its text: torch advises to load the file without weights_only
         raise ValueError(
             f"read_state: path must be .safetensors or a whole torch file of tensors, got {path}"
@@ -249,7 +255,8 @@ def undo(
 
     Args:
         out: where to; None: replace the checkpoint, atomically.
-        force: overwrite the head even if its bits are not those that the edit left.
+        force: overwrite the head even if its bits are not those that the edit left. Later edits
+            of that head are then out of it too, and out of the log.
 
     Returns:
         The file written.
@@ -263,15 +270,27 @@ def undo(
     target = Path(checkpoint if out is None else out)
     if target.suffix != ".safetensors":
         raise ValueError(f"undo: out must be a .safetensors file, got {target}")
-    restored = _undo(read_state(checkpoint), undo_file, force=force)
+    state = read_state(checkpoint)
+    restored = _undo(state, undo_file, force=force)
     undone = files.read(undo_file, "undo").meta
-    edits = read_edits(checkpoint)
-    for entry in reversed(edits):  # the last one of this head, not always of the checkpoint
-        if (entry["projector"], entry["tower"]) == (undone["projector_hash"], undone["tower"]):
-            edits.remove(entry)
-            break
-    write_state(target, restored, edits)
+    now = files.sha256(*weights_of("undo", state, *undone["names"]))
+    write_state(target, restored, _without(read_edits(checkpoint), undone, now))
     return target
+
+
+def _without(
+    edits: list[dict[str, Any]], undone: Mapping[str, Any], now: str
+) -> list[dict[str, Any]]:
+    """The log of a checkpoint whose head, of digest `now`, gets the bits from before an edit."""
+    on_head = [entry for entry in edits if entry["tower"] == undone["tower"]]
+    same = [entry for entry in on_head if entry["projector"] == undone["projector_hash"]]
+    if now == undone["after"]:  # it is the last one on the head, whatever the other one has
+        gone = same[-1:]
+    elif same:
+        gone = on_head[on_head.index(same[0]) :]
+    else:  # nobody knows which of them those bits have; to claim an edit that is none is worse
+        gone = [] if now == undone["before"] else on_head
+    return [entry for entry in edits if not any(entry is one for one in gone)]
 
 
 def size(state: Mapping[str, Tensor]) -> int:

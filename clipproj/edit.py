@@ -146,7 +146,8 @@ class Edit:
             )
 
     def __repr__(self) -> str:
-        state = "active" if self.active else "undone"
+        freed = self._model() is None
+        state = "its model is freed" if freed else "active" if self.active else "undone"
         strength = self.receipt.strength
         return f'Edit("{self.receipt.label}", {self.tower} head, strength={strength:g}, {state})'
 

@@ -7,12 +7,14 @@ it, so a flipped bit, a foreign file and a file of a newer clipproj are told apa
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,24 @@ from torch import Tensor
 
 FORMAT = 1  # raised when a reader of today could misread what is written
 KINDS = ("projector", "bank", "undo", "receipt", "samples")
+
+
+def _machine() -> str:
+    """Of this start of the kernel, whose locks its containers share; else of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return f"{uuid.getnode():x}"
+
+
+_STAGES = f".clipproj.{_machine()}."  # how the names of staging folders made here begin
+
+
+class _Fields(dict[str, Any]):
+    """What a file holds by name; that a name is missing is a fault of the file."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"load: path must hold all that its kind has, got none of {name!r}")
 
 
 @dataclass(frozen=True)
@@ -49,21 +69,76 @@ def sha256(*tensors: Tensor | None, text: str = "") -> str:
 
 
 @contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder in `folder` to write to before a rename; gone afterwards, whatever happens.
+
+    It is locked while this process lives, so that `sweep` tells it from one that was left behind.
+    Raises OSError when the folder cannot be written.
+    """
+    sweep(folder)
+    stage, lock = folder / f"{_STAGES}{uuid.uuid4().hex[:8]}", None
+    try:
+        while lock is None:  # swept by another process before it was locked
+            try:
+                stage.mkdir()
+            except OSError as error:
+                what = f"write: cannot write into {folder}: {error.strerror or error}"
+                raise OSError(error.errno, what) from error
+            lock = _lock(stage)
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(stage: Path) -> int | None:
+    """The folder, locked until that is closed; None if it is gone."""
+    try:
+        lock = _open(stage)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a disk without locks, on which nothing is swept either
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if stage.exists():
+        return lock
+    os.close(lock)
+    return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove the staging folders that processes left in `folder` when they were killed.
+
+    Only those made since this machine was started, and that nobody has locked: the system takes
+    the lock off when a process ends. The locks of another machine that shares the disk are not
+    seen on every kind of disk, so what it made is left alone.
+    """
+    for stage in folder.glob(f"{_STAGES}*"):
+        with suppress(OSError):  # in use, or of another user
+            lock = _open(stage)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stage)
+            finally:
+                os.close(lock)
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+@contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to: renamed to it on success, removed on failure.
+    """A file beside `path` to write to: renamed to it on success, removed on failure.
 
     Readers see the old file or the new one, never half of one. Raises OSError when the folder
     cannot be written or the disk is full; `path` is then as it was.
     """
     target = Path(os.path.realpath(path))  # through a link, not over it
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        part.touch(exist_ok=False)
+    with staging(target.parent) as stage:
+        part = stage / target.name
+        part.touch()
         mode = part.stat().st_mode
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(error.errno, f"write: cannot write into {target.parent}: {reason}") from error
-    try:
         yield part
         with open(part, "rb+") as written:  # a rename may reach the disk before the data does
             os.fsync(written.fileno())
@@ -73,9 +148,6 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"write: cannot write {target}: {reason}") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write(
@@ -124,7 +196,10 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> Artefact:
         raise ValueError(f"load: path must be an undamaged file, got a wrong digest in {path}")
     if kind is not None and header["kind"] != kind:
         raise ValueError(f"load: path must hold kind {kind!r}, got {header['kind']!r} in {path}")
-    return Artefact(header["kind"], tensors, json.loads(header["meta"]))
+    meta = json.loads(header["meta"])
+    if not isinstance(meta, dict):
+        raise ValueError(f"load: path must hold a JSON object, got {type(meta).__name__} in {path}")
+    return Artefact(header["kind"], _Fields(tensors), _Fields(meta))
 
 
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -127,8 +127,8 @@ class Receipt:
         factors = [tensors.pop(name, None) for name in ("read", "write", "offset", "strength")]
         with warnings.catch_warnings():  # whoever folded it has been warned about its strength
             warnings.simplefilter("ignore")
-            projector = Projector(*factors, **meta.pop("projector"))
-        return cls(projector=projector, **tensors, **meta)
+            projector = Projector(*factors, **meta["projector"])
+        return cls(**tensors, **meta | {"projector": projector})
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command in an empty folder: a result with exit_code, stdout, stderr, exception."""
     from typer.testing import CliRunner
 
+    from clipproj.cli import terminal
     from clipproj.cli.app import app
 
+    monkeypatch.setattr(terminal, "_pause", lambda _: 3600.0)  # no lines on a slow machine
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("CLIPPROJ_TRACEBACK", raising=False)

@@ -222,6 +222,31 @@ def test_undo_restores_every_bit_and_the_log(folder: Path, tmp_path: Path) -> No
     assert read_edits(out) == log[2:]
 
 
+@pytest.mark.parametrize(
+    ("log", "undone", "left"),
+    [
+        ("A B C t", 1, "A t"),  # with B's edit C's is gone too, though not that of the other head
+        ("A B C t", 0, "t"),
+        ("A C t", 1, "t"),  # the log does not have it: what is in the head is not known
+        ("t", 1, "t"),
+    ],
+)
+def test_a_forced_undo_leaves_no_edit_in_the_log_that_is_gone(
+    folder: Path, tmp_path: Path, log: str, undone: int, left: str
+) -> None:
+    loaded, known = load_model(str(folder)), {"t": {"projector": "other head", "tower": "text"}}
+    for i, name in enumerate("ABC"):
+        projector = nullspace(torch.randn(1, 16), contrast="none", rank=1)
+        edit(loaded.model, projector).save_undo(tmp_path / f"{i}.undo")
+        known[name] = {"projector": projector.content_hash(), "tower": "image"}
+    path = tmp_path / "edited.safetensors"
+    write_state(path, loaded.model.state_dict(), [known[name] for name in log.split()])
+    undo(path, tmp_path / f"{undone}.undo", force=True)
+    assert read_edits(path) == [known[name] for name in left.split()]
+    undo(path, tmp_path / f"{undone}.undo", force=True)  # has its bits already
+    assert read_edits(path) == [known[name] for name in left.split()]
+
+
 def test_undo_writes_safetensors_only(folder: Path, tmp_path: Path) -> None:
     loaded = load_model(str(folder))
     edit(loaded.model, Projector(torch.eye(16)[:1])).save_undo(tmp_path / "undo")

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 import unicodedata
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipproj import Projector, ProjectorBank, __version__
@@ -312,6 +319,21 @@ def test_undo_of_a_head_that_changed_since_takes_force(run: Run, edited: Path, m
     )
 
 
+def test_a_forced_undo_says_what_else_goes(run: Run, usual: list[str], edited: Path) -> None:
+    for i, name in enumerate(("dog", "owl")):
+        source = ["--model", edited if i == 0 else "0", *usual[2:]]
+        assert run("erase", name, *source, "--out", str(i)).exit_code == 0
+    shutil.copytree("1", "2")
+    forced = run("undo", "1", "0/undo.safetensors", "--force")
+    assert 'as it was before "dog"; with that, out of its log: "owl"' in forced.stdout
+    edits = json.loads(run("info", "1", "--json").stdout)["edits"]
+    assert [edit["forget"] for edit in edits] == [["cat"]]
+    as_json = run("undo", "2", "0/undo.safetensors", "--force", "--json")
+    assert json.loads(as_json.stdout)["removed"] == [["dog"], ["owl"]]
+    plain = run("undo", "1", edited / "undo.safetensors")
+    assert plain.stdout.endswith('it is as it was before "cat"\n')
+
+
 def test_undo_into_another_file(run: Run, edited: Path, model: Path) -> None:
     before = (edited / WEIGHTS).read_bytes()
     result = run("undo", edited, edited / "undo.safetensors", "--out", "o.safetensors", "--json")
@@ -362,6 +384,45 @@ def test_info_of_a_checkpoint_names_heads_and_edits(run: Run, edited: Path, mode
     assert facts["edits"] == []
 
 
+def test_info_of_any_file_whatever(run: Run, edited: Path) -> None:
+    chance = random.Random(0)
+
+    def noise(count: int) -> bytes:
+        return chance.randbytes(count)
+
+    def damaged(data: bytes) -> bytes:
+        kept = bytearray(data[: chance.randrange(1, len(data) + 1)])
+        kept[chance.randrange(min(len(kept), 1000))] ^= chance.randrange(256)
+        return bytes(kept)
+
+    torch.save({"visual.proj": torch.ones(3, 3)}, "small.pt")
+    torch.save([torch.ones(2)], "list.pt", _use_new_zipfile_serialization=False)
+    Image.new("RGB", (9, 9)).save("picture.png")
+    whole = [Path("small.pt"), Path("list.pt"), edited / "undo.safetensors"]
+    contents = [b"", b"\0" * 99, b"{}", b'{"a": [1]}', b"<html>", Path("picture.png").read_bytes()]
+    contents += [pickle.dumps(one, protocol) for one in ({}, [1], Path()) for protocol in (0, 2, 5)]
+    contents += [b"\x80\x02e.", b"\x80\x020.", b"\x80\x02h\x00."]  # pops, gets of what is not there
+    contents += [noise(chance.choice((1, 7, 8, 20, 200))) for _ in range(30)]
+    contents += [b"\x80\x02" + noise(9) for _ in range(30)]
+    contents += [damaged(path.read_bytes()) for path in whole for _ in range(10)]
+    os.mkfifo("pipe")
+    for suffix in ("", ".safetensors", ".pt"):
+        Path(f"folder{suffix}").mkdir()
+    names = ["folder", "folder.safetensors", "folder.pt", "pipe", "/dev/null", "x\0", "n" * 300, ""]
+    for i, content in enumerate(contents):
+        for suffix in ("", ".safetensors"):
+            names.append(f"{i}{suffix}")
+            Path(names[-1]).write_bytes(content)
+    for name in names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it would be a second line
+            result = run("info", name)
+        if result.exit_code:  # a flipped bit of a number is no damage that shows
+            assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), name
+            assert result.stderr.startswith("info: "), name
+            assert "internal error" not in result.stderr, name
+
+
 def test_info_of_something_else(run: Run, edited: Path) -> None:
     Path("text.safetensors").write_text("no tensors here")
     for name in ("text.safetensors", "none"):
@@ -370,11 +431,9 @@ def test_info_of_something_else(run: Run, edited: Path) -> None:
         assert result.stderr.startswith("info: ")
 
 
-def test_progress_only_where_somebody_watches(
+def test_bars_where_somebody_watches(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with terminal.progress(False) as say:
-        assert say is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with terminal.progress(True) as say:
         assert say is None
@@ -384,12 +443,47 @@ def test_progress_only_where_somebody_watches(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_log_gets_lines_while_a_stage_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    goes_on = Semaphore(0)  # in place of time
+    monkeypatch.setattr(terminal, "_pause", lambda _: 1 - goes_on.acquire())
+    said = out = ""
+    with terminal.progress(as_json) as say:
+        for stage in ("texts", "pictures"):
+            say(stage, 1, 2)
+            goes_on.release()
+            for _ in range(1000):
+                if said.endswith(f"{stage} 1/2\n"):
+                    break
+                time.sleep(0.01)
+                read = capsys.readouterr()
+                said, out = said + read.err, out + read.out
+        goes_on.release()
+    assert re.fullmatch(r"\d+ s: texts 1/2\n\d+ s: pictures 1/2\n", said)
+    assert out == ""
+
+
+def test_few_lines_even_of_a_long_run() -> None:
+    now, lines = 0.0, []
+    while now < 8 * 3600:
+        now += terminal._pause(now)
+        lines.append(now)
+    assert lines[0] == 10
+    assert len(lines) < 100
+
+
 def test_help_teaches(run: Run) -> None:
     top = run("--help")
     assert top.exit_code == 0
     for command in ("erase", "verify", "undo", "info"):
         assert command in top.stdout
         assert run(command, "--help").exit_code == 0
+    codes = " ".join(top.stdout.partition("Exit codes")[2].split())
+    for code in ("0 done and verified", "1 the receipt", "2 an error", "3 refused",
+                 "130 interrupted, 143 ended by SIGTERM, 129 by SIGHUP"):  # fmt: skip
+        assert code in codes
     text = " ".join(run("erase", "--help").stdout.split())
     for lesson in ("clipproj erase cat", "What the numbers mean", "not the information",
                    "linear probe", "Exit codes"):  # fmt: skip
@@ -421,17 +515,6 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert result.returncode == 2
     assert 'pip install "clipproj[cli]"' in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("extra", [[], ["--json"]])
-def test_nobody_reads_on(edited: Path, extra: list[str]) -> None:
-    code = "from clipproj.cli import main; main()"
-    command = [sys.executable, "-c", code, "info", str(edited / "projector.safetensors"), *extra]
-    reader, writer = os.pipe()
-    os.close(reader)
-    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
-    os.close(writer)
-    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_hub_does_not_report_every_retry() -> None:

@@ -110,7 +110,9 @@ def test_a_run_goes_on_where_it_was(
         return made(subject, key)
 
     monkeypatch.setattr(suite, "_made", stops)
-    assert run("audit", "cat", *usual, *QUICK).exit_code != 0
+    stopped = run("audit", "cat", *usual, *QUICK)
+    assert stopped.exit_code == 130
+    assert stopped.stderr == "interrupted: the same command goes on from here\n"
     assert not Path("clipproj-audit/audit.json").exists()
     calls.append("again")
     result = run("audit", "cat", *usual, *QUICK, "--json")

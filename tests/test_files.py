@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -123,3 +124,49 @@ def test_a_link_is_written_through_and_a_folder_refused(tmp_path):
     with pytest.raises(OSError, match=r"write: cannot write .*folder"):
         files.write(tmp_path / "folder", "undo", {}, {})
     assert len(list(tmp_path.iterdir())) == 3
+
+
+# Staging folders
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
+    with files.staging(tmp_path) as stage:
+        machine = stage.name.rpartition(".")[0]
+        left, elsewhere = tmp_path / f"{machine}.0000", tmp_path / ".clipproj.other.0000"
+        for folder in (left, left / "deep", elsewhere, tmp_path / "folder"):
+            folder.mkdir()
+            (folder / "file").touch()
+        link = tmp_path / f"{machine}.link"
+        link.symlink_to(tmp_path / "folder")
+        files.write(tmp_path / "a", "undo", {}, {})  # whoever writes there sweeps
+        kept = {stage, elsewhere, link, tmp_path / "folder", tmp_path / "a"}
+        assert set(tmp_path.iterdir()) == kept
+    assert set(tmp_path.iterdir()) == kept - {stage}
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+def test_a_new_folder_that_another_sweeps_is_made_again(tmp_path, monkeypatch, when):
+    opened, swept = files._open, []
+
+    def sweeps(folder):
+        lock = opened(folder) if when == "before it is locked" else None
+        if not swept:
+            swept.append(folder)
+            shutil.rmtree(folder)
+        return opened(folder) if lock is None else lock
+
+    monkeypatch.setattr(files, "_open", sweeps)
+    with files.staging(tmp_path) as stage:
+        assert swept == [stage]
+        (stage / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_that_is_missing_is_the_fault_of_the_file(tmp_path):
+    files.write(tmp_path / "a", "receipt", {}, {"label": "cat"})
+    files.write(tmp_path / "b", "receipt", {}, ["cat"])
+    with pytest.raises(ValueError, match="must hold all that its kind has, got none of 'weight'"):
+        files.read(tmp_path / "a").tensors["weight"]
+    with pytest.raises(ValueError, match="must hold a JSON object, got list"):
+        files.read(tmp_path / "b")

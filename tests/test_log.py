@@ -106,6 +106,9 @@ def test_undo_twice(model: nn.Module) -> None:
     assert repr(made) == 'Edit("cat", image head, strength=1, undone)'
     with pytest.raises(RuntimeError, match="edit must be active, got one where it was undone"):
         made.undo(force=True)
+    outlived = edit(FAMILIES[BIASED].build(), projector())
+    gc.collect()
+    assert repr(outlived) == 'Edit("cat", image head, strength=1, its model is freed)'
 
 
 def test_context_manager(model: nn.Module) -> None:

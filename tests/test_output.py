@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import WRITTEN, tree
 
-from clipproj import Projector, load
+from clipproj import Projector, files, load
 from clipproj.checkpoint import CONFIG, WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
@@ -117,6 +117,47 @@ def test_the_weights_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         output.publish(stage)
     assert set(moved) == WRITTEN
     assert moved[-1] == WEIGHTS
+
+
+@pytest.mark.parametrize("count", [1, 2, 13])
+def test_a_kill_between_two_renames_costs_nothing_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    folder, names = tmp_path / "out", sorted(WRITTEN)
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(f"old {name}")
+    replace, calls = os.replace, iter(range(100))
+
+    def dies(source: Path, target: Path) -> None:
+        if next(calls) == count:
+            os._exit(9)
+        replace(source, target)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            output = Output(folder, [], None)
+            with output.staged() as stage:
+                for name in names:
+                    (stage / name).write_text("new")
+                monkeypatch.setattr(os, "replace", dies)
+                output.publish(stage)
+        finally:
+            os._exit(0)  # never a second pytest
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    files.sweep(folder)
+    texts = [data.decode() for data in tree(tmp_path).values()]
+    assert {text for text in texts if text.startswith("old")} == {f"old {name}" for name in names}
+
+
+def test_room_that_a_killed_run_took_is_given_back_first(tmp_path: Path) -> None:
+    with files.staging(tmp_path) as stage:
+        left = stage.with_suffix(".0000")
+    left.mkdir()
+    (left / WEIGHTS).touch()
+    Output(tmp_path / "out", WRITTEN, None).need(0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_earlier_output_is_replaced_and_other_files_stay(

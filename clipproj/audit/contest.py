@@ -67,7 +67,7 @@ def run(
 
     Args:
         journal: results of earlier runs, which are not computed again; new ones are added.
-        progress: called with (cells done, cells in all).
+        progress: called with (cells done, cells in all), the first time before any.
 
     Raises:
         ValueError: for a name that is no class, or a contender with the name of a base.
@@ -87,6 +87,8 @@ def run(
     code, key = code_digest(), _digest(field)
     out: dict[str, dict[str, Any]] = {name: {} for name in contenders}
     done, cells = 0, len(contenders) * len(forget)
+    if progress is not None:
+        progress(done, cells)
     for name, contender in contenders.items():
         for gone in forget:
             prompts = (field.prompts or {}).get(gone)

@@ -146,7 +146,7 @@ def audit(
     Args:
         only: keys of `AUDITS`; None: all.
         journal: findings of earlier runs, which are not computed again; new ones are added.
-        progress: called with (audits done, audits in all).
+        progress: called with (audits done, audits in all), the first time before any.
 
     Raises ValueError for an unknown key or a forgotten name that is no class.
     """
@@ -156,6 +156,8 @@ def audit(
     journal = Journal(None) if journal is None else journal
     of_subject = subject.key()
     findings = []
+    if progress is not None:
+        progress(0, len(wanted))
     for key in AUDITS:
         if key not in wanted:
             continue

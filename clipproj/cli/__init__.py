@@ -1,5 +1,5 @@
 """The `clipproj` command. What it does without a terminal is `clipproj.cli.erase.erase`."""
 
-from clipproj.cli.app import main
+from clipproj_command import main
 
 __all__ = ["main"]

@@ -27,11 +27,25 @@ from clipproj.cli.compare import EPILOG as COMPARE_EPILOG
 from clipproj.cli.compare import compare
 from clipproj.cli.options import HOW, LIMITS, OUTPUT, WHAT
 from clipproj.cli.serve import serve
+from clipproj_command import OutputError
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
 
-# exit codes: the receipt or the check says no; the request can't be met; the edit is beyond limits
 FAILED, WRONG, REFUSED = 1, 2, 3
+INTERRUPTED, *_ENDED = 130, 143, 129  # Ctrl-C; SIGTERM, SIGHUP
+EXIT_CODES = """
+[bold]Exit codes[/bold]
+
+  0 done and verified
+
+  1 the receipt or the check says no
+
+  2 an error, or a request that can't be met
+
+  3 refused: the edit costs more than --max-loss or leaves more than --max-found; nothing is written
+
+  130 interrupted, 143 ended by SIGTERM, 129 by SIGHUP
+"""
 
 
 class Commands(TyperGroup):
@@ -40,30 +54,32 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         args = list(sys.argv[1:] if args is None else args)
         options["standalone_mode"] = False
-        for stream in (sys.stdout, sys.stderr):  # a name may have letters the terminal has not
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
         try:
-            raise SystemExit(super().main(args, *rest, **options) or 0)
+            code = super().main(args, *rest, **options) or 0
+            sys.stdout.flush()  # a full disk is an error of the command, not of Python's end
         except typer.Abort:
-            if {"audit", "compare"}.intersection(args):
-                print("interrupted: the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
+            code = INTERRUPTED
+        except SystemExit as ended:  # by a signal
+            code = ended.code
         except Exception as error:
             if os.environ.get("CLIPPROJ_TRACEBACK") == "1" or "--traceback" in args:
                 raise
             usage = getattr(error, "format_message", None)  # typer's own errors
             command = next((arg for arg in args if arg in self.commands), "clipproj")
             text = usage() if usage else terminal.message(error)
-            terminal.show_error(command, text, "--json" in args)
-            raise SystemExit(WRONG) from None
+            as_json = "--json" in args and not isinstance(error, OutputError)
+            terminal.show_error(command, text, as_json)
+            code = WRONG
+        if code in (INTERRUPTED, *_ENDED) and {"audit", "compare"}.intersection(args):
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+        raise SystemExit(code)
 
 
 app = typer.Typer(
     cls=Commands,
     help="Make a CLIP-like model forget a class: from its name alone, in closed form, reversibly.",
     epilog="Start with [bold]clipproj erase cat[/bold] (embedded model), or "
-    "[bold]clipproj erase --help[/bold].",
+    f"[bold]clipproj erase --help[/bold].\n{EXIT_CODES}",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -98,9 +114,7 @@ ERASE_EPILOG = """
 
 [bold]Exit codes[/bold]
 
-  0 done and verified, 1 the receipt failed, 2 an error, 3 refused: the edit costs more than
-
-  --max-loss or leaves more than --max-found. But for 0, nothing is written.
+  clipproj --help lists them.
 """
 
 
@@ -242,11 +256,10 @@ def erase(
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         outcome = run(request, progress)
-    with terminal.printing():
-        if as_json:
-            print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
-        else:
-            terminal.show(outcome, folder, dry_run)
+    if as_json:
+        print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
+    else:
+        terminal.show(outcome, folder, dry_run)
     if outcome.judged.refused:
         raise typer.Exit(REFUSED)
     if not outcome.verdict:
@@ -277,14 +290,13 @@ def verify(
     text = verdict.text
     if verdict.status == "tampered":
         text += edited_since(file, made.projector_hash, made.tower)
-    with terminal.printing():
-        if as_json:
-            shown = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
-            print(json.dumps({"checkpoint": str(file), "text": text} | shown, indent=2))
-        else:
-            style = "bold green" if verdict else "bold red"
-            terminal.console().print(Text(text, style=style))
-            terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
+    if as_json:
+        shown = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
+        print(json.dumps({"checkpoint": str(file), "text": text} | shown, indent=2))
+    else:
+        style = "bold green" if verdict else "bold red"
+        terminal.console().print(Text(text, style=style))
+        terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
     if not verdict:
         raise typer.Exit(FAILED)
 
@@ -298,30 +310,41 @@ def undo(
         typer.Option(metavar="FILE", help="Write here. Default: replace the checkpoint."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the head though it changed since the edit.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Overwrite the head though it changed since the edit: later edits of it go too.",
+        ),
     ] = False,
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
     """Put the original weights back into an edited checkpoint, bit for bit."""
     from clipproj import files
-    from clipproj.checkpoint import locate
+    from clipproj.checkpoint import locate, read_edits
     from clipproj.checkpoint import undo as restore
-    from clipproj.cli.info import edited_since
+    from clipproj.cli.info import edited_since, quoted
 
     file = locate(checkpoint)
     undone = files.read(undo_file, "undo").meta
+    logged = read_edits(file)
     try:
         written = restore(file, undo_file, out, force=force)
     except RuntimeError as error:
         later = edited_since(file, undone["projector_hash"], undone["tower"])
         raise RuntimeError(f"{error}{later}") from error
-    with terminal.printing():
-        if as_json:
-            print(json.dumps({"checkpoint": str(written), "undone": str(undo_file)}, indent=2))
-        else:
-            text = f"the {undone['tower']} head is restored, bit for bit: {written}"
-            terminal.console().print(Text(text))
+    left = read_edits(written)
+    removed = [entry for entry in logged if entry not in left]
+    if as_json:
+        facts = {"checkpoint": str(written), "undone": str(undo_file), "before": undone["label"]}
+        facts["removed"] = [entry["forget"] for entry in removed]
+        print(json.dumps(facts, indent=2))
+    else:
+        others = [one for one in removed if one["projector"] != undone["projector_hash"]]
+        text = f"the {undone['tower']} head is restored, bit for bit: {written}"
+        text += f'\nit is as it was before "{undone["label"]}"'
+        text += f"; with that, out of its log: {quoted(others)}" if others else ""
+        terminal.console().print(Text(text))
 
 
 @app.command()
@@ -337,8 +360,7 @@ def info(
 
     facts = describe(file)
     if as_json:
-        with terminal.printing():
-            print(json.dumps(facts, indent=2))
+        print(json.dumps(facts, indent=2))
         return
     from rich.table import Table
 
@@ -346,8 +368,7 @@ def info(
     for key, value in facts.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         grid.add_row(Text(key.replace("_", " "), style="bold"), Text(shown, overflow="fold"))
-    with terminal.printing():
-        terminal.console().print(grid)
+    terminal.console().print(grid)
 
 
 app.command(epilog=AUDIT_EPILOG)(audit)
@@ -369,8 +390,3 @@ def _names_in(option: str, file: Path | None) -> list[str]:
     if not names:
         raise ValueError(f"erase: {option} must hold a name on each line, got none in {file}")
     return names
-
-
-def main() -> None:
-    """Entry point of the `clipproj` command."""
-    app()

@@ -129,11 +129,10 @@ def audit(
             save_features=save_features,
             progress=progress,
         )
-    with terminal.printing():
-        if as_json:
-            print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
-        else:
-            _show(findings, request.out)
+    if as_json:
+        print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
+    else:
+        _show(findings, request.out)
 
 
 def run(

@@ -126,19 +126,18 @@ def compare(
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         contests = run(wanted, progress)
-    with terminal.printing():
-        if as_json:
-            print(json.dumps(_as_dict(contests) | {"notes": notes}, indent=2))
-            return
-        from clipproj.audit.pages import printed
+    if as_json:
+        print(json.dumps(_as_dict(contests) | {"notes": notes}, indent=2))
+        return
+    from clipproj.audit.pages import printed
 
-        screen = terminal.console()
-        for contest in contests:
-            terminal.show_table(screen, printed(contest.standings.main(), contest.title))
-            for page in contest.more:
-                for table in page.tables:
-                    terminal.show_table(screen, printed(table, page.title))
-        screen.print(Text(f"written to {out}: compare.html, compare.json"))
+    screen = terminal.console()
+    for contest in contests:
+        terminal.show_table(screen, printed(contest.standings.main(), contest.title))
+        for page in contest.more:
+            for table in page.tables:
+                terminal.show_table(screen, printed(table, page.title))
+    screen.print(Text(f"written to {out}: compare.html, compare.json"))
 
 
 @dataclass(frozen=True)

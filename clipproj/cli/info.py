@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,12 @@ def edited_since(checkpoint: Path, projector: str, tower: str) -> str:
     later = edits[places[-1] + 1 :] if places else []
     if not later:
         return ""
-    names = ", ".join(f'"{", ".join(entry["forget"])}"' for entry in reversed(later))
-    return f"; edited again since by {names}: undo that first"
+    return f"; edited again since by {quoted(reversed(later))}: undo that first"
+
+
+def quoted(edits: Iterable[Mapping[str, Any]]) -> str:
+    """Edits of a checkpoint's log by what they forget."""
+    return ", ".join(f'"{", ".join(entry["forget"])}"' for entry in edits)
 
 
 def _ours(file: Path) -> bool:

@@ -6,10 +6,11 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from clipproj import files
 from clipproj.checkpoint import WEIGHTS, read_edits
 
 _SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
@@ -54,6 +55,7 @@ class Output:
 
     def need(self, size: int) -> None:
         """Raises OSError when the disk has no room for weights of `size` bytes and the rest."""
+        files.sweep(self._existing())
         free = shutil.disk_usage(self._existing()).free
         if free < size + _SPARE:
             raise OSError(
@@ -62,22 +64,10 @@ class Output:
                 f"which has {free >> 20}",
             )
 
-    @contextmanager
-    def staged(self) -> Iterator[Path]:
+    def staged(self) -> AbstractContextManager[Path]:
         """A hidden folder on the same disk to write to; gone afterwards, published or not."""
         # inside an existing folder, which may be a mount point; else under its first real parent
-        stage = self._existing() / f".clipproj.{uuid.uuid4().hex[:8]}"
-        try:
-            stage.mkdir()
-        except OSError as error:
-            reason = error.strerror or error
-            raise OSError(
-                error.errno, f"erase: cannot write into {stage.parent}: {reason}"
-            ) from error
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        return files.staging(self._existing())
 
     def publish(self, stage: Path) -> None:
         """Move everything from the staging folder into place, or nothing where that fails.
@@ -87,11 +77,12 @@ class Output:
         """
         paths = sorted(stage.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
         self._refuse_folders(path.name for path in paths)
-        old = stage / uuid.uuid4().hex
-        old.mkdir()
+        # not in the staging folder, of which nothing is kept should this process be killed now
+        old = stage.with_name(f".clipproj-replaced.{uuid.uuid4().hex[:8]}")
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         tried: list[Path] = []
         try:
+            old.mkdir()
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in paths:
                 tried.append(path)
@@ -106,9 +97,10 @@ class Output:
                     os.replace(old / path.name, target)
                 elif not path.exists():
                     os.replace(target, path)
-            for folder in filter(Path.exists, made):
+            for folder in filter(Path.exists, [*made, old]):
                 folder.rmdir()
             raise
+        old.rename(stage / old.name)  # now it goes with the rest
 
     def _refuse_folders(self, names: Iterable[str]) -> None:
         for name in names:

@@ -6,14 +6,18 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
+
+from clipproj_command import OutputError
 
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
     from rich.table import Table
@@ -69,14 +73,9 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"), soft_wrap=True)
 
 
-class _Screen(Console):
-    def on_broken_pipe(self) -> None:  # rich would exit with 1, which says that the receipt failed
-        raise BrokenPipeError
-
-
 def console() -> Console:
     """Standard output; words are not coloured because they look like numbers."""
-    return _Screen(highlight=False)
+    return Console(highlight=False)
 
 
 def show_table(screen: Console, table: Table) -> None:
@@ -86,22 +85,21 @@ def show_table(screen: Console, table: Table) -> None:
 
 
 @contextmanager
-def printing() -> Iterator[None]:
-    """For what is said when the work is done: no error where nobody reads on, as in `| head`."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # what is still in the buffer goes there when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def progress(as_json: bool) -> Iterator[Progress | None]:
+    """How far it is, on stderr: bars while somebody watches, lines now and then in a log.
+
+    JSON has the screen for itself, but not the log.
+    """
+    watched = sys.stderr.isatty()
+    if watched and as_json:
+        yield None
+        return
+    with _bars() if watched else _lines() as say:
+        yield say
 
 
 @contextmanager
-def progress(as_json: bool) -> Iterator[Progress | None]:
-    """Bars on stderr while somebody watches."""
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
+def _bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
@@ -115,6 +113,33 @@ def progress(as_json: bool) -> Iterator[Progress | None]:
             bars.update(tasks[stage], completed=done)
 
         yield say
+
+
+@contextmanager
+def _lines() -> Iterator[Progress]:
+    """From a thread, so that a stage of minutes is no silence; a short run says nothing."""
+    out, ended, started, at = sys.stderr, Event(), time.monotonic(), "started"
+
+    def say(stage: str, done: int, total: int) -> None:
+        nonlocal at
+        at = f"{stage} {done}/{total}"
+
+    def tell() -> None:
+        while not ended.wait(_pause(time.monotonic() - started)):
+            print(f"{time.monotonic() - started:.0f} s: {at}", file=out, flush=True)
+
+    thread = Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield say
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _pause(passed: float) -> float:
+    """Seconds to the next line: ten, later a tenth of the time so far, few lines in all."""
+    return max(10.0, passed / 10)
 
 
 @contextmanager
@@ -136,13 +161,13 @@ def quiet(as_json: bool) -> Iterator[list[str]]:
 
 
 def show_error(command: str, text: str, as_json: bool) -> None:
-    """One line on stderr, or {"error": ...} on stdout."""
+    """One line on stderr, or {"error": ...} on stdout if that can be written."""
     line = text if text.startswith(f"{command}: ") else f"{command}: {text}"
     if as_json:
-        with printing():
-            print(json.dumps({"error": line}))
-    else:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
+        with suppress(OutputError):
+            print(json.dumps({"error": line}), flush=True)
+            return
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
 
 
 def message(error: Exception) -> str:
