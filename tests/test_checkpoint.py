@@ -14,18 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from clipproj import Projector, nullspace
-from clipproj.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    _brief,
-    load_model,
-    locate,
-    read_edits,
-    read_state,
-    undo,
-    write_state,
-)
+from clipproj.checkpoint import _brief, load_model, undo
 from clipproj.edit import edit
+from clipproj.state import CONFIG, WEIGHTS, locate, read_edits, read_state, write_state
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(3, dtype=torch.float16)}
 
@@ -222,11 +213,19 @@ def test_undo_restores_every_bit_and_the_log(folder: Path, tmp_path: Path) -> No
     assert read_edits(out) == log[2:]
 
 
-def test_undo_writes_safetensors_only(folder: Path, tmp_path: Path) -> None:
+def test_undo_keeps_a_torch_file_what_it_is(folder: Path, tmp_path: Path) -> None:
     loaded = load_model(str(folder))
     edit(loaded.model, Projector(torch.eye(16)[:1])).save_undo(tmp_path / "undo")
-    torch.save(loaded.model.state_dict(), tmp_path / "edited.pt")
-    with pytest.raises(ValueError, match=r"out must be a \.safetensors file"):
-        undo(tmp_path / "edited.pt", tmp_path / "undo")
-    restored = undo(tmp_path / "edited.pt", tmp_path / "undo", tmp_path / "o.safetensors")
-    assert same(read_state(restored), load_file(folder / WEIGHTS))
+    state = {f"module.{name}": value for name, value in loaded.model.state_dict().items()}
+    file = tmp_path / "edited.pt"
+    torch.save({"epoch": 3, "state_dict": state}, file)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"out must be a \.safetensors file, got .*o\.pt"):
+        undo(file, tmp_path / "undo", tmp_path / "o.pt")
+    restored = undo(file, tmp_path / "undo", tmp_path / "o.safetensors")
+    original = load_file(folder / WEIGHTS)
+    assert same(read_state(restored), original)
+    assert file.read_bytes() == before
+    assert undo(file, tmp_path / "undo") == file
+    assert same(read_state(file), original)
+    assert torch.load(file, weights_only=True)["epoch"] == 3

@@ -227,7 +227,7 @@ def erase(
 
 @app.command()
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help=options.CHECKPOINT)],
     receipt: Annotated[Path, typer.Argument(help="The receipt of the edit to look for.")],
     as_json: options.Json = False,
     traceback: options.Traceback = False,
@@ -238,10 +238,10 @@ def verify(
 
     Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
     """
-    from clipproj.checkpoint import locate, read_state
     from clipproj.cli.info import edited_since
     from clipproj.receipt import Receipt
     from clipproj.receipt import verify as check
+    from clipproj.state import locate, read_state
 
     file = locate(checkpoint)
     made = Receipt.load(receipt)
@@ -263,7 +263,7 @@ def verify(
 
 @app.command()
 def undo(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help=options.CHECKPOINT)],
     undo_file: Annotated[Path, typer.Argument(help="What `erase` wrote as undo.safetensors.")],
     out: Annotated[
         Path | None,
@@ -277,9 +277,9 @@ def undo(
 ) -> None:
     """Put the original weights back into an edited checkpoint, bit for bit."""
     from clipproj import files
-    from clipproj.checkpoint import locate
     from clipproj.checkpoint import undo as restore
     from clipproj.cli.info import edited_since
+    from clipproj.state import locate
 
     file = locate(checkpoint)
     undone = files.read(undo_file, "undo").meta
@@ -298,9 +298,7 @@ def undo(
 
 @app.command()
 def info(
-    file: Annotated[
-        Path, typer.Argument(help="A file that clipproj wrote, a checkpoint, or an output folder.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A file that clipproj wrote, or a checkpoint.")],
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:

@@ -20,17 +20,7 @@ from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
 from clipproj.audit.texttable import TextTable, text_table
-from clipproj.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    Loaded,
-    load_model,
-    read_edits,
-    read_state,
-    save_model_files,
-    size,
-    write_state,
-)
+from clipproj.checkpoint import Loaded, load_model, save_model
 from clipproj.cli.output import Output
 from clipproj.cli.request import Names, Request, check, resolve
 from clipproj.edit import Edit, edit
@@ -38,6 +28,7 @@ from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import defaults
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
+from clipproj.state import CONFIG, HF_CONFIG, WEIGHTS, read_edits, read_state, size
 from clipproj.text import Embeddings, embed_classes, generic_keep
 from clipproj.words import simple_templates
 
@@ -52,9 +43,7 @@ FILES = {
     "numbers": "report.json",
 }
 
-
 ABOUT = {  # the report's words for the files beside it
-    "edited model, as open_clip loads it": FILES["checkpoint"],
     "projector, for other copies or for features": FILES["projector"],
     "the head as it was": FILES["undo"],
     "receipt, for clipproj verify": FILES["receipt"],
@@ -150,7 +139,8 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     say("model", 1, 1)
     output = None
     if request.out is not None:
-        output = Output(request.out, [*FILES.values(), CONFIG], loaded.checkpoint)
+        written = [*_files(loaded).values(), CONFIG if loaded.config else HF_CONFIG]
+        output = Output(request.out, written, loaded.checkpoint, loaded.weights)
         output.need(size(loaded.model.state_dict()))
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
@@ -198,6 +188,11 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         outcome = _write(outcome, output, loaded, handle, classes)
         say("files", 1, 1)
     return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _files(loaded: Loaded) -> dict[str, str]:
+    """`FILES`, with the name that this model's weights have."""
+    return FILES | {"checkpoint": loaded.weights}
 
 
 def _texts_as_dict(texts: TextTable) -> dict[str, Any]:
@@ -324,14 +319,13 @@ def _write(
         "strength": float(outcome.projector.strength),
     }
     with output.staged() as folder:
-        edits = [*read_edits(loaded.checkpoint), entry]
-        write_state(folder / WEIGHTS, loaded.model.state_dict(), edits)
-        verdict = verify(read_state(folder / WEIGHTS), handle.receipt)
+        file = save_model(loaded, folder, [*read_edits(loaded.checkpoint), entry])
+        verdict = verify(read_state(file), handle.receipt)
         outcome = replace(outcome, verdict=verdict)
         if not verdict:
             return outcome
-        outcome = replace(outcome, files={k: output.folder / v for k, v in FILES.items()})
-        save_model_files(loaded, folder)
+        named = _files(loaded)
+        outcome = replace(outcome, files={k: output.folder / v for k, v in named.items()})
         outcome.projector.save(folder / FILES["projector"])
         handle.save_undo(folder / FILES["undo"])
         handle.receipt.save(folder / FILES["receipt"])
@@ -345,7 +339,7 @@ def _write(
             verdict=verdict,
             receipt=handle.receipt,
             edit_seconds=outcome.edit_seconds,
-            files=ABOUT,
+            files={f"edited model, as {loaded.library} loads it": loaded.weights} | ABOUT,
             undo_command=outcome.undo_command,
             texts=outcome.texts,
         )

@@ -114,6 +114,8 @@ def quiet(as_json: bool) -> Iterator[list[str]]:
     logging.getLogger().addHandler(logging.NullHandler())  # else open_clip's lines go to stderr
     # has a handler of its own; every retry without a network is a warning
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for every file
     notes: list[str] = []
     # what other code prints is no part of the result
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
