@@ -241,7 +241,7 @@ class BankRows(nn.Module):
 
     def _copy(self, entry: Entry) -> Projector:
         rows = slice(entry.start, entry.start + entry.rank)
-        held = {"read": self.read[rows], "strength": torch.tensor(entry.strength)}
+        held = {"read": self.read[rows], "strength": torch.tensor(entry.strength, device="cpu")}
         if not entry.symmetric:
             held["write"] = self._write[rows]
         if entry.affine:
@@ -334,7 +334,7 @@ class BankRows(nn.Module):
 
     def _switch(self, index: int, span: tuple[int, int]) -> None:
         """In one store of 8 bytes, which is how the operators load a span, after its rows."""
-        both = int(torch.tensor(span, dtype=torch.int32).view(torch.int64))
+        both = int(torch.tensor(span, dtype=torch.int32, device="cpu").view(torch.int64))
         _C.release_fence()
         self._write_to(self.spans.view(torch.int64), index, both)
         if self.read.is_cuda:  # changes of other streams come after it, whoever makes them

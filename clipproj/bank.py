@@ -198,7 +198,7 @@ class ProjectorBank(BankRows):
                 indices = [-1 if name is None else held[name].index for name in names]
             except (KeyError, TypeError):
                 indices = [self._index_of(name, used) for name in names]
-        index = torch.tensor(indices, dtype=torch.int32)
+        index = torch.tensor(indices, dtype=torch.int32, device="cpu")
         if not self.read.is_cuda:
             return index
         return index.pin_memory().to(self.read.device, non_blocking=True)

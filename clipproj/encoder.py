@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from clipproj.heads import SINGLE_TOWERS, which_class
 
 
 def features(output: object) -> Tensor:
@@ -46,38 +48,91 @@ def encode(
     model: nn.Module, tokenizer: Callable[..., Any], prompts: list[str], device: torch.device
 ) -> Tensor:
     """[len(prompts), d] text features as the model gives them, in its dtype."""
-    rows = _encode(model, tokenizer, prompts, device)
-    if rows.ndim != 2 or len(rows) != len(prompts):
+    op = "embed_classes"
+    check_tower(op, model, "text")
+    if hasattr(model, "encode_text"):
+        tokens = _tokens(tokenizer, prompts)
+    else:
+        tokens = _hugging_face_tokens(model, tokenizer, prompts)
+    tokens = {key: value.to(device) for key, value in tokens.items()}
+    return tower_features(op, model, "text", tokens)
+
+
+def picture_inputs(
+    model: nn.Module, preprocess: Callable[..., Any], images: Sequence[Any]
+) -> dict[str, Tensor]:
+    """What the image tower takes of these PIL images, on the model's device.
+
+    All that a Hugging Face processor makes: SigLIP 2 also wants a mask and the shapes of its
+    patches.
+    """
+    if hasattr(model, "encode_image"):
+        made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
+    else:
+        made = preprocess(images=images, return_tensors="pt")
+    device, dtype = next(model.parameters()).device, pixel_dtype(model)
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else value.dtype)
+        for key, value in made.items()
+    }
+
+
+def pixel_dtype(model: nn.Module) -> torch.dtype:
+    """That of the first convolution: open_clip keeps other parameters wider."""
+    kernels = (p.dtype for p in model.parameters() if p.ndim == 4)
+    return next(kernels, next(model.parameters()).dtype)
+
+
+def check_tower(op: str, model: nn.Module, tower: str) -> None:
+    """TypeError, in the name of `op`, for a model whose tower `tower_features` cannot ask."""
+    names = (f"encode_{tower}", f"get_{tower}_features")
+    single = SINGLE_TOWERS[tower]
+    if any(hasattr(model, name) for name in names) or which_class(model, "transformers", *single):
+        return
+    raise TypeError(
+        f"{op}: model must have {names[0]} (open_clip, OpenAI CLIP) or {names[1]} (Hugging Face), "
+        f"or be {' or '.join(single)}, got {type(model).__name__}"
+    )
+
+
+def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[n, d] features of one tower, not normalised, in the model's dtype.
+
+    Args:
+        op: for errors. model: unwrapped. tower: "image" or "text".
+        inputs: n of each, by the names that transformers gives them, on the model's device; for
+            `encode_*` the tokens or the pixels alone.
+
+    Raises TypeError for an unknown model, ValueError for anything but one row for each input.
+    """
+    check_tower(op, model, tower)
+    if encode := getattr(model, f"encode_{tower}", None):
+        raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
+        rows = features(encode(*inputs.values(), **raw))
+    else:
+        rows = features(getattr(model, f"get_{tower}_features", model)(**inputs))
+        if which_class(model, "transformers", "FlavaModel"):
+            rows = rows[:, 0]  # it projects every token; its contrastive loss takes the first
+    n = len(next(iter(inputs.values())))
+    if rows.ndim != 2 or len(rows) != n:
+        what = "prompts" if tower == "text" else "pictures"
         raise ValueError(
-            f"embed_classes: model must give one feature row for each of {len(prompts)} prompts, "
-            f"got {list(rows.shape)}"
+            f"{op}: model must give one feature row for each of {n} {what}, got {list(rows.shape)}"
         )
     return rows
 
 
-def _encode(
-    model: nn.Module, tokenizer: Callable[..., Any], prompts: list[str], device: torch.device
-) -> Tensor:
-    if hasattr(model, "encode_text"):
-        if not callable(tokenizer):
-            got = type(tokenizer).__name__
-            raise TypeError(f"embed_classes: tokenizer must be callable, got {got}")
-        tokens = tokenizer(prompts)
-        if not isinstance(tokens, Tensor):
-            raise TypeError(
-                "embed_classes: tokenizer must return a tensor for a model with encode_text, as "
-                f"open_clip.get_tokenizer's do, got {type(tokens).__name__}"
-            )
-        return model.encode_text(tokens.to(device))
-    if hasattr(model, "get_text_features"):
-        tokens = _hugging_face_tokens(model, tokenizer, prompts)
-        return features(
-            model.get_text_features(**{key: value.to(device) for key, value in tokens.items()})
+def _tokens(tokenizer: Callable[..., Any], prompts: list[str]) -> dict[str, Tensor]:
+    if not callable(tokenizer):
+        got = type(tokenizer).__name__
+        raise TypeError(f"embed_classes: tokenizer must be callable, got {got}")
+    tokens = tokenizer(prompts)
+    if not isinstance(tokens, Tensor):
+        raise TypeError(
+            "embed_classes: tokenizer must return a tensor for a model with encode_text, as "
+            f"open_clip.get_tokenizer's do, got {type(tokens).__name__}"
         )
-    raise TypeError(
-        "embed_classes: model must have encode_text (open_clip, OpenAI CLIP) or get_text_features "
-        f"(Hugging Face), got {type(model).__name__}"
-    )
+    return {"input_ids": tokens}
 
 
 def _hugging_face_tokens(
@@ -87,7 +142,7 @@ def _hugging_face_tokens(
     if not hasattr(tokenizer, "model_max_length"):
         raise TypeError(
             "embed_classes: tokenizer must be a Hugging Face tokenizer or processor for a model "
-            f"with get_text_features, got {type(tokenizer).__name__}"
+            f"of transformers, got {type(tokenizer).__name__}"
         )
     config = getattr(model.config, "text_config", model.config)
     limit = min(config.max_position_embeddings, tokenizer.model_max_length)

@@ -55,6 +55,11 @@ TRANSFORMERS: dict[str, tuple[_Site, _Site]] = {
     "Siglip2Model": (_MAP_HEAD, "text_model.head"),
     "AlignModel": (_POOLED, "text_projection"),
 }
+# Those of one tower alone, which forward() encodes.
+SINGLE_TOWERS = {
+    "image": tuple(name for name, (_, text) in TRANSFORMERS.items() if text is _NO_TEXT),
+    "text": tuple(name for name, (image, _) in TRANSFORMERS.items() if image is _NO_IMAGE),
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ def find_heads(model: nn.Module) -> Heads:
         image, text = _image_site(unwrap(model.visual), "clip"), "text_projection"
     elif name := which_class(model, "transformers", *TRANSFORMERS):
         image, text = TRANSFORMERS[name]
-        call = "forward(), its {}_embeds" if "WithProjection" in name else "get_{}_features()"
+        single = name in SINGLE_TOWERS["image"] + SINGLE_TOWERS["text"]
+        call = "forward(), its {}_embeds" if single else "get_{}_features()"
     else:
         raise ValueError(
             "find_heads: model must be CLIP, CustomTextCLIP or CoCa of open_clip, CLIP of OpenAI's "

@@ -141,7 +141,8 @@ def embed_classes(
     again; in float32 whatever the model's dtype. Dropout and the like are off meanwhile.
 
     Args:
-        model: open_clip or OpenAI CLIP (`encode_text`), or Hugging Face (`get_text_features`).
+        model: open_clip or OpenAI CLIP (`encode_text`), or Hugging Face (`get_text_features`, or a
+            `*TextModelWithProjection`).
         tokenizer: of the same family: `open_clip.get_tokenizer(...)`, `clip.tokenize`, or a Hugging
             Face tokenizer or processor. Those of open_clip cut long prompts silently; for a Hugging
             Face one a prompt longer than the model's context is an error.

@@ -198,7 +198,7 @@ def single_tower(name: str, tower: dict[str, Any]) -> nn.Module:
 
 def flava() -> nn.Module:
     towers = {f"{tower}_config": _pixels() for tower in ("image", "text", "multimodal")}
-    config = transformers.FlavaConfig(**towers, projection_dim=WIDTH)
+    config = transformers.FlavaConfig(**towers, projection_dim=WIDTH, hidden_size=32)
     return transformers.FlavaModel(config)
 
 

@@ -274,6 +274,40 @@ def test_few_rows_split_over_threads_keep_their_bits(
             assert_bits(got, all_rows[:n])
 
 
+@pytest.mark.parametrize("flush", [False, True])
+def test_every_thread_flushes_denormals_as_the_caller_does(
+    threads: None, cpu_isa: str, flush: bool
+) -> None:
+    d, k = 1023, 401  # enough work for several threads, of few rows as well
+    x = 1e-40 * torch.randn(512, d)
+    read, write = torch.randn(2, k, d) / d
+    spans = torch.tensor([[0, k], [3, 7]], dtype=torch.int32)
+    index = torch.arange(512, dtype=torch.int32) % 2
+
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            across = ops.fold_(x.T.contiguous(), read, write, dim=0)
+        few, norm = ops.project(x[:3], read, write), ops.projected_norm(x, read, write)
+        rows = ops.project_rows(x, read, write, None, spans, index)
+        return [ops.project(x, read, write), few, norm, rows, across]
+
+    torch.set_num_threads(3)
+    run()  # the threads are there before the mode is set
+    if not torch.set_flush_denormal(flush):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        many = run()
+        torch.set_num_threads(1)
+        one = run()
+    finally:
+        torch.set_flush_denormal(False)
+    for got, want in zip(many, one, strict=True):
+        assert_bits(got, want)
+    assert [bool(rows.any()) for rows in one[:2]] == [not flush] * 2
+    torch.set_num_threads(3)  # who lent a hand has its own mode again
+    assert (1e-40 * torch.ones(1 << 20)).all()
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_results_too_large_for_caches_keep_their_bits(

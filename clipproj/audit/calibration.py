@@ -217,11 +217,14 @@ def _expected_error(confidence: Tensor, bins: int) -> Measured:
     if not n:
         return Measured(math.nan, 0)
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(_DRAWS, dtype=torch.float64)
+    total = torch.zeros(_DRAWS, dtype=torch.float64, device="cpu")
     for part in confidence.sort().values.tensor_split(min(bins, n)):
-        right = torch.rand(_DRAWS, len(part), generator=generator, dtype=torch.float64) < part
+        right = (
+            torch.rand(_DRAWS, len(part), generator=generator, dtype=torch.float64, device="cpu")
+            < part
+        )
         total += (right.double().mean(dim=1) - part.mean()).abs() * len(part) / n
-    ends = torch.quantile(total, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    ends = torch.quantile(total, torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu"))
     return Measured(float(total.mean()), n, *ends.tolist())
 
 

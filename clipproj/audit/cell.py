@@ -101,7 +101,7 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
         parts.append(_Part(edit, part, part.edited(edit), part.of([forget])))
 
     rows = torch.cat([rows for _, rows in made])
-    correct = torch.empty(len(before), dtype=torch.bool)
+    correct = torch.empty(len(before), dtype=torch.bool, device="cpu")
     correct[rows] = torch.cat([part.after.correct(part.again) for part in parts])
     groups = Groups.of(before, [forget])
     shares = groups.shares(correct)
@@ -143,7 +143,7 @@ def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tu
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that strengths above 1 lengthen rows is in the table
         if not contender.learns:
-            return [(contender.make(task), torch.arange(len(s)))]
+            return [(contender.make(task), torch.arange(len(s), device="cpu"))]
         half = halves(s.labels)
         return [
             (contender.make(replace(task, fit=s.take(half != i))), (half == i).nonzero().flatten())
@@ -154,7 +154,7 @@ def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tu
 def halves(labels: Tensor) -> Tensor:
     """[n] int64, which half each picture is in: those of a class dealt out in turn."""
     half = torch.empty_like(labels)
-    half[labels.argsort(stable=True)] = torch.arange(len(labels)) % HALVES
+    half[labels.argsort(stable=True)] = torch.arange(len(labels), device="cpu") % HALVES
     return half
 
 
@@ -162,7 +162,7 @@ def _cosines(part: _Part) -> Tensor:
     before, after = part.before, part.after
     if getattr(part.edit, "side", "image") == "text":
         row = int(before.labels[part.gone][0]) if part.gone.any() else -1
-        kept = torch.arange(len(before.texts)) != row
+        kept = torch.arange(len(before.texts), device="cpu") != row
         return F.cosine_similarity(before.texts[kept].double(), after.texts[kept].double(), dim=1)
     pairs = before.features[~part.gone].double(), after.features[~part.gone].double()
     return F.cosine_similarity(*pairs, dim=1)
@@ -202,7 +202,7 @@ def _strongest_prompt(parts: Sequence[_Part], prompts: Tensor, forget: str) -> M
     hits = []
     for part in parts:
         row, mine = part.before.names.index(forget), part.before.take(part.gone)
-        found = torch.zeros(len(prompts), len(mine), dtype=torch.bool)
+        found = torch.zeros(len(prompts), len(mine), dtype=torch.bool, device="cpu")
         for i, prompt in enumerate(prompts):
             texts = mine.texts.clone()
             texts[row] = prompt.cpu()
@@ -223,5 +223,5 @@ def _area(before: Samples, edit: Edit, forget: str) -> float:
 def _distance(edit: Edit, dim: int) -> float:
     """Frobenius norm of W - I, for rows z W + shift."""
     with torch.no_grad():
-        rows = edit(torch.cat([torch.eye(dim), torch.zeros(1, dim)]))
-    return float((rows[:-1] - rows[-1] - torch.eye(dim)).norm())
+        rows = edit(torch.cat([torch.eye(dim, device="cpu"), torch.zeros(1, dim, device="cpu")]))
+    return float((rows[:-1] - rows[-1] - torch.eye(dim, device="cpu")).norm())

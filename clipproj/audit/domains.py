@@ -77,7 +77,7 @@ def domains(samples: Samples, edit: Edit, forget: Sequence[str]) -> DomainsResul
     gone, before = samples.of(forget), samples.correct()
     after = samples.edited(edit).correct()
     of = {name: i for i, name in enumerate(sorted(set(samples.domains)))}
-    number = torch.tensor([of[name] for name in samples.domains])
+    number = torch.tensor([of[name] for name in samples.domains], device="cpu")
 
     def shares(mask: Tensor) -> tuple[Measured, Measured]:
         return share(before[mask]), share(after[mask])

@@ -174,8 +174,8 @@ def drift(
 
     # Perfect pictures, which are their class texts.
     perfect = Samples(
-        samples.texts, torch.arange(len(samples.texts)), samples.classes, samples.texts,
-        scale=samples.scale,
+        samples.texts, torch.arange(len(samples.texts), device="cpu"), samples.classes,
+        samples.texts, scale=samples.scale,
     )  # fmt: skip
     seen = perfect.edited(edit)
     for name, rows in (
@@ -198,7 +198,7 @@ def _moved(old: Tensor, new: Tensor, before: Samples, after: Samples, renormaliz
     ratio = new[live].norm(dim=1) / lengths[live]
     logs = [log_probabilities(one, renormalize) for one in (before, after)]
     divergence = (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).clamp_min(0)  # rounding
-    at = torch.tensor(_SHARES, dtype=torch.float64)
+    at = torch.tensor(_SHARES, dtype=torch.float64, device="cpu")
     quantiles = torch.quantile(cosines, at).tolist() if live.any() else [math.nan] * len(_SHARES)
     ends = (float(ratio.min()), float(ratio.max())) if live.any() else (math.nan, math.nan)
     return Moved(

@@ -34,7 +34,7 @@ def forgotten(op: str, samples: Samples, forget: Sequence[str]) -> tuple[tuple[s
         raise ValueError(
             f"{op}: forget must be some of the {len(samples.names)} classes, got {len(names)}"
         )
-    return names, torch.tensor([samples.names.index(name) for name in names])
+    return names, torch.tensor([samples.names.index(name) for name in names], device="cpu")
 
 
 def class_groups(
@@ -56,6 +56,6 @@ def class_groups(
     row = {name: i for i, name in enumerate(names)}
 
     def of(group: Sequence[str]) -> Tensor:
-        return torch.tensor([row[name] for name in group], dtype=torch.int64)
+        return torch.tensor([row[name] for name in group], dtype=torch.int64, device="cpu")
 
     return {"forgotten": rows, "neighbours": of(near), "others": of(others)}

@@ -207,7 +207,7 @@ def leak(
     after, gone = samples.edited(edit), samples.of(forget)
     # A forgotten class may have other pictures in the memory, or none.
     held = [name for name in forget if name in store.names]
-    old = store.of(held) if held else torch.zeros(len(store), dtype=torch.bool)
+    old = store.of(held) if held else torch.zeros(len(store), dtype=torch.bool, device="cpu")
     own = [int(store.of([name]).sum()) for name in held]
     values = _through(edit, store)[store.labels]
     texts = store.texts[store.labels]
@@ -253,7 +253,7 @@ def _through(edit: Edit, store: Samples) -> Tensor:
     """The memory's texts after the edit, whichever tower it is of: [C, d] float32."""
     if getattr(edit, "side", "image") == "text":
         return store.edited(edit).texts
-    as_rows = Samples(store.texts, torch.arange(len(store.texts)), store.classes)
+    as_rows = Samples(store.texts, torch.arange(len(store.texts), device="cpu"), store.classes)
     return as_rows.edited(edit).features
 
 
@@ -271,7 +271,7 @@ def _looked_up(
     Zeros where no entry is left for a picture. One comparison with the memory serves all.
     """
     z, keys, values = (F.normalize(x, dim=1) for x in (features, keys, values))
-    parts = [[torch.zeros(0, features.shape[1])] for _ in purges]
+    parts = [[torch.zeros(0, features.shape[1], device="cpu")] for _ in purges]
     for start in range(0, len(z), _CHUNK):
         cosines = z[start : start + _CHUNK] @ keys.T
         if left_out:

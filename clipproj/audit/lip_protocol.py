@@ -87,10 +87,10 @@ class Dataset:
         """
         out = {_key(name) for name in self.left_out}
         stays = [i for i, name in enumerate(pictures.classes) if _key(name) not in out]
-        rows = torch.isin(pictures.labels, torch.tensor(stays)).nonzero().flatten()
+        rows = torch.isin(pictures.labels, torch.tensor(stays, device="cpu")).nonzero().flatten()
         names = [self._prompted(pictures.classes[i]) for i in stays]
         order = sorted(range(len(stays)), key=names.__getitem__)  # names stay sorted
-        new = torch.full((len(pictures.classes),), -1, dtype=torch.int64)
+        new = torch.full((len(pictures.classes),), -1, dtype=torch.int64, device="cpu")
         for label, i in enumerate(order):
             new[stays[i]] = label
         return Pictures(

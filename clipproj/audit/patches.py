@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj.audit.pictures import Pictures, image_features, open_picture
-from clipproj.encoder import evaluating, features
+from clipproj.encoder import evaluating, picture_inputs, tower_features
 from clipproj.heads import check_module, unwrap, which_class
 
 _TRANSFORMERS = ("CLIPModel", "ChineseCLIPModel", "MetaClip2Model")
@@ -138,7 +138,7 @@ def attention_maps(
             )
     maps: list[list[Tensor]] = [[] for _ in logits]
     model = unwrap(model)
-    for rows in torch.arange(len(pictures)).split(batch_size):
+    for rows in torch.arange(len(pictures), device="cpu").split(batch_size):
         seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any, seen: list = seen) -> None:
@@ -166,12 +166,7 @@ def attention_maps(
 def pixels(model: nn.Module, preprocess: Callable[..., Any], paths: Sequence[Any]) -> Tensor:
     """[n, 3, h, w]: pictures as the model takes them, on its device and in its dtype."""
     images = [open_picture(path) for path in paths]
-    if hasattr(model, "encode_image"):
-        batch = torch.stack([preprocess(image) for image in images])
-    else:
-        batch = preprocess(images=images, return_tensors="pt")["pixel_values"]
-    kernel = next(p for p in model.parameters() if p.ndim == 4)
-    return batch.to(kernel.device, kernel.dtype)
+    return picture_inputs(model, preprocess, images)["pixel_values"]
 
 
 def off_by(got: Tensor, want: Tensor) -> float:
@@ -229,9 +224,7 @@ def find_tower(model: nn.Module) -> Tower:
 
 
 def _encode(model: nn.Module, batch: Tensor) -> Tensor:
-    if hasattr(model, "encode_image"):
-        return model.encode_image(batch)
-    return features(model.get_image_features(pixel_values=batch))
+    return tower_features("relevance", model, "image", {"pixel_values": batch})
 
 
 def _by_token(projected: Tensor) -> tuple[Tensor, Tensor]:

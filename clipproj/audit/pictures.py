@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clipproj.encoder import evaluating, features
+from clipproj.encoder import check_tower, evaluating, picture_inputs, tower_features
 from clipproj.heads import unwrap
 
 if TYPE_CHECKING:
@@ -77,8 +77,10 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     paths = tuple(path for name in classes for path in by_name[name])
     for path in paths:
         _open(path).close()
-    counts = torch.tensor([len(by_name[name]) for name in classes])
-    return Pictures(paths, torch.arange(len(classes)).repeat_interleave(counts), classes)
+    counts = torch.tensor([len(by_name[name]) for name in classes], device="cpu")
+    return Pictures(
+        paths, torch.arange(len(classes), device="cpu").repeat_interleave(counts), classes
+    )
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image:
@@ -112,41 +114,29 @@ def image_features(
     """[n, d] float32 features of the pictures as the model gives them, not normalised, on the CPU.
 
     Args:
-        model: open_clip or OpenAI CLIP (`encode_image`), or Hugging Face (`get_image_features`).
-            Dropout and the like are off meanwhile.
+        model: open_clip or OpenAI CLIP (`encode_image`), or Hugging Face (`get_image_features`, or
+            a `*VisionModelWithProjection`). Dropout and the like are off meanwhile.
         preprocess: open_clip's transform from a picture to a tensor, or a Hugging Face processor.
         progress: called with (pictures done, pictures in all) after each batch.
 
     Raises:
         TypeError: for an unknown model.
-        ValueError: for a picture that cannot be decoded, or features that are not finite.
+        ValueError: for a picture that cannot be decoded, a model that gives anything but one row
+            for each picture, or features that are not finite.
         ImportError: without Pillow.
     """
     if batch_size < 1:
         raise ValueError(f"image_features: batch_size must be at least 1, got {batch_size}")
     model = unwrap(model)
-    device = next(model.parameters()).device
-    # Pixels in the dtype of the first convolution: open_clip keeps other parameters wider.
-    kernels = (p.dtype for p in model.parameters() if p.ndim == 4)
-    dtype = next(kernels, next(model.parameters()).dtype)
+    check_tower("image_features", model, "image")
     rows: list[Tensor] = []
     # inference_mode(False): a caller's inference mode must not make tensors that autograd refuses
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         for start in range(0, len(pictures), batch_size):
             paths = pictures.paths[start : start + batch_size]
             images = [open_picture(path) for path in paths]
-            if hasattr(model, "encode_image"):
-                pixels = torch.stack([preprocess(image) for image in images])
-                batch = model.encode_image(pixels.to(device, dtype))
-            elif hasattr(model, "get_image_features"):
-                pixels = preprocess(images=images, return_tensors="pt")["pixel_values"]
-                batch = features(model.get_image_features(pixel_values=pixels.to(device, dtype)))
-            else:
-                raise TypeError(
-                    "image_features: model must have encode_image (open_clip, OpenAI CLIP) or "
-                    f"get_image_features (Hugging Face), got {type(model).__name__}"
-                )
-            batch = batch.float().cpu()
+            inputs = picture_inputs(model, preprocess, images)
+            batch = tower_features("image_features", model, "image", inputs).float().cpu()
             for path, finite in zip(paths, batch.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
                     raise ValueError(f"image_features: features must be finite, got NaN for {path}")

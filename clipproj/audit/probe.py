@@ -18,7 +18,7 @@ def folds(labels: Tensor) -> Tensor:
     Dealing out the rows in order of class spreads every class evenly.
     """
     fold = torch.empty_like(labels)
-    fold[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS
+    fold[labels.argsort(stable=True)] = torch.arange(len(labels), device="cpu") % FOLDS
     return fold
 
 
@@ -59,15 +59,16 @@ def ridge_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
     rows = [(fold == i).nonzero().flatten() for i in range(FOLDS)]
     classes, dim = len(present), features.shape[1]
     unit, *asked = (F.normalize(x.float(), dim=1) for x in (features, *applied))
-    gram = torch.zeros(FOLDS, dim, dim, dtype=torch.float64)
-    sums = torch.zeros(FOLDS, classes, dim, dtype=torch.float64)  # one-hot targets^T @ features
+    gram = torch.zeros(FOLDS, dim, dim, dtype=torch.float64, device="cpu")
+    # one-hot targets^T @ features
+    sums = torch.zeros(FOLDS, classes, dim, dtype=torch.float64, device="cpu")
     sizes = torch.stack([torch.bincount(labels[i], minlength=classes) for i in rows]).double()
     for i, held_out in enumerate(rows):
         x = unit[held_out].double()
         gram[i] = x.T @ x
         sums[i].index_add_(0, labels[held_out], x)
 
-    answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64)
+    answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64, device="cpu")
     for i, held_out in enumerate(rows):
         n_class = sizes.sum(0) - sizes[i]
         n = n_class.sum().clamp_min(1)  # a single picture has nothing to be fitted on
@@ -89,10 +90,10 @@ def mean_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
     present, rows = labels.unique(return_inverse=True)
     fold = folds(rows)
     unit, *asked = (F.normalize(x.double(), dim=1) for x in (features, *applied))
-    answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64)
+    answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64, device="cpu")
     for i in range(FOLDS):
         held_out = fold == i
-        sums = torch.zeros(len(present), features.shape[1], dtype=torch.float64)
+        sums = torch.zeros(len(present), features.shape[1], dtype=torch.float64, device="cpu")
         means = F.normalize(sums.index_add_(0, rows[~held_out], unit[~held_out]), dim=1)
         for j, x in enumerate((unit, *asked)):
             answers[j, held_out] = present[(x[held_out] @ means.T).argmax(dim=1)]

@@ -52,9 +52,10 @@ class RanPAC:
             raise ValueError(f"RanPAC: ridge must be finite and above 0, got {ridge}")
         self.projection, self.ridge = projection.detach().double().cpu(), float(ridge)
         width, count = projection.shape[1], len(self.classes)
-        self.counts = torch.zeros(count, dtype=torch.int64)
-        self._gram = torch.zeros(width, width, dtype=torch.float64)
-        self._sums = torch.zeros(count, width, dtype=torch.float64)  # Q, one class a row
+        self.counts = torch.zeros(count, dtype=torch.int64, device="cpu")
+        self._gram = torch.zeros(width, width, dtype=torch.float64, device="cpu")
+        # Q, one class a row
+        self._sums = torch.zeros(count, width, dtype=torch.float64, device="cpu")
         self._weights: Tensor | None = None
 
     @classmethod
@@ -92,11 +93,11 @@ class RanPAC:
         _check("fit", features, labels, len(names))
         generator = torch.Generator().manual_seed(seed)
         shape = features.shape[1], width
-        projection = torch.randn(shape, generator=generator, dtype=torch.float64)
+        projection = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         if ridge is None:
             if len(features) < 2:
                 raise ValueError(f"fit: ridge must be given to fit on {len(features)} pictures")
-            order = torch.randperm(len(features), generator=generator)
+            order = torch.randperm(len(features), generator=generator, device="cpu")
             part = max(1, len(order) // 5)
             ridge = _picked(cls(names, projection, 1.0), features, labels, order, part)
         out = cls(names, projection, ridge)
@@ -143,7 +144,7 @@ class RanPAC:
                 f"got {name!r}"
             )
         row = self.classes.index(name)
-        labels = torch.full((len(features),), row)
+        labels = torch.full((len(features),), row, device="cpu")
         _check("forget", features, labels, len(self.classes), len(self.projection))
         count = int(self.counts[row])
         if len(features) != count:
@@ -161,7 +162,7 @@ class RanPAC:
                 f"(their sum differs by {off:.3g})"
             )
         self._update(features, labels, -1)
-        kept = torch.arange(len(self.classes)) != row
+        kept = torch.arange(len(self.classes), device="cpu") != row
         self.classes = self.classes[:row] + self.classes[row + 1 :]
         self.counts, self._sums = self.counts[kept], self._sums[kept]
 
@@ -182,7 +183,7 @@ class RanPAC:
 
     def scores(self, features: Tensor) -> Tensor:
         """[n, C] float64 regression scores of features [n, d]; a picture's add up to about 1."""
-        none = torch.zeros(len(features), dtype=torch.int64)
+        none = torch.zeros(len(features), dtype=torch.int64, device="cpu")
         _check("scores", features, none, len(self.classes), len(self.projection))
         parts = [self._hidden(chunk) @ self.weights for chunk in features.split(_CHUNK)]
         return torch.cat(parts)
@@ -228,7 +229,7 @@ def ranpac_answers(
     names = [str(label) for label in present.tolist()]
     whole = RanPAC.fit(features, rows, names, width=width, seed=seed)
     gone = [] if without is None else [i for i in without.tolist() if str(i) in names]
-    answers = torch.full((2, 1 + len(applied), len(labels)), -1)
+    answers = torch.full((2, 1 + len(applied), len(labels)), -1, device="cpu")
     fold = folds(rows)
     for i in range(FOLDS):
         held_out = fold == i
@@ -240,7 +241,7 @@ def ranpac_answers(
             for label in gone:
                 heads[1].forget(str(label), features[~held_out & (labels == label)])
         for k, one in enumerate(heads):
-            told = torch.tensor([int(name) for name in one.classes])
+            told = torch.tensor([int(name) for name in one.classes], device="cpu")
             for j, x in enumerate((features, *applied)):
                 answers[k, j, held_out] = told[one.predict(x[held_out])]
     return answers[0], answers[1]
@@ -280,7 +281,7 @@ def _check(op: str, features: Tensor, labels: Tensor, classes: int, dim: int | N
     bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"{op}: features must be finite, got a NaN or inf in row {bad[0]}")
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(labels, device="cpu")
     if labels.dtype != torch.int64 or labels.shape != (len(features),):
         got = f"{labels.dtype} {list(labels.shape)}"
         raise ValueError(f"{op}: labels must be int64 [{len(features)}], got {got}")

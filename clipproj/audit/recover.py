@@ -272,7 +272,8 @@ def _removal(
     for name in forget:
         head.forget(name, samples.features[samples.of([name])])
     row = {name: i for i, name in enumerate(head.classes)}
-    labels = torch.tensor([row.get(name, -1) for name in samples.names])[samples.labels]
+    rows = torch.tensor([row.get(name, -1) for name in samples.names], device="cpu")
+    labels = rows[samples.labels]
     fresh = RanPAC.fit(
         samples.features[~gone], labels[~gone], head.classes,
         width=width, seed=seed, ridge=head.ridge,

@@ -235,7 +235,7 @@ def relearn(
     scaled = len(samples.names) - len(forget) > 1 and not gone.all()
     usable = {c: r for c, r in rows.items() if len(r) >= _LEAST and scaled}
     draws = {
-        c: [r[torch.randperm(len(r), generator=generator)] for _ in range(repeats)]
+        c: [r[torch.randperm(len(r), generator=generator, device="cpu")] for _ in range(repeats)]
         for c, r in usable.items()
     }
     views = [View(one, wanted) for one in (samples, edited)]

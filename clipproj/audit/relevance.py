@@ -29,8 +29,8 @@ _SAME_MODEL = 2e-2  # relative, of a picture's feature: the smallest useful edit
 _CHUNK = 256  # pictures whose positions are held at once
 _PANEL = 112  # pixels of one picture on the page
 # CLIP's own normalisation, undone to draw; another model's pictures only look a little pale.
-_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu")[:, None, None]
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu")[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def relevance(
     heats: dict[str, list[list[Tensor]]] = {
         kind: [[], []] for kind in ("bare", "apart", "attention")
     }
-    for rows in torch.arange(len(looked)).split(_CHUNK):
+    for rows in torch.arange(len(looked), device="cpu").split(_CHUNK):
         part = looked.take(rows)
         pictures = Pictures(part.paths, part.labels, samples.names)
         grid, pooled = patch_features(model, preprocess, pictures, batch_size=batch_size)
@@ -268,6 +268,7 @@ def relevance(
         )
         for i in picks
     ]
+    none = torch.empty(0, 0, 3, dtype=torch.uint8, device="cpu")
     return RelevanceResult(
         forget=forget,
         grid=tuple(maps["bare"][0].shape[1:]),
@@ -277,7 +278,7 @@ def relevance(
         retained=of("the others", ~looked.of(forget)),
         neighbours=tuple(of(name, looked.of([name])) for name in near),
         drawn=tuple(looked.names[looked.labels[i]] for i in picks),
-        picture=torch.cat(rows_drawn) if picks else torch.empty(0, 0, 3, dtype=torch.uint8),
+        picture=torch.cat(rows_drawn) if picks else none,
     )
 
 
@@ -287,7 +288,7 @@ def _spread(labels: Tensor, per_class: int) -> Tensor:
     for c in labels.unique():
         of_class = (labels == c).nonzero().flatten()
         count = min(per_class, len(of_class))
-        rows.append(of_class[torch.arange(count) * len(of_class) // count])
+        rows.append(of_class[torch.arange(count, device="cpu") * len(of_class) // count])
     return torch.cat(rows).sort().values
 
 
@@ -334,7 +335,9 @@ def _row(seen: Tensor, *heats: Tensor) -> Tensor:
     seen = F.interpolate(seen[None], (_PANEL, _PANEL), mode="bilinear", antialias=True)[0]
     faded = 0.45 * seen.mean(dim=0) + 0.55
     top = max(float(heats[0].max()), 1e-12)
-    red, yellow = (torch.tensor(c)[:, None, None] for c in ((0.75, 0.0, 0.1), (1.0, 0.85, 0.2)))
+    red, yellow = (
+        torch.tensor(c, device="cpu")[:, None, None] for c in ((0.75, 0.0, 0.1), (1.0, 0.85, 0.2))
+    )
     panels = [seen]
     for heat in heats:
         h = F.interpolate(heat[None, None].float(), (_PANEL, _PANEL), mode="bilinear")[0]

@@ -78,7 +78,7 @@ class Samples:
                 raise ValueError(f"{op}: {name} must be finite, got a NaN or inf in row {bad[0]}")
             object.__setattr__(self, name, rows.detach().float().cpu())
         n = len(self.features)
-        labels = torch.as_tensor(self.labels).cpu()
+        labels = torch.as_tensor(self.labels, device="cpu")
         if labels.dtype != torch.int64 or labels.shape != (n,):
             raise ValueError(
                 f"{op}: labels must be int64 [{n}], got {labels.dtype} {list(labels.shape)}"
@@ -111,7 +111,8 @@ class Samples:
                 "Samples: classes must have a text for every class of the pictures, got none for "
                 f"{', '.join(map(repr, missing[:3]))}"
             )
-        labels = torch.tensor([row[name] for name in pictures.classes])[pictures.labels]
+        rows = torch.tensor([row[name] for name in pictures.classes], device="cpu")
+        labels = rows[pictures.labels]
         return cls(features, labels, classes, paths=pictures.paths, **more)
 
     def __len__(self) -> int:
@@ -147,7 +148,7 @@ class Samples:
         """[n] bool: pictures of these classes. ValueError for a name that is no class."""
         wanted = self.classes.select(names).names
         rows = [self.names.index(name) for name in wanted]
-        return torch.isin(self.labels, torch.tensor(rows, dtype=torch.int64))
+        return torch.isin(self.labels, torch.tensor(rows, dtype=torch.int64, device="cpu"))
 
     def cosines(self, renormalize: bool = True) -> Tensor:
         """[n, C] float32: of unit pictures with unit texts, NaN nowhere (a zero row gives zeros).
@@ -162,7 +163,7 @@ class Samples:
     def answers(self, renormalize: bool = True) -> Tensor:
         """[n] int64: the nearest class of each picture; NO_ANSWER (-1) for a row of zeros."""
         texts = F.normalize(self.texts, dim=1) if renormalize else self.texts
-        out = [torch.empty(0, dtype=torch.int64)]
+        out = [torch.empty(0, dtype=torch.int64, device="cpu")]
         for rows in self.features.split(_CHUNK):
             best = (rows @ texts.T).argmax(dim=1)  # a row's length does not change what is nearest
             out.append(best.masked_fill((rows == 0).all(dim=1), NO_ANSWER))

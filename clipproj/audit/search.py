@@ -116,4 +116,6 @@ def _cases(chances: Tensor) -> Measured:
 
 def _of_answers(hits: float, k: int) -> Measured:
     """A share of k answers, with an interval unless ties leave it open."""
-    return share(torch.arange(k) < hits) if hits == int(hits) else Measured(hits / k, k)
+    if hits != int(hits):
+        return Measured(hits / k, k)
+    return share(torch.arange(k, device="cpu") < hits)

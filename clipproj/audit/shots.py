@@ -65,7 +65,7 @@ class View:
         self.texts = F.normalize(samples.texts, dim=1)
         self.labels, self.wanted, self.scale = samples.labels, wanted, samples.scale
         self.others = ~torch.isin(self.labels, wanted)
-        kept = torch.ones(len(self.texts), dtype=torch.bool)
+        kept = torch.ones(len(self.texts), dtype=torch.bool, device="cpu")
         kept[wanted] = False
         rows = kept.nonzero().flatten()
         cosines = self.features @ self.texts[rows].T
@@ -91,7 +91,9 @@ def prototype(view: View, drawn: Sequence[dict[int, Tensor]], held: Sequence[Ten
     """Prototypes of the drawn pictures, a draw each, on the pictures held out of it."""
     rates = []
     for text in (0.0, 0.5):
-        hits = torch.full((len(drawn), len(view.labels)), math.nan, dtype=torch.float64)
+        hits = torch.full(
+            (len(drawn), len(view.labels)), math.nan, dtype=torch.float64, device="cpu"
+        )
         for r, (rows, out) in enumerate(zip(drawn, held, strict=True)):
             right = view.prototype(rows, text).double()
             for asked in (out, view.others):
@@ -123,8 +125,10 @@ def train(
         known: [n] bool, named rightly before the edit: what 90 % are of.
         steps: at most.
     """
-    asked = _some(torch.cat(list(held)).unique(), _MOST_HELD) if held else torch.arange(0)
-    mask = torch.zeros(len(held), len(asked), dtype=torch.bool)  # held out in that repeat
+    none = torch.arange(0, device="cpu")
+    asked = _some(torch.cat(list(held)).unique(), _MOST_HELD) if held else none
+    # held out in that repeat
+    mask = torch.zeros(len(held), len(asked), dtype=torch.bool, device="cpu")
     for r, out in enumerate(held):
         mask[r] = torch.isin(asked, out)
     original = (known[asked] & mask).sum(dim=1) / mask.sum(dim=1)
@@ -142,8 +146,8 @@ def train(
         adapted = z[of] + z[of] @ shots.mT @ moved
         return (adapted @ t.T).argmax(dim=-1) == view.labels[of]
 
-    taken = torch.full((len(drawn),), -1)
-    then = torch.full((len(drawn), len(others)), math.nan, dtype=torch.float64)
+    taken = torch.full((len(drawn),), -1, device="cpu")
+    then = torch.full((len(drawn), len(others)), math.nan, dtype=torch.float64, device="cpu")
     for step in range(steps + 1):
         hits = (right(asked, shots, moved) & mask).sum(dim=1) / mask.sum(dim=1)
         back = possible & (taken < 0) & (hits >= BACK * original)
@@ -174,16 +178,16 @@ def _some(rows: Tensor, most: int) -> Tensor:
     if len(rows) <= most:
         return rows
     generator = torch.Generator().manual_seed(0)
-    return rows[torch.randperm(len(rows), generator=generator)[:most]]
+    return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:most]]
 
 
 def renamed(samples: Samples, wanted: Tensor, generator: torch.Generator) -> Samples:
     """The forgotten classes under random texts, as far from the others' mean as texts are."""
     texts = F.normalize(samples.texts, dim=1)
-    kept = torch.ones(len(texts), dtype=torch.bool)
+    kept = torch.ones(len(texts), dtype=torch.bool, device="cpu")
     kept[wanted] = False
     centre = texts[kept].mean(dim=0)
     length = (texts[kept] - centre).norm(dim=1).mean()
-    random = torch.randn(len(wanted), texts.shape[1], generator=generator)
+    random = torch.randn(len(wanted), texts.shape[1], generator=generator, device="cpu")
     texts[wanted] = F.normalize(centre + length * F.normalize(random, dim=1), dim=1)
     return replace(samples, texts=texts)

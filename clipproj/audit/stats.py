@@ -43,7 +43,7 @@ def share(hits: Tensor | Sequence[bool]) -> Measured:
     Args:
         hits: [n] bool; n = 0 gives NaN.
     """
-    hits = torch.as_tensor(hits, dtype=torch.bool).flatten()
+    hits = torch.as_tensor(hits, dtype=torch.bool, device="cpu").flatten()
     n = hits.numel()
     if n == 0:
         return Measured(math.nan, 0)
@@ -65,7 +65,7 @@ def mean(
     Args:
         within: the least and the greatest that a value can be.
     """
-    values = torch.as_tensor(values, dtype=torch.float64).flatten()
+    values = torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
     values = values[~values.isnan()]
     n = values.numel()
     if n < 2:

@@ -61,7 +61,7 @@ class Scores(NamedTuple):
 
     def best(self, of: int, allowed: Sequence[int]) -> tuple[int, int]:
         """The text of the highest net, and that of the highest AUROC, among those allowed."""
-        rows = torch.as_tensor(allowed)
+        rows = torch.as_tensor(allowed, device="cpu")
         return tuple(int(rows[one[of, rows].argmax()]) for one in (self.net, self.auroc))
 
 
@@ -88,8 +88,8 @@ class Target:
         # Every class is dealt out evenly over the halves.
         order = samples.labels.argsort(stable=True)
         first = torch.searchsorted(samples.labels[order], samples.labels[order])
-        self.half = torch.empty(len(samples), dtype=torch.int64)
-        self.half[order] = (torch.arange(len(samples)) - first) % 2
+        self.half = torch.empty(len(samples), dtype=torch.int64, device="cpu")
+        self.half[order] = (torch.arange(len(samples), device="cpu") - first) % 2
         on_text = getattr(edit, "side", "image") == "text"
         self.models = tuple(
             self._model(one, used)
@@ -118,7 +118,7 @@ class Target:
         for rows in texts.split(_AT_ONCE):
             cosines = model.pictures @ model.unit(rows).T
             wins = cosines > model.rival[:, None] + _TIE
-            part = torch.empty(3, 3, len(rows), dtype=torch.float64)
+            part = torch.empty(3, 3, len(rows), dtype=torch.float64, device="cpu")
             for which in (*HALVES, ALL):
                 mask = self.of(which)
                 mine, rest = mask & self.mine, mask & ~self.mine
@@ -126,7 +126,8 @@ class Target:
                 part[1, which] = wins[rest].double().mean(dim=0)
                 part[2, which] = _aurocs(cosines[mask], self.mine[mask])
             out.append(part)
-        return Scores(*torch.cat(out, dim=2)) if out else Scores(*torch.empty(3, 3, 0).double())
+        none = torch.empty(3, 3, 0, dtype=torch.float64, device="cpu")
+        return Scores(*torch.cat([none, *out], dim=2))
 
     def text(self, words: str, row: Tensor) -> Text:
         """What one text [d] of the unedited tower finds, of all pictures."""
@@ -169,7 +170,7 @@ class Target:
         """
         if not self.crossed:
             return _NOTHING
-        root = torch.eye(model.texts.shape[1], dtype=torch.float64)
+        root = torch.eye(model.texts.shape[1], dtype=torch.float64, device="cpu")
         if span is not None:
             root = _root(model.unit(span).double())
         tests = []
@@ -179,7 +180,7 @@ class Target:
             centre, rest = z[mine].mean(dim=0), z[~mine].mean(dim=0)
             about = z - torch.where(mine[:, None], centre, rest)
             w = _goal(root, about.T @ about / len(z), centre - rest)
-            p = _goal(root, torch.eye(len(w), dtype=torch.float64), centre, _CLOSE)
+            p = _goal(root, torch.eye(len(w), dtype=torch.float64, device="cpu"), centre, _CLOSE)
             text = model.texts[self.row].double()
             mixes = F.normalize(torch.stack([b + a * w for b in (text, p) for a in _MIXES] + [w]))
             wins = z @ mixes.T > model.rival[mask, None] + _TIE

@@ -257,10 +257,11 @@ def _tagged(columns: list[_Column], thresholds: list[float]) -> Tagged:
     pairs = [(flag, hits) for flag, (_, hits) in zip(flags, columns, strict=True)]
 
     def pooled(parts: list[Tensor]) -> Tensor:
-        return torch.cat([torch.empty(0, dtype=parts[0].dtype if parts else torch.bool), *parts])
+        dtype = parts[0].dtype if parts else torch.bool
+        return torch.cat([torch.empty(0, dtype=dtype, device="cpu"), *parts])
 
-    levels = torch.tensor([float(scores.mean()) for scores, _ in columns])
-    f1 = torch.tensor([best_threshold(*column)[1] for column in columns])
+    levels = torch.tensor([float(scores.mean()) for scores, _ in columns], device="cpu")
+    f1 = torch.tensor([best_threshold(*column)[1] for column in columns], device="cpu")
     return Tagged(
         mean(pooled([precisions(*column) for column in columns]), (0, 1)),
         share(pooled([flag[hits] for flag, hits in pairs])),
@@ -291,5 +292,8 @@ def _curve(columns: list[_Column]) -> tuple[float, ...]:
         need = [math.ceil(r * len(true) - 1e-9) for r in _RECALLS]
         rows.append([float((true / flagged)[(true >= m).nonzero().max()]) for m in need])
     return tuple(
-        torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_RECALLS)).mean(0).tolist()
+        torch.tensor(rows, dtype=torch.float64, device="cpu")
+        .reshape(-1, len(_RECALLS))
+        .mean(0)
+        .tolist()
     )

@@ -159,7 +159,7 @@ def tune(
         chosen=chosen,
         points=tuple(points),
         area=area([p.forget for p in points], [p.retain for p in points]),
-        projector=projector.scaled(torch.tensor(chosen.strength)),
+        projector=projector.scaled(torch.tensor(chosen.strength, device="cpu")),
     )
 
 
@@ -194,7 +194,7 @@ def text_proxies(
             "text_proxies: classes must be embedded by this model, got embeddings of "
             f"{classes.model!r}, whose text head differs"
         )
-    labels = torch.arange(len(classes)).repeat_interleave(len(texts))
+    labels = torch.arange(len(classes), device="cpu").repeat_interleave(len(texts))
     return Samples(
         rows.tensor[[place[text] for text in listed]], labels, classes, scale=logit_scale(model)
     )

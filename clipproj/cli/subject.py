@@ -36,7 +36,8 @@ class Source:
     @property
     def classes(self) -> Pictures:
         """The classes as `request.resolve` asks for them."""
-        return Pictures((), torch.empty(0, dtype=torch.int64), self.samples.names)
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
+        return Pictures((), none, self.samples.names)
 
 
 def load(

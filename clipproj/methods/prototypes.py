@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.encoder import evaluating, features
+from clipproj.encoder import check_tower, evaluating, pixel_dtype, tower_features
 from clipproj.heads import check_module, unwrap
 from clipproj.methods.domains import Cells
 from clipproj.methods.inputs import above_zero, integer, unit_rows
@@ -90,11 +90,7 @@ def synthesize(
     op = "synthesize"
     check_module(op, model)
     model = unwrap(model)
-    if not any(hasattr(model, name) for name in ("encode_image", "get_image_features")):
-        raise TypeError(
-            f"{op}: model must have encode_image (open_clip, OpenAI CLIP) or get_image_features "
-            f"(Hugging Face), got {type(model).__name__}"
-        )
+    check_tower(op, model, "image")
     if not isinstance(texts, Cells):
         raise TypeError(f"{op}: texts must be Cells, got {type(texts).__name__}")
     if space not in ("feature", "pixel"):
@@ -192,8 +188,7 @@ def _climb_pixels(
 ) -> Tensor:  # fmt: skip
     """[b, d] features of the pictures that were found; noise and moves are seeds."""
     device = frame.mean.device
-    kernels = (p.dtype for p in model.parameters() if p.ndim == 4)
-    dtype = next(kernels, next(model.parameters()).dtype)
+    dtype = pixel_dtype(model)
     low, high = (0 - frame.mean) / frame.std, (1 - frame.mean) / frame.std
     start = [_noise((3, *frame.size), noise + i) for i in range(len(targets))]
     x = torch.stack(start).to(device).clamp(low, high)
@@ -203,11 +198,7 @@ def _climb_pixels(
     length = _STEP * (3 * frame.size[0] * frame.size[1]) ** 0.5
 
     def encoded(pixels: Tensor) -> Tensor:
-        encode = getattr(model, "encode_image", None)
-        if encode is not None:
-            out = encode(pixels.to(dtype))
-        else:
-            out = features(model.get_image_features(pixel_values=pixels.to(dtype)))
+        out = tower_features("synthesize", model, "image", {"pixel_values": pixels.to(dtype)})
         if out.shape != targets.shape:
             raise ValueError(
                 f"synthesize: texts must have the width of the model's image features, got "

@@ -169,7 +169,8 @@ def strengths(strength: object, index: Tensor) -> Tensor | None:
                 raise TypeError(f"rows: strength must be numbers or a tensor, got {got}")
             if not 0 <= number <= 2:
                 raise ValueError(f"rows: strength must be in [0, 2], got {number:g}")
-        given = torch.tensor([float(number) for number in numbers], dtype=torch.float32)
+        numbers = [float(number) for number in numbers]
+        given = torch.tensor(numbers, dtype=torch.float32, device=index.device)
         given = given if isinstance(strength, Sequence) else given[0]
     if given.ndim and given.shape != index.shape:
         raise ValueError(
@@ -202,7 +203,7 @@ def serve(
     request with it.
     """
     numbers = [torch.nan if one is None or one.strength is None else one.strength for one in asked]
-    given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
+    given = torch.tensor(numbers, dtype=torch.float32, device=rows.device)
     with bank.lock:  # nobody is removed between the look-up and the launch
         served = [one is not None and has(bank, one.tenant) for one in asked]
         try:

@@ -143,9 +143,10 @@ class PoolingHead(nn.Module):
         rows = self._edit(rows, params, normalize=fused)
         if cut:
             # what a request does not want becomes 0, so that one pass normalises all lengths
-            sizes = torch.tensor([rows.shape[1] if size is None else size for size in cuts])
-            beyond = torch.arange(rows.shape[1]) >= sizes[:, None]
-            rows = rows.masked_fill(beyond.to(rows.device), 0)
+            width, device = rows.shape[1], rows.device
+            sizes = torch.tensor([width if n is None else n for n in cuts], device=device)
+            beyond = torch.arange(width, device=device) >= sizes[:, None]
+            rows = rows.masked_fill(beyond, 0)
         if not fused and self.activation is not None and any(flags):
             active = functional.normalize(rows, dim=-1) if normalises else self.activation(rows)
             chosen = torch.tensor(flags, device=rows.device)[:, None]
@@ -176,7 +177,7 @@ class PoolingHead(nn.Module):
         numbers = [
             torch.nan if one is None or one.strength is None else one.strength for one in asked
         ]
-        given = torch.tensor(numbers, dtype=torch.float32).to(rows.device)
+        given = torch.tensor(numbers, dtype=torch.float32, device=rows.device)
         own = self.projector.strength.to(rows.device)
         edited = self.projector(rows, torch.where(given.isnan(), own, given), normalize)
         return blank(edited, [i for i, one in enumerate(asked) if one is None])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipproj.checkpoint import Loaded
-from clipproj.encoder import features
+from clipproj.encoder import pixel_dtype, tower_features
 from clipproj.heads import head_hash
 from clipproj.projector import Projector
 from clipproj.serve.errors import ServiceError
@@ -62,11 +62,8 @@ class Engine:
         class_rows: int = 65_536,
     ) -> None:
         self.loaded, self.model = loaded, loaded.model
-        parameter = next(self.model.parameters())
-        self.device = parameter.device
-        # Pixels in the dtype of the first convolution: open_clip keeps other parameters wider.
-        kernels = (p.dtype for p in self.model.parameters() if p.ndim == 4)
-        self.dtype = next(kernels, parameter.dtype)
+        self.device = next(self.model.parameters()).device
+        self.dtype = pixel_dtype(self.model)
         context = getattr(loaded.tokenizer, "context_length", None)
         self.dim = self._encode_text(loaded.tokenizer(["a"])).shape[1]
         self.prepare = Preparer(loaded.preprocess, loaded.tokenizer, self.dim, context, max_pixels)
@@ -170,10 +167,13 @@ class Engine:
 
     def _encode_text(self, tokens: Tensor) -> Tensor:
         with torch.no_grad():
-            return features(self.model.encode_text(tokens.to(self.device)))
+            return tower_features(
+                "serve", self.model, "text", {"input_ids": tokens.to(self.device)}
+            )
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
-        return features(self.model.encode_image(pixels.to(self.device, self.dtype)))
+        inputs = {"pixel_values": pixels.to(self.device, self.dtype)}
+        return tower_features("serve", self.model, "image", inputs)
 
     def _move(self, rows: Tensor) -> Tensor:
         return rows.to(self.device)
@@ -265,7 +265,7 @@ class Engine:
 
         Requests with the same list share its tensor, which `classes` keeps.
         """
-        out = {i: torch.empty(len(batch[i]), len(texts[i])) for i in which}
+        out = {i: torch.empty(len(batch[i]), len(texts[i]), device="cpu") for i in which}
         groups: dict[tuple[int, str], dict[int, list[int]]] = {}
         for i in which:
             for j, one in enumerate(batch[i].request.inputs):

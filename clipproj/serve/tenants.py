@@ -204,8 +204,8 @@ class Tenants:
     def _strengths(self, side: str, index: Tensor, plans: Sequence[Plan]) -> Tensor:
         """[n] float32: of each row the strength asked for, else the entry's own."""
         own = self._banks[side].strengths[index.clamp_min(0)]
-        asked = torch.tensor([torch.nan if p.strength is None else p.strength for p in plans])
-        asked = asked.to(self._device)
+        asked = [torch.nan if p.strength is None else p.strength for p in plans]
+        asked = torch.tensor(asked, dtype=torch.float32, device=self._device)
         return torch.where(asked.isnan(), own, asked)
 
     def receipts(

@@ -4,16 +4,21 @@
 #pragma once
 #include "../host.h"
 #include "bank.h"
+#include "float_mode.h"
 #include "isa.h"
 #include "kernel.h"
 
 namespace clipproj {
 
+// All threads compute in the mode of the calling one, so that a row's bits don't tell whose it was.
 inline void run_parallel(int64_t threads, int64_t units, void (*body)(void*, int64_t, int64_t),
                          void* context) {
   const int64_t grain = std::max<int64_t>(1, (units + threads - 1) / threads);
-  torch::stable::parallel_for(0, units, grain,
-                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  const FloatControl control = float_control();
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    const FloatModeOf caller(control);
+    body(context, begin, end);
+  });
 }
 
 // body(begin, end) over all of [0, units).
