@@ -143,6 +143,7 @@ def erase(
         ),
     ] = None,
     template: options.Template = None,
+    truncate: options.Truncate = False,
     projector: Annotated[
         Path | None,
         typer.Option(
@@ -206,6 +207,7 @@ def erase(
         forget_weight=forget_weight,
         keep_weight=keep_weight,
         templates=template or (),
+        truncate=truncate,
         plurals=plurals,
         synonyms=options.synonyms("erase", synonym),
         projector=projector,

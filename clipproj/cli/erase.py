@@ -164,7 +164,9 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
             after = replace(before, features=rows)
             curve = evaluate.strength_curve(before, names.forget, handle.projector)
         else:
-            edited = class_texts(loaded, classes.names, classes.templates, "texts after", say)
+            edited = class_texts(
+                loaded, classes.names, classes.templates, "texts after", say, request.truncate
+            )
             after = replace(before, texts=edited.tensor)
         comparison = evaluate.compare(before, after, names.forget)
     outcome = Outcome(
@@ -226,6 +228,7 @@ def class_texts(
     templates: Sequence[str] | None,
     stage: str,
     say: Progress,
+    truncate: bool = False,
 ) -> Embeddings:
     """`embed_classes`, saying how far it is."""
     return embed_classes(
@@ -234,6 +237,7 @@ def class_texts(
         names,
         templates,
         model_name=loaded.name,
+        truncate=truncate,
         progress=lambda done, total: say(stage, done, total),
     )
 
@@ -246,7 +250,8 @@ def _embed(
     everything = dict.fromkeys([*classes, *names.forms, *(names.keep or ())])
     # a thousand generic names with 80 templates each are a wait; both lists get the same few
     few = simple_templates() if names.keep is None else None
-    texts = class_texts(loaded, tuple(everything), request.templates or few, "texts", say)
+    templates = request.templates or few
+    texts = class_texts(loaded, tuple(everything), templates, "texts", say, request.truncate)
     forget = texts.select(names.forms)
     if names.keep is not None:
         keep_from = "given" if request.keep else "pictures"
@@ -256,6 +261,7 @@ def _embed(
         loaded.tokenizer,
         forget,
         templates=forget.templates,
+        truncate=request.truncate,
         progress=lambda done, total: say("generic texts", done, total),
     )
     return forget, keep, texts.select(classes), "generic"

@@ -20,6 +20,14 @@ Template = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--truncate",
+        help="Cut prompts that are longer than the model reads. Default: an error.",
+        rich_help_panel=WHAT,
+    ),
+]
 Synonym = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=OTHER", help="Another word for NAME; repeat.", rich_help_panel=WHAT),

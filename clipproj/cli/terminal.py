@@ -21,7 +21,11 @@ if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must n
     from clipproj.cli.erase import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
-_WORDS = {"force=True": "--force", "load_pictures: folder": "images"}  # what it is called here
+_WORDS = {
+    "force=True": "--force",
+    "truncate=True": "--truncate",
+    "load_pictures: folder": "images",
+}  # what it is called here
 
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
