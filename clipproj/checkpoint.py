@@ -22,6 +22,7 @@ from torch import nn
 
 from clipproj import files, log
 from clipproj.edit import undo as _undo
+from clipproj.encoder import default_device
 from clipproj.state import (
     CONFIG,
     HF_WEIGHTS,
@@ -108,7 +109,11 @@ def load_model(
     source, shown, checkpoint = _source(name, pretrained)
     try:
         config = _model_config(source, None if checkpoint else pretrained)
-        with _whole(source, pretrained, checkpoint) as (place, weights), warnings.catch_warnings():
+        with (
+            _whole(source, pretrained, checkpoint) as (place, weights),
+            default_device(device),
+            warnings.catch_warnings(),
+        ):
             # of a tag that says nothing of the activation that its architecture has
             warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
             model, _, preprocess = open_clip.create_model_and_transforms(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +31,13 @@ def features(output: object) -> Tensor:
             f"and pooler_output, got {type(output).__name__} with {len(found)}"
         )
     return found[0]
+
+
+def default_device(device: torch.device | str) -> AbstractContextManager[Any]:
+    """Inside, what others make without saying where is made on `device`, not on the caller's
+    default: open_clip's tokenizers and towers make tensors like that."""
+    device = torch.device(device)
+    return nullcontext() if torch.get_default_device() == device else device
 
 
 @contextmanager
@@ -78,9 +85,10 @@ def tokenize(
             a ValueError.
     """
     check_tower("embed_classes", model, "text")
-    if hasattr(model, "encode_text"):
-        return _tokens(tokenizer, prompts, cut)
-    return _hugging_face_tokens(model, tokenizer, prompts, cut)
+    with default_device("cpu"):
+        if hasattr(model, "encode_text"):
+            return _tokens(tokenizer, prompts, cut)
+        return _hugging_face_tokens(model, tokenizer, prompts, cut)
 
 
 def picture_inputs(
@@ -91,10 +99,11 @@ def picture_inputs(
     All that a Hugging Face processor makes: SigLIP 2 also wants a mask and the shapes of its
     patches.
     """
-    if hasattr(model, "encode_image"):
-        made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
-    else:
-        made = preprocess(images=images, return_tensors="pt")
+    with default_device("cpu"):
+        if hasattr(model, "encode_image"):
+            made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
+        else:
+            made = preprocess(images=images, return_tensors="pt")
     device, dtype = next(model.parameters()).device, pixel_dtype(model)
     return {
         key: value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -131,14 +140,16 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     Raises TypeError for an unknown model, ValueError for anything but one row for each input.
     """
     check_tower(op, model, tower)
-    if encode := getattr(model, f"encode_{tower}", None):
-        raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
-        rows = features(encode(*inputs.values(), **raw))
-    else:
-        rows = features(getattr(model, f"get_{tower}_features", model)(**inputs))
-        if which_class(model, "transformers", "FlavaModel"):
-            rows = rows[:, 0]  # it projects every token; its contrastive loss takes the first
-    n = len(next(iter(inputs.values())))
+    first = next(iter(inputs.values()))
+    with default_device(first.device):
+        if encode := getattr(model, f"encode_{tower}", None):
+            raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
+            rows = features(encode(*inputs.values(), **raw))
+        else:
+            rows = features(getattr(model, f"get_{tower}_features", model)(**inputs))
+    if which_class(model, "transformers", "FlavaModel"):
+        rows = rows[:, 0]  # it projects every token; its contrastive loss takes the first
+    n = len(first)
     if rows.ndim != 2 or len(rows) != n:
         what = "prompts" if tower == "text" else "pictures"
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clipproj.encoder import default_device
 from clipproj.heads import TRANSFORMERS
 from clipproj.state import HF_CONFIG, logged
 
@@ -33,9 +34,10 @@ def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     # AutoModel would build a *WithProjection model without its projection
     known = next((name for name in config.architectures or () if name in TRANSFORMERS), "AutoModel")
-    model, told = getattr(transformers, known).from_pretrained(
-        folder, local_files_only=True, dtype="auto", output_loading_info=True
-    )
+    with default_device("cpu"):
+        model, told = getattr(transformers, known).from_pretrained(
+            folder, local_files_only=True, dtype="auto", output_loading_info=True
+        )
     missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if missing:
         raise ValueError(

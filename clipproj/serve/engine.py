@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipproj.checkpoint import Loaded
-from clipproj.encoder import pixel_dtype, tower_features
+from clipproj.encoder import encode, pixel_dtype, tower_features
 from clipproj.heads import head_hash
 from clipproj.projector import Projector
 from clipproj.serve.errors import ServiceError
@@ -65,7 +65,8 @@ class Engine:
         self.device = next(self.model.parameters()).device
         self.dtype = pixel_dtype(self.model)
         context = getattr(loaded.tokenizer, "context_length", None)
-        self.dim = self._encode_text(loaded.tokenizer(["a"])).shape[1]
+        with torch.no_grad():
+            self.dim = encode(self.model, loaded.tokenizer, ["a"], self.device).shape[1]
         self.prepare = Preparer(loaded.preprocess, loaded.tokenizer, self.dim, context, max_pixels)
         try:
             self.head = head_hash(self.model)
@@ -154,11 +155,11 @@ class Engine:
     def _forward(self, batch: Sequence[Prepared]) -> list[Tensor]:
         out = [torch.empty(len(one), self.dim, device=self.device) for one in batch]
         encoders = {"text": self._encode_text, "image": self._encode_image, "embedding": self._move}
-        for kind, encode in encoders.items():
+        for kind, give in encoders.items():
             whose = [i for i, one in enumerate(batch) if kind in one.places]
             if not whose:
                 continue
-            rows = encode(torch.cat([batch[i].tensors[kind] for i in whose])).float()
+            rows = give(torch.cat([batch[i].tensors[kind] for i in whose])).float()
             for i, part in zip(
                 whose, rows.split([len(batch[i].places[kind]) for i in whose]), strict=True
             ):
@@ -166,10 +167,8 @@ class Engine:
         return out
 
     def _encode_text(self, tokens: Tensor) -> Tensor:
-        with torch.no_grad():
-            return tower_features(
-                "serve", self.model, "text", {"input_ids": tokens.to(self.device)}
-            )
+        inputs = {"input_ids": tokens.to(self.device)}
+        return tower_features("serve", self.model, "text", inputs)
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
         inputs = {"pixel_values": pixels.to(self.device, self.dtype)}

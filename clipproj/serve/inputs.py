@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.pictures import open_picture
+from clipproj.encoder import default_device
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.tokens import counts, cut_tokens, too_long
 
@@ -118,17 +119,20 @@ class Preparer:
         for kind, where in places.items():
             values = [request.inputs[i].value for i in where]
             if kind == "text":
-                tensors[kind] = cut_tokens(self.tokenizer, values)
+                with default_device("cpu"):
+                    tensors[kind] = cut_tokens(self.tokenizer, values)
+                    cut = (
+                        [] if request.truncate else too_long(self.tokenizer, values, tensors[kind])
+                    )
                 tokens = sum(counts(self.tokenizer, tensors[kind]))
-                if not request.truncate:
-                    for place, whole in too_long(self.tokenizer, values, tensors[kind]):
-                        i = where[place]
-                        raise bad(
-                            f"input {i}: the text has {whole} tokens, the model reads "
-                            f'{self.context}; shorten it or send "truncate": true',
-                            f"input[{i}]",
-                            "text_too_long",
-                        )
+                for place, whole in cut:
+                    i = where[place]
+                    raise bad(
+                        f"input {i}: the text has {whole} tokens, the model reads "
+                        f'{self.context}; shorten it or send "truncate": true',
+                        f"input[{i}]",
+                        "text_too_long",
+                    )
             elif kind == "image":
                 sizes = [self._size(v, i) for v, i in zip(values, where, strict=True)]
                 if sum(sizes) > PICTURES * self.max_pixels:  # a small file may hold many
@@ -164,7 +168,8 @@ class Preparer:
 
     def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
-            return self.preprocess(open_picture(io.BytesIO(data)))
+            with default_device("cpu"):
+                return self.preprocess(open_picture(io.BytesIO(data)))
         except Exception as error:
             text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
             raise bad(text, f"input[{i}].image", "invalid_image") from error
@@ -197,8 +202,10 @@ def check_prompts(
     """
     for template in templates:
         prompts = [template.replace("{}", name) for name in names]
-        tokens = cut_tokens(tokenizer, prompts)
-        for i, whole in too_long(tokenizer, prompts, tokens):
+        with default_device("cpu"):
+            tokens = cut_tokens(tokenizer, prompts)
+            cut = too_long(tokenizer, prompts, tokens)
+        for i, whole in cut:
             context = tokens.shape[1]
             text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
             raise bad(text, what, "text_too_long")
