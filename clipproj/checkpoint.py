@@ -47,7 +47,7 @@ class Loaded:
     Attributes:
         model: in eval mode.
         preprocess: PIL image to tensor; of transformers an image processor.
-        tokenizer: texts to token tensor; of transformers its own kind.
+        tokenizer: texts to tokens [n, context]; of transformers a `hugging_face.Tokenizer`.
         name: what to call it in files and tables.
         config: what `open_clip_config.json` must hold for `local-dir:` to build it again; None for
             a model of transformers.
@@ -156,7 +156,7 @@ def _transformers(folder: Path, pretrained: str | None, device: torch.device | s
     except Exception as error:  # whatever transformers, torch or a pickle raises
         raise RuntimeError(f"load_model: cannot load {folder}: {_brief(error)}") from error
     preprocess = getattr(processor, "image_processor", processor)
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = hugging_face.Tokenizer(model, processor)
     return Loaded(model, preprocess, tokenizer, str(folder), None, checkpoint, processor)
 
 

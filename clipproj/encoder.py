@@ -196,14 +196,24 @@ def _hugging_face_tokens(
             "embed_classes: tokenizer must be a Hugging Face tokenizer or processor for a model "
             f"of transformers, got {type(tokenizer).__name__}"
         )
-    config = getattr(model.config, "text_config", model.config)
-    limit = min(config.max_position_embeddings, tokenizer.model_max_length)
+    limit = context_length(model, tokenizer)
     told = zip(prompts, map(len, tokenizer(prompts)["input_ids"]), strict=True)
     _check_length([(prompt, count) for prompt, count in told if count > limit], limit, cut)
     room = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
-    if model.config.model_type.startswith("siglip"):
-        # Trained on texts padded to the full length and no mask: anything else is another feature.
+    if not masks_texts(model):
         tokens = tokenizer(prompts, padding="max_length", **room)
         return {"input_ids": tokens["input_ids"]}
     tokens = tokenizer(prompts, padding=True, **room)
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def context_length(model: nn.Module, tokenizer: Any) -> int:
+    """Tokens that a model of transformers reads of a text, with its tokenizer."""
+    config = getattr(model.config, "text_config", model.config)
+    return min(config.max_position_embeddings, tokenizer.model_max_length)
+
+
+def masks_texts(model: nn.Module) -> bool:
+    """Whether a model of transformers takes a mask; SigLIP was trained on texts padded to the full
+    length and no mask: anything else is another feature."""
+    return not model.config.model_type.startswith("siglip")
