@@ -94,7 +94,9 @@ def load_model(
 
     Raises:
         ImportError: without open_clip, or transformers for its folders.
-        ValueError: for an unknown architecture, tag or file, or one given where none is taken.
+        ValueError: for an unknown architecture, tag or file, or one given where none is taken; for
+            a folder of transformers without all weights or without a tokenizer.
+        FileNotFoundError: for one without weights.
         RuntimeError: when it cannot be loaded: no network, or a checkpoint of another model.
     """
     if name is not None and is_hugging_face(Path(name)):
@@ -129,16 +131,36 @@ def load_model(
         if checkpoint is None:
             hint = "; its weights come from the network: try again online, or give a local file"
         raise RuntimeError(f"load_model: cannot load {shown}: {_brief(error)}{hint}") from error
-    if checkpoint is not None and f"{source}{_QUICK}" in open_clip.list_models():
-        warnings.warn(
-            f"load_model: a file does not say its activation, {shown} is built with GELU; if it "
-            "was trained with QuickGELU, as OpenAI's weights were, its architecture is "
-            f"{source}{_QUICK} (--model {source}{_QUICK})",
-            stacklevel=2,
-        )
+    if note := _activation_note(source, shown, checkpoint):
+        warnings.warn(note, stacklevel=2)
     log.record(model, read_edits(checkpoint))
     told = {"model_cfg": config, "preprocess_cfg": model.visual.preprocess_cfg}
     return Loaded(model.eval(), preprocess, tokenizer, shown, told, checkpoint)
+
+
+def check_model(name: str | None, pretrained: str | None) -> None:
+    """Refuse and warn of what `load_model` would, as far as it can be told without loading.
+
+    Raises ValueError and FileNotFoundError as `load_model` does, ImportError without open_clip.
+    """
+    if name is not None and is_hugging_face(Path(name)):
+        locate(name)
+    elif note := _activation_note(*_source(name, pretrained)):
+        warnings.warn(note, stacklevel=2)
+
+
+def _activation_note(source: str, shown: str, checkpoint: Path | None) -> str | None:
+    """Of an architecture that is known with either activation, and a file that does not say it."""
+    import open_clip
+
+    other = f"{source}{_QUICK}"
+    if checkpoint is None or other not in open_clip.list_models():
+        return None
+    return (
+        f"load_model: a file does not say its activation, {shown} is built with GELU; if it was "
+        f"trained with QuickGELU, as OpenAI's weights were, its architecture is {other} "
+        f"(--model {other})"
+    )
 
 
 def _transformers(folder: Path, pretrained: str | None, device: torch.device | str) -> Loaded:

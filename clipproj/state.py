@@ -247,6 +247,6 @@ def _save(
         storages.add(value.untyped_storage().data_ptr())
         plain[name] = value
     try:
-        save_file(plain, part, metadata=metadata)
+        save_file(plain, part, metadata=metadata or None)
     except SafetensorError as error:  # its I/O errors come as this type
         raise OSError(f"write: cannot write {path}: {error}") from error
