@@ -76,7 +76,9 @@ ERASE_EPILOG = """
 
   clipproj erase "tabby cat" --plurals --model ViT-B-32 --pretrained openai --images pictures/
 
-  clipproj erase --projector cat.safetensors --model ViT-B-32 --pretrained b32.pt --out edited/
+  clipproj erase --projector cat.safetensors --model ViT-B-32-quickgelu --pretrained b32.pt
+
+  clipproj erase cat --model folder_of_transformers/ --out edited/
 
 [bold]What the numbers mean[/bold]
 
@@ -187,7 +189,8 @@ def erase(
 ) -> None:
     """Make a model forget classes, measure it, and write the edited checkpoint.
 
-    Writes the projector, the checkpoint (open_clip loads it), an undo file, a receipt and a report.
+    Writes the projector, the checkpoint (for the library that loaded it), an undo file, a receipt
+    and a report.
     Names alone are enough; pictures in class folders are only needed to measure.
     """
     from clipproj.cli.erase import erase as run
@@ -277,7 +280,10 @@ def undo(
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Put the original weights back into an edited checkpoint, bit for bit."""
+    """Put the original weights back into an edited checkpoint, bit for bit.
+
+    In place a torch file stays one and shards stay shards; --out writes one .safetensors file.
+    """
     from clipproj import files
     from clipproj.checkpoint import undo as restore
     from clipproj.cli.info import edited_since
