@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import pickle
 import re
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +18,10 @@ from torch import nn
 from clipproj import files, log
 from clipproj.edit import undo as _undo
 from clipproj.encoder import default_device
+from clipproj.sources import activation_note, model_config, source_of, whole
 from clipproj.state import (
     CONFIG,
     HF_WEIGHTS,
-    INDEX,
     WEIGHTS,
     is_hugging_face,
     locate,
@@ -37,7 +32,6 @@ from clipproj.state import (
 )
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_QUICK = "-quickgelu"  # how open_clip's names of architectures that use QuickGELU end
 
 
 @dataclass(frozen=True)
@@ -108,11 +102,11 @@ def load_model(
             'load_model: models are loaded by open_clip: pip install "clipproj[cli]"'
         ) from error
 
-    source, shown, checkpoint = _source(name, pretrained)
+    source, shown, checkpoint = source_of(name, pretrained)
     try:
-        config = _model_config(source, None if checkpoint else pretrained)
+        config = model_config(source, None if checkpoint else pretrained)
         with (
-            _whole(source, pretrained, checkpoint) as (place, weights),
+            whole(source, pretrained, checkpoint) as (place, weights),
             default_device(device),
             warnings.catch_warnings(),
         ):
@@ -131,7 +125,7 @@ def load_model(
         if checkpoint is None:
             hint = "; its weights come from the network: try again online, or give a local file"
         raise RuntimeError(f"load_model: cannot load {shown}: {_brief(error)}{hint}") from error
-    if note := _activation_note(source, shown, checkpoint):
+    if note := activation_note(source, shown, checkpoint):
         warnings.warn(note, stacklevel=2)
     log.record(model, read_edits(checkpoint))
     told = {"model_cfg": config, "preprocess_cfg": model.visual.preprocess_cfg}
@@ -145,22 +139,8 @@ def check_model(name: str | None, pretrained: str | None) -> None:
     """
     if name is not None and is_hugging_face(Path(name)):
         locate(name)
-    elif note := _activation_note(*_source(name, pretrained)):
+    elif note := activation_note(*source_of(name, pretrained)):
         warnings.warn(note, stacklevel=2)
-
-
-def _activation_note(source: str, shown: str, checkpoint: Path | None) -> str | None:
-    """Of an architecture that is known with either activation, and a file that does not say it."""
-    import open_clip
-
-    other = f"{source}{_QUICK}"
-    if checkpoint is None or other not in open_clip.list_models():
-        return None
-    return (
-        f"load_model: a file does not say its activation, {shown} is built with GELU; if it was "
-        f"trained with QuickGELU, as OpenAI's weights were, its architecture is {other} "
-        f"(--model {other})"
-    )
 
 
 def _transformers(folder: Path, pretrained: str | None, device: torch.device | str) -> Loaded:
@@ -180,88 +160,6 @@ def _transformers(folder: Path, pretrained: str | None, device: torch.device | s
     preprocess = getattr(processor, "image_processor", processor)
     tokenizer = hugging_face.Tokenizer(model, processor)
     return Loaded(model, preprocess, tokenizer, str(folder), None, checkpoint, processor)
-
-
-def _source(name: str | None, pretrained: str | None) -> tuple[str, str, Path | None]:
-    """What open_clip is asked for, what the model is called, and the local file it comes from."""
-    import open_clip
-
-    if name is None:
-        from clipproj import demo
-
-        if pretrained:
-            raise ValueError("load_model: pretrained must come with a model, got none")
-        folder = demo.model_dir()
-        return f"local-dir:{folder}", demo.NAME, folder / WEIGHTS
-    folder = Path(name.removeprefix("local-dir:"))
-    if name.startswith("local-dir:") or folder.is_dir():
-        if pretrained:
-            raise ValueError(f"load_model: pretrained must be left out with a folder, got {name}")
-        if not (folder / CONFIG).is_file():
-            raise ValueError(
-                f"load_model: model must be a folder with {CONFIG}, or of transformers with "
-                f"config.json, got {folder}"
-            )
-        try:
-            return f"local-dir:{folder}", str(folder), locate(folder)
-        except FileNotFoundError:  # open_clip may still find a file of another name
-            return f"local-dir:{folder}", str(folder), folder
-    if name.startswith("hf-hub:"):
-        if pretrained:
-            raise ValueError(f"load_model: pretrained must be left out with hf-hub:, got {name}")
-        return name, name, None
-    known = open_clip.list_models()
-    name = name.replace("/", "-")
-    if name not in known:
-        raise ValueError(
-            "load_model: model must be a folder, hf-hub:ORG/REPO or an open_clip architecture, got "
-            f"{name!r}{_close(name, known)}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not pretrained:
-        raise ValueError(
-            f"load_model: {name} needs pretrained weights, a checkpoint file or {_listed(tags)}"
-        )
-    if open_clip.is_pretrained_cfg(name, pretrained):  # first, as open_clip looks
-        return name, f"{name} ({pretrained})", None
-    if not Path(pretrained).is_file():
-        raise ValueError(
-            f"load_model: pretrained must be a file or {_listed(tags)}, got {pretrained!r}"
-            f"{_close(pretrained, tags)}"
-        )
-    return name, f"{name} ({Path(pretrained).name})", Path(pretrained)
-
-
-def _model_config(source: str, tag: str | None) -> dict[str, Any]:
-    """What builds the model again: the architecture's configuration, with the tag's activation."""
-    import open_clip
-
-    config = deepcopy(open_clip.get_model_config(source))
-    # A tag that says nothing of it does not take it away: roberta-ViT-B-32 itself says QuickGELU.
-    if tag is not None and open_clip.get_pretrained_cfg(source, tag).get("quick_gelu"):
-        config["quick_gelu"] = True
-    return config
-
-
-@contextmanager
-def _whole(
-    source: str, pretrained: str | None, checkpoint: Path | None
-) -> Iterator[tuple[str, str | None]]:
-    """(source, pretrained) as open_clip takes them: shards, which it does not read, are joined."""
-    if checkpoint is None or not checkpoint.name.endswith(INDEX):
-        yield source, pretrained
-        return
-    with tempfile.TemporaryDirectory() as made:
-        joined = Path(made) / WEIGHTS
-        write_state(joined, read_state(checkpoint), [])
-        if pretrained:
-            yield source, str(joined)
-            return
-        shards = {".safetensors", ".bin", ".pth"}
-        for file in checkpoint.parent.iterdir():  # the configuration and the tokenizer
-            if file.is_file() and file.suffix not in shards:
-                shutil.copy(file, made)
-        yield f"local-dir:{made}", None
 
 
 def save_model(loaded: Loaded, folder: Path, edits: list[dict[str, Any]]) -> Path:
@@ -323,17 +221,6 @@ def undo(
         return checkpoint
     write_state(out, restored, edits)
     return Path(out)
-
-
-def _listed(tags: list[str]) -> str:
-    if not tags:
-        return "a tag (open_clip knows none for it)"
-    return f"one of the tags {', '.join(tags[:6])}{', ...' if len(tags) > 6 else ''}"
-
-
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f"; close: {', '.join(close)}" if close else ""
 
 
 def _brief(error: Exception) -> str:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import clipproj
 from clipproj import Projector, RecordedEdit, edits, nullspace
-from clipproj.checkpoint import _brief, _model_config, load_model, save_model, undo
+from clipproj.checkpoint import _brief, load_model, save_model, undo
 from clipproj.edit import edit
 from clipproj.receipt import verify
+from clipproj.sources import model_config
 from clipproj.state import (
     CONFIG,
     INDEX,
@@ -148,7 +149,7 @@ def test_a_folder_is_loaded(folder: Path, prefix: str) -> None:
 
 def test_an_architecture_is_loaded_with_a_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "clipproj-tiny.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.add_model_config(tmp_path / "clipproj-tiny.json")
+    open_clip.addmodel_config(tmp_path / "clipproj-tiny.json")
     state = load_file(folder / WEIGHTS)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pt")
     loaded = load_model("clipproj-tiny", str(tmp_path / "w.pt"))
@@ -174,7 +175,7 @@ def test_shards_of_open_clip_are_joined(folder: Path, tmp_path: Path) -> None:
     index = tmp_path / f"{WEIGHTS}{INDEX}"
     index.write_text(json.dumps({"weight_map": places}))
     (tmp_path / "clipproj-shards.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.add_model_config(tmp_path / "clipproj-shards.json")
+    open_clip.addmodel_config(tmp_path / "clipproj-shards.json")
     by_file = load_model("clipproj-shards", str(index))
     assert same(dict(by_file.model.state_dict()), state)
     shutil.copy(folder / CONFIG, tmp_path)
@@ -235,7 +236,7 @@ def either(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for end, more in (("", {}), ("-quickgelu", {"quick_gelu": True})):
         config = tmp_path / f"clipproj-act{end}.json"
         config.write_text(json.dumps(tiny.CONFIG | more))
-        open_clip.add_model_config(config)
+        open_clip.addmodel_config(config)
         tags = {"openai": {"quick_gelu": True}}
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, f"clipproj-act{end}", tags)
     fetch = "open_clip.factory.download_pretrained"  # no network
@@ -249,30 +250,30 @@ def quick_gelus(model: torch.nn.Module) -> int:
 
 def test_every_tag_has_its_own_activation() -> None:
     for name, tag in TAGS:
-        if open_clip.get_model_config(name) is None:
+        if open_clip.getmodel_config(name) is None:
             continue  # a tag of an architecture that open_clip does not have, nor load_model
         told = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-        own = open_clip.get_model_config(name).get("quick_gelu", False)
-        got = _model_config(name, tag).get("quick_gelu", False)
+        own = open_clip.getmodel_config(name).get("quick_gelu", False)
+        got = model_config(name, tag).get("quick_gelu", False)
         assert got == (own if told is None else told), (name, tag)
-        assert _model_config(name, None).get("quick_gelu", False) == own
-    of = {(name, tag) for name, tag in TAGS if _model_config_of(name, tag)}
+        assert model_config(name, None).get("quick_gelu", False) == own
+    of = {(name, tag) for name, tag in TAGS if says_quick_gelu(name, tag)}
     assert {("ViT-B-32", "openai"), ("ViT-B-32", "metaclip_400m"), ("ViT-B-16", "dfn2b"),
             ("ViT-L-14", "dfn2b"), ("RN50", "yfcc15m"), ("ViT-B-32-quickgelu", "openai"),
             ("roberta-ViT-B-32", "laion2b_s12b_b32k")} <= of  # fmt: skip
     assert not {("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-L-14", "dfn2b_s39b")} & of
 
 
-def _model_config_of(name: str, tag: str) -> bool:
-    known = open_clip.get_model_config(name) is not None
-    return known and _model_config(name, tag).get("quick_gelu", False)
+def says_quick_gelu(name: str, tag: str) -> bool:
+    known = open_clip.getmodel_config(name) is not None
+    return known and model_config(name, tag).get("quick_gelu", False)
 
 
 def test_an_architecture_with_tags_of_both_kinds_has_a_name_for_each() -> None:
     for name in open_clip.list_models():
         tags = open_clip.list_pretrained_tags_by_model(name)
         kinds = {bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) for tag in tags}
-        own = bool(open_clip.get_model_config(name).get("quick_gelu"))
+        own = bool(open_clip.getmodel_config(name).get("quick_gelu"))
         if (
             not own and True in kinds
         ):  # its file may be of either kind, and the note names the other
@@ -346,7 +347,7 @@ def test_a_model_that_is_not_there(name: str | None, pretrained: str | None, say
 def test_a_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", {"visual.proj": torch.zeros(3, 4)}, [])
     (tmp_path / "clipproj-other.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.add_model_config(tmp_path / "clipproj-other.json")
+    open_clip.addmodel_config(tmp_path / "clipproj-other.json")
     with pytest.raises(RuntimeError, match=r"cannot load clipproj-other .*Missing key") as error:
         load_model("clipproj-other", str(tmp_path / "w.safetensors"))
     assert "\n" not in str(error.value)
@@ -355,7 +356,7 @@ def test_a_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), b"no torch file"])
 def test_a_pickle_of_other_things(folder: Path, tmp_path: Path, content: object) -> None:
     (tmp_path / "clipproj-pickle.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.add_model_config(tmp_path / "clipproj-pickle.json")
+    open_clip.addmodel_config(tmp_path / "clipproj-pickle.json")
     if isinstance(content, bytes):
         (tmp_path / "w.pt").write_bytes(content)
     else:
