@@ -70,7 +70,7 @@ def model_config(source: str, tag: str | None) -> dict[str, Any]:
     """What builds the model again: the architecture's configuration, with the tag's activation."""
     import open_clip
 
-    config = deepcopy(open_clip.getmodel_config(source))
+    config = deepcopy(open_clip.get_model_config(source))
     # A tag that says nothing of it does not take it away: roberta-ViT-B-32 itself says QuickGELU.
     if tag is not None and open_clip.get_pretrained_cfg(source, tag).get("quick_gelu"):
         config["quick_gelu"] = True

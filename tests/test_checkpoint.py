@@ -250,10 +250,10 @@ def quick_gelus(model: torch.nn.Module) -> int:
 
 def test_every_tag_has_its_own_activation() -> None:
     for name, tag in TAGS:
-        if open_clip.getmodel_config(name) is None:
+        if open_clip.get_model_config(name) is None:
             continue  # a tag of an architecture that open_clip does not have, nor load_model
         told = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-        own = open_clip.getmodel_config(name).get("quick_gelu", False)
+        own = open_clip.get_model_config(name).get("quick_gelu", False)
         got = model_config(name, tag).get("quick_gelu", False)
         assert got == (own if told is None else told), (name, tag)
         assert model_config(name, None).get("quick_gelu", False) == own
@@ -265,7 +265,7 @@ def test_every_tag_has_its_own_activation() -> None:
 
 
 def says_quick_gelu(name: str, tag: str) -> bool:
-    known = open_clip.getmodel_config(name) is not None
+    known = open_clip.get_model_config(name) is not None
     return known and model_config(name, tag).get("quick_gelu", False)
 
 
@@ -273,7 +273,7 @@ def test_an_architecture_with_tags_of_both_kinds_has_a_name_for_each() -> None:
     for name in open_clip.list_models():
         tags = open_clip.list_pretrained_tags_by_model(name)
         kinds = {bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) for tag in tags}
-        own = bool(open_clip.getmodel_config(name).get("quick_gelu"))
+        own = bool(open_clip.get_model_config(name).get("quick_gelu"))
         if (
             not own and True in kinds
         ):  # its file may be of either kind, and the note names the other
