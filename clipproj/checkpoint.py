@@ -110,14 +110,14 @@ def load_model(
             default_device(device),
             warnings.catch_warnings(),
         ):
-            # of a tag that says nothing of the activation that its architecture has
+            # open_clip only warns where a tag has another activation; the tag's is passed below
             warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
             model, _, preprocess = open_clip.create_model_and_transforms(
                 place,
                 pretrained=weights,
                 device=device,
                 require_pretrained=True,
-                force_quick_gelu=config.get("quick_gelu", False),
+                **{key: config[key] for key in ("quick_gelu",) if key in config},
             )
             tokenizer = open_clip.get_tokenizer(place)
     except Exception as error:  # whatever open_clip, torch, a hub client or a pickle raises

@@ -71,9 +71,9 @@ def model_config(source: str, tag: str | None) -> dict[str, Any]:
     import open_clip
 
     config = deepcopy(open_clip.get_model_config(source))
-    # A tag that says nothing of it does not take it away: roberta-ViT-B-32 itself says QuickGELU.
-    if tag is not None and open_clip.get_pretrained_cfg(source, tag).get("quick_gelu"):
-        config["quick_gelu"] = True
+    told = {} if tag is None else open_clip.get_pretrained_cfg(source, tag)
+    if "quick_gelu" in told:  # else what the architecture says: roberta-ViT-B-32 says QuickGELU
+        config["quick_gelu"] = told["quick_gelu"]
     return config
 
 

@@ -149,7 +149,7 @@ def test_a_folder_is_loaded(folder: Path, prefix: str) -> None:
 
 def test_an_architecture_is_loaded_with_a_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "clipproj-tiny.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.addmodel_config(tmp_path / "clipproj-tiny.json")
+    open_clip.add_model_config(tmp_path / "clipproj-tiny.json")
     state = load_file(folder / WEIGHTS)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pt")
     loaded = load_model("clipproj-tiny", str(tmp_path / "w.pt"))
@@ -175,7 +175,7 @@ def test_shards_of_open_clip_are_joined(folder: Path, tmp_path: Path) -> None:
     index = tmp_path / f"{WEIGHTS}{INDEX}"
     index.write_text(json.dumps({"weight_map": places}))
     (tmp_path / "clipproj-shards.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.addmodel_config(tmp_path / "clipproj-shards.json")
+    open_clip.add_model_config(tmp_path / "clipproj-shards.json")
     by_file = load_model("clipproj-shards", str(index))
     assert same(dict(by_file.model.state_dict()), state)
     shutil.copy(folder / CONFIG, tmp_path)
@@ -236,7 +236,7 @@ def either(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for end, more in (("", {}), ("-quickgelu", {"quick_gelu": True})):
         config = tmp_path / f"clipproj-act{end}.json"
         config.write_text(json.dumps(tiny.CONFIG | more))
-        open_clip.addmodel_config(config)
+        open_clip.add_model_config(config)
         tags = {"openai": {"quick_gelu": True}}
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, f"clipproj-act{end}", tags)
     fetch = "open_clip.factory.download_pretrained"  # no network
@@ -306,6 +306,13 @@ def test_the_tag_decides_what_is_built_and_written(tmp_path: Path, name: str) ->
         assert torch.equal(again.model.encode_text(tokens), want)
 
 
+def test_a_tag_may_say_that_it_has_none(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"plain": {"quick_gelu": False}, "silent": {}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "clipproj-act-quickgelu", tags)
+    assert quick_gelus(load_model("clipproj-act-quickgelu", "plain").model) == 0
+    assert quick_gelus(load_model("clipproj-act-quickgelu", "silent").model) == 2
+
+
 def test_a_file_may_be_of_either_activation(either: Path) -> None:
     with pytest.warns(UserWarning, match=r"built with GELU; .*--model clipproj-act-quickgelu"):
         loaded = load_model("clipproj-act", str(either))
@@ -347,7 +354,7 @@ def test_a_model_that_is_not_there(name: str | None, pretrained: str | None, say
 def test_a_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
     write_state(tmp_path / "w.safetensors", {"visual.proj": torch.zeros(3, 4)}, [])
     (tmp_path / "clipproj-other.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.addmodel_config(tmp_path / "clipproj-other.json")
+    open_clip.add_model_config(tmp_path / "clipproj-other.json")
     with pytest.raises(RuntimeError, match=r"cannot load clipproj-other .*Missing key") as error:
         load_model("clipproj-other", str(tmp_path / "w.safetensors"))
     assert "\n" not in str(error.value)
@@ -356,7 +363,7 @@ def test_a_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), b"no torch file"])
 def test_a_pickle_of_other_things(folder: Path, tmp_path: Path, content: object) -> None:
     (tmp_path / "clipproj-pickle.json").write_text(json.dumps(tiny.CONFIG))
-    open_clip.addmodel_config(tmp_path / "clipproj-pickle.json")
+    open_clip.add_model_config(tmp_path / "clipproj-pickle.json")
     if isinstance(content, bytes):
         (tmp_path / "w.pt").write_bytes(content)
     else:
