@@ -307,7 +307,7 @@ def test_the_tag_decides_what_is_built_and_written(tmp_path: Path, name: str) ->
 
 
 def test_a_tag_may_say_that_it_has_none(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tags = {"plain": {"quick_gelu": False}, "silent": {}}
+    tags = {"plain": {"quick_gelu": False}, "silent": {"hf_hub": "a/b"}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "clipproj-act-quickgelu", tags)
     assert quick_gelus(load_model("clipproj-act-quickgelu", "plain").model) == 0
     assert quick_gelus(load_model("clipproj-act-quickgelu", "silent").model) == 2
