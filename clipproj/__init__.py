@@ -8,6 +8,7 @@ from clipproj.audit.tune import text_proxies, tune
 from clipproj.bank import ProjectorBank
 from clipproj.edit import Edit, edit, edits, undo
 from clipproj.heads import find_heads
+from clipproj.log import RecordedEdit
 from clipproj.methods import (
     ccup,
     coreset,
@@ -30,6 +31,7 @@ __all__ = [
     "Projector",
     "ProjectorBank",
     "Receipt",
+    "RecordedEdit",
     "Verdict",
     "ZeroShotHead",
     "__version__",

@@ -69,6 +69,17 @@ class Edit:
         self._model = weakref.ref(model)
 
     @property
+    def record(self) -> log.Record:
+        """What a checkpoint says of this edit."""
+        names = self.projector.provenance.get("forget", {}).get("names")
+        return {
+            "projector": self.receipt.projector_hash,
+            "forget": list(names or [self.receipt.label]),
+            "tower": self.tower,
+            "strength": self.receipt.strength,
+        }
+
+    @property
     def active(self) -> bool:
         """Whether the edit is in its model's log: not undone, and the model still exists.
 
@@ -263,6 +274,10 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
                 restored[key] = tensor.to(target[key].device, copy=True)
         return restored
 
+    if isinstance(edit, Edit):
+        projector = edit.receipt.projector_hash
+    else:
+        projector = files.read(edit, "undo").meta["projector_hash"]
     on_head = log.entries(target, original.tower)
     key = original.before, original.after
     same = [e for e in on_head if (e.original.before, e.original.after) == key]
@@ -276,13 +291,18 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
         )
     now = weights_of("undo", target, *original.names)
     original.check(now, force)
-    commit(now, original.weights)
+    commit(now, original.weights, lambda: log.forget(target, projector, original.tower))
     return target
 
 
-def edits(model: nn.Module) -> tuple[Edit, ...]:
-    """The edits in `model` now, oldest first, both towers. A copied or reloaded model has none."""
-    return tuple(log.entries(model))
+def edits(model: nn.Module) -> tuple[log.RecordedEdit | Edit, ...]:
+    """The edits in `model` now, oldest first, both towers.
+
+    Those of this process are their handles. Before them come, as `RecordedEdit`, those that it was
+    loaded with: `load_model` and transformers' `from_pretrained` find them in the checkpoint, and
+    copies of a model of transformers keep them. Copies of other models have none.
+    """
+    return (*log.recorded(model), *log.entries(model))
 
 
 def _check_fits(head: Head, projector: Projector) -> None:

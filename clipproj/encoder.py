@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj.heads import SINGLE_TOWERS, which_class
+from clipproj.tokens import cut_tokens, too_long
 
 
 def features(output: object) -> Tensor:
@@ -52,18 +53,42 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def encode(
-    model: nn.Module, tokenizer: Callable[..., Any], prompts: list[str], device: torch.device
+    model: nn.Module,
+    tokenizer: Callable[..., Any],
+    prompts: list[str],
+    device: torch.device,
+    cut: list[str] | None = None,
 ) -> Tensor:
-    """[len(prompts), d] text features as the model gives them, in its dtype."""
-    op = "embed_classes"
-    check_tower(op, model, "text")
+    """[len(prompts), d] text features as the model gives them, in its dtype.
+
+    Takes `cut` and raises as `tokenize`.
+    """
+    return encode_tokens(model, tokenize(model, tokenizer, prompts, cut), device)
+
+
+def encode_tokens(model: nn.Module, tokens: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """`encode` of what `tokenize` gave."""
+    tokens = {key: value.to(device) for key, value in tokens.items()}
+    return tower_features("embed_classes", model, "text", tokens)
+
+
+def tokenize(
+    model: nn.Module,
+    tokenizer: Callable[..., Any],
+    prompts: list[str],
+    cut: list[str] | None = None,
+) -> dict[str, Tensor]:
+    """What the text tower takes of these prompts, on the CPU.
+
+    Args:
+        cut: takes the prompts that are longer than the model reads, which are cut; None: they are
+            a ValueError.
+    """
+    check_tower("embed_classes", model, "text")
     with default_device("cpu"):
         if hasattr(model, "encode_text"):
-            tokens = _tokens(tokenizer, prompts)
-        else:
-            tokens = _hugging_face_tokens(model, tokenizer, prompts)
-    tokens = {key: value.to(device) for key, value in tokens.items()}
-    return tower_features(op, model, "text", tokens)
+            return _tokens(tokenizer, prompts, cut)
+        return _hugging_face_tokens(model, tokenizer, prompts, cut)
 
 
 def picture_inputs(
@@ -133,21 +158,37 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     return rows
 
 
-def _tokens(tokenizer: Callable[..., Any], prompts: list[str]) -> dict[str, Tensor]:
+def _check_length(long: list[tuple[str, int]], limit: int, cut: list[str] | None) -> None:
+    if long and cut is None:
+        prompt, count = long[0]
+        raise ValueError(
+            f"embed_classes: prompts must fit the model's {limit} tokens, got {count} in "
+            f"{prompt!r}; truncate=True cuts them"
+        )
+    if cut is not None:
+        cut += [prompt for prompt, _ in long]
+
+
+def _tokens(
+    tokenizer: Callable[..., Any], prompts: list[str], cut: list[str] | None
+) -> dict[str, Tensor]:
     if not callable(tokenizer):
         got = type(tokenizer).__name__
         raise TypeError(f"embed_classes: tokenizer must be callable, got {got}")
-    tokens = tokenizer(prompts)
+    tokens = cut_tokens(tokenizer, prompts)
     if not isinstance(tokens, Tensor):
         raise TypeError(
             "embed_classes: tokenizer must return a tensor for a model with encode_text, as "
             f"open_clip.get_tokenizer's do, got {type(tokens).__name__}"
         )
+    if tokens.ndim == 2:
+        long = [(prompts[i], count) for i, count in too_long(tokenizer, prompts, tokens)]
+        _check_length(long, tokens.shape[1], cut)
     return {"input_ids": tokens}
 
 
 def _hugging_face_tokens(
-    model: nn.Module, tokenizer: Callable[..., Any], prompts: list[str]
+    model: nn.Module, tokenizer: Callable[..., Any], prompts: list[str], cut: list[str] | None
 ) -> dict[str, Tensor]:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
     if not hasattr(tokenizer, "model_max_length"):
@@ -155,17 +196,24 @@ def _hugging_face_tokens(
             "embed_classes: tokenizer must be a Hugging Face tokenizer or processor for a model "
             f"of transformers, got {type(tokenizer).__name__}"
         )
-    config = getattr(model.config, "text_config", model.config)
-    limit = min(config.max_position_embeddings, tokenizer.model_max_length)
-    for prompt, ids in zip(prompts, tokenizer(prompts)["input_ids"], strict=True):
-        if len(ids) > limit:
-            raise ValueError(
-                f"embed_classes: prompts must fit the model's {limit} tokens, got {len(ids)} in "
-                f"{prompt!r}"
-            )
-    if model.config.model_type.startswith("siglip"):
-        # Trained on texts padded to the full length and no mask: anything else is another feature.
-        tokens = tokenizer(prompts, padding="max_length", max_length=limit, return_tensors="pt")
+    limit = context_length(model, tokenizer)
+    told = zip(prompts, map(len, tokenizer(prompts)["input_ids"]), strict=True)
+    _check_length([(prompt, count) for prompt, count in told if count > limit], limit, cut)
+    room = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
+    if not masks_texts(model):
+        tokens = tokenizer(prompts, padding="max_length", **room)
         return {"input_ids": tokens["input_ids"]}
-    tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+    tokens = tokenizer(prompts, padding=True, **room)
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def context_length(model: nn.Module, tokenizer: Any) -> int:
+    """Tokens that a model of transformers reads of a text, with its tokenizer."""
+    config = getattr(model.config, "text_config", model.config)
+    return min(config.max_position_embeddings, tokenizer.model_max_length)
+
+
+def masks_texts(model: nn.Module) -> bool:
+    """Whether a model of transformers takes a mask; SigLIP was trained on texts padded to the full
+    length and no mask: anything else is another feature."""
+    return not model.config.model_type.startswith("siglip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj._rows import as_tensor
-from clipproj.encoder import encode, evaluating
+from clipproj.encoder import encode_tokens, evaluating, tokenize
 from clipproj.heads import check_module, head_hash, unwrap
 from clipproj.words import (
     Template,
@@ -140,6 +141,7 @@ def embed_classes(
     *,
     batch_size: int = 256,
     model_name: str | None = None,
+    truncate: bool = False,
     progress: Progress | None = None,
 ) -> Embeddings:
     """One unit text embedding per class name, averaged over prompt templates.
@@ -151,13 +153,14 @@ def embed_classes(
         model: open_clip or OpenAI CLIP (`encode_text`), or Hugging Face (`get_text_features`, or a
             `*TextModelWithProjection`).
         tokenizer: of the same family: `open_clip.get_tokenizer(...)`, `clip.tokenize`, or a Hugging
-            Face tokenizer or processor. Those of open_clip cut long prompts silently; for a Hugging
-            Face one a prompt longer than the model's context is an error.
+            Face tokenizer or processor.
         names: distinct class names.
         templates: strings with one `{}`, or callables such as open_clip's, recorded as what they
             give for "{}". None: the 80 that OpenAI used on ImageNet.
         batch_size: prompts (names x templates) per forward pass.
         model_name: recorded; None: the Hugging Face name, else the class of the model.
+        truncate: cut prompts that are longer than the model's context, and warn how many; else
+            they are an error, before any is encoded: the name may stand in what is cut off.
         progress: called with (prompts done, prompts in all) after each batch.
 
     Returns:
@@ -167,7 +170,8 @@ def embed_classes(
         TypeError: for a bare string as names or templates, an unknown model, a foreign tokenizer,
             a batch_size that is no integer.
         ValueError: for empty, blank or repeated names, a template without exactly one `{}`, a
-            prompt too long, a model without parameters, or features that are zero or not finite.
+            prompt too long and no truncate, a model without parameters, or features that are zero
+            or not finite.
         ImportError: for templates=None without open_clip.
     """
     op = "embed_classes"
@@ -183,22 +187,28 @@ def embed_classes(
     if parameter is None:
         raise ValueError(f"{op}: model must have parameters, got {type(model).__name__} with none")
     device = parameter.device
-    prompts_in_all = len(names) * len(templates)
-    names_at_once = max(1, batch_size // len(templates))
+    at_once = max(1, batch_size // len(templates))
+    blocks = [names[start : start + at_once] for start in range(0, len(names), at_once)]
+    batches = [_batches(block, templates, batch_size) for block in blocks]
+    in_all, done = len(names) * len(templates), 0
+    cut: list[str] | None = [] if truncate else None
+    tokens = [[tokenize(model, tokenizer, batch, cut) for batch in some] for some in batches]
+    if cut:
+        warnings.warn(
+            f"{op}: {len(cut)} of {in_all} prompts are longer than the model reads and are cut, "
+            f"such as {cut[0]!r}",
+            stacklevel=2,
+        )
     means: list[Tensor] = []
-    done = 0
     # inference_mode(False): a caller's inference mode must not make tensors that autograd refuses
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        for start in range(0, len(names), names_at_once):
-            block = names[start : start + names_at_once]
-            prompts = [template.replace("{}", name) for name in block for template in templates]
+        for block, prompts, ids in zip(blocks, batches, tokens, strict=True):
             rows = []
-            for first in range(0, len(prompts), batch_size):
-                batch = prompts[first : first + batch_size]
-                rows.append(_unit(encode(model, tokenizer, batch, device).float(), batch))
+            for batch, inputs in zip(prompts, ids, strict=True):
+                rows.append(_unit(encode_tokens(model, inputs, device).float(), batch))
                 done += len(batch)
                 if progress is not None:
-                    progress(done, prompts_in_all)
+                    progress(done, in_all)
             mean = torch.cat(rows).view(len(block), len(templates), -1).mean(dim=1)
             means.append(_unit(mean, block))
         tensor = torch.cat(means)
@@ -214,6 +224,7 @@ def generic_keep(
     templates: Iterable[Template] | None = None,
     threshold: float = 0.97,
     batch_size: int = 256,
+    truncate: bool = False,
     progress: Progress | None = None,
 ) -> Embeddings:
     """A keep list for those who have none: ImageNet's class names, less what `forget` means too.
@@ -222,7 +233,7 @@ def generic_keep(
     text above `threshold`, both embedded with the same templates.
 
     Args:
-        model, tokenizer, batch_size, progress: as for `embed_classes`.
+        model, tokenizer, batch_size, truncate, progress: as for `embed_classes`.
         forget: what will be erased, embedded by the same model.
         templates: None: those of `forget` if there are at most 8, else open_clip's 7 simple ones:
             1000 names times 80 templates is more text than a CPU encodes while somebody waits.
@@ -257,11 +268,17 @@ def generic_keep(
         templates,
         batch_size=batch_size,
         model_name=forget.model,
+        truncate=truncate,
         progress=progress,
     )
     if keep.templates != forget.templates:
         forget = embed_classes(
-            model, tokenizer, forget.names, keep.templates, batch_size=batch_size
+            model,
+            tokenizer,
+            forget.names,
+            keep.templates,
+            batch_size=batch_size,
+            truncate=truncate,
         )
     # in float64 and on the CPU: autocast would round cosines to bfloat16's steps of 0.004
     nearest = (keep.tensor.cpu().double() @ forget.tensor.cpu().double().T).amax(dim=1)
@@ -272,6 +289,11 @@ def generic_keep(
             f"lowest cosine of {float(nearest.min()):.3f}"
         )
     return keep.drop(close) if close else keep
+
+
+def _batches(names: Sequence[str], templates: Sequence[str], batch_size: int) -> list[list[str]]:
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    return [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
 
 
 def _space(model: nn.Module) -> str | None:

@@ -83,11 +83,13 @@ class ZeroShotHead(nn.Module):
         names: Sequence[str],
         templates: Sequence[str] | None = None,
         projector: Projector | ProjectorBank | None = None,
+        *,
+        truncate: bool = False,
     ) -> ZeroShotHead:
         """A model's own classifier of these names: text embeddings, logit scale and logit bias.
 
         Args:
-            model, tokenizer, names, templates: as `clipproj.embed_classes` takes them.
+            model, tokenizer, names, templates, truncate: as `clipproj.embed_classes` takes them.
             projector: as the constructor's.
 
         Raises:
@@ -99,7 +101,7 @@ class ZeroShotHead(nn.Module):
             raise ValueError(
                 f"ZeroShotHead: model must have a logit_scale, got {type(inner).__name__} without"
             )
-        classes = embed_classes(model, tokenizer, names, templates)
+        classes = embed_classes(model, tokenizer, names, templates, truncate=truncate)
         exponentiated = scale.detach().float().exp().reshape(())
         bias = None if bias is None else bias.detach().float().reshape(())
         return cls(classes, projector, exponentiated, bias)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +13,25 @@ import open_clip
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from open_clip.transformer import QuickGELU
+from safetensors.torch import load_file, save_file
 
-from clipproj import Projector, nullspace
-from clipproj.checkpoint import (
+import clipproj
+from clipproj import Projector, RecordedEdit, edits, nullspace
+from clipproj.checkpoint import _brief, load_model, save_model, undo
+from clipproj.edit import edit
+from clipproj.receipt import verify
+from clipproj.sources import model_config
+from clipproj.state import (
     CONFIG,
+    INDEX,
     WEIGHTS,
-    _brief,
-    load_model,
     locate,
     read_edits,
     read_state,
-    undo,
+    replace_tensors,
     write_state,
 )
-from clipproj.edit import edit
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(3, dtype=torch.float16)}
 
@@ -152,6 +158,183 @@ def test_an_architecture_is_loaded_with_a_file(folder: Path, tmp_path: Path) -> 
     assert loaded.name == "clipproj-tiny (w.pt)"
 
 
+def test_a_folder_with_a_torch_file(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / CONFIG, tmp_path)
+    state = load_file(folder / WEIGHTS)
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    loaded = load_model(str(tmp_path))
+    assert same(dict(loaded.model.state_dict()), state)
+    assert loaded.checkpoint == locate(tmp_path) == tmp_path / "open_clip_pytorch_model.bin"
+
+
+def test_shards_of_open_clip_are_joined(folder: Path, tmp_path: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    places = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(state)}
+    for file in set(places.values()):
+        save_file({n: state[n] for n in state if places[n] == file}, tmp_path / file)
+    index = tmp_path / f"{WEIGHTS}{INDEX}"
+    index.write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "clipproj-shards.json").write_text(json.dumps(tiny.CONFIG))
+    open_clip.add_model_config(tmp_path / "clipproj-shards.json")
+    by_file = load_model("clipproj-shards", str(index))
+    assert same(dict(by_file.model.state_dict()), state)
+    shutil.copy(folder / CONFIG, tmp_path)
+    by_folder = load_model(str(tmp_path))
+    assert same(dict(by_folder.model.state_dict()), state)
+    assert by_folder.checkpoint == locate(tmp_path) == index
+    before = tiny.tree(tmp_path)
+    with edit(by_folder.model, Projector(torch.eye(16)[:1])) as made:
+        made.save_undo(tmp_path / "undo")
+        edited = {"visual.proj": by_folder.model.visual.proj.detach().clone()}
+        replace_tensors(index, edited, [])
+    assert verify(read_state(index), made.receipt).exact
+    assert undo(tmp_path, tmp_path / "undo") == index
+    assert same(read_state(index), state)
+    assert before == {k: v for k, v in tiny.tree(tmp_path).items() if k != "undo"}
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_leaves_every_shard(tmp_path: Path) -> None:
+    big, hard = torch.arange(1 << 15), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for suffix, name in ((".pt", "one"), (".safetensors", "two")):
+        file = tmp_path / f"{name}{suffix}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, hard))
+        state = {"a": torch.zeros(2), "b": big}
+        torch.save(state, file) if suffix == ".pt" else save_file(state, file)
+        before = tiny.tree(tmp_path)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        with pytest.raises(OSError, match=r"cannot write|too large"):
+            replace_tensors(file, {"a": torch.ones(2)}, [])
+        assert tiny.tree(tmp_path) == before
+
+
+def test_a_reloaded_model_says_that_it_was_edited(folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(folder))
+    p = Projector(torch.eye(16)[:1], provenance={"forget": {"names": ["cat"]}})
+    made = edit(loaded.model, p)
+    made.save_undo(tmp_path / "undo")
+    save_model(loaded, tmp_path, [made.record])
+    again = load_model(str(tmp_path)).model
+    assert edits(again) == (RecordedEdit(("cat",), "image", 1.0, p.content_hash()),)
+    with edit(again, Projector(torch.eye(16)[1:2])) as second:
+        assert edits(again)[1:] == (second,)
+    assert clipproj.undo(again, tmp_path / "undo") is again
+    assert edits(again) == ()
+    undo(tmp_path, tmp_path / "undo")
+    assert edits(load_model(str(tmp_path)).model) == ()
+
+
+# The activation: weights say nothing of it
+
+
+TAGS = open_clip.list_pretrained()
+
+
+@pytest.fixture
+def either(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of the architecture "clipproj-act", whose one tag says QuickGELU, and of its twin."""
+    for end, more in (("", {}), ("-quickgelu", {"quick_gelu": True})):
+        config = tmp_path / f"clipproj-act{end}.json"
+        config.write_text(json.dumps(tiny.CONFIG | more))
+        open_clip.add_model_config(config)
+        tags = {"openai": {"quick_gelu": True}}
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, f"clipproj-act{end}", tags)
+    fetch = "open_clip.factory.download_pretrained"  # no network
+    monkeypatch.setattr(fetch, lambda *_, **__: str(folder / WEIGHTS))
+    return folder / WEIGHTS
+
+
+def quick_gelus(model: torch.nn.Module) -> int:
+    return sum(isinstance(module, QuickGELU) for module in model.modules())
+
+
+def test_every_tag_has_its_own_activation() -> None:
+    for name, tag in TAGS:
+        if open_clip.get_model_config(name) is None:
+            continue  # a tag of an architecture that open_clip does not have, nor load_model
+        told = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
+        own = open_clip.get_model_config(name).get("quick_gelu", False)
+        got = model_config(name, tag).get("quick_gelu", False)
+        assert got == (own if told is None else told), (name, tag)
+        assert model_config(name, None).get("quick_gelu", False) == own
+    of = {(name, tag) for name, tag in TAGS if says_quick_gelu(name, tag)}
+    assert {("ViT-B-32", "openai"), ("ViT-B-32", "metaclip_400m"), ("ViT-B-16", "dfn2b"),
+            ("ViT-L-14", "dfn2b"), ("RN50", "yfcc15m"), ("ViT-B-32-quickgelu", "openai"),
+            ("roberta-ViT-B-32", "laion2b_s12b_b32k")} <= of  # fmt: skip
+    assert not {("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-L-14", "dfn2b_s39b")} & of
+
+
+def says_quick_gelu(name: str, tag: str) -> bool:
+    known = open_clip.get_model_config(name) is not None
+    return known and model_config(name, tag).get("quick_gelu", False)
+
+
+def test_an_architecture_with_tags_of_both_kinds_has_a_name_for_each() -> None:
+    for name in open_clip.list_models():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        kinds = {bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) for tag in tags}
+        own = bool(open_clip.get_model_config(name).get("quick_gelu"))
+        if (
+            not own and True in kinds
+        ):  # its file may be of either kind, and the note names the other
+            assert f"{name}-quickgelu" in open_clip.list_models()
+        if name.endswith("-quickgelu"):
+            assert own
+            assert kinds <= {True}  # a tag of the other kind is refused, as none of its own
+
+
+def test_a_tag_of_the_other_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one of the tags openai, .* got 'laion2b_s34b_b79k'"):
+        load_model("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("name", ["clipproj-act", "clipproj-act-quickgelu"])
+def test_the_tag_decides_what_is_built_and_written(tmp_path: Path, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = load_model(name, "OpenAI")  # as open_clip spells it, or not
+    assert (quick_gelus(loaded.model), loaded.checkpoint) == (2, None)
+    assert loaded.config["model_cfg"] == tiny.CONFIG | {"quick_gelu": True}
+    (tmp_path / "out").mkdir()
+    save_model(loaded, tmp_path / "out", [])
+    again = load_model(str(tmp_path / "out"))
+    assert quick_gelus(again.model) == 2
+    tokens = again.tokenizer(["a cat"])
+    with torch.no_grad():
+        want = loaded.model.encode_text(tokens)
+        assert torch.equal(again.model.encode_text(tokens), want)
+
+
+def test_a_tag_may_say_that_it_has_none(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"plain": {"quick_gelu": False}, "silent": {"hf_hub": "a/b"}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "clipproj-act-quickgelu", tags)
+    assert quick_gelus(load_model("clipproj-act-quickgelu", "plain").model) == 0
+    assert quick_gelus(load_model("clipproj-act-quickgelu", "silent").model) == 2
+
+
+def test_a_file_may_be_of_either_activation(either: Path) -> None:
+    with pytest.warns(UserWarning, match=r"built with GELU; .*--model clipproj-act-quickgelu"):
+        loaded = load_model("clipproj-act", str(either))
+    assert (quick_gelus(loaded.model), loaded.checkpoint) == (0, either)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert quick_gelus(load_model("clipproj-act-quickgelu", str(either)).model) == 2
+
+
+def test_a_tag_comes_before_a_file_of_its_name(
+    either: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(either, "openai")
+    assert load_model("clipproj-act", "openai").checkpoint is None  # as open_clip takes it
+
+
+def test_names_may_have_a_slash() -> None:
+    with pytest.raises(ValueError, match=r"a file or one of the tags openai, .* close: openai"):
+        load_model("ViT-B/32", "opnai")
+
+
 @pytest.mark.parametrize(
     ("name", "pretrained", "says"),
     [
@@ -247,11 +430,19 @@ def test_a_forced_undo_leaves_no_edit_in_the_log_that_is_gone(
     assert read_edits(path) == [known[name] for name in left.split()]
 
 
-def test_undo_writes_safetensors_only(folder: Path, tmp_path: Path) -> None:
+def test_undo_keeps_a_torch_file_what_it_is(folder: Path, tmp_path: Path) -> None:
     loaded = load_model(str(folder))
     edit(loaded.model, Projector(torch.eye(16)[:1])).save_undo(tmp_path / "undo")
-    torch.save(loaded.model.state_dict(), tmp_path / "edited.pt")
-    with pytest.raises(ValueError, match=r"out must be a \.safetensors file"):
-        undo(tmp_path / "edited.pt", tmp_path / "undo")
-    restored = undo(tmp_path / "edited.pt", tmp_path / "undo", tmp_path / "o.safetensors")
-    assert same(read_state(restored), load_file(folder / WEIGHTS))
+    state = {f"module.{name}": value for name, value in loaded.model.state_dict().items()}
+    file = tmp_path / "edited.pt"
+    torch.save({"epoch": 3, "state_dict": state}, file)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"out must be a \.safetensors file, got .*o\.pt"):
+        undo(file, tmp_path / "undo", tmp_path / "o.pt")
+    restored = undo(file, tmp_path / "undo", tmp_path / "o.safetensors")
+    original = load_file(folder / WEIGHTS)
+    assert same(read_state(restored), original)
+    assert file.read_bytes() == before
+    assert undo(file, tmp_path / "undo") == file
+    assert same(read_state(file), original)
+    assert torch.load(file, weights_only=True)["epoch"] == 3

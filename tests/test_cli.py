@@ -24,10 +24,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipproj import Projector, ProjectorBank, __version__
-from clipproj.checkpoint import WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli import terminal
 from clipproj.receipt import Verdict
+from clipproj.state import WEIGHTS
 
 Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
 

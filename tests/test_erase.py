@@ -17,12 +17,13 @@ from tiny import WRITTEN
 
 from clipproj import Projector, files, load
 from clipproj.audit import Limits, image_features, load_pictures
-from clipproj.checkpoint import CONFIG, WEIGHTS, load_model, read_edits, undo
+from clipproj.checkpoint import load_model, undo
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.request import Request, resolve
 from clipproj.heads import head_hash
 from clipproj.receipt import Receipt, verify
+from clipproj.state import CONFIG, WEIGHTS, read_edits
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -15,12 +15,12 @@ import torch
 from tiny import WRITTEN, tree
 
 from clipproj import Projector, files, load
-from clipproj.checkpoint import CONFIG, WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.output import Output
 from clipproj.cli.request import Request
 from clipproj.receipt import Receipt, Verdict
+from clipproj.state import CONFIG, WEIGHTS
 
 
 def test_the_output_must_not_be_the_model(ask: Callable[..., Request], model: Path) -> None:
@@ -209,7 +209,7 @@ def test_whatever_cannot_be_written_nothing_is(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     owner, name = {
-        "checkpoint": (job, "write_state"),
+        "checkpoint": (job, "save_model"),
         "projector": (Projector, "save"),
         "undo": (job.Edit, "save_undo"),
         "receipt": (Receipt, "save"),

@@ -35,6 +35,7 @@ COMMAND = [sys.executable, "-c", "from clipproj.cli import main; main()", "serve
         (["--token-file", "/nowhere/token"], {}, "token-file must be a readable file"),
         ([], {"CLIPPROJ_ADMIN_TOKEN": "short"}, "at least 16 characters"),
         (["--port", "99999"], {}, "port must be"),
+        (["--model", "ViT-B-23", "--pretrained", "openai"], {}, "close: "),
     ],
 )
 def test_what_it_refuses(

@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipproj import checkpoint
+from clipproj import state
 from clipproj.audit.pictures import image_features, load_pictures
 from clipproj.cli.erase import FILES
 
 TEMPLATE = "a {}"
-WRITTEN = {*FILES.values(), checkpoint.CONFIG}  # what erase leaves in its output folder
+WRITTEN = {*FILES.values(), state.CONFIG}  # what erase leaves in its output folder
 CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},

@@ -41,6 +41,7 @@ class Subject:
         forget: its classes, of `samples`.
         model, preprocess, embed: the unedited model, for audits that need more than features; None
             where there are only these.
+        truncate: whether `embed` cuts prompts that the model would not read to their end.
         synonyms: other words for forgotten names, for `paraphrase`.
         seed: of everything random.
     """
@@ -51,6 +52,7 @@ class Subject:
     model: nn.Module | None = None
     preprocess: Callable[..., Any] | None = None
     embed: Embed | None = None
+    truncate: bool = False
     synonyms: Mapping[str, Sequence[str]] | None = None
     seed: int = 0
 
@@ -60,7 +62,7 @@ class Subject:
         told = [
             code_digest(), self.projector.content_hash(), s.names, self.forget, self.seed, s.scale,
             dict(self.synonyms or {}), s.classes.templates, [str(p) for p in s.paths or ()],
-            self.model is not None, s.domains,
+            self.model is not None, s.domains, self.truncate,
         ]  # fmt: skip
         return files.sha256(s.features, s.labels, s.texts, s.classes.tensor, text=json.dumps(told))
 

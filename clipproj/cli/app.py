@@ -93,7 +93,9 @@ ERASE_EPILOG = """
 
   clipproj erase "tabby cat" --plurals --model ViT-B-32 --pretrained openai --images pictures/
 
-  clipproj erase --projector cat.safetensors --model ViT-B-32 --pretrained b32.pt --out edited/
+  clipproj erase --projector cat.safetensors --model ViT-B-32-quickgelu --pretrained b32.pt
+
+  clipproj erase cat --model folder_of_transformers/ --out edited/
 
 [bold]What the numbers mean[/bold]
 
@@ -165,6 +167,7 @@ def erase(
         ),
     ] = None,
     template: options.Template = None,
+    truncate: options.Truncate = False,
     projector: Annotated[
         Path | None,
         typer.Option(
@@ -224,7 +227,8 @@ def erase(
 ) -> None:
     """Make a model forget classes, measure it, and write the edited checkpoint.
 
-    Writes the projector, the checkpoint (open_clip loads it), an undo file, a receipt and a report.
+    Writes the projector, the checkpoint (for the library that loaded it), an undo file, a receipt
+    and a report.
     Names alone are enough; pictures in class folders are only needed to measure.
     """
     from clipproj.audit.gate import Limits
@@ -245,6 +249,7 @@ def erase(
         forget_weight=forget_weight,
         keep_weight=keep_weight,
         templates=template or (),
+        truncate=truncate,
         plurals=plurals,
         synonyms=options.synonyms("erase", synonym),
         projector=projector,
@@ -268,7 +273,7 @@ def erase(
 
 @app.command()
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help=options.CHECKPOINT)],
     receipt: Annotated[Path, typer.Argument(help="The receipt of the edit to look for.")],
     as_json: options.Json = False,
     traceback: options.Traceback = False,
@@ -279,10 +284,10 @@ def verify(
 
     Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
     """
-    from clipproj.checkpoint import locate, read_state
     from clipproj.cli.info import edited_since
     from clipproj.receipt import Receipt
     from clipproj.receipt import verify as check
+    from clipproj.state import locate, read_state
 
     file = locate(checkpoint)
     made = Receipt.load(receipt)
@@ -303,7 +308,7 @@ def verify(
 
 @app.command()
 def undo(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file or an output folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help=options.CHECKPOINT)],
     undo_file: Annotated[Path, typer.Argument(help="What `erase` wrote as undo.safetensors.")],
     out: Annotated[
         Path | None,
@@ -319,11 +324,14 @@ def undo(
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Put the original weights back into an edited checkpoint, bit for bit."""
+    """Put the original weights back into an edited checkpoint, bit for bit.
+
+    In place a torch file stays one and shards stay shards; --out writes one .safetensors file.
+    """
     from clipproj import files
-    from clipproj.checkpoint import locate, read_edits
     from clipproj.checkpoint import undo as restore
     from clipproj.cli.info import edited_since, quoted
+    from clipproj.state import locate, read_edits
 
     file = locate(checkpoint)
     undone = files.read(undo_file, "undo").meta
@@ -349,9 +357,7 @@ def undo(
 
 @app.command()
 def info(
-    file: Annotated[
-        Path, typer.Argument(help="A file that clipproj wrote, a checkpoint, or an output folder.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A file that clipproj wrote, or a checkpoint.")],
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:

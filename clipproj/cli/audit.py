@@ -52,6 +52,7 @@ def audit(
     ] = None,
     synonym: options.Synonym = None,
     template: options.Template = None,
+    truncate: options.Truncate = False,
     projector: options.Projector = None,
     model: options.Model = None,
     pretrained: options.Pretrained = None,
@@ -111,6 +112,7 @@ def audit(
         strength=strength,
         contrast=contrast,
         templates=template or (),
+        truncate=truncate,
         synonyms=options.synonyms("audit", synonym),
         projector=projector,
         tower=tower,
@@ -176,6 +178,7 @@ def run(
         templates=request.templates,
         device=request.device,
         say=say,
+        truncate=request.truncate,
     )
     if domains:
         source = replace(source, samples=subject.in_domains(source.samples, domains))
@@ -206,7 +209,8 @@ def run(
             forget=names.forget,
             model=loaded and loaded.model,
             preprocess=loaded and loaded.preprocess,
-            embed=loaded and subject.prompt_embedder(loaded),
+            embed=loaded and subject.prompt_embedder(loaded, request.truncate),
+            truncate=request.truncate,
             synonyms=synonyms,
             seed=seed,
         ),

@@ -71,6 +71,7 @@ def compare(
         ),
     ] = 12,
     template: options.Template = None,
+    truncate: options.Truncate = False,
     model: options.Model = None,
     pretrained: options.Pretrained = None,
     images: options.Images = None,
@@ -108,6 +109,7 @@ def compare(
         also=also,
         count=count or None,
         templates=tuple(template or ()),
+        truncate=truncate,
         model=model,
         pretrained=pretrained,
         images=images,
@@ -149,6 +151,7 @@ class Wanted:
     also: Path | None = None
     count: int | None = 12
     templates: tuple[str, ...] = ()
+    truncate: bool = False
     model: str | None = None
     pretrained: str | None = None
     images: Path | None = None
@@ -245,7 +248,10 @@ def _own(
     from clipproj.audit.contest import known_classes
     from clipproj.cli import request, subject
 
-    of = partial(subject.load, "compare", device=wanted.device, templates=wanted.templates, say=say)
+    of = partial(
+        subject.load, "compare", device=wanted.device, templates=wanted.templates, say=say,
+        truncate=wanted.truncate,
+    )  # fmt: skip
     source = of(
         model=wanted.model, pretrained=wanted.pretrained, images=wanted.images,
         features=wanted.features,
@@ -304,6 +310,7 @@ def _lip(
             templates=lip.DATASETS[name].templates,
             device=wanted.device,
             say=say,
+            truncate=wanted.truncate,
             loaded=first and first.loaded,
             prepared=lip.DATASETS[name].prepared,
         )
@@ -341,7 +348,8 @@ def _contest(
     empty, prompts = None, {}
     if source.loaded is not None:
         empty = empty_text(source.loaded.model, source.loaded.tokenizer)[0].float().cpu()
-        prompts = prompt_rows(source.loaded, forget, source.samples.classes.templates, say)
+        templates = source.samples.classes.templates
+        prompts = prompt_rows(source.loaded, forget, templates, say, wanted.truncate)
     results = contest.run(
         cell.Field(source.samples, others, empty, prompts),
         contenders,

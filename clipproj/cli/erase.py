@@ -20,17 +20,7 @@ from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.gate import Judgement, judge
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
-from clipproj.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    Loaded,
-    load_model,
-    read_edits,
-    read_state,
-    save_model_files,
-    size,
-    write_state,
-)
+from clipproj.checkpoint import Loaded, load_model, save_model
 from clipproj.cli.output import Output
 from clipproj.cli.request import Names, Request, check, resolve
 from clipproj.edit import Edit, edit
@@ -38,6 +28,7 @@ from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import defaults
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
+from clipproj.state import CONFIG, HF_CONFIG, WEIGHTS, read_edits, read_state, size
 from clipproj.text import Embeddings, embed_classes, generic_keep
 from clipproj.words import simple_templates
 
@@ -52,9 +43,7 @@ FILES = {
     "numbers": "report.json",
 }
 
-
 ABOUT = {  # the report's words for the files beside it
-    "edited model, as open_clip loads it": FILES["checkpoint"],
     "projector, for other copies or for features": FILES["projector"],
     "the head as it was": FILES["undo"],
     "receipt, for clipproj verify": FILES["receipt"],
@@ -159,7 +148,8 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     say("model", 1, 1)
     output = None
     if request.out is not None:
-        output = Output(request.out, [*FILES.values(), CONFIG], loaded.checkpoint)
+        written = [*_files(loaded).values(), CONFIG if loaded.config else HF_CONFIG]
+        output = Output(request.out, written, loaded.checkpoint, loaded.weights)
         output.need(size(loaded.model.state_dict()))
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
@@ -185,7 +175,9 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
             after = replace(before, features=rows)
             curve = evaluate.strength_curve(before, gone, handle.projector)
         else:
-            edited = class_texts(loaded, classes.names, classes.templates, "texts after", say)
+            edited = class_texts(
+                loaded, classes.names, classes.templates, "texts after", say, request.truncate
+            )
             after = replace(before, texts=edited.tensor)
         comparison = evaluate.compare(before, after, gone)
     judged = judge(
@@ -225,6 +217,11 @@ def _check_rank(request: Request, names: int, dim: int | None) -> None:
         )
 
 
+def _files(loaded: Loaded) -> dict[str, str]:
+    """`FILES`, with the name that this model's weights have."""
+    return FILES | {"checkpoint": loaded.weights}
+
+
 def _pictures(request: Request) -> Pictures | None:
     if request.images is not None:
         return load_pictures(request.images)
@@ -241,6 +238,7 @@ def class_texts(
     templates: Sequence[str] | None,
     stage: str,
     say: Progress,
+    truncate: bool = False,
 ) -> Embeddings:
     """`embed_classes`, saying how far it is."""
     return embed_classes(
@@ -249,6 +247,7 @@ def class_texts(
         names,
         templates,
         model_name=loaded.name,
+        truncate=truncate,
         progress=lambda done, total: say(stage, done, total),
     )
 
@@ -262,7 +261,8 @@ def _embed(
     everything = dict.fromkeys([*classes, *names.forms, *names.forget, *(names.keep or ())])
     # a thousand generic names with 80 templates each are a wait; both lists get the same few
     few = simple_templates() if names.keep is None else None
-    texts = class_texts(loaded, tuple(everything), request.templates or few, "texts", say)
+    templates = request.templates or few
+    texts = class_texts(loaded, tuple(everything), templates, "texts", say, request.truncate)
     forget, gone = texts.select(names.forms), texts.select(names.forget)
     if names.keep is not None:
         keep_from = "given" if request.keep else "pictures"
@@ -272,6 +272,7 @@ def _embed(
         loaded.tokenizer,
         forget,
         templates=forget.templates,
+        truncate=request.truncate,
         progress=lambda done, total: say("generic texts", done, total),
     )
     return forget, keep, texts.select(classes), gone, "generic"
@@ -335,14 +336,13 @@ def _write(
         "strength": float(outcome.projector.strength),
     }
     with output.staged() as folder:
-        edits = [*read_edits(loaded.checkpoint), entry]
-        write_state(folder / WEIGHTS, loaded.model.state_dict(), edits)
-        verdict = verify(read_state(folder / WEIGHTS), handle.receipt)
+        file = save_model(loaded, folder, [*read_edits(loaded.checkpoint), entry])
+        verdict = verify(read_state(file), handle.receipt)
         outcome = replace(outcome, verdict=verdict)
         if not verdict:
             return outcome
-        outcome = replace(outcome, files={k: output.folder / v for k, v in FILES.items()})
-        save_model_files(loaded, folder)
+        named = _files(loaded)
+        outcome = replace(outcome, files={k: output.folder / v for k, v in named.items()})
         outcome.projector.save(folder / FILES["projector"])
         handle.save_undo(folder / FILES["undo"])
         handle.receipt.save(folder / FILES["receipt"])
@@ -356,7 +356,7 @@ def _write(
             verdict=verdict,
             receipt=handle.receipt,
             edit_seconds=outcome.edit_seconds,
-            files=ABOUT,
+            files={f"edited model, as {loaded.library} loads it": loaded.weights} | ABOUT,
             undo_command=outcome.undo_command,
             texts=outcome.judged.texts,
             alarms=outcome.judged.alarms,

@@ -11,16 +11,19 @@ from safetensors import SafetensorError, safe_open
 
 from clipproj import files
 from clipproj.bank import ProjectorBank
-from clipproj.checkpoint import locate, read_edits, read_state, size
+from clipproj.heads import TRANSFORMERS
 from clipproj.projector import load
 from clipproj.receipt import Receipt
+from clipproj.state import locate, read_edits, read_state, size
 
 # Where state dicts keep the last projections; with a model at hand, find_heads knows better.
 _HEADS = (
     "visual.proj", "visual.attnpool.c_proj.weight", "visual.head.proj.weight",
-    "visual.head.mlp.fc2.weight", "visual.trunk.head.weight", "visual.trunk.head.fc.weight",
-    "visual_projection.weight", "text_projection", "text_projection.weight",
+    "visual.head.mlp.fc2.weight", "visual.head.pool.proj.weight", "visual.trunk.head.weight",
+    "visual.trunk.head.fc.weight", "text_projection", "text_projection.weight",
     "text.text_projection", "text.text_projection.weight", "text.proj.weight",
+    "text.proj.2.weight",
+    *(f"{site}.weight" for sites in TRANSFORMERS.values() for site in sites if type(site) is str),
 )  # fmt: skip
 
 
@@ -137,7 +140,7 @@ def _checkpoint(file: Path) -> dict[str, Any]:
         "dtypes": dict(dtypes),
         "heads": {
             name: {"shape": list(state[name].shape), "sha256": files.sha256(state[name])}
-            for name in _HEADS
+            for name in dict.fromkeys(_HEADS)
             if name in state
         },
         "edits": read_edits(file),

@@ -14,11 +14,21 @@ from clipproj.words import canonical, utf8
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
 LIMITS = "What it may cost"
 
+CHECKPOINT = "A file, an index of shards, or a folder of open_clip or transformers."
+
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Classes to forget.")]
 Template = Annotated[
     list[str] | None,
     typer.Option(
         help="A prompt with one {}; repeat. Default: OpenAI's 80, 7 with generic names.",
+        rich_help_panel=WHAT,
+    ),
+]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--truncate",
+        help="Cut prompts that are longer than the model reads. Default: an error.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -35,15 +45,16 @@ Projector = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        help="An open_clip architecture, a folder with open_clip_config.json, or "
-        "hf-hub:ORG/REPO. Default: the embedded model.",
+        help="An open_clip architecture, a folder of open_clip or transformers, or "
+        "hf-hub:ORG/REPO of open_clip. Default: the embedded model.",
         rich_help_panel=MODEL,
     ),
 ]
 Pretrained = Annotated[
     str | None,
     typer.Option(
-        help="Weights of the architecture: a tag of open_clip, or a file.", rich_help_panel=MODEL
+        help="Weights of the architecture: a tag of open_clip, a file, or an index of shards.",
+        rich_help_panel=MODEL,
     ),
 ]
 Images = Annotated[

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from clipproj import files
-from clipproj.checkpoint import WEIGHTS, read_edits
+from clipproj.state import WEIGHTS, locate, read_edits
 
 _SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
 
@@ -24,14 +24,18 @@ class Output:
             others are left alone.
         names: what will be written.
         source: the checkpoint that is read, which must not be overwritten by its own edit.
+        weights: the one of the names that is the checkpoint.
 
     Raises:
         ValueError: for what is no folder nor can become one, the folder of `source`, or one where
-            a name is taken by a folder, or by a file that clipproj did not write.
+            a name is taken by a folder, or by a file that clipproj did not write; for a checkpoint
+            of another name, which would be taken for the one written.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], source: Path | None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, names: Iterable[str], source: Path | None, weights: str = WEIGHTS
+    ) -> None:
+        self.folder, self.weights = folder, weights
         absolute = folder.absolute()
         there = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
         if not there.is_dir():
@@ -47,7 +51,10 @@ class Output:
             )
         taken = [name for name in names if os.path.lexists(folder / name)]
         self._refuse_folders(taken)
-        if taken and not ((folder / WEIGHTS).is_file() and read_edits(folder / WEIGHTS)):
+        other = self._checkpoint()
+        if other not in (None, folder / weights):
+            raise ValueError(f"erase: out must hold no other checkpoint, got {other}")
+        if taken and not (other is not None and read_edits(other)):
             raise ValueError(
                 f"erase: out must be empty or an earlier output of clipproj, got {folder} with "
                 f"{taken[0]}"
@@ -75,7 +82,7 @@ class Output:
         Only renames, which need no room. The weights come last: whoever finds new ones finds the
         undo file that belongs to them.
         """
-        paths = sorted(stage.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
+        paths = sorted(stage.iterdir(), key=lambda path: (path.name == self.weights, path.name))
         self._refuse_folders(path.name for path in paths)
         # not in the staging folder, of which nothing is kept should this process be killed now
         old = stage.with_name(f".clipproj-replaced.{uuid.uuid4().hex[:8]}")
@@ -101,6 +108,12 @@ class Output:
                 folder.rmdir()
             raise
         old.rename(stage / old.name)  # now it goes with the rest
+
+    def _checkpoint(self) -> Path | None:
+        try:
+            return locate(self.folder)
+        except FileNotFoundError:
+            return None
 
     def _refuse_folders(self, names: Iterable[str]) -> None:
         for name in names:

@@ -35,6 +35,7 @@ class Request:
             and 100 up to 16 names or 1 for more, where a heavier weight protects the class with
             them.
         templates: prompts with one `{}`; empty: OpenAI's 80, or 7 of them with the generic list.
+        truncate: cut prompts that the model would not read to their end; else an error.
         plurals, synonyms: forget these forms of the names as well.
         projector: a saved projector to apply, instead of making one from the names.
         tower: the tower whose head is edited.
@@ -56,6 +57,7 @@ class Request:
     forget_weight: float | None = None
     keep_weight: float | None = None
     templates: Sequence[str] = ()
+    truncate: bool = False
     plurals: bool = False
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     projector: Path | None = None

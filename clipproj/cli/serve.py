@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from clipproj.cli import terminal
+
 # What needs Ray is imported where it is used: --help must not wait for it.
 
 MODEL, SERVICE, LIMITS = "Model", "Service", "Limits"
@@ -136,11 +138,14 @@ def run(
             'serve: the service needs Ray Serve: pip install "clipproj[serve]"'
         ) from error
 
+    from clipproj.checkpoint import check_model
     from clipproj.serve.app import build
     from clipproj.serve.settings import Settings
 
     made = Settings.of(settings)
     _check_address(host, port)
+    with terminal.quiet(as_json):  # before a replica says it in Ray's log
+        check_model(made.model, made.pretrained)
     stop = threading.Event()
     cores = max(os.cpu_count() or 1, made.replicas)
     ray.init(

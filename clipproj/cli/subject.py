@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -53,12 +54,14 @@ def load(
     templates: Sequence[str],
     device: str,
     say: Progress,
+    truncate: bool = False,
     loaded: Loaded | None = None,
     prepared: Callable[[Pictures], Pictures] | None = None,
 ) -> Source:
     """Samples of the pictures under the model, or of a file that `Samples.save` wrote.
 
     Args:
+        truncate: cut prompts that the model would not read to their end; else an error.
         loaded: the model, where it has been loaded before.
         prepared: what to make of the pictures before they are embedded; None: nothing.
 
@@ -89,15 +92,18 @@ def load(
         say("model", 0, 1)
         loaded = load_model(model, pretrained, device)
         say("model", 1, 1)
-    classes = class_texts(loaded, pictures.classes, templates or None, "texts", say)
+    classes = class_texts(loaded, pictures.classes, templates or None, "texts", say, truncate)
     rows = picture_features(loaded, pictures, "pictures", say)
     samples = Samples.of_pictures(rows, pictures, classes, scale=logit_scale(loaded.model))
     skipped = sum(pictures.skipped.values())
     return Source(samples, loaded, _about(samples, loaded.name, images, skipped))
 
 
-def prompt_embedder(loaded: Loaded) -> Callable[[Sequence[str]], Tensor]:
-    """From prompts to the model's text features [m, d] on the CPU, 256 at a time."""
+def prompt_embedder(loaded: Loaded, truncate: bool = False) -> Callable[[Sequence[str]], Tensor]:
+    """From prompts to the model's text features [m, d] on the CPU, 256 at a time.
+
+    ValueError for a prompt that the model would not read to its end, unless `truncate` cuts it.
+    """
     device = next(loaded.model.parameters()).device
 
     def embed(prompts: Sequence[str]) -> Tensor:
@@ -105,7 +111,11 @@ def prompt_embedder(loaded: Loaded) -> Callable[[Sequence[str]], Tensor]:
         with evaluating(loaded.model), torch.inference_mode(False), torch.no_grad():
             for start in range(0, len(prompts), 256):
                 some = list(prompts[start : start + 256])
-                rows.append(encode(loaded.model, loaded.tokenizer, some, device).float().cpu())
+                cut = [] if truncate else None
+                made = encode(loaded.model, loaded.tokenizer, some, device, cut)
+                rows.append(made.float().cpu())
+                if cut:
+                    warnings.warn(f"audit: prompts are cut, such as {cut[0]!r}", stacklevel=2)
         return torch.cat(rows)
 
     return embed
@@ -133,12 +143,16 @@ def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
 
 
 def prompt_rows(
-    loaded: Loaded, names: Sequence[str], templates: Sequence[str], say: Progress
+    loaded: Loaded,
+    names: Sequence[str],
+    templates: Sequence[str],
+    say: Progress,
+    truncate: bool = False,
 ) -> dict[str, Embeddings]:
     """By name, a unit row for each prompt of it, one a template."""
     by_name = {name: prompts([name], templates) for name in names}
     everything = list(dict.fromkeys(one for some in by_name.values() for one in some))
-    rows = class_texts(loaded, everything, ["{}"], "prompts", say)
+    rows = class_texts(loaded, everything, ["{}"], "prompts", say, truncate)
     return {name: rows.select(some) for name, some in by_name.items()}
 
 

@@ -25,7 +25,11 @@ if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must n
     from clipproj.cli.erase import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
-_WORDS = {"force=True": "--force", "load_pictures: folder": "images"}  # what it is called here
+_WORDS = {
+    "force=True": "--force",
+    "truncate=True": "--truncate",
+    "load_pictures: folder": "images",
+}  # what it is called here
 
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
@@ -148,6 +152,8 @@ def quiet(as_json: bool) -> Iterator[list[str]]:
     logging.getLogger().addHandler(logging.NullHandler())  # else open_clip's lines go to stderr
     # has a handler of its own; every retry without a network is a warning
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for every file
     notes: list[str] = []
     # what other code prints is no part of the result
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):

@@ -15,6 +15,7 @@ from torch import Tensor
 from clipproj.checkpoint import Loaded
 from clipproj.encoder import encode, pixel_dtype, tower_features
 from clipproj.heads import head_hash
+from clipproj.hugging_face import Pixels
 from clipproj.projector import Projector
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Prepared, Preparer, Request, check_prompts
@@ -48,9 +49,11 @@ class Engine:
     """One model and the projectors of all tenants.
 
     Args:
-        loaded: the model, of open_clip.
+        loaded: the model.
         capacity: directions over all tenants. max_pixels: of a picture.
         class_rows: class texts that are kept.
+
+    Raises ValueError for a model without a logit_scale, or whose pictures are more than pixels.
     """
 
     def __init__(
@@ -64,10 +67,16 @@ class Engine:
         self.loaded, self.model = loaded, loaded.model
         self.device = next(self.model.parameters()).device
         self.dtype = pixel_dtype(self.model)
+        if not hasattr(self.model, "logit_scale"):
+            got = type(self.model).__name__
+            raise ValueError(f"serve: model must have a logit_scale, got {got} without")
         context = getattr(loaded.tokenizer, "context_length", None)
+        preprocess = loaded.preprocess
+        if not hasattr(self.model, "encode_image"):
+            preprocess = Pixels(preprocess)
         with torch.no_grad():
             self.dim = encode(self.model, loaded.tokenizer, ["a"], self.device).shape[1]
-        self.prepare = Preparer(loaded.preprocess, loaded.tokenizer, self.dim, context, max_pixels)
+        self.prepare = Preparer(preprocess, loaded.tokenizer, self.dim, context, max_pixels)
         try:
             self.head = head_hash(self.model)
         except ValueError:  # a head that cannot be edited can be served
@@ -167,7 +176,9 @@ class Engine:
         return out
 
     def _encode_text(self, tokens: Tensor) -> Tensor:
-        inputs = {"input_ids": tokens.to(self.device)}
+        tokens = tokens.to(self.device)
+        mask = getattr(self.loaded.tokenizer, "inputs", None)  # of transformers' tokenizers
+        inputs = {"input_ids": tokens} if mask is None else mask(tokens)
         return tower_features("serve", self.model, "text", inputs)
 
     def _encode_image(self, pixels: Tensor) -> Tensor:

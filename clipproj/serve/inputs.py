@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from clipproj.encoder import default_device
 from clipproj.pictures import open_picture, picture_size
 from clipproj.serve.errors import ServiceError, bad
+from clipproj.tokens import counts, cut_tokens, too_long
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
 MAX_ASPECT = 100  # a row of pixels, resized to the model's height, would be millions wide
@@ -129,18 +130,19 @@ class Preparer:
             values = [request.inputs[i].value for i in where]
             if kind == "text":
                 with default_device("cpu"):
-                    tensors[kind] = self.tokenizer(values)
-                counts = _counts(self.tokenizer, tensors[kind])
-                tokens = sum(counts)
-                if not request.truncate:
-                    for place, whole in _cut(self.tokenizer, self.context, values, counts):
-                        i = where[place]
-                        raise bad(
-                            f"input {i}: the text has {whole} tokens, the model reads "
-                            f'{self.context}; shorten it or send "truncate": true',
-                            f"input[{i}]",
-                            "text_too_long",
-                        )
+                    tensors[kind] = cut_tokens(self.tokenizer, values)
+                    cut = (
+                        [] if request.truncate else too_long(self.tokenizer, values, tensors[kind])
+                    )
+                tokens = sum(counts(self.tokenizer, tensors[kind]))
+                for place, whole in cut:
+                    i = where[place]
+                    raise bad(
+                        f"input {i}: the text has {whole} tokens, the model reads "
+                        f'{self.context}; shorten it or send "truncate": true',
+                        f"input[{i}]",
+                        "text_too_long",
+                    )
             elif kind == "image":
                 sizes = [self._size(v, i) for v, i in zip(values, where, strict=True)]
                 if sum(sizes) > PICTURES * self.max_pixels:  # a small file may hold many
@@ -207,37 +209,12 @@ def check_prompts(
     Args:
         what: the field of the request that holds the names.
     """
-    context = getattr(tokenizer, "context_length", None)
     for template in templates:
         prompts = [template.replace("{}", name) for name in names]
         with default_device("cpu"):
-            counts = _counts(tokenizer, tokenizer(prompts))
-        for i, whole in _cut(tokenizer, context, prompts, counts):
+            tokens = cut_tokens(tokenizer, prompts)
+            cut = too_long(tokenizer, prompts, tokens)
+        for i, whole in cut:
+            context = tokens.shape[1]
             text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
             raise bad(text, what, "text_too_long")
-
-
-def _counts(tokenizer: Callable[..., Tensor], tokens: Tensor) -> list[int]:
-    """Tokens of each text without the padding around it; inside, 0 is a "!" of CLIP's."""
-    inner = getattr(tokenizer, "tokenizer", None)
-    pad = getattr(inner, "pad_token_id", None) or 0
-    kept = (tokens != pad).int()
-    around = kept.argmax(1) + kept.flip(1).argmax(1)
-    return ((tokens.shape[1] - around) * kept.amax(1)).tolist()
-
-
-def _cut(
-    tokenizer: Callable[..., Tensor], context: int | None, texts: Sequence[str], counts: list[int]
-) -> Iterator[tuple[int, int]]:
-    """Which texts have more tokens than the model reads, and how many: open_clip's tokenizers cut
-    silently, so what is as long as the context may have been cut."""
-    encode, inner = getattr(tokenizer, "encode", None), getattr(tokenizer, "tokenizer", None)
-    for i, (text, count) in enumerate(zip(texts, counts, strict=True)):
-        # one less: SigLIP ends a text with the token it pads with
-        if context is None or count < context - 1:
-            continue
-        whole = len(encode(text)) + 2 if encode else count
-        if not encode and inner is not None:
-            whole = len(inner(text)["input_ids"])
-        if whole > context:
-            yield i, whole

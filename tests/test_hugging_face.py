@@ -1,0 +1,327 @@
+"""Folders of transformers: loaded, erased from, verified, undone, served; their log of edits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+import transformers
+from families import FAMILIES, WIDTH
+from plugin_models import clip_folder, picture, projector
+from safetensors import safe_open
+
+import clipproj
+from clipproj import RecordedEdit, edit, edits, embed_classes, undo
+from clipproj.checkpoint import load_model
+from clipproj.encoder import features
+from clipproj.heads import find_heads
+from clipproj.hugging_face import Pixels, Tokenizer
+from clipproj.receipt import Receipt, verify
+from clipproj.serve.engine import Answer, Engine
+from clipproj.serve.errors import ServiceError
+from clipproj.serve.inputs import Input, Request
+from clipproj.state import HF_WEIGHTS, INDEX, locate, read_edits, read_state, replace_tensors
+
+Run = Callable[..., Any]
+MODELS = {name: one for name, one in FAMILIES.items() if hasattr(transformers, name)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clip_folder(tmp_path_factory.mktemp("hf") / "clip")
+
+
+@pytest.fixture
+def asked(folder: Path, pictures: Path) -> list[str]:
+    """The options that name the model, its pictures and a prompt for its 16 tokens."""
+    return ["--model", str(folder), "--images", str(pictures), "--template", tiny.TEMPLATE]
+
+
+@pytest.fixture
+def erased(run: Run, asked: list[str]) -> Path:
+    assert run("erase", "cat", *asked).exit_code == 0
+    return Path("clipproj-out")
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    return {name: t.numpy().tobytes() for name, t in read_state(locate(folder)).items()}
+
+
+def in_other_files(folder: Path, to: Path, kind: str) -> Path:
+    """The same model, as transformers also writes it or wrote it once."""
+    model = transformers.CLIPModel.from_pretrained(folder)
+    shutil.copytree(folder, to)
+    (to / HF_WEIGHTS).unlink()
+    state = model.state_dict()
+    if kind == "shards":
+        model.save_pretrained(to, max_shard_size="60KB")
+        assert len(list(to.glob("model-*.safetensors"))) > 2
+    elif kind == "bin":
+        torch.save(state, to / "pytorch_model.bin")
+    else:
+        names = list(state)
+        places = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(names)}
+        for file in set(places.values()):
+            torch.save({n: state[n] for n in names if places[n] == file}, to / file)
+        index = {"metadata": {}, "weight_map": places}
+        (to / f"pytorch_model.bin{INDEX}").write_text(json.dumps(index))
+    return to
+
+
+def test_a_folder_is_loaded(folder: Path) -> None:
+    loaded = load_model(str(folder))
+    model = transformers.CLIPModel.from_pretrained(folder)
+    assert not loaded.model.training
+    assert loaded.checkpoint == folder / HF_WEIGHTS
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    got = embed_classes(loaded.model, loaded.tokenizer, ["cat", "dog"], ["a {}"])
+    assert torch.equal(got.tensor, embed_classes(model, processor, ["cat", "dog"], ["a {}"]).tensor)
+    with pytest.raises(ValueError, match="pretrained must be left out with a folder"):
+        load_model(str(folder), "openai")
+
+
+def test_weights_that_leave_a_part_at_random_are_refused(folder: Path, tmp_path: Path) -> None:
+    clip = in_other_files(folder, tmp_path / "m", "bin")
+    state = torch.load(clip / "pytorch_model.bin", weights_only=True)
+    del state["visual_projection.weight"]
+    torch.save(state, clip / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"all weights of CLIPModel, got .* visual_projection"):
+        load_model(str(clip))
+    (clip / "pytorch_model.bin").write_bytes(b"damaged")
+    with pytest.raises(RuntimeError, match=r"load_model: cannot load .*m: "):
+        load_model(str(clip))
+
+
+def test_a_folder_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*", "proc*"))
+    with pytest.raises((RuntimeError, ValueError), match="load_model: "):
+        load_model(str(tmp_path / "m"))
+
+
+def test_transformers_loads_what_erase_writes(folder: Path, erased: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(erased)
+    processor = transformers.AutoProcessor.from_pretrained(erased)
+    original = transformers.AutoModel.from_pretrained(folder)
+    p = clipproj.load(erased / "projector.safetensors")
+    pixels = processor(images=[picture(1)], return_tensors="pt")
+    with torch.no_grad():
+        got = features(model.get_image_features(**pixels))
+        want = p(features(original.get_image_features(**pixels)))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    before, after = bits(folder), bits(erased)
+    assert {name for name in before if before[name] != after[name]} == {"visual_projection.weight"}
+    assert before.keys() == after.keys()
+    assert (
+        processor.tokenizer("a cat")["input_ids"]
+        == (transformers.AutoProcessor.from_pretrained(folder).tokenizer("a cat")["input_ids"])
+    )
+
+
+def test_verify_info_and_undo_of_a_folder(run: Run, folder: Path, erased: Path) -> None:
+    receipt = erased / "receipt.safetensors"
+    for place in (erased, erased / HF_WEIGHTS):
+        assert run("verify", place, receipt).stdout.startswith("image head edited, bit for bit")
+    assert run("verify", folder, receipt).exit_code == 1
+    facts = json.loads(run("info", erased, "--json").stdout)
+    assert facts["kind"] == "checkpoint"
+    assert set(facts["heads"]) == {"visual_projection.weight", "text_projection.weight"}
+    assert [one["forget"] for one in facts["edits"]] == [["cat"]]
+    assert run("undo", erased, erased / "undo.safetensors").exit_code == 0
+    assert bits(erased) == bits(folder)
+    assert read_edits(locate(erased)) == []
+    assert edits(transformers.AutoModel.from_pretrained(erased)) == ()
+
+
+@pytest.mark.parametrize("kind", ["shards", "bin", "bin shards"])
+def test_every_way_to_keep_the_weights(
+    run: Run, folder: Path, asked: list[str], tmp_path: Path, kind: str
+) -> None:
+    clip = in_other_files(folder, tmp_path / "m", kind)
+    assert bits(clip) == bits(folder)
+    result = run("erase", "cat", "--model", clip, *asked[2:], "--json")
+    assert result.exit_code == 0, result.stdout
+    receipt = Receipt.load("clipproj-out/receipt.safetensors")
+    assert verify(read_state(locate(Path("clipproj-out"))), receipt).exact
+    # the same edit made where the weights lie
+    out = locate(Path("clipproj-out"))
+    there = in_other_files(folder, tmp_path / "edited", kind)
+    head = {"visual_projection.weight": read_state(out)["visual_projection.weight"]}
+    replace_tensors(locate(there), head, read_edits(out))
+    assert run("verify", there, "clipproj-out/receipt.safetensors").exit_code == 0
+    assert [one["forget"] for one in read_edits(locate(there))] == [["cat"]]
+    files = sorted(path.name for path in there.iterdir())
+    result = run("undo", there, "clipproj-out/undo.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert bits(there) == bits(folder)
+    assert sorted(path.name for path in there.iterdir()) == files
+    loaded = load_model(str(there))
+    assert edits(loaded.model) == ()
+
+
+def test_an_index_alone_is_read(folder: Path, tmp_path: Path) -> None:
+    clip = in_other_files(folder, tmp_path / "m", "shards")
+    index = clip / f"{HF_WEIGHTS}{INDEX}"
+    assert {n: t.numpy().tobytes() for n, t in read_state(index).items()} == bits(folder)
+    told = json.loads(index.read_text())
+    name, file = next(iter(told["weight_map"].items()))
+    for wrong, says in (("none.safetensors", "must be a file"), ("../m/x", "beside their index")):
+        index.write_text(json.dumps({"weight_map": told["weight_map"] | {name: wrong}}))
+        with pytest.raises((ValueError, FileNotFoundError), match=says):
+            read_state(index)
+    other = next(one for one in told["weight_map"].values() if one != file)
+    index.write_text(json.dumps({"weight_map": told["weight_map"] | {name: other}}))
+    with pytest.raises(ValueError, match=f"must hold {name}, as model.safetensors.index.json says"):
+        read_state(index)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="a JSON object"):
+        read_state(index)
+
+
+def test_the_output_must_not_hold_a_model_of_another_kind(
+    run: Run, asked: list[str], usual: list[str], erased: Path
+) -> None:
+    before = tiny.tree(erased)
+    result = run("erase", "cat", *usual)  # of open_clip
+    assert result.exit_code == 2
+    assert "out must hold no other checkpoint, got clipproj-out/model.safetensors" in result.stderr
+    assert tiny.tree(erased) == before
+    assert run("erase", "dog", *asked).exit_code == 0  # an earlier output of its own kind
+
+
+def test_edits_in_a_row_and_the_log(run: Run, asked: list[str], folder: Path, erased: Path) -> None:
+    result = run("erase", "dog", "--model", erased, *asked[2:], "--out", "two")
+    assert result.exit_code == 0, result.stderr
+    model = transformers.AutoModel.from_pretrained("two")
+    assert [one.forget for one in edits(model)] == [("cat",), ("dog",)]
+    assert run("undo", "two", "two/undo.safetensors").exit_code == 0
+    assert bits(Path("two")) == bits(erased)
+    assert [one["forget"] for one in read_edits(locate(Path("two")))] == [["cat"]]
+    assert run("undo", "two", erased / "undo.safetensors").exit_code == 0
+    assert bits(Path("two")) == bits(folder)
+
+
+@pytest.mark.filterwarnings("ignore:edit. an edit of the text head can vanish")
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_keeps_its_edits_through_save_pretrained(name: str, tmp_path: Path) -> None:
+    model = FAMILIES[name].build()
+    heads = [head for head in find_heads(model) if head.foldable]
+    config = model.config
+    head = heads[0]
+    p = projector(1, head.tower, dim=head.width)
+    made = edit(model, p, head.tower)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / HF_WEIGHTS, "pt") as opened:
+        assert {head.weight for head in heads} <= set(opened.keys())
+    assert verify(read_state(locate(tmp_path)), made.receipt).exact
+    again = type(model).from_pretrained(tmp_path)
+    want = RecordedEdit((made.receipt.label,), head.tower, 1.0, p.content_hash())
+    assert edits(again) == (want,)
+    assert edits(model) == (made,)
+    assert edits(copy.deepcopy(model)) == (want,)
+    assert not hasattr(config, "clipproj")  # another model may have been made of it
+    made.save_undo(tmp_path / "undo")
+    undo(again, tmp_path / "undo")
+    assert edits(again) == ()
+    made.undo()
+    assert (edits(model), hasattr(model.config, "clipproj")) == ((), False)
+
+
+def test_a_live_edit_comes_after_what_the_checkpoint_says(erased: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(erased)
+    with edit(model, projector(1)) as made:
+        recorded, live = edits(model)
+        assert (recorded.forget, live) == (("cat",), made)
+    assert edits(model) == (recorded,)
+
+
+# The service
+
+
+def features_of(model: torch.nn.Module, tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    rows = []
+    for text in texts:  # one at a time: no padding to get wrong
+        told = tokenizer([text], return_tensors="pt")
+        inputs = {"input_ids": told["input_ids"], "attention_mask": told["attention_mask"]}
+        with torch.no_grad():
+            rows.append(features(model.get_text_features(**inputs)))
+    return torch.cat(rows)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine(load_model(str(folder)), capacity=16)
+
+
+def test_a_folder_is_served(engine: Engine, folder: Path) -> None:
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    texts = ["a cat", "an owl", "dog"]
+    shown = picture(3)
+    data = io.BytesIO()
+    shown.save(data, "PNG")
+    inputs = (*(Input("text", one) for one in texts), Input("image", data.getvalue()))
+    (answer,) = engine.answer([Request(inputs)])
+    assert isinstance(answer, Answer), answer
+    with torch.no_grad():
+        pixels = processor(images=[shown], return_tensors="pt")
+        seen = features(model.get_image_features(**pixels))
+    want = F.normalize(torch.cat([features_of(model, processor.tokenizer, texts), seen]))
+    np.testing.assert_allclose(answer.rows, want.numpy(), atol=1e-5)
+    (classified,) = engine.answer(
+        [Request(inputs[-1:], classes=("cat", "dog"), templates=("a {}",))]
+    )
+    classes = embed_classes(model, processor, ["cat", "dog"], ["a {}"]).tensor
+    logits = model.logit_scale.detach().exp() * F.normalize(seen) @ classes.T
+    np.testing.assert_allclose(classified.probabilities, logits.softmax(1).numpy(), atol=1e-4)
+
+
+def test_the_service_refuses_long_texts_of_a_folder(engine: Engine) -> None:
+    long = Request((Input("text", "a cat and a dog in it"),))
+    (refused,) = engine.answer([long])
+    assert isinstance(refused, ServiceError)
+    assert (refused.status, refused.code) == (400, "text_too_long")
+    (cut,) = engine.answer([Request(long.inputs, truncate=True)])
+    assert isinstance(cut, Answer)
+    named = {"classes": ("sailing boat",), "templates": ("a {} here",)}
+    (refused,) = engine.answer([Request((Input("text", "a cat"),), **named)])
+    assert (refused.code, refused.param) == ("text_too_long", "classes")
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+@pytest.mark.parametrize("name", ["CLIPModel", "ChineseCLIPModel"])
+def test_padded_tokens_give_the_features_of_the_text_alone(
+    folder: Path, name: str, pad: str
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = pad
+    torch.manual_seed(0)
+    ids = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    ids |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "pad_token_id": tokenizer.pad_token_id}
+    cls = getattr(transformers, name)
+    config = cls.config_class(
+        text_config=shape | ids, vision_config=shape | {"image_size": 32, "patch_size": 16},
+        projection_dim=WIDTH,
+    )  # fmt: skip
+    model = cls(config).eval()
+    texts = ["a cat", "owl", "a tall tree"]
+    ours = Tokenizer(model, tokenizer)
+    with torch.no_grad():
+        got = features(model.get_text_features(**ours.inputs(ours(texts))))
+    torch.testing.assert_close(got, features_of(model, tokenizer, texts), atol=1e-6, rtol=1e-5)
+
+
+def test_pictures_that_are_more_than_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pixel_values alone, got .*spatial_shapes"):
+        Pixels(transformers.Siglip2ImageProcessor())
