@@ -100,7 +100,7 @@ def projectors(count: int, dim: int, seed: int) -> dict[str, Projector]:
             write = torch.randn(1 + i % 8, dim, generator=generator)
             projector = Projector(rows / dim**0.5, write / dim**0.5, strength=0.5)
         else:
-            projector = nullspace(rows, contrast="none", strength=(0.5, 1.0, 1.5)[i % 3])
+            projector = nullspace(rows, contrast="none").scaled((0.5, 1.0, 1.5)[i % 3])
         made[f"load-{i:03}"] = projector
     return made
 

@@ -92,3 +92,30 @@ def test_figures_of_domains_are_those_kept() -> None:
         values = [one["value"] for one in kept[1:]]
         want = [100 * v for v in values[:6]] + [values[6]]
         assert shown == pytest.approx(want, abs=0.0501)
+
+
+def test_figures_of_several_names_are_those_kept() -> None:
+    kept = json.loads((ROOT / "benchmarks/results/names.json").read_text(encoding="utf-8"))
+    titles = {"Embedded": "Embedded", "Oxford": "oxford", "Food-101": "food101", "Pets'": "among"}
+    edits = {
+        "closed list (span or hull)": "closed, as the command does",
+        "generic list (mean)": "generic, as the command does",
+        "generic list, 1.5 for all": "generic, mean, strength 1.5",
+        "mean, 1.5 for all": "closed, mean, strength 1.5",
+    }
+    rows = table("pictures, names forgotten")
+    assert len(rows) > 15
+    for place, edit, *cells in rows:
+        title, number = re.fullmatch(r"(\S+).*: (\d+)", place).groups()
+        (numbers,) = (
+            row[1:]
+            for setting, rows in kept.items()
+            for row in rows
+            if titles[title] in setting and ("among" in setting) == (title == "Pets'")
+            if row[0] == f"{number}, {edits[edit]}"
+        )
+        want = [one["value"] for one in numbers[:4]]
+        for cell, value in zip(cells, want, strict=False):
+            shown = None if cell == "n/a" else float(cell)
+            assert shown == (None if value is None else pytest.approx(100 * value, abs=0.0501))
+        assert cells[4:] == numbers[8:]

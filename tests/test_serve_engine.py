@@ -421,6 +421,15 @@ def test_a_strength_replaces_that_of_each_part_or_is_refused(engine: Engine) -> 
     np.testing.assert_allclose(answer.rows[0], want.numpy(), atol=2e-6)
 
 
+def test_a_strength_above_one_is_for_one_direction(engine: Engine) -> None:
+    for names, fine in (("sym1", True), ("sym2", False), (("sym1", "sym5"), False)):
+        (answer,) = engine.answer([Request((Input("embedding", given(3), names, 1.5),))])
+        assert isinstance(answer, Answer) == fine
+        if not fine:
+            assert (answer.status, answer.param) == (400, "input[0].strength")
+            assert "where reflections cross, got 1.5" in answer.message
+
+
 def test_receipts_of_affine_projectors_claim_nothing(engine: Engine) -> None:
     request = Request((Input("embedding", given(4), "affine"),), receipt=True)
     (answer,) = engine.answer([request])

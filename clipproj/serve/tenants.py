@@ -153,6 +153,12 @@ class Tenants:
                 text = f"input {i}: strength must be left out with several projectors unless all "
                 text += "are symmetric and of one strength: it would not replace that of each"
                 raise bad(text, f"input[{i}].strength")
+        if one.strength is not None and one.strength > 1:
+            rank = sum(self._forms[one.side][name].projector.rank for name in names)
+            if rank > 1:
+                text = f"input {i}: strength must be at most 1 for the {rank} directions of "
+                text += f"{', '.join(names)}, where reflections cross, got {one.strength:g}"
+                raise bad(text, f"input[{i}].strength")
         if one.side == "text":
             names = names[::-1]  # (P Q)^T is Q^T P^T
         plan = Plan(names, one.strength)
