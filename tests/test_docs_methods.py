@@ -106,7 +106,7 @@ def test_figures_of_several_names_are_those_kept() -> None:
     rows = table("pictures, names forgotten")
     assert len(rows) > 15
     for place, edit, *cells in rows:
-        title, number = re.fullmatch(r"(\S+).*: (\d+)", place).groups()
+        title, number = re.fullmatch(r"([^\s,]+).*: (\d+)", place).groups()
         (numbers,) = (
             row[1:]
             for setting, rows in kept.items()
