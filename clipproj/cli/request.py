@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,11 +79,13 @@ class Names:
             and names without pictures, which can't be.
         forms: what is embedded for them: all plurals and synonyms.
         keep: names to keep; None: the generic list.
+        earlier: what edits that the model has already forgot, which is not kept.
     """
 
     forget: tuple[str, ...]
     forms: tuple[str, ...]
     keep: tuple[str, ...] | None
+    earlier: tuple[str, ...] = ()
 
 
 def check(request: Request) -> None:
@@ -172,6 +175,24 @@ def resolve(
     if not keep:
         raise ValueError(f"{op}: names must leave a class to keep, got all {len(measured)}")
     return Names((*measured, *unknown), forms, keep)
+
+
+def without_earlier(names: Names, edits: Sequence[Mapping[str, Any]]) -> Names:
+    """What earlier edits of the model forgot is not kept, and is looked for again.
+
+    Args:
+        edits: the log of the model's checkpoint.
+    """
+    own = set(map(name_key, names.forms))
+    earlier = tuple(n for edit in edits for n in edit["forget"] if name_key(n) not in own)
+    again = on_both(earlier, names.keep or ())
+    if again:
+        shown = ", ".join(map(repr, again))
+        warnings.warn(f"erase: forgotten by an earlier edit and not kept: {shown}", stacklevel=2)
+    keep = names.keep and tuple(name for name in names.keep if name not in set(again))
+    if keep == ():
+        raise ValueError("erase: names must leave a class to keep, earlier edits forgot the others")
+    return replace(names, forget=(*names.forget, *again), keep=keep, earlier=earlier)
 
 
 def _unmeasured(op: str, names: Sequence[str], classes: Sequence[str]) -> str:

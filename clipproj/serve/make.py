@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipproj import demo
-from clipproj.audit.gate import judge
+from clipproj.audit.gate import FEW, GENERAL, judge
 from clipproj.checkpoint import Loaded
 from clipproj.methods import defaults
 from clipproj.projector import Projector
@@ -35,14 +35,17 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
             strength=spec.strength,
             closed=closed,
         )
-        judged = judge(made, forget, keep, spec.limits, closed=closed)
+        general = None
+        if closed and len(keep) < FEW:
+            general = generic_keep(loaded.model, loaded.tokenizer, forget, most=GENERAL)
+        judged = judge(made, forget, keep, spec.limits, closed=closed, general=general)
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
     if judged.refused:
         help = f" What may help: {'; '.join(judged.advice)}." if judged.advice else ""
         text = f"refused: {' '.join(judged.alarms)}{help} max_loss and max_found set the limits."
         raise ServiceError(422, text, None, "edit_refused")
-    made.provenance |= {"measured": judged.price.as_dict()}
+    made.provenance |= {"measured": judged.as_dict()}
     return made
 
 
