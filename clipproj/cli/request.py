@@ -143,7 +143,8 @@ def resolve(
     Args:
         seen: refuse a name that no picture folder has; False: warn of it, and forget it.
 
-    Raises ValueError for a name that the projector does not forget, or that is on both lists.
+    Raises ValueError for a name that the projector does not forget, that is on both lists, or that
+    no folder has and is spelt much like one that does.
     """
     op, names, keep = request.command, tuple(request.names), tuple(request.keep)
     own = _forgotten_by(op, saved, names)
@@ -168,8 +169,14 @@ def resolve(
     unknown = tuple(name for name in asked if name not in known)
     for name in unknown if seen else ():
         check_known(op, name, classes)
+    for name in () if own or keep else unknown:
+        if close := difflib.get_close_matches(name_key(name), classes, n=1, cutoff=0.8):
+            raise ValueError(
+                f"{op}: names must be picture folders or unlike them, got {name!r}, which is close "
+                f"to {close[0]!r}; where both are meant, give keep"
+            )
     if unknown:
-        warnings.warn(_unmeasured(op, unknown, classes), stacklevel=2)
+        warnings.warn(_unmeasured(op, unknown), stacklevel=2)
     gone = set(measured)
     keep = keep or tuple(name for name in classes if name not in gone)
     if not keep:
@@ -195,13 +202,11 @@ def without_earlier(names: Names, edits: Sequence[Mapping[str, Any]]) -> Names:
     return replace(names, forget=(*names.forget, *again), keep=keep, earlier=earlier)
 
 
-def _unmeasured(op: str, names: Sequence[str], classes: Sequence[str]) -> str:
+def _unmeasured(op: str, names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" * (len(names) > 5))
-    close = [c for n in names[:5] for c in difflib.get_close_matches(n, classes, n=1, cutoff=0.6)]
-    hint = f"; did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
     return (
         f"{op}: there are no pictures of {shown}: forgotten all the same, and what is left of it "
-        f"measured on texts{hint}"
+        "measured on texts"
     )
 
 

@@ -65,6 +65,8 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
     if keep is None and loaded.name == demo.NAME:
         gone = {name_key(name) for name in spec.forget}
         keep = tuple(name for name in demo.class_names() if name_key(name) not in gone)
+        if not keep:
+            raise bad("forget must leave a class of the model, got all of them", "forget")
     default = simple_templates() if keep is None else openai_templates()
     templates = spec.templates or default
     names = (*spec.forget, *(keep or ()))
