@@ -13,13 +13,13 @@ from clipproj.audit.wording import count, listed, percent
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
-FEW = 50  # kept names; with fewer, names in general are measured as well
+FEW = 50  # kept names or classes with pictures; with fewer, names in general are measured too
 GENERAL = 100  # of those
 ONE_NAME = 10  # times `max_found` may be found of one forgotten name
 _FALL = 0.25  # loss of a class, or of the nearest ones, from which on it is worth a word
 _TURNED = 0.6  # mean cosine of the others to what they were, below which they are not themselves
 _KNOWN = 0.1  # accuracy below which a loss in points says nothing
-_TOLD_APART = 0.5  # the same, of names in general, which a model of few classes need not know
+_TOLD_APART = 0.8  # the same, of names in general, which a model of few classes does not know
 _ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
 
 
@@ -221,13 +221,12 @@ def judge(
     Raises ValueError as `stand_ins`.
     """
 
-    def on_texts(keep: Embeddings) -> Comparison:
+    def on_texts(keep: Embeddings, unit: str) -> Comparison:
         unedited = stand_ins(forget, keep)
-        edited = unedited.edited(projector)
-        return compare(unedited, edited, forget.names, probe=False, unit="mixture of texts")
+        return compare(unedited, unedited.edited(projector), forget.names, probe=False, unit=unit)
 
-    texts = on_texts(keep)
-    wide = None if general is None else on_texts(general)
+    texts = on_texts(keep, "mixture of texts")
+    wide = None if general is None else on_texts(general, "mixture of names in general")
     price = Price.of(projector, forget, keep, texts, pictures, wide)
     refused = price.beyond(limits)
     alarms = refused or price.beyond(Limits())

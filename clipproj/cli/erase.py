@@ -159,7 +159,9 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
     closed = keep_from != "generic"
-    general = _general(request, loaded, forget, say) if closed and len(keep) < FEW else None
+    general, seen = None, {*keep.names, *classes.names}
+    if closed and len(seen) < FEW:
+        general = _general(request, loaded, forget, say)
     if saved is None:
         projector = _build(request, forget, keep, closed)
         fold(projector).undo()  # nor after an hour of pictures
