@@ -138,7 +138,9 @@ def test_names_in_general_are_asked_where_few_are_kept() -> None:
     assert judged.advice == ("more of the names that compete",)
     assert not judge(Projector(rows[:1]), forget, keep, closed=True, general=general).refused
     blur = embed(torch.ones(29, 32) + 1e-9 * rows[3:], "general")  # the model knows none of them
-    assert not judge(wide, forget, keep, closed=True, general=blur).refused
+    judged = judge(wide, forget, keep, closed=True, general=blur)
+    assert not judged.refused
+    assert "names in general this model does not tell apart" in judged.notes[-1]
 
 
 def test_where_nothing_was_right_before_no_loss_is_told() -> None:

@@ -20,6 +20,10 @@ _FALL = 0.25  # loss of a class, or of the nearest ones, from which on it is wor
 _TURNED = 0.6  # mean cosine of the others to what they were, below which they are not themselves
 _KNOWN = 0.1  # accuracy below which a loss in points says nothing
 _TOLD_APART = 0.8  # the same, of names in general, which a model of few classes does not know
+_UNKNOWN = (
+    "Few names are kept, and names in general this model does not tell apart: what else it knew "
+    "was not measured."
+)
 _ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
 
 
@@ -181,7 +185,7 @@ class Judgement:
         alarms: in which ways it is beyond them or, where they allow it, beyond the default ones; a
             sentence each.
         advice: what may help.
-        notes: what else is worth a word: classes that lose much.
+        notes: what else is worth a word: classes that lose much, what could not be measured.
     """
 
     texts: Comparison
@@ -233,6 +237,8 @@ def judge(
     held = limits if refused else Limits()
     advice = _advice(price, held, projector, len(forget), len(keep), closed) if alarms else ()
     notes = () if price.loses(held) else _falls(pictures or texts)
+    if wide is not None and wide.before.retain < _TOLD_APART:
+        notes += (_UNKNOWN,)
     return Judgement(texts, price, limits, bool(refused), alarms, advice, notes)
 
 
