@@ -25,7 +25,7 @@ from forgetting import markdown
 import clipproj
 from clipproj import Embeddings
 from clipproj.audit import compare, judge
-from clipproj.audit.gate import FEW, GENERAL
+from clipproj.audit.gate import FEW
 from clipproj.audit.page import Table
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
@@ -144,7 +144,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
         elif kind == "short":
             keep = keep.select(random.Random(seed).sample(keep.names, SHORT))
         if len(keep) < FEW:
-            general = rest.select(rest.names[:: len(rest) // GENERAL])
+            general = rest
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:

@@ -223,7 +223,6 @@ def generic_keep(
     *,
     templates: Iterable[Template] | None = None,
     threshold: float = 0.97,
-    most: int | None = None,
     batch_size: int = 256,
     truncate: bool = False,
     progress: Progress | None = None,
@@ -239,7 +238,6 @@ def generic_keep(
         templates: None: those of `forget` if there are at most 8, else open_clip's 7 simple ones:
             1000 names times 80 templates is more text than a CPU encodes while somebody waits.
         threshold: cosine in [-1, 1]; CLIP texts of different classes lie near 0.85.
-        most: at most so many names, evenly from the list; None: all.
 
     Raises:
         TypeError, ValueError: as `embed_classes`; also for embeddings of another model, and when no
@@ -263,10 +261,6 @@ def generic_keep(
         templates = forget.templates if few else simple_templates()
     own = {name_key(name) for name in forget.names}
     names = [name for name in imagenet_names() if name_key(name) not in own]
-    if most is not None:
-        if most < 1:
-            raise ValueError(f"{op}: most must be at least 1, got {most}")
-        names = names[:: -(-len(names) // most)]
     keep = embed_classes(
         model,
         tokenizer,

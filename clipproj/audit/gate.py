@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipproj.audit.evaluate import Comparison, compare
+from clipproj.audit.groups import nearest
 from clipproj.audit.standins import stand_ins
 from clipproj.audit.stats import Measured, plain
 from clipproj.audit.wording import count, listed, percent
@@ -14,7 +15,9 @@ from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
 FEW = 50  # kept names or classes with pictures; with fewer, names in general are measured too
-GENERAL = 100  # of those
+NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
+# lose is what pictures lose, within a factor of two; of a thousand names it is diluted tenfold
+GENERAL_PROMPTS = ("a photo of a {}.",)  # they are a thousand, and only measured on
 ONE_NAME = 10  # times `max_found` may be found of one forgotten name
 _FALL = 0.25  # loss of a class, or of the nearest ones, from which on it is worth a word
 _TURNED = 0.6  # mean cosine of the others to what they were, below which they are not themselves
@@ -219,8 +222,8 @@ def judge(
         forget, keep: the texts it was made of.
         closed: whether the kept names are those that compete, not names in general.
         pictures: what it does to pictures, where there are some.
-        general: names in general, for a list of few kept ones: what else the model knows. Left out
-            where the model does not tell them apart.
+        general: names in general, for a list of few kept ones: the nearest to what is forgotten
+            stand for what else the model knows. Left out where it does not tell them apart.
 
     Raises ValueError as `stand_ins`.
     """
@@ -230,7 +233,10 @@ def judge(
         return compare(unedited, unedited.edited(projector), forget.names, probe=False, unit=unit)
 
     texts = on_texts(keep, "mixture of texts")
-    wide = None if general is None else on_texts(general, "mixture of names in general")
+    wide = None
+    if general is not None:
+        near = general.select(nearest(general, forget, NEAR))
+        wide = on_texts(near, "mixture of names in general")
     price = Price.of(projector, forget, keep, texts, pictures, wide)
     refused = price.beyond(limits)
     alarms = refused or price.beyond(Limits())

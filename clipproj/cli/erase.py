@@ -17,7 +17,7 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
-from clipproj.audit.gate import FEW, GENERAL, Judgement, judge
+from clipproj.audit.gate import FEW, GENERAL_PROMPTS, Judgement, judge
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoint import Loaded, load_model, save_model
@@ -293,12 +293,12 @@ def _embed(
 
 
 def _general(request: Request, loaded: Loaded, forget: Embeddings, say: Progress) -> Embeddings:
-    """Some of the generic names: what else the model knows beside a short list."""
+    """The generic names, for what the model knows beside a short list."""
     return generic_keep(
         loaded.model,
         loaded.tokenizer,
         forget,
-        most=GENERAL,
+        templates=GENERAL_PROMPTS,
         truncate=request.truncate,
         progress=lambda done, total: say("general texts", done, total),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipproj import demo
-from clipproj.audit.gate import FEW, GENERAL, judge
+from clipproj.audit.gate import FEW, GENERAL_PROMPTS, judge
 from clipproj.checkpoint import Loaded
 from clipproj.methods import defaults
 from clipproj.projector import Projector
@@ -37,7 +37,9 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
         )
         general = None
         if closed and len(keep) < FEW:
-            general = generic_keep(loaded.model, loaded.tokenizer, forget, most=GENERAL)
+            general = generic_keep(
+                loaded.model, loaded.tokenizer, forget, templates=GENERAL_PROMPTS
+            )
         judged = judge(made, forget, keep, spec.limits, closed=closed, general=general)
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
