@@ -299,7 +299,7 @@ def _general(request: Request, loaded: Loaded, forget: Embeddings, say: Progress
         loaded.tokenizer,
         forget,
         templates=GENERAL_PROMPTS,
-        truncate=request.truncate,
+        truncate=True,  # they are only measured on
         progress=lambda done, total: say("general texts", done, total),
     )
 

@@ -38,7 +38,7 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
         general = None
         if closed and len(keep) < FEW:
             general = generic_keep(
-                loaded.model, loaded.tokenizer, forget, templates=GENERAL_PROMPTS
+                loaded.model, loaded.tokenizer, forget, templates=GENERAL_PROMPTS, truncate=True
             )
         judged = judge(made, forget, keep, spec.limits, closed=closed, general=general)
     except (ValueError, TypeError) as error:
