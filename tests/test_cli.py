@@ -137,11 +137,11 @@ def test_bytes_that_are_no_utf8_are_refused_before_the_work(
     shutil.copytree(pictures, tmp_path / "shown")
     (tmp_path / "shown" / "café").rename(tmp_path / "shown" / odd)
     for wrong, says in (
-        (["cat", "--images", "shown"], "a class folder must have a name in UTF-8, "),
+        (["cat", "--images", "shown"], "the name of a class folder must be UTF-8 without "),
         (["cat", "--out", odd], "out must be a path in UTF-8, "),
-        ([odd], "names must be UTF-8 without control characters, "),
-        (["cat", "--keep", odd], "keep must be UTF-8 without control characters, "),
-        (["cat", "--synonym", f"cat={odd}"], "synonyms of 'cat' must be UTF-8 text, "),
+        ([odd], "names must be UTF-8 without control characters and invisible ones, "),
+        (["cat", "--keep", odd], "keep must be UTF-8 without control characters and "),
+        (["cat", "--synonym", f"cat={odd}"], "synonyms must be UTF-8 without "),
     ):
         result = run("erase", *usual, *wrong, *dry)
         assert result.exit_code == 2
