@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from clipproj.cli import terminal
+from clipproj_command import ENDS
 
 # What needs Ray is imported where it is used: --help must not wait for it.
 
@@ -96,7 +97,7 @@ def serve(
 
     OpenAI-style: POST /v1/embeddings, /v1/classify; GET, PUT, POST, DELETE /v1/tenants/NAME.
 
-    Ctrl-C or SIGTERM stops it; requests in hand finish. More in docs/serving.md.
+    Ctrl-C, SIGTERM or SIGHUP stops it; requests in hand finish. More in docs/serving.md.
     """
     settings = {
         "model": model,
@@ -120,7 +121,7 @@ def serve(
 def run(
     settings: dict[str, Any], host: str, port: int, metrics_port: int | None, as_json: bool
 ) -> None:
-    """Start it, say where it is, wait for Ctrl-C or SIGTERM, and let requests in hand finish.
+    """Start it, say where it is, wait for a signal to end, and let requests in hand finish.
 
     Args:
         settings: as `clipproj.serve.build` takes them.
@@ -147,6 +148,7 @@ def run(
     with terminal.quiet(as_json):  # before a replica says it in Ray's log
         check_model(made.model, made.pretrained)
     stop = threading.Event()
+    handlers = _handlers(stop)
     cores = max(os.cpu_count() or 1, made.replicas)
     ray.init(
         address="local",  # not a cluster that an environment variable names
@@ -158,9 +160,8 @@ def run(
         _metrics_export_port=metrics_port,
     )
     try:
-        # not before: Ray sets its own
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        for number, handler in handlers.items():  # not before: Ray sets its own
+            signal.signal(number, handler)
         quiet = logging.getLogger("ray.serve")
         quiet.addFilter(lambda record: record.levelno >= logging.WARNING)
         serve.start(
@@ -183,6 +184,14 @@ def run(
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _handlers(stop: threading.Event) -> dict[int, Any]:
+    """What is to handle each signal that ends us; one that the caller has ignored stays so."""
+    ignored = {number for number in ENDS if signal.getsignal(number) == signal.SIG_IGN}
+    return {
+        number: signal.SIG_IGN if number in ignored else lambda *_: stop.set() for number in ENDS
+    }
 
 
 def _reason(status: Any, error: Exception) -> str:

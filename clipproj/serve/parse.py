@@ -45,7 +45,8 @@ class Spec:
     """How to make a tenant's projector: what `clipproj erase` takes, with its defaults.
 
     Attributes:
-        forget, keep: class names in their one spelling; keep None: the embedded model's classes, else generic ones.
+        forget, keep: class names in their one spelling; keep None: the embedded model's classes,
+            else generic ones.
         templates: None: OpenAI's 80, or 7 with the generic names.
         method: "nullspace" or "ccup". contrast, rank: of nullspace. forget_weight, keep_weight:
             of ccup. strength: None for the method's own.
