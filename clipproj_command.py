@@ -71,7 +71,7 @@ def _unwind(number: int, _: FrameType | None) -> None:
     """End as an exception does, so that nothing half written stays."""
     if os.getpid() != _process:  # a fork has nothing of its own to clean up
         _leave(number, None)
-    # One more, of an impatient hand or a terminal that closes, must not end the cleaning up half-way.
+    # One more, of an impatient hand or a terminal that closes, must not end the cleaning up.
     # Not SIG_IGN: Python reports a signal that is under way already as a race.
     _handle(_go_on, (_unwind,))
     raise SystemExit(128 + number)

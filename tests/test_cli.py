@@ -23,11 +23,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipproj import Projector, ProjectorBank, __version__
+from clipproj import Projector, ProjectorBank, __version__, files
+from clipproj.audit import Samples
 from clipproj.cli import erase as job
-from clipproj.cli import terminal
+from clipproj.cli import info, terminal
 from clipproj.receipt import Verdict
 from clipproj.state import WEIGHTS
+from clipproj.text import Embeddings
 
 Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
 
@@ -372,6 +374,18 @@ def test_info_of_a_bank_names_its_projectors(run: Run) -> None:
     assert facts["hash"] == bank.content_hash()
     entry = f"rank 2, strength 1.5, {p.content_hash()[:12]}"
     assert facts["projectors"] == {"acme": entry}
+
+
+def test_info_of_every_kind_of_file(run: Run) -> None:
+    names = tuple(f"class {i}" for i in range(12))
+    classes = Embeddings(torch.eye(12, 16), names, ("{}",), "a model", None)
+    Samples(torch.ones(3, 16), torch.arange(3), classes).save("samples.safetensors")
+    facts = json.loads(run("info", "samples.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["model"], facts["pictures"]) == ("samples", "a model", 3)
+    assert facts["classes"] == [*names[:8], "4 more"]
+    assert info._DESCRIBE.keys() == set(files.KINDS)
+    files.write("newer.safetensors", "tomorrow's", {}, {})
+    assert 'must be of a known kind, got "tomorrow\'s"' in run("info", "newer.safetensors").stderr
 
 
 def test_info_of_a_checkpoint_names_heads_and_edits(run: Run, edited: Path, model: Path) -> None:

@@ -418,6 +418,14 @@ def test_a_projector_of_another_model_is_refused(
     assert engine.tenants.version == before
 
 
+def test_an_uploaded_projector_of_odd_provenance_is_refused(engine: Engine) -> None:
+    odd = clipproj.Projector(torch.eye(1, D))
+    for odd.provenance in ({"keep": {"names": 5}}, {"forget": {"names": [1, 2]}}, {"forget": []}):
+        with pytest.raises(ServiceError, match="a projector's provenance") as refused:
+            from_file(engine, to_bytes(odd))
+        assert (refused.value.status, refused.value.code) == (400, "invalid_projector")
+
+
 def test_an_integer_too_large_for_a_float_is_refused() -> None:
     body = b'{"input": "a", "projector": "b", "strength": 1' + b"0" * 400 + b"}"
     with pytest.raises(ServiceError, match="finite number") as caught:
