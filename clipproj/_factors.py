@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from clipproj._rows import as_tensor
 
-
 _KINDS = {"forget": dict, "keep": dict, "parameters": dict, "method": str, "model": str,
           "head_hash": str}  # fmt: skip
 

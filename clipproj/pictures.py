@@ -31,9 +31,9 @@ _TO_8_BITS = {
 def readable_suffixes() -> set[str]:
     """Those of `FORMATS` that Pillow has a reader for here. ImportError without Pillow."""
     pillow = _pillow()
-    formats = {name for name in FORMATS if name in pillow.OPEN}
-    named = pillow.registered_extensions().items()
-    return {suffix for suffix, name in named if name in formats} - {".pfm"}  # of floating point
+    named = pillow.registered_extensions().items()  # first: until then it knows few readers
+    read = {suffix for suffix, name in named if name in FORMATS and name in pillow.OPEN}
+    return read - {".pfm"}  # of floating point
 
 
 def picture_size(source: Source, formats: Sequence[str] | None = None) -> tuple[int, int]:

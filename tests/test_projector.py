@@ -308,12 +308,12 @@ def test_provenance_is_plain_json():
      {"parameters": [1]}, {"method": 1}, {"forget": {"names": "cat"}}],
 )  # fmt: skip
 def test_an_odd_provenance_is_refused_wherever_it_comes_from(wrong, tmp_path):
-    with pytest.raises(TypeError, match="^Projector: provenance"):
+    with pytest.raises(TypeError, match=r"^Projector: provenance"):
         Projector(basis(1), provenance=wrong)
     p = symmetric()
     tensors, meta = p.parts()
     files.write(tmp_path / "p", "projector", tensors, meta | {"provenance": wrong})
-    with pytest.raises(ValueError, match="^load: path must hold a projector's provenance"):
+    with pytest.raises(ValueError, match=r"^load: path must hold a projector's provenance"):
         clipproj.load(tmp_path / "p")
     odd = symmetric()
     odd.provenance = wrong
@@ -325,7 +325,7 @@ def test_factors_of_a_file_that_make_no_projector_are_a_value_error(tmp_path):
     tensors, meta = symmetric().parts()
     for wrong in ({}, tensors | {"read": tensors["read"].int()}):
         files.write(tmp_path / "p", "projector", wrong, meta)
-        with pytest.raises(ValueError, match="^load: path must hold a projector: "):
+        with pytest.raises(ValueError, match=r"^load: path must hold a projector: "):
             clipproj.load(tmp_path / "p")
 
 
