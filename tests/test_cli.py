@@ -488,7 +488,7 @@ def test_info_of_something_else(run: Run, edited: Path) -> None:
     Path("text.safetensors").write_text("no tensors here")
     for name, says in (
         ("text.safetensors", "info: file must be whole, "),
-        ("none", "info: file must be there, got none, "),
+        ("none", "info: file must exist, got none"),
     ):
         result = run("info", name)
         assert result.exit_code == 2

@@ -354,6 +354,7 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
         assert refused.value.status == 400
 
 
+@pytest.mark.filterwarnings("ignore:erase. there are no pictures of 'gi raffe'")
 def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
     engine: Engine,
 ) -> None:

@@ -34,7 +34,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError, or ValueError for a damaged file or one that is none of these.
     """
     if not path.exists():
-        raise FileNotFoundError(f"info: file must be there, got {path}, where there is none")
+        raise FileNotFoundError(f"info: file must exist, got {path}")
     file = locate(path)
     if not _ours(file):
         return _checkpoint(file)
