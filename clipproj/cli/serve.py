@@ -9,8 +9,9 @@ import re
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -147,7 +148,7 @@ def run(
     _check_address(host, port)
     with terminal.quiet(as_json):  # before a replica says it in Ray's log
         check_model(made.model, made.pretrained)
-    stop = threading.Event()
+    stop: SimpleQueue[int] = SimpleQueue()
     handlers = _handlers(stop)
     cores = max(os.cpu_count() or 1, made.replicas)
     ray.init(
@@ -173,9 +174,9 @@ def run(
             gateway = serve.run(build(made), name=APP, route_prefix="/")
         except RuntimeError as error:
             raise RuntimeError(f"serve: {_reason(serve.status(), error)}") from error
-        if not stop.is_set():
+        if stop.empty():
             _say(made, host, port, metrics_port, as_json)
-        stop.wait()
+        stop.get()
         print("clipproj serve: stopping, requests in hand finish", file=sys.stderr, flush=True)
         cut = sum(gateway.broadcast("drain").results(timeout_s=made.grace + PROXY_WAIT))
         if cut:
@@ -186,12 +187,17 @@ def run(
         ray.shutdown()
 
 
-def _handlers(stop: threading.Event) -> dict[int, Any]:
-    """What is to handle each signal that ends us; one that the caller has ignored stays so."""
-    ignored = {number for number in ENDS if signal.getsignal(number) == signal.SIG_IGN}
-    return {
-        number: signal.SIG_IGN if number in ignored else lambda *_: stop.set() for number in ENDS
-    }
+def _handlers(stop: SimpleQueue[int]) -> dict[int, Any]:
+    """What is to handle each signal that ends us; one that the caller has ignored stays so.
+
+    A queue of this kind, unlike an event, may be told while it is being told or waited for.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        stop.put(number)
+
+    ignored = signal.SIG_IGN
+    return {one: ignored if signal.getsignal(one) == ignored else end for one in ENDS}
 
 
 def _reason(status: Any, error: Exception) -> str:
