@@ -13,6 +13,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -70,9 +71,14 @@ def _unwind(number: int, _: FrameType | None) -> None:
     """End as an exception does, so that nothing half written stays."""
     if os.getpid() != _process:  # a fork has nothing of its own to clean up
         _leave(number, None)
-    if number != signal.SIGINT:  # said twice, as terminals do, it must not end the cleaning up
-        signal.signal(number, signal.SIG_IGN)
+    # One more, of an impatient hand or a terminal that closes, must not end the cleaning up.
+    # Not SIG_IGN: Python reports a signal that is under way already as a race.
+    _handle(_go_on, (_unwind,))
     raise SystemExit(128 + number)
+
+
+def _go_on(number: int, _: FrameType | None) -> None:
+    """Nothing more: this process is about to end."""
 
 
 _process = os.getpid()
@@ -80,7 +86,7 @@ _process = os.getpid()
 
 def _handle(handler: Any, instead_of: tuple[Any, ...]) -> None:
     """Where others handle a signal, or have it ignored as nohup does, it stays theirs."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDS:
         if signal.getsignal(number) in instead_of:
             signal.signal(number, handler)
 
@@ -96,6 +102,7 @@ def main() -> None:
         app()
     finally:
         _handle(_leave, (_unwind,))
+        _handle(signal.SIG_IGN, (_go_on,))  # when Python ends it puts the default for its own
 
 
 if __name__ == "__main__":

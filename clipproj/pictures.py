@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from types import ModuleType
 from typing import IO, TYPE_CHECKING
@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 
     Source = str | PathLike[str] | IO[bytes]
 
-# Those of torchvision's ImageFolder, and others that Pillow reads, or does with a plug-in.
-SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
-    ".tiff", ".webp",
-)  # fmt: skip
+# Pillow's formats of photographs and drawings, of the many that it reads.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PHONE = frozenset({".heic", ".heif"})  # which Pillow reads with a plug-in alone
 
 # Pillow's pixels have 8 bits, but a PNG's transparent colour those of the file: by its raw mode.
 _TO_8_BITS = {
@@ -31,10 +29,11 @@ _TO_8_BITS = {
 
 
 def readable_suffixes() -> set[str]:
-    """Those of `SUFFIXES` whose format Pillow has a reader for here. ImportError without Pillow."""
+    """Those of `FORMATS` that Pillow has a reader for here. ImportError without Pillow."""
     pillow = _pillow()
-    formats = pillow.registered_extensions()
-    return {suffix for suffix in SUFFIXES if formats.get(suffix) in pillow.OPEN}
+    named = pillow.registered_extensions().items()  # first: until then it knows few readers
+    read = {suffix for suffix, name in named if name in FORMATS and name in pillow.OPEN}
+    return read - {".pfm"}  # of floating point
 
 
 def picture_size(source: Source, formats: Sequence[str] | None = None) -> tuple[int, int]:
@@ -81,14 +80,19 @@ def _pillow() -> ModuleType:
 @contextmanager
 def _opened(source: Source, formats: Sequence[str] | None) -> Iterator[Image]:
     pillow = _pillow()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as ours:
         # Pillow warns of what is large and refuses what is twice as large.
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
         try:
-            image = pillow.open(source, formats=formats)
+            # A file that Pillow opens itself may be mapped into memory, a TIFF to be turned at the
+            # stride of the turned one: its pixels come out scrambled.
+            file = source if hasattr(source, "read") else ours.enter_context(open(source, "rb"))
+            image = pillow.open(file, formats=formats)
         except Exception as error:  # OSError for a foreign file, anything for a damaged header
+            foreign = isinstance(error, pillow.UnidentifiedImageError)
+            why = "Pillow cannot identify it" if foreign else error
             raise ValueError(
-                f"open_picture: a picture must be readable, got {source}: {error}"
+                f"open_picture: a picture must be readable, got {source}: {why}"
             ) from error
         with image:
             if not _white_is_known(image):
@@ -115,6 +119,8 @@ def _on_white(image: Image) -> Image:
 
     if image.mode.startswith("I"):
         image = _grey_of_16_bits(image)
+    if image.mode == "La":  # premultiplied, from which Pillow has no other way
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -287,11 +287,9 @@ class Projector(nn.Module):
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Projector:
-        """The projector whose `parts` these are. ValueError when its hash is another."""
-        factors = [tensors.get(name) for name in ("read", "write", "offset", "strength")]
-        with warnings.catch_warnings():  # whoever built it has been warned about its strength
-            warnings.simplefilter("ignore")
-            projector = cls(*factors, side=meta["side"], provenance=meta["provenance"])
+        """The projector whose `parts` these are. ValueError when they are none, or its hash is
+        another."""
+        projector = stored(tensors, meta["side"], meta["provenance"])
         if projector.content_hash() != meta["hash"]:
             raise ValueError(
                 f"load: parts must be of projector {meta['hash'][:12]}, got others of "
@@ -306,9 +304,10 @@ class Projector(nn.Module):
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What `load_state_dict` calls last. ValueError for other factors than were saved."""
+        """What `load_state_dict` calls last. ValueError for other factors than were saved, or a
+        provenance that is none."""
         meta = json.loads(bytes(state.tolist()))
-        self.side, self.provenance = meta["side"], meta["provenance"]
+        self.side, self.provenance = meta["side"], _stored_history(meta["provenance"])
         if meta["hash"] is not None and self.content_hash() != meta["hash"]:
             raise ValueError(
                 "load_state_dict: state_dict must hold a projector's factors as they were saved, "
@@ -350,6 +349,24 @@ class Projector(nn.Module):
         text += "" if self.strength.is_meta else f", strength={float(self.strength):g}"
         names = self.provenance.get("forget", {}).get("names")
         return f"{text}, forget={names}" if names else text
+
+
+def stored(tensors: Mapping[str, Tensor], side: str, provenance: Any) -> Projector:
+    """A projector from what a file holds. ValueError for anything that makes none."""
+    factors = [tensors.get(name) for name in ("read", "write", "offset", "strength")]
+    with warnings.catch_warnings():  # whoever built it has been warned about its strength
+        warnings.simplefilter("ignore")
+        try:
+            return Projector(*factors, side=side, provenance=_stored_history(provenance))
+        except TypeError as error:
+            raise ValueError(f"load: path must hold a projector: {error}") from error
+
+
+def _stored_history(provenance: Any) -> dict[str, Any]:
+    try:
+        return plain_json(provenance)
+    except TypeError as error:
+        raise ValueError(f"load: path must hold a projector's provenance: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Projector:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from clipproj import files, log
 from clipproj._version import __version__
 from clipproj.heads import Head
-from clipproj.projector import Projector
+from clipproj.projector import Projector, stored
 from clipproj.weights import Weights, rows_of, weights_of
 
 PROBES = 8  # columns of the sketch
@@ -124,11 +123,9 @@ class Receipt:
         """
         artefact = files.read(path, "receipt")
         tensors, meta = artefact.tensors, artefact.meta
-        factors = [tensors.pop(name, None) for name in ("read", "write", "offset", "strength")]
-        with warnings.catch_warnings():  # whoever folded it has been warned about its strength
-            warnings.simplefilter("ignore")
-            projector = Projector(*factors, **meta["projector"])
-        return cls(**tensors, **meta | {"projector": projector})
+        projector = stored(tensors, **meta["projector"])
+        measured = {name: tensors[name] for name in ("measured", "sketch", "norms")}
+        return cls(**measured, **meta | {"projector": projector})
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,29 @@ def utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def printable(name: str) -> bool:
-    """Whether a name is UTF-8 and without control characters, which a terminal would obey."""
-    return utf8(name) and not any(unicodedata.category(letter) == "Cc" for letter in name)
+def name_fault(name: str) -> str | None:
+    """What a name must be that this one is not, in its `canonical` spelling; None for a good one.
+
+    Control characters a terminal would obey, and those that format text nobody sees: with one,
+    a name reads as another and tokenizes otherwise. Scripts and emoji need the joiners.
+    """
+    name = canonical(name)
+    if not name:
+        return "must not be blank"
+    if not utf8(name) or any(
+        unicodedata.category(letter) in ("Cc", "Cf") and not _joins(name, at)
+        for at, letter in enumerate(name)
+    ):
+        return "must be UTF-8 without control characters and invisible ones"
+    return None
+
+
+def _joins(name: str, at: int) -> bool:
+    """Whether a letter is a joiner, or keeps from joining, between two others."""
+    beside = (name[at - 1 : at], name[at + 1 : at + 2])
+    return name[at] in "\u200c\u200d" and all(
+        one and unicodedata.category(one)[0] in "LMS" for one in beside
+    )
 
 
 def openai_templates() -> tuple[str, ...]:

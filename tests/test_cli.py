@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -16,18 +17,23 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from threading import Semaphore
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from clipproj import Projector, ProjectorBank, __version__
+from clipproj import Projector, ProjectorBank, __version__, files
+from clipproj.audit import Samples
 from clipproj.cli import erase as job
-from clipproj.cli import terminal
+from clipproj.cli import info, terminal
 from clipproj.receipt import Verdict
 from clipproj.state import WEIGHTS
+from clipproj.text import Embeddings
+from clipproj_command import OutputError
 
 Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
 
@@ -137,11 +143,11 @@ def test_bytes_that_are_no_utf8_are_refused_before_the_work(
     shutil.copytree(pictures, tmp_path / "shown")
     (tmp_path / "shown" / "café").rename(tmp_path / "shown" / odd)
     for wrong, says in (
-        (["cat", "--images", "shown"], "a class folder must have a name in UTF-8, "),
+        (["cat", "--images", "shown"], "the name of a class folder must be UTF-8 without "),
         (["cat", "--out", odd], "out must be a path in UTF-8, "),
-        ([odd], "names must be UTF-8 without control characters, "),
-        (["cat", "--keep", odd], "keep must be UTF-8 without control characters, "),
-        (["cat", "--synonym", f"cat={odd}"], "synonyms of 'cat' must be UTF-8 text, "),
+        ([odd], "names must be UTF-8 without control characters and invisible ones, "),
+        (["cat", "--keep", odd], "keep must be UTF-8 without control characters and "),
+        (["cat", "--synonym", f"cat={odd}"], "synonyms must be UTF-8 without "),
     ):
         result = run("erase", *usual, *wrong, *dry)
         assert result.exit_code == 2
@@ -175,14 +181,14 @@ def test_a_failed_receipt_is_exit_code_1(
         (["cat", "--max-loss", "2"], "erase: max_loss must be a share in [0, 1], got 2"),
         (["cat", "CAT"], "erase: names must be distinct, got 'cat' and 'CAT'"),
         (["cat", "--keep", "cat"], "erase: keep must not hold what is forgotten"),
-        (["cat", "--strength", "2.1"], "erase: Projector: strength must be in [0, 2], got 2.1"),
+        (["cat", "--strength", "2.1"], "erase: strength must be in [0, 2], got 2.1"),
         (["cat", "--images", "none"], "erase: images must be a folder, got none"),
         (["cat", "--synonym", "cat"], "erase: synonym must be NAME=OTHER, got 'cat'"),
         (["cat", "--out", ""], "erase: out must be a folder, got ''"),
         (["cat", "--device", "abacus"], "erase: device must be one that torch has here, such as "),
         (["cat", "--keep-file", "none"], "erase: keep-file must be a file, got none"),
-        (["cat", "--projector", "none"], "erase: load: path must be a file, got none"),
-        (["cat", "--model", "none"], "erase: load_model: model must be a folder, "),
+        (["cat", "--projector", "none"], "erase: path must be a file, got none"),
+        (["cat", "--model", "none"], "erase: model must be a folder, "),
         (["cat", "--rank", "some"], "erase: Invalid value for '--rank'"),
         (["cat", "--nonsense"], "erase: No such option: --nonsense"),
         ([], "erase: names must hold at least one class to forget, got none"),
@@ -201,6 +207,49 @@ def test_an_error_is_one_line_or_json(
     assert json.loads(as_json.stdout)["error"] == result.stderr.strip()
     assert as_json.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_is_told_though_an_error_follows(run: Run, pictures: Path) -> None:
+    arguments = ("erase", "cat", "unicorn", "--images", pictures, "--model", "none")
+    result = run(*arguments)
+    *lines, error = result.stderr.splitlines()
+    note = " ".join(" ".join(lines).split())
+    assert note.startswith("note: erase: there are no pictures of 'unicorn'")
+    assert error.startswith("erase: model must be a folder")
+    said = json.loads(run(*arguments, "--json").stdout)
+    assert said == {"error": error, "notes": [note.removeprefix("note: ")]}
+
+
+def test_an_interrupted_erase_does_not_go_on_whatever_its_words(
+    run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "check", interrupted)
+    result = run("erase", "cat", "--keep", "audit", "compare", *usual)
+    assert (result.exit_code, result.stderr) == (130, "")
+
+
+def test_what_cannot_be_printed_is_written_all_the_same(
+    run: Run, usual: list[str], edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OutputError(errno.ENOSPC, "standard output cannot be written: full")
+
+    monkeypatch.setattr(terminal, "show", full)
+    monkeypatch.setattr(Console, "print", full)
+    for arguments, written in (
+        (("erase", "dog", *usual), edited),
+        (("undo", edited, edited / "undo.safetensors"), edited / WEIGHTS),
+    ):
+        error = run(*arguments, "--traceback").exception
+        assert error.strerror.endswith(f": full; all is done and written to {written}")
+    error = run("erase", "owl", *usual, "--dry-run", "--traceback").exception
+    assert error.strerror == "standard output cannot be written: full"
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=full))
+    with pytest.raises(OutputError, match=r"written to out$"), terminal.done(Path("out")):
+        pass  # of what is in the buffer
 
 
 def test_a_projector_of_another_model_needs_force(
@@ -270,12 +319,12 @@ def test_a_later_edit_is_named_by_the_log(run: Run, usual: list[str], edited: Pa
 @pytest.mark.parametrize(
     ("checkpoint", "receipt", "says"),
     [
-        ("none", "clipproj-out/receipt.safetensors", "verify: checkpoint: path must be a checkp"),
-        ("clipproj-out", "none", "verify: load: path must be a file, got none"),
+        ("none", "clipproj-out/receipt.safetensors", "verify: path must be a checkp"),
+        ("clipproj-out", "none", "verify: path must be a file, got none"),
         (
             "clipproj-out",
             "clipproj-out/undo.safetensors",
-            "verify: load: path must hold kind 'receipt'",
+            "verify: path must hold kind 'receipt'",
         ),
         ("other.safetensors", "clipproj-out/receipt.safetensors", "verify: target must hold one"),
     ],
@@ -374,6 +423,18 @@ def test_info_of_a_bank_names_its_projectors(run: Run) -> None:
     assert facts["projectors"] == {"acme": entry}
 
 
+def test_info_of_every_kind_of_file(run: Run) -> None:
+    names = tuple(f"class {i}" for i in range(12))
+    classes = Embeddings(torch.eye(12, 16), names, ("{}",), "a model", None)
+    Samples(torch.ones(3, 16), torch.arange(3), classes).save("samples.safetensors")
+    facts = json.loads(run("info", "samples.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["model"], facts["pictures"]) == ("samples", "a model", 3)
+    assert facts["classes"] == [*names[:8], "4 more"]
+    assert info._DESCRIBE.keys() == set(files.KINDS)
+    files.write("newer.safetensors", "tomorrow's", {}, {})
+    assert 'must be of a known kind, got "tomorrow\'s"' in run("info", "newer.safetensors").stderr
+
+
 def test_info_of_a_checkpoint_names_heads_and_edits(run: Run, edited: Path, model: Path) -> None:
     facts = json.loads(run("info", edited, "--json").stdout)
     assert facts["heads"]["visual.proj"]["shape"] == [32, 16]
@@ -425,10 +486,13 @@ def test_info_of_any_file_whatever(run: Run, edited: Path) -> None:
 
 def test_info_of_something_else(run: Run, edited: Path) -> None:
     Path("text.safetensors").write_text("no tensors here")
-    for name in ("text.safetensors", "none"):
+    for name, says in (
+        ("text.safetensors", "info: file must be whole, "),
+        ("none", "info: file must exist, got none"),
+    ):
         result = run("info", name)
         assert result.exit_code == 2
-        assert result.stderr.startswith("info: ")
+        assert result.stderr.startswith(says)
 
 
 def test_bars_where_somebody_watches(
@@ -488,6 +552,11 @@ def test_help_teaches(run: Run) -> None:
     for lesson in ("clipproj erase cat", "What the numbers mean", "not the information",
                    "linear probe", "Exit codes"):  # fmt: skip
         assert lesson in text
+
+
+def test_without_a_command_it_helps(run: Run) -> None:
+    result = run()
+    assert (result.exit_code, result.stdout, result.stderr) == (2, run("--help").stdout, "")
 
 
 def test_version(run: Run) -> None:

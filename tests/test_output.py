@@ -6,7 +6,8 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tiny import WRITTEN, tree
 
+import clipproj_command
 from clipproj import Projector, files, load
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
@@ -107,6 +109,101 @@ def test_whatever_happens_between_two_renames(
     assert (tmp_path / "deep").exists() == earlier
 
 
+@pytest.fixture
+def handled() -> Iterator[None]:
+    """Signals end the work as they end that of the command."""
+    before = {number: signal.getsignal(number) for number in clipproj_command.ENDS}
+    clipproj_command._handle(clipproj_command._unwind, clipproj_command._DEFAULTS)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def write(output: Output, names: Iterable[str]) -> None:
+    with output.staged() as stage:
+        for name in names:
+            (stage / name).write_text("new")
+        output.publish(stage)
+
+
+AGAIN = [
+    (signal.SIGINT, signal.SIGINT),
+    (signal.SIGTERM, signal.SIGHUP),
+    (signal.SIGHUP, signal.SIGINT),
+    (signal.SIGTERM, signal.SIGTERM),
+]
+
+
+@pytest.mark.parametrize("signals", AGAIN)
+def test_a_second_signal_does_not_end_the_cleaning_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handled: None, signals: tuple[int, int]
+) -> None:
+    folder, names = tmp_path / "out", sorted(WRITTEN)
+    output = Output(folder, names, None)
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("old")
+    before, replace, remove = tree(tmp_path), os.replace, shutil.rmtree
+    calls = iter(range(100))
+
+    def signalled(source: Path, target: Path) -> None:
+        call = next(calls)
+        if call >= 4:  # in the middle, then once more with each step back
+            signal.raise_signal(signals[call > 4])
+        replace(source, target)
+
+    def removed(*given: Any, **options: Any) -> None:
+        signal.raise_signal(signals[1])
+        remove(*given, **options)
+
+    monkeypatch.setattr(os, "replace", signalled)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    with pytest.raises(SystemExit) as ended:
+        write(output, names)
+    assert ended.value.code == 128 + signals[0]
+    assert next(calls) == 7  # both of those that were replaced are back
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("signals", AGAIN)
+def test_a_second_signal_while_staging_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handled: None, signals: tuple[int, int]
+) -> None:
+    remove = shutil.rmtree
+
+    def removed(*given: Any, **options: Any) -> None:
+        for _ in range(2):
+            signal.raise_signal(signals[1])
+        remove(*given, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    output = Output(tmp_path, [], None)
+    monkeypatch.setattr(output, "publish", lambda _: signal.raise_signal(signals[0]))
+    with pytest.raises(SystemExit) as ended:
+        write(output, ["weights"])
+    assert ended.value.code == 128 + signals[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_interrupted_when_the_old_files_go_the_output_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    folder, rename = tmp_path / "out", Path.rename
+    folder.mkdir()
+    (folder / "a").write_text("old")
+
+    def interrupted(source: Path, target: Path) -> None:
+        if done:
+            rename(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(Output(folder, [], None), ["a"])
+    assert tree(tmp_path) == {"out/a": b"new" if done else b"old"}
+
+
 def test_the_weights_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
     monkeypatch.setattr(os, "replace", lambda source, _: moved.append(source.name))
@@ -149,6 +246,13 @@ def test_a_kill_between_two_renames_costs_nothing_of_the_user(
     files.sweep(folder)
     texts = [data.decode() for data in tree(tmp_path).values()]
     assert {text for text in texts if text.startswith("old")} == {f"old {name}" for name in names}
+    (replaced,) = folder.glob(".clipproj-replaced.*")
+    with pytest.raises(ValueError, match=f"out must hold one output, .*: {replaced} keeps"):
+        Output(folder, [], None)
+    for path in replaced.iterdir():
+        path.rename(folder / path.name)
+    Output(folder, [], None)
+    assert not replaced.exists()
 
 
 def test_room_that_a_killed_run_took_is_given_back_first(tmp_path: Path) -> None:

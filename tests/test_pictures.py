@@ -45,14 +45,15 @@ def test_load_pictures_reads_what_imagefolder_reads(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
+    root = tmp_path / "root"
     for i, suffix in enumerate(("png", "JPG", "tif", "tiff", "ppm", "pgm", "bmp", "webp")):
         mode = "L" if suffix == "pgm" else "RGB"
-        save(tmp_path / "cat" / ("2024/may" if i % 2 else "") / f"{i}.{suffix}", mode)
+        save(root / "cat" / ("2024/may" if i % 2 else "") / f"{i}.{suffix}", mode)
     save(tmp_path / "elsewhere" / "far.png")
-    save(tmp_path / "dog" / "album.png" / "x.png")  # a folder with the name of a picture
-    (tmp_path / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
-    pictures = audit.load_pictures(tmp_path)
-    theirs = datasets.ImageFolder(tmp_path)
+    save(root / "dog" / "album.png" / "x.png")  # a folder with the name of a picture
+    (root / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    pictures = audit.load_pictures(root)
+    theirs = datasets.ImageFolder(root)
     assert {str(path) for path in pictures.paths} == {path for path, _ in theirs.imgs}
     assert pictures.labels.bincount().tolist() == np.bincount(theirs.targets).tolist()
     assert not recwarn.list
@@ -62,6 +63,48 @@ def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / "tabby" / "x.png")
     (tmp_path / "cat" / "tabby" / "up").symlink_to(tmp_path / "cat")
     assert audit.load_pictures(tmp_path).paths == (path,)
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "shown"),
+    [
+        ("cat/all", "..", "got .*/cat/all, a link into .*/pictures$"),
+        ("cat/more", "../..", "got .*/cat/more/pictures, a link into .*/pictures$"),
+        ("cat/other", "../dog", "got .*/cat/other, a link into .*/dog$"),
+        ("cat/young", "../dog/puppy", "got .*/cat/young, a link into .*/dog$"),
+        ("a_cat", "cat", "got .*/a_cat, a link into .*/cat$"),
+        ("puppy", "dog/puppy", "got .*/dog/puppy, a link into .*/puppy$"),
+    ],
+)
+def test_a_link_to_another_class_is_refused(tmp_path: Path, link: str, to: str, shown: str) -> None:
+    root = tmp_path / "pictures"
+    for name in ("cat/x.png", "dog/x.png", "dog/puppy/x.png"):
+        save(root / name)
+    assert len(audit.load_pictures(root)) == 3
+    (root / link).symlink_to(to)
+    with pytest.raises(ValueError, match=f"pictures of its own, {shown}"):
+        audit.load_pictures(root)
+
+
+def test_classes_may_be_links_to_one_pool(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        save(tmp_path / "pool" / name / "x.png")
+        (tmp_path / "root").mkdir(exist_ok=True)
+        (tmp_path / "root" / name).symlink_to(tmp_path / "pool" / name)
+    assert audit.load_pictures(tmp_path / "root").labels.tolist() == [0, 1]
+
+
+def test_every_suffix_of_a_format_that_is_read(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for suffix in ("jfif", "jpe", "pnm", "apng"):
+        save(tmp_path / "cat" / f"x.{suffix}")
+    save(tmp_path / "cat" / "x.pbm", "1")
+    assert len(audit.load_pictures(tmp_path)) == 5
+    assert not recwarn.list
+    (tmp_path / "cat" / "x.pfm").touch()  # of floating point, which has no white
+    with pytest.warns(UserWarning, match=r"left out 1 file .*: 1 \.pfm"):
+        audit.load_pictures(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(
@@ -120,13 +163,19 @@ def test_a_class_has_one_name_however_its_folder_spells_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"), [(b"caf\xe9", r"caf\\udce9"), (b"\x1b[2J", r"\\x1b\[2J"), (b"_", "_")]
+    ("name", "shown"),
+    [
+        (b"caf\xe9", r"UTF-8 .*, got 'caf\\udce9'"),
+        (b"\x1b[2J", r"control .*, got '\\x1b\[2J'"),
+        ("cat\u200b".encode(), r"invisible .*, got 'cat\\u200b'"),
+        (b"_", "not be blank, got '_'"),
+    ],
 )
 def test_a_class_name_that_no_report_can_show_is_refused(
     tmp_path: Path, name: bytes, shown: str
 ) -> None:
     save(tmp_path / os.fsdecode(name) / "x.png")
-    with pytest.raises(ValueError, match=f"name in UTF-8, .*, got '{shown}' in .*; rename it"):
+    with pytest.raises(ValueError, match=f"class folder must .*{shown} in .*; rename it"):
         audit.load_pictures(tmp_path)
 
 
@@ -267,15 +316,24 @@ def exif(orientation: int, **more: str) -> bytes:
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize(
     ("suffix", "mode"),
-    [("png", "RGB"), ("png", "I;16"), ("tif", "RGB"), ("webp", "RGB"), ("jpg", "RGB")],
+    [
+        ("png", "RGB"),
+        ("png", "I;16"),
+        ("webp", "RGB"),
+        ("jpg", "RGB"),
+        *(("tif", mode) for mode in ("RGB", "L", "RGBA", "CMYK", "P", "I;16", "I;16B")),
+    ],
 )
 def test_a_picture_is_read_upright(
     suffix: str, mode: str, orientation: int, tmp_path: Path
 ) -> None:
-    shown = upright().convert("L").convert("RGB") if mode == "I;16" else upright()
+    shown = upright().convert("L" if mode.startswith("I;16") else mode)
     stored = shown
-    if mode == "I;16":
-        stored = Image.fromarray(np.asarray(shown)[..., 0].astype(np.uint16) << 8)
+    if mode.startswith("I;16"):
+        words = np.asarray(shown).astype(np.uint16) << 8
+        end = ">u2" if mode == "I;16B" else "<u2"
+        stored = Image.frombytes(mode, shown.size, words.astype(end).tobytes())
+    shown = shown.convert("RGB")
     if STORED[orientation] is not None:
         stored = stored.transpose(STORED[orientation])
     path, options = tmp_path / f"x.{suffix}", {"jpg": {"quality": 100, "subsampling": 0}}
@@ -334,6 +392,15 @@ def test_numbers_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
         for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_picture(path)):
             with pytest.raises(ValueError, match=r"8 bits a channel, .* got .*x\.tif of .* mode"):
                 read()
+
+
+def test_premultiplied_grey_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.tif", "LA", (60, 100))
+    tag(path, 338, 1)  # its alpha is in its grey already
+    with Image.open(path) as image:
+        assert image.mode == "La"
+    (value,) = set(audit.open_picture(path).getpixel((0, 0)))
+    assert abs(value - (60 + 255 - 100)) <= 1
 
 
 def test_open_picture_takes_palettes_with_a_transparent_entry(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ for number, output, arguments in json.loads(sys.argv[1]):
 print(json.dumps(told))
 """
 FULL = "standard output cannot be written: No space left on device\n"
-NONE = "info: checkpoint: path must be"
+NONE = "info: file must exist, got none"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

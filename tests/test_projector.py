@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import clipproj
-from clipproj import Projector
+from clipproj import Projector, files
 
 D = 24
 
@@ -300,6 +300,38 @@ def test_provenance_is_plain_json():
     assert Projector(basis(1), provenance={"forget": None, "names": ("a",)}).provenance == {
         "names": ["a"]
     }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"forget": ["cat"]}, {"keep": {"names": 5}}, {"forget": {"names": ["cat", 1]}}, ["cat"],
+     {"parameters": [1]}, {"method": 1}, {"forget": {"names": "cat"}}],
+)  # fmt: skip
+def test_an_odd_provenance_is_refused_wherever_it_comes_from(wrong, tmp_path):
+    with pytest.raises(TypeError, match=r"^Projector: provenance"):
+        Projector(basis(1), provenance=wrong)
+    p = symmetric()
+    tensors, meta = p.parts()
+    files.write(tmp_path / "p", "projector", tensors, meta | {"provenance": wrong})
+    with pytest.raises(ValueError, match=r"^load: path must hold a projector's provenance"):
+        clipproj.load(tmp_path / "p")
+    odd = symmetric()
+    odd.provenance = wrong
+    with pytest.raises(ValueError, match="a projector's provenance"):
+        p.load_state_dict(odd.state_dict())
+
+
+def test_factors_of_a_file_that_make_no_projector_are_a_value_error(tmp_path):
+    tensors, meta = symmetric().parts()
+    for wrong in ({}, tensors | {"read": tensors["read"].int()}):
+        files.write(tmp_path / "p", "projector", wrong, meta)
+        with pytest.raises(ValueError, match=r"^load: path must hold a projector: "):
+            clipproj.load(tmp_path / "p")
+
+
+def test_names_that_are_none_are_left_out():
+    history = {"forget": {"names": None, "rows": 1}, "method": None}
+    assert Projector(basis(1), provenance=history).provenance == {"forget": {"rows": 1}}
 
 
 def test_repr_without_data():

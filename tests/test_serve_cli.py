@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import httpx
 import serving
 
 from clipproj import demo
-from clipproj.cli import app
+from clipproj.cli import app, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 
@@ -55,6 +56,20 @@ def test_what_it_refuses(
     assert words in line
 
 
+def test_a_signal_that_the_caller_ignores_does_not_stop_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop: SimpleQueue[int] = SimpleQueue()
+        handlers = serve._handlers(stop)
+        assert handlers.keys() == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        assert handlers.pop(signal.SIGHUP) == signal.SIG_IGN
+        for number, handler in handlers.items():
+            handler(number, None)
+            assert stop.get_nowait() == number
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_requests_in_hand_finish(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(f"{serving.TOKEN}\n")
@@ -81,7 +96,8 @@ def test_requests_in_hand_finish(tmp_path: Path) -> None:
             ask.start()
             while client.http.get("/health").json()["open"] < 2:  # itself and the one that waits
                 assert ask.is_alive()
-            process.send_signal(signal.SIGTERM)
+            for number in (signal.SIGHUP, signal.SIGTERM):  # as a terminal that closes
+                process.send_signal(number)
             ask.join(60)
             assert serving.rows(answers[0]).shape == (1, 128)
             assert process.wait(60) == 0

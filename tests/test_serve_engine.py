@@ -354,6 +354,32 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
         assert refused.value.status == 400
 
 
+@pytest.mark.filterwarnings("ignore:erase. there are no pictures of 'gi raffe'")
+def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
+    engine: Engine,
+) -> None:
+    pytest.importorskip("rich")
+    from clipproj.cli.erase import erase
+    from clipproj.cli.request import Request as Job
+
+    names, lifted = ["gi_raffe"], Limits(1, 1)  # of no picture folder: embedded as it is given
+    theirs = erase(Job(names, templates=("a {}",), limits=lifted)).projector
+    body = {"forget": names, "templates": ["a {}"], "max_loss": 1, "max_found": 1}
+    spec = parse.spec(json.dumps(body).encode(), Settings())
+    made = from_spec(engine.loaded, spec, 10_000)
+    assert made.content_hash() == theirs.content_hash()
+    assert made.provenance["forget"] == theirs.provenance["forget"]
+    assert spec == parse.spec(json.dumps(body | {"forget": [" gi  raffe"]}).encode(), Settings())
+
+
+def test_classes_are_embedded_in_one_spelling(engine: Engine) -> None:
+    spelt, plain = ("red_panda", " owl"), ("red panda", "owl")
+    requests = [Request((Input("text", "a"),), classes=names) for names in (spelt, plain)]
+    one, other = (engine.classes(request) for request in requests)
+    assert torch.equal(one, other)
+    assert requests[0].classes == spelt  # as the answer has them
+
+
 def test_the_embedded_models_names_are_known_in_any_spelling(engine: Engine) -> None:
     made = from_spec(engine.loaded, Spec(("Ice_Cream",), templates=("a {}",)), 10_000)
     keep = made.provenance["keep"]["names"]
@@ -393,6 +419,14 @@ def test_a_projector_of_another_model_is_refused(
     assert engine.tenants.version == before
 
 
+def test_an_uploaded_projector_of_odd_provenance_is_refused(engine: Engine) -> None:
+    odd = clipproj.Projector(torch.eye(1, D))
+    for odd.provenance in ({"keep": {"names": 5}}, {"forget": {"names": [1, 2]}}, {"forget": []}):
+        with pytest.raises(ServiceError, match="a projector's provenance") as refused:
+            from_file(engine, to_bytes(odd))
+        assert (refused.value.status, refused.value.code) == (400, "invalid_projector")
+
+
 def test_an_integer_too_large_for_a_float_is_refused() -> None:
     body = b'{"input": "a", "projector": "b", "strength": 1' + b"0" * 400 + b"}"
     with pytest.raises(ServiceError, match="finite number") as caught:
@@ -404,7 +438,7 @@ def test_prompts_that_the_model_would_cut_are_refused(engine: Engine) -> None:
     long = "dog " * 90
     request = Request((Input("text", "a cat"),), classes=("cat", long), templates=("a {}.",))
     (refused,) = engine.answer([request])
-    assert (refused.status, refused.code, refused.param) == (400, "text_too_long", "classes")
+    assert (refused.status, refused.code, refused.param) == (400, "text_too_long", "classes[1]")
     for spec in (Spec((long,), ("cat",), ("a {}",)), Spec(("cat",), ("dog", long), ("a {}",))):
         with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in 'a \{\}' has 9\d tokens"):
             from_spec(engine.loaded, spec, 10_000)

@@ -262,6 +262,13 @@ def test_malformed_bodies(client: Client) -> None:
     assert gzip.status_code == 415
 
 
+def test_a_path_that_ends_in_a_slash_is_none_of_ours(client: Client) -> None:
+    for method, path in (("POST", "/v1/embeddings/"), ("GET", "/v1/tenants/"), ("GET", "/health/")):
+        refused = client.http.request(method, path, content=b'{"input": "a"}')
+        assert refused.status_code == 404
+        assert error(refused)["code"] == "no_such_route"
+
+
 def test_a_body_that_is_too_long(client: Client) -> None:
     told = client.http.post("/v1/embeddings", content=b"x" * (BODY + 1))
     streamed = client.http.post("/v1/embeddings", content=(b"x" * 1000 for _ in range(BODY // 900)))

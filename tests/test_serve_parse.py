@@ -127,18 +127,41 @@ def test_two_spellings_of_a_name_are_refused(pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["___", " ", "cat\u200b", "cat\u0000", "\u001b[2Jcat", "\u200dcat", "ca\u00adt", 5]
+)
+def test_a_name_that_erase_would_refuse_is_named_by_its_place(name: Any) -> None:
+    for call, field in ((spec, "forget"), (spec, "keep"), (classify, "classes")):
+        assert refusal(call, **{field: ["dog", name]}).param == f"{field}[1]"
+
+
+def test_names_have_one_spelling_but_in_answers() -> None:
+    made = spec(forget=[" red_panda"], keep=["polar  bear"])
+    assert (made.forget, made.keep) == (("red panda",), ("polar bear",))
+    assert classify(classes=["red_panda", "owl"])[0].classes == ("red_panda", "owl")
+
+
+def test_an_item_of_a_list_is_named_by_its_place() -> None:
+    assert refusal(classify, classes=["cat", "x" * 2049]).param == "classes[1]"
+    assert refusal(classify, classes=["cat"], templates=["a {}", "a"]).param == "templates[1]"
+    assert refusal(spec, templates=["a {}", " "]).param == "templates[1]"
+
+
+@pytest.mark.parametrize(
     ("body", "twice"),
     [
         ('{"input": "a cat", "input": "a dog"}', "input"),
         ('{"input": "a cat", "\\u0069nput": "a cat"}', "input"),
-        ('{"input": [{"text": "a cat", "projector": "a", "projector": "b"}]}', "projector"),
-        ('{"input": ["a", {"embedding": [1], "side": {"x": 1, "x": 2}}]}', "x"),
+        (
+            '{"input": [{"text": "a cat", "projector": "a", "projector": "b"}]}',
+            "input[0].projector",
+        ),
+        ('{"input": ["a", {"embedding": [1], "side": {"x": 1, "x": 2}}]}', "input[1].side.x"),
     ],
 )
 def test_a_field_that_stands_twice_is_refused(body: str, twice: str) -> None:
     refused = refusal(parse.embeddings, body.encode(), SETTINGS)
     assert (refused.code, refused.param) == ("duplicate_field", twice)
-    assert repr(twice) in refused.message
+    assert repr(twice.rpartition(".")[2]) in refused.message
 
 
 def test_a_field_of_each_input_stands_once_in_each() -> None:

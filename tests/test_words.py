@@ -9,6 +9,7 @@ from clipproj.text import expand_names
 from clipproj.words import (
     canonical,
     imagenet_names,
+    name_fault,
     name_key,
     on_both,
     openai_templates,
@@ -45,6 +46,29 @@ def test_a_name_has_one_spelling():
     assert expand_names([APART, "crème brûlée", "Crème_Brûlée"]) == [APART]
     words = {"crème brûlée": ["custard"], "CRÈME_BRÛLÉE": ["flan", "Custard"]}
     assert expand_names([APART], synonyms=words) == [APART, "custard", "flan"]
+
+
+@pytest.mark.parametrize("name", ["", "___", " \u00a0", "\n"])
+def test_a_blank_name_has_a_fault(name):
+    assert name_fault(name) == "must not be blank"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cat\0", "\x1b[2Jcat", "caf\udce9", "cat\u200b", "\u200bcat", "\u202ecat", "ca\u00adt",
+     "cat\ufeff", "cat\u200d", "\u200d", "a \u200cb", "a\u200d\u200db"],
+)  # fmt: skip
+def test_a_name_with_letters_that_nobody_sees_has_a_fault(name):
+    assert "control characters and invisible ones" in name_fault(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cat", "hot\ndog", " red_panda", "crème brûlée", APART, "C++", "猫", "می\u200cخواهم",
+     "क्\u200dष", "👩\u200d💻", "👩🏽\u200d💻", "❤️\u200d🔥"],
+)  # fmt: skip
+def test_names_of_every_script_are_names(name):
+    assert name_fault(name) is None
 
 
 def test_text_that_is_not_utf8_is_refused():

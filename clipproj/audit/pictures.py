@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from clipproj.audit.wording import count
 from clipproj.encoder import check_tower, evaluating, picture_inputs, tower_features
 from clipproj.heads import unwrap
-from clipproj.pictures import SUFFIXES, open_picture, picture_size, readable_suffixes
-from clipproj.words import canonical, name_key, printable
+from clipproj.pictures import PHONE, open_picture, picture_size, readable_suffixes
+from clipproj.words import canonical, name_fault, name_key
 
 Progress = Callable[[int, int], None]
 
@@ -45,15 +45,17 @@ class Pictures:
 def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     """The pictures of a folder that has one folder per class, as torchvision's ImageFolder.
 
-    They may lie in folders below that of their class, behind links too. A class is named as its
+    They may lie in folders below that of their class, behind links too, but not where another
+    class has its own. A class is named as its
     folder, in the one spelling of `clipproj.words.canonical`. Hidden files are not looked at; those
     of another suffix than `readable_suffixes` are left out with a warning, as are pictures beside
     the class folders. Pictures are opened here and decoded later.
 
     Raises:
         ValueError: for no folder, no class folders, a class folder without pictures, two folders
-            of one name (`name_key`), a name that is not UTF-8, blank or has control characters, or
-            a file that `open_picture` refuses by its header.
+            of one name (`name_key`), a link to another class or to all of them, a name that
+            `clipproj.words.name_fault` finds fault with, or a file that `open_picture` refuses by
+            its header.
         OSError: for a folder that cannot be read.
         ImportError: without Pillow.
     """
@@ -65,8 +67,10 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     if not folders:
         raise ValueError(f"load_pictures: folder must hold a folder for each class, got {root}")
     readable = readable_suffixes()
-    beside = sum(_kind(path) in SUFFIXES and path.is_file() for path in entries)
+    beside = sum(_kind(path) in readable | PHONE and path.is_file() for path in entries)
     skipped = Counter({"in no class folder": beside} if beside else {})
+    # of two that are one place the link is the other's
+    reals = {path.resolve(): path for path in sorted(folders, key=lambda one: not one.is_symlink())}
     by_name: dict[str, list[Path]] = {}
     taken: dict[str, Path] = {}  # "cat" and "Cat" have one text: their pictures could only tie
     for path in folders:
@@ -77,7 +81,7 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
                 f"load_pictures: classes must be distinct, got two folders {name!r}: "
                 f"{other.name!r} and {path.name!r}"
             )
-        files = sorted(_files(path))
+        files = sorted(_files(path, reals))
         by_name[name] = [file for file in files if _kind(file) in readable]
         others = Counter(kind for kind in map(_kind, files) if kind not in readable)
         if not by_name[name]:
@@ -146,27 +150,40 @@ def _visible(name: str) -> bool:
 
 
 def _class_name(folder: Path) -> str:
-    name = canonical(folder.name)
-    if not name or not printable(name):
+    if fault := name_fault(folder.name):
         raise ValueError(
-            "load_pictures: a class folder must have a name in UTF-8, not blank and without "
-            f"control characters, got {folder.name!r} in {folder.parent}; rename it"
+            f"load_pictures: the name of a class folder {fault}, got {folder.name!r} in "
+            f"{folder.parent}; rename it"
         )
-    return name
+    return canonical(folder.name)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder; what links lead to twice, or round in a circle, once."""
+def _files(folder: Path, reals: Mapping[Path, Path]) -> Iterator[Path]:
+    """All files below a class folder; what links lead to twice, or round in a circle, once.
+
+    Args:
+        reals: the folders of all classes by where they are without links.
+
+    Raises ValueError where a link leads to another class: its pictures would be labelled as this.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
 
     seen: set[str] = set()
+    root = folder.parent.resolve()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(here)
         if real in seen:
             folders.clear()
             continue
+        place = Path(real)
+        owner = next((reals[one] for one in (place, *place.parents) if one in reals), folder)
+        if owner != folder or place == root:
+            raise ValueError(
+                f"load_pictures: a class must have pictures of its own, got {here}, a link into "
+                f"{root if place == root else owner}"
+            )
         seen.add(real)
         folders[:] = sorted(filter(_visible, folders))
         yield from (Path(here, name) for name in files if _visible(name))
@@ -179,6 +196,6 @@ def _kind(file: Path) -> str:
 def _listed(skipped: Counter[str]) -> str:
     shown = [f"{number} {kind}" for kind, number in skipped.most_common(5)]
     text = ", ".join(shown) + (", ..." if len(skipped) > 5 else "")
-    if {".heic", ".heif"} & skipped.keys():
+    if PHONE & skipped.keys():
         text += " (convert what is .heic, or register pillow-heif with Pillow)"
     return text

@@ -54,9 +54,10 @@ class Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         args = list(sys.argv[1:] if args is None else args)
+        command = args[0] if args and args[0] in self.commands else "clipproj"
         options["standalone_mode"] = False
         try:
-            code = super().main(args, *rest, **options) or 0
+            code = super().main(args or ["--help"], *rest, **options) or (0 if args else WRONG)
             sys.stdout.flush()  # a full disk is an error of the command, not of Python's end
         except typer.Abort:
             code = INTERRUPTED
@@ -66,12 +67,11 @@ class Commands(TyperGroup):
             if os.environ.get("CLIPPROJ_TRACEBACK") == "1" or "--traceback" in args:
                 raise
             usage = getattr(error, "format_message", None)  # typer's own errors
-            command = next((arg for arg in args if arg in self.commands), "clipproj")
             text = usage() if usage else terminal.message(error)
             as_json = "--json" in args and not isinstance(error, OutputError)
-            terminal.show_error(command, text, as_json)
+            terminal.show_error(command, error, text, as_json)
             code = WRONG
-        if code in (INTERRUPTED, *_ENDED) and {"audit", "compare"}.intersection(args):
+        if code in (INTERRUPTED, *_ENDED) and command in ("audit", "compare"):
             print("interrupted: the same command goes on from here", file=sys.stderr)
         raise SystemExit(code)
 
@@ -81,7 +81,6 @@ app = typer.Typer(
     help="Make a CLIP-like model forget a class: from its name alone, in closed form, reversibly.",
     epilog="Start with [bold]clipproj erase cat[/bold] (embedded model), or "
     f"[bold]clipproj erase --help[/bold].\n{EXIT_CODES}",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -263,10 +262,11 @@ def erase(
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         outcome = run(request, progress)
-    if as_json:
-        print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
-    else:
-        terminal.show(outcome, folder, dry_run)
+    with terminal.done(folder if outcome.files else None):
+        if as_json:
+            print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
+        else:
+            terminal.show(outcome, folder, dry_run)
     if outcome.judged.refused:
         raise typer.Exit(REFUSED)
     if not outcome.verdict:
@@ -345,16 +345,18 @@ def undo(
         raise RuntimeError(f"{error}{later}") from error
     left = read_edits(written)
     removed = [entry for entry in logged if entry not in left]
-    if as_json:
-        facts = {"checkpoint": str(written), "undone": str(undo_file), "before": undone["label"]}
-        facts["removed"] = [entry["forget"] for entry in removed]
-        print(json.dumps(facts, indent=2))
-    else:
-        others = [one for one in removed if one["projector"] != undone["projector_hash"]]
-        text = f"the {undone['tower']} head is restored, bit for bit: {written}"
-        text += f'\nit is as it was before "{undone["label"]}"'
-        text += f"; with that, out of its log: {quoted(others)}" if others else ""
-        terminal.console().print(Text(text))
+    with terminal.done(written):
+        if as_json:
+            facts = {"checkpoint": str(written), "undone": str(undo_file)}
+            facts["before"] = undone["label"]
+            facts["removed"] = [entry["forget"] for entry in removed]
+            print(json.dumps(facts, indent=2))
+        else:
+            others = [one for one in removed if one["projector"] != undone["projector_hash"]]
+            text = f"the {undone['tower']} head is restored, bit for bit: {written}"
+            text += f'\nit is as it was before "{undone["label"]}"'
+            text += f"; with that, out of its log: {quoted(others)}" if others else ""
+            terminal.console().print(Text(text))
 
 
 @app.command()

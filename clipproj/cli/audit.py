@@ -131,10 +131,11 @@ def audit(
             save_features=save_features,
             progress=progress,
         )
-    if as_json:
-        print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
-    else:
-        _show(findings, request.out)
+    with terminal.done(request.out):
+        if as_json:
+            print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
+        else:
+            _show(findings, request.out)
 
 
 def run(

@@ -128,9 +128,14 @@ def compare(
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         contests = run(wanted, progress)
-    if as_json:
-        print(json.dumps(_as_dict(contests) | {"notes": notes}, indent=2))
-        return
+    with terminal.done(wanted.out):
+        if as_json:
+            print(json.dumps(_as_dict(contests) | {"notes": notes}, indent=2))
+        else:
+            _show(contests, wanted.out)
+
+
+def _show(contests: list[Contested], out: Path) -> None:
     from clipproj.audit.pages import printed
 
     screen = terminal.console()

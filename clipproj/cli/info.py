@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from clipproj import files
+from clipproj.audit.samples import Samples
 from clipproj.bank import ProjectorBank
 from clipproj.heads import TRANSFORMERS
 from clipproj.projector import load
@@ -32,52 +33,63 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError, or ValueError for a damaged file or one that is none of these.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"info: file must exist, got {path}")
     file = locate(path)
     if not _ours(file):
         return _checkpoint(file)
-    artefact = files.read(file)
-    facts: dict[str, Any] = {"file": str(file), "kind": artefact.kind}
-    if artefact.kind == "projector":
-        projector = load(file)
-        facts |= {
-            "side": projector.side,
-            "dim": projector.dim,
-            "rank": projector.rank,
-            "form": "affine" if projector.offset is not None
-            else "symmetric" if projector.symmetric else "oblique",
-            "strength": round(float(projector.strength), 6),
-            "hash": projector.content_hash(),
-        }  # fmt: skip
-        return facts | _history(projector.provenance)
-    if artefact.kind == "bank":
-        bank = ProjectorBank.load(file)
-        return facts | {
-            "side": bank.side,
-            "dim": bank.dim,
-            "capacity": bank.capacity,
-            "free": bank.free,
-            "hash": bank.content_hash(),
-            "projectors": {
-                entry.name: f"rank {entry.rank}, strength {entry.strength:g}, {entry.hash[:12]}"
-                for entry in map(bank.entry, bank.names())
-            },
-        }
-    if artefact.kind == "receipt":
-        receipt = Receipt.load(file)
-        facts |= {
-            "edit": receipt.label,
-            "tower": receipt.tower,
-            "head": [name for name in (receipt.weight, receipt.bias) if name],
-            "dtype": receipt.dtype,
-            "strength": round(receipt.strength, 6),
-            "projector": receipt.projector_hash,
-            "head_before": receipt.head_before,
-            "head_after": receipt.head_after,
-            "created": receipt.created,
-        }
-        return facts
-    meta = artefact.meta
-    return facts | {
+    kind = files.read(file).kind
+    if kind not in _DESCRIBE:
+        raise ValueError(f"info: file must be of a known kind, got {kind!r} in {file}")
+    return {"file": str(file), "kind": kind} | _DESCRIBE[kind](file)
+
+
+def _projector(file: Path) -> dict[str, Any]:
+    projector = load(file)
+    return {
+        "side": projector.side,
+        "dim": projector.dim,
+        "rank": projector.rank,
+        "form": "affine" if projector.offset is not None
+        else "symmetric" if projector.symmetric else "oblique",
+        "strength": round(float(projector.strength), 6),
+        "hash": projector.content_hash(),
+    } | _history(projector.provenance)  # fmt: skip
+
+
+def _bank(file: Path) -> dict[str, Any]:
+    bank = ProjectorBank.load(file)
+    return {
+        "side": bank.side,
+        "dim": bank.dim,
+        "capacity": bank.capacity,
+        "free": bank.free,
+        "hash": bank.content_hash(),
+        "projectors": {
+            entry.name: f"rank {entry.rank}, strength {entry.strength:g}, {entry.hash[:12]}"
+            for entry in map(bank.entry, bank.names())
+        },
+    }
+
+
+def _receipt(file: Path) -> dict[str, Any]:
+    receipt = Receipt.load(file)
+    return {
+        "edit": receipt.label,
+        "tower": receipt.tower,
+        "head": [name for name in (receipt.weight, receipt.bias) if name],
+        "dtype": receipt.dtype,
+        "strength": round(receipt.strength, 6),
+        "projector": receipt.projector_hash,
+        "head_before": receipt.head_before,
+        "head_after": receipt.head_after,
+        "created": receipt.created,
+    }
+
+
+def _undo(file: Path) -> dict[str, Any]:
+    meta = files.read(file, "undo").meta
+    return {
         "edit": meta["label"],
         "tower": meta["tower"],
         "head": [name for name in meta["names"] if name],
@@ -85,6 +97,26 @@ def describe(path: Path) -> dict[str, Any]:
         "applies_to": meta["after"],
         "created": meta["created"],
     }
+
+
+def _samples(file: Path) -> dict[str, Any]:
+    samples = Samples.load(file)
+    return {
+        "model": samples.classes.model,
+        "pictures": len(samples),
+        "dim": samples.classes.dim,
+        "classes": _some(samples.names),
+        "domains": _some(sorted(set(samples.domains or ()))),
+    }
+
+
+_DESCRIBE = {
+    "projector": _projector,
+    "bank": _bank,
+    "receipt": _receipt,
+    "undo": _undo,
+    "samples": _samples,
+}
 
 
 def edited_since(checkpoint: Path, projector: str, tower: str) -> str:
@@ -124,8 +156,12 @@ def _history(provenance: dict[str, Any]) -> dict[str, Any]:
     for what in ("forget", "keep"):
         names = provenance.get(what, {}).get("names")
         if names:
-            facts[what] = names if len(names) <= 8 else [*names[:8], f"{len(names) - 8} more"]
+            facts[what] = _some(names)
     return facts
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    return [*names[:8], *([f"{len(names) - 8} more"] if names[8:] else ())]
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:

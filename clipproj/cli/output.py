@@ -13,6 +13,7 @@ from pathlib import Path
 from clipproj import files
 from clipproj.state import WEIGHTS, locate, read_edits
 
+_REPLACED = ".clipproj-replaced."  # how the names of folders begin that keep an earlier output
 _SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
 
 
@@ -29,7 +30,8 @@ class Output:
     Raises:
         ValueError: for what is no folder nor can become one, the folder of `source`, or one where
             a name is taken by a folder, or by a file that clipproj did not write; for a checkpoint
-            of another name, which would be taken for the one written.
+            of another name, which would be taken for the one written; for one where a run was
+            killed while it published.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Output:
             below = f"{folder}, below " if there != absolute else ""
             shown = there if below else folder
             raise ValueError(f"erase: out must be a folder, got {below}the {what} {shown}")
+        self._refuse_replaced()
         home = None if source is None else source if source.is_dir() else source.parent
         if home is not None and folder.exists() and folder.samefile(home):
             raise ValueError(
@@ -85,7 +88,7 @@ class Output:
         paths = sorted(stage.iterdir(), key=lambda path: (path.name == self.weights, path.name))
         self._refuse_folders(path.name for path in paths)
         # not in the staging folder, of which nothing is kept should this process be killed now
-        old = stage.with_name(f".clipproj-replaced.{uuid.uuid4().hex[:8]}")
+        old = stage.with_name(f"{_REPLACED}{uuid.uuid4().hex[:8]}")
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         tried: list[Path] = []
         try:
@@ -97,8 +100,9 @@ class Output:
                 if os.path.lexists(target):
                     os.replace(target, old / path.name)
                 os.replace(path, target)
+            old.rename(stage / old.name)  # now it goes with the rest
         except BaseException:  # also Ctrl-C between two renames
-            for path in reversed(tried):
+            for path in reversed(tried) if old.exists() else ():
                 target = self.folder / path.name
                 if os.path.lexists(old / path.name):
                     os.replace(old / path.name, target)
@@ -107,7 +111,17 @@ class Output:
             for folder in filter(Path.exists, [*made, old]):
                 folder.rmdir()
             raise
-        old.rename(stage / old.name)  # now it goes with the rest
+
+    def _refuse_replaced(self) -> None:
+        for old in self.folder.glob(f"{_REPLACED}*"):
+            try:
+                old.rmdir()
+            except OSError:  # it is not empty
+                raise ValueError(
+                    f"erase: out must hold one output, got {self.folder} where a run was killed "
+                    f"before it was done: {old} keeps what it had replaced; move that back, or "
+                    "remove it"
+                ) from None
 
     def _checkpoint(self) -> Path | None:
         try:

@@ -15,7 +15,7 @@ from clipproj.audit.gate import Limits
 from clipproj.audit.pictures import Pictures
 from clipproj.projector import Projector
 from clipproj.text import expand_names
-from clipproj.words import canonical, name_key, on_both, printable, repeated
+from clipproj.words import canonical, name_fault, name_key, on_both, repeated
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,12 @@ def check(request: Request) -> None:
             raise ValueError(f"{op}: {option} must be left out with {why}, got {value!r}")
     if not request.names and request.projector is None:
         raise ValueError(f"{op}: names must hold at least one class to forget, got none")
-    for argument, given in (("names", request.names), ("keep", request.keep)):
+    words = [word for given in request.synonyms.values() for word in given]
+    for argument, given in (("names", request.names), ("keep", request.keep), ("synonyms", words)):
         for name in given:
-            if not canonical(name):
-                raise ValueError(f"{op}: {argument} must not be blank, got {name!r}")
-            if not printable(canonical(name)):
-                raise ValueError(
-                    f"{op}: {argument} must be UTF-8 without control characters, got {name!r}"
-                )
+            if fault := name_fault(name):
+                raise ValueError(f"{op}: {argument} {fault}, got {name!r}")
+    for argument, given in (("names", request.names), ("keep", request.keep)):
         if pair := repeated(given):
             raise ValueError(f"{op}: {argument} must be distinct, got {pair[0]!r} and {pair[1]!r}")
     _check_apart(op, request.names, request.keep)

@@ -9,13 +9,15 @@ import re
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from clipproj.cli import terminal
+from clipproj_command import ENDS
 
 # What needs Ray is imported where it is used: --help must not wait for it.
 
@@ -96,7 +98,7 @@ def serve(
 
     OpenAI-style: POST /v1/embeddings, /v1/classify; GET, PUT, POST, DELETE /v1/tenants/NAME.
 
-    Ctrl-C or SIGTERM stops it; requests in hand finish. More in docs/serving.md.
+    Ctrl-C, SIGTERM or SIGHUP stops it; requests in hand finish. More in docs/serving.md.
     """
     settings = {
         "model": model,
@@ -120,7 +122,7 @@ def serve(
 def run(
     settings: dict[str, Any], host: str, port: int, metrics_port: int | None, as_json: bool
 ) -> None:
-    """Start it, say where it is, wait for Ctrl-C or SIGTERM, and let requests in hand finish.
+    """Start it, say where it is, wait for a signal to end, and let requests in hand finish.
 
     Args:
         settings: as `clipproj.serve.build` takes them.
@@ -146,7 +148,8 @@ def run(
     _check_address(host, port)
     with terminal.quiet(as_json):  # before a replica says it in Ray's log
         check_model(made.model, made.pretrained)
-    stop = threading.Event()
+    stop: SimpleQueue[int] = SimpleQueue()
+    handlers = _handlers(stop)
     cores = max(os.cpu_count() or 1, made.replicas)
     ray.init(
         address="local",  # not a cluster that an environment variable names
@@ -158,9 +161,8 @@ def run(
         _metrics_export_port=metrics_port,
     )
     try:
-        # not before: Ray sets its own
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        for number, handler in handlers.items():  # not before: Ray sets its own
+            signal.signal(number, handler)
         quiet = logging.getLogger("ray.serve")
         quiet.addFilter(lambda record: record.levelno >= logging.WARNING)
         serve.start(
@@ -172,9 +174,9 @@ def run(
             gateway = serve.run(build(made), name=APP, route_prefix="/")
         except RuntimeError as error:
             raise RuntimeError(f"serve: {_reason(serve.status(), error)}") from error
-        if not stop.is_set():
+        if stop.empty():
             _say(made, host, port, metrics_port, as_json)
-        stop.wait()
+        stop.get()
         print("clipproj serve: stopping, requests in hand finish", file=sys.stderr, flush=True)
         cut = sum(gateway.broadcast("drain").results(timeout_s=made.grace + PROXY_WAIT))
         if cut:
@@ -183,6 +185,19 @@ def run(
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _handlers(stop: SimpleQueue[int]) -> dict[int, Any]:
+    """What is to handle each signal that ends us; one that the caller has ignored stays so.
+
+    A queue of this kind, unlike an event, may be told while it is being told or waited for.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        stop.put(number)
+
+    ignored = signal.SIG_IGN
+    return {one: ignored if signal.getsignal(one) == ignored else end for one in ENDS}
 
 
 def _reason(status: Any, error: Exception) -> str:

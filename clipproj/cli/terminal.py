@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must n
     from clipproj.cli.erase import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
+_OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins
 _WORDS = {
     "force=True": "--force",
     "truncate=True": "--truncate",
@@ -154,23 +156,48 @@ def quiet(as_json: bool) -> Iterator[list[str]]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar for every file
     notes: list[str] = []
-    # what other code prints is no part of the result
-    with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        yield notes
-    notes += dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
-    if not as_json:
-        for note in notes:
-            Console(stderr=True, highlight=False).print(Text(f"note: {note}", style="yellow"))
+    try:
+        # what other code prints is no part of the result
+        with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            yield notes
+    except Exception as error:
+        error.notes = notes  # for `show_error`: they may say why
+        raise
+    finally:
+        notes += dict.fromkeys(" ".join(str(one.message).split()) for one in caught)
+        if not as_json:
+            for note in notes:
+                Console(stderr=True, highlight=False).print(Text(f"note: {note}", style="yellow"))
 
 
-def show_error(command: str, text: str, as_json: bool) -> None:
-    """One line on stderr, or {"error": ...} on stdout if that can be written."""
-    line = text if text.startswith(f"{command}: ") else f"{command}: {text}"
+@contextmanager
+def done(written: Path | None) -> Iterator[None]:
+    """What is printed of a work whose output is written already, if it is.
+
+    Raises OutputError, which says so, where that cannot be printed to its end.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OutputError as error:
+        if written is None:
+            raise
+        what = f"{error.strerror}; all is done and written to {written}"
+        raise OutputError(error.errno, what) from error
+
+
+def show_error(command: str, error: Exception, text: str, as_json: bool) -> None:
+    """One line on stderr, or {"error": ...} on stdout if that can be written, with the notes.
+
+    The operation that raised it is named in place of the command, if at all: one name is enough.
+    """
+    line = f"{command}: {_OPERATION.sub('', text)}"
     if as_json:
+        notes = getattr(error, "notes", [])
         with suppress(OutputError):
-            print(json.dumps({"error": line}), flush=True)
+            print(json.dumps({"error": line} | ({"notes": notes} if notes else {})), flush=True)
             return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(line, style="red"))
 

@@ -22,7 +22,7 @@ from clipproj.serve.inputs import Prepared, Preparer, Request, check_prompts
 from clipproj.serve.store import Changes, from_bytes
 from clipproj.serve.tenants import Plan, Tenants
 from clipproj.text import embed_classes
-from clipproj.words import simple_templates
+from clipproj.words import canonical, simple_templates
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,15 @@ class Engine:
         if request.classes is None:
             return None
         templates = request.templates or simple_templates()
-        key = (request.classes, templates)
+        names = tuple(map(canonical, request.classes))  # the answer has them as they were spelt
+        key = (names, templates)
         with self._classes_lock:
             if key in self._classes:
                 self._classes.move_to_end(key)
                 return self._classes[key]
-        check_prompts(self.loaded.tokenizer, request.classes, templates, "classes")
+        check_prompts(self.loaded.tokenizer, names, templates, "classes")
         try:
-            made = embed_classes(self.model, self.loaded.tokenizer, request.classes, templates)
+            made = embed_classes(self.model, self.loaded.tokenizer, names, templates)
         except ValueError as error:
             raise ServiceError(400, str(error), "classes", "invalid_value") from error
         with self._classes_lock:

@@ -48,7 +48,9 @@ ROUTES = (  # method, path, the endpoint it is counted as, Gateway's method
 
 def make_api() -> FastAPI:
     """The routes; called in each gateway's process."""
-    api = FastAPI(title="clipproj", docs_url=None, redoc_url=None, openapi_url=None)
+    api = FastAPI(  # whose redirects have no error, and lose a POST's body in some clients
+        title="clipproj", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     for method, path, endpoint, name in ROUTES:
         api.add_api_route(path, _endpoint(endpoint, name), methods=[method], response_model=None)
     api.add_exception_handler(HTTPException, _no_route)

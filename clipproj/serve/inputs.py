@@ -217,4 +217,4 @@ def check_prompts(
         for i, whole in cut:
             context = tokens.shape[1]
             text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
-            raise bad(text, what, "text_too_long")
+            raise bad(text, f"{what}[{i}]", "text_too_long")

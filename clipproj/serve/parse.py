@@ -19,7 +19,7 @@ from clipproj.methods.contrast import CONTRASTS
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input, Name, Request
 from clipproj.serve.settings import Settings
-from clipproj.words import name_key, on_both, repeated
+from clipproj.words import canonical, name_fault, name_key, on_both, repeated
 
 LONGEST = 2048  # letters: a model reads a hundred words, and tokenizing takes their square
 
@@ -45,7 +45,8 @@ class Spec:
     """How to make a tenant's projector: what `clipproj erase` takes, with its defaults.
 
     Attributes:
-        forget, keep: class names; keep None: the embedded model's classes, else generic ones.
+        forget, keep: class names in their one spelling; keep None: the embedded model's classes,
+            else generic ones.
         templates: None: OpenAI's 80, or 7 with the generic names.
         method: "nullspace" or "ccup". contrast, rank: of nullspace. forget_weight, keep_weight:
             of ccup. strength: None for the method's own.
@@ -70,7 +71,7 @@ def json_object(body: bytes, allowed: set[str]) -> dict[str, Any]:
         data = from_json(body, allow_inf_nan=True)  # a NaN gets an error that says where it is
         # It silently keeps the last of two fields of one name. json shows both, but takes what it
         # refuses, half of a surrogate pair and a thousand levels: so both read the body.
-        json.loads(body, object_pairs_hook=_distinct_fields)
+        _check_fields(body)
     except ValueError as error:
         raise bad(f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
@@ -82,10 +83,38 @@ def json_object(body: bytes, allowed: set[str]) -> dict[str, Any]:
     return data
 
 
-def _distinct_fields(pairs: list[tuple[str, Any]]) -> None:
-    if pair := repeated((name for name, _ in pairs), str):
-        text = f"a field must stand once in its object, got {pair[0]!r:.80} twice"
-        raise bad(text, pair[0], "duplicate_field")
+@dataclass(frozen=True)
+class _Twice:
+    """An object in which a field stands twice."""
+
+    field: str
+
+
+def _check_fields(body: bytes) -> None:
+    """Raises ServiceError for a field that stands twice, ValueError for what is not JSON."""
+    found: list[_Twice] = []
+
+    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Twice:
+        pair = repeated((name for name, _ in pairs), str)
+        if pair is None:
+            return dict(pairs)
+        found.append(_Twice(pair[0]))
+        return found[-1]
+
+    whole = json.loads(body, object_pairs_hook=read)
+    if found:
+        _refuse_twice(whole)
+
+
+def _refuse_twice(value: Any, place: str = "") -> None:
+    """Raises ServiceError, naming its place, for the first field that stands twice."""
+    if isinstance(value, _Twice):
+        text = f"a field must stand once in its object, got {value.field!r:.80} twice"
+        raise bad(text, f"{place}.{value.field}".lstrip("."), "duplicate_field")
+    for name, one in value.items() if isinstance(value, dict) else ():
+        _refuse_twice(one, f"{place}.{name}".lstrip("."))
+    for i, one in enumerate(value) if isinstance(value, list) else ():
+        _refuse_twice(one, f"{place}[{i}]")
 
 
 def embeddings(body: bytes, settings: Settings) -> tuple[Request, str]:
@@ -117,6 +146,8 @@ def spec(body: bytes, settings: Settings) -> Spec:
     keep = None if keep is None else _names(keep, "keep", settings)
     if both := on_both(forget, keep or ()):
         raise bad(f"keep must not hold what is forgotten, got {both} in both", "keep")
+    forget = tuple(map(canonical, forget))  # as the command line embeds them
+    keep = None if keep is None else tuple(map(canonical, keep))
     templates = _templates(data)
     method = _one_of(("nullspace", "ccup"), data.get("method"), "method")
     foreign = ("contrast", "rank") if method == "ccup" else ("forget_weight", "keep_weight")
@@ -141,8 +172,12 @@ def spec(body: bytes, settings: Settings) -> Spec:
 
 
 def _names(value: Any, name: str, settings: Settings) -> tuple[str, ...]:
-    """Class names, no two of them spellings of one: those would share its texts."""
-    return strings(value, name, settings.max_classes, name_key)
+    """Class names as they are spelt, no two of them spellings of one: those share its texts."""
+    names = strings(value, name, settings.max_classes, name_key)
+    for i, one in enumerate(names):
+        if fault := name_fault(one):
+            raise bad(f"{name}[{i}] {fault}, got {one!r:.80}", f"{name}[{i}]")
+    return names
 
 
 def strings(value: Any, name: str, most: int, key: Callable[[str], str] = str) -> tuple[str, ...]:
@@ -153,10 +188,11 @@ def strings(value: Any, name: str, most: int, key: Callable[[str], str] = str) -
         raise bad(f"{name} must hold at most {most} strings, got {len(value)}", name, "too_many")
     for i, one in enumerate(value):
         if not isinstance(one, str) or not one.strip():
-            raise bad(f"{name}[{i}] must be a string that is not blank, got {one!r:.80}", name)
+            text = f"{name}[{i}] must be a string that is not blank, got {one!r:.80}"
+            raise bad(text, f"{name}[{i}]")
         if len(one) > LONGEST:
             text = f"{name}[{i}] must have at most {LONGEST} letters, got {len(one)}"
-            raise bad(text, name, "too_long")
+            raise bad(text, f"{name}[{i}]", "too_long")
     if pair := repeated(value, key):
         raise bad(f"{name} must be distinct, got {pair[0]!r} and {pair[1]!r}", name)
     return tuple(value)
@@ -171,9 +207,10 @@ def _templates(data: Mapping[str, Any]) -> tuple[str, ...] | None:
     if data.get("templates") is None:
         return None
     templates = strings(data["templates"], "templates", 1000)
-    for one in templates:
+    for i, one in enumerate(templates):
         if one.count("{}") != 1:
-            raise bad(f"templates must hold {{}} exactly once, got {one!r}", "templates")
+            text = f"templates[{i}] must hold {{}} exactly once, got {one!r}"
+            raise bad(text, f"templates[{i}]")
     return templates
 
 
