@@ -15,8 +15,8 @@ from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
 FEW = 50  # kept names or classes with pictures; with fewer, names in general are measured too
-NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
-# lose is what pictures lose, within a factor of two; of a thousand names it is diluted tenfold
+NEAR = 100  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
+# lose is about what pictures lose; of a thousand names it is diluted tenfold
 GENERAL_PROMPTS = ("a {}",)  # they are a thousand, and only measured on
 ONE_NAME = 10  # times `max_found` may be found of one forgotten name
 _FALL = 0.25  # loss of a class, or of the nearest ones, from which on it is worth a word
