@@ -199,18 +199,37 @@ def _hugging_face_tokens(
     limit = context_length(model, tokenizer)
     told = zip(prompts, map(len, tokenizer(prompts)["input_ids"]), strict=True)
     _check_length([(prompt, count) for prompt, count in told if count > limit], limit, cut)
-    room = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
     if not masks_texts(model):
-        tokens = tokenizer(prompts, padding="max_length", **room)
-        return {"input_ids": tokens["input_ids"]}
-    tokens = tokenizer(prompts, padding=True, **room)
+        return {"input_ids": padded(tokenizer, prompts, limit)["input_ids"]}
+    tokens = padded(tokenizer, prompts, limit, padding=True)
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def padded(
+    tokenizer: Any, texts: Sequence[str], length: int, padding: bool | str = "max_length"
+) -> Mapping[str, Tensor]:
+    """What a tokenizer of transformers makes of texts: cut to `length`, padded on the right.
+
+    A tokenizer saved with padding_side="left", for generation, pads on the left unless told: the
+    towers count positions from the first token, and would give other features.
+    """
+    room = {"truncation": True, "max_length": length, "return_tensors": "pt"}
+    return tokenizer(list(texts), padding=padding, padding_side="right", **room)
 
 
 def context_length(model: nn.Module, tokenizer: Any) -> int:
     """Tokens that a model of transformers reads of a text, with its tokenizer."""
     config = getattr(model.config, "text_config", model.config)
-    return min(config.max_position_embeddings, tokenizer.model_max_length)
+    # of positions that begin after that of the padding, as RoBERTa's do, these are never used
+    unused = next(
+        (
+            module.padding_idx + 1
+            for name, module in model.named_modules()
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None)
+        ),
+        0,
+    )
+    return min(config.max_position_embeddings - unused, tokenizer.model_max_length)
 
 
 def masks_texts(model: nn.Module) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipproj.encoder import context_length, default_device, masks_texts
-from clipproj.heads import TRANSFORMERS
+from clipproj.encoder import context_length, default_device, masks_texts, padded
+from clipproj.heads import SINGLE_TOWERS, TRANSFORMERS, which_class
 from clipproj.state import HF_CONFIG, logged
 
 
@@ -22,7 +22,7 @@ def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
     Raises:
         ImportError: without transformers.
         ValueError: for weights that leave a part of the model as it was initialised, at random;
-            for a folder without a tokenizer.
+            for a folder without a tokenizer, its vocabulary, or with that of another model.
         Whatever else transformers raises for a folder that it cannot load.
     """
     try:
@@ -33,12 +33,13 @@ def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
             '"clipproj[plugins]"'
         ) from error
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    here = {"local_files_only": True, "trust_remote_code": False}  # None would ask, and run it
+    config = transformers.AutoConfig.from_pretrained(folder, **here)
     # AutoModel would build a *WithProjection model without its projection
     known = next((name for name in config.architectures or () if name in TRANSFORMERS), "AutoModel")
     with default_device("cpu"):
         model, told = getattr(transformers, known).from_pretrained(
-            folder, local_files_only=True, dtype="auto", output_loading_info=True
+            folder, dtype="auto", output_loading_info=True, **here
         )
     missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
     if missing:
@@ -46,11 +47,35 @@ def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
             f"load_model: {folder} must hold all weights of {type(model).__name__}, got none that "
             f"fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
         )
-    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    if not hasattr(getattr(processor, "tokenizer", processor), "model_max_length"):
-        got = type(processor).__name__
-        raise ValueError(f"load_model: {folder} must have a tokenizer, got {got} alone")
+    processor = transformers.AutoProcessor.from_pretrained(folder, **here)
+    _check_words(folder, model, getattr(processor, "tokenizer", processor))
     return model.to(device).eval(), processor
+
+
+def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
+    """ValueError for what is no tokenizer, or not of this model, or lacks its vocabulary.
+
+    Without its files transformers builds an empty one, for which all texts are the same.
+    """
+    if not hasattr(tokenizer, "model_max_length"):
+        got = type(tokenizer).__name__
+        raise ValueError(f"load_model: {folder} must have a tokenizer, got {got} alone")
+    if not hasattr(model, "get_text_features") and not which_class(
+        model, "transformers", *SINGLE_TOWERS["text"]
+    ):
+        return  # nothing reads its texts
+    size = getattr(model.config, "text_config", model.config).vocab_size
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"load_model: tokenizer of {folder} must fit the {size} tokens of its text tower, "
+            f"got {len(tokenizer)}"
+        )
+    ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("cat", "dog")]
+    if ids[0] == ids[1] or any(not one or tokenizer.unk_token_id in one for one in ids):
+        raise ValueError(
+            f"load_model: {folder} must hold its tokenizer's vocabulary, got one of "
+            f"{len(tokenizer)} tokens that does not know the word cat from dog"
+        )
 
 
 class Tokenizer:
@@ -70,10 +95,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
         """Tokens [n, context] of n texts on the CPU, int64."""
-        options = {"truncation": True, "padding": "max_length", "padding_side": "right"}
-        length = context_length or self.context_length
-        made = self.tokenizer(list(texts), max_length=length, return_tensors="pt", **options)
-        return made["input_ids"]
+        return padded(self.tokenizer, texts, context_length or self.context_length)["input_ids"]
 
     def inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         """What the text tower takes of these tokens: with a mask, less the padding of all rows."""

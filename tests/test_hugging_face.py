@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import transformers
 from families import FAMILIES, WIDTH
 from plugin_models import clip_folder, picture, projector
 from safetensors import safe_open
+from test_families import WORDS, hugging_face_tokenizer
 
 import clipproj
 from clipproj import RecordedEdit, edit, edits, embed_classes, undo
@@ -106,6 +109,71 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> 
     shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*", "proc*"))
     with pytest.raises((RuntimeError, ValueError), match="load_model: "):
         load_model(str(tmp_path / "m"))
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "m"
+    shutil.copytree(folder, clip)
+    (clip / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"must hold its tokenizer's vocabulary, got one of 2 tok"):
+        load_model(str(clip))
+    shutil.copy(folder / "tokenizer.json", clip)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(clip)
+    size = len(tokenizer)
+    with pytest.raises(
+        ValueError, match=f"fit the {size - 1} tokens of its text tower, got {size}"
+    ):
+        load_model(str(clip))
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_code_in_a_folder_never_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    clip = tmp_path / "m"
+    shutil.copytree(folder, clip)
+    told = json.loads((clip / file).read_text())
+    autos = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor")
+    told["auto_map"] = dict.fromkeys(autos, "mine.Mine")
+    told["auto_map"]["AutoTokenizer"] = ["mine.Mine", "mine.Mine"]
+    for key in ("model_type", "processor_class", "tokenizer_class"):
+        told |= {key: "Odd"} if key in told else {}
+    (clip / file).write_text(json.dumps(told))
+    (clip / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine:\n    pass\n")
+    cache = str(tmp_path / "modules")
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", cache)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))  # somebody who agrees to all
+    with contextlib.suppress(RuntimeError, ValueError):  # it may find classes of its own
+        load_model(str(clip))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "Vision" not in n or "Dual" in n])
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_features(name: str) -> None:
+    model, tokenizer = FAMILIES[name].build(), hugging_face_tokenizer()
+    texts = [WORDS[-1], " ".join(WORDS[-5:])]
+    want = embed_classes(model, tokenizer, texts, ["{}"]).tensor
+    tokenizer.padding_side = "left"
+    assert torch.equal(embed_classes(model, tokenizer, texts, ["{}"]).tensor, want)
+    assert torch.equal(
+        Tokenizer(model, tokenizer)(texts)[:, :4],
+        Tokenizer(model, hugging_face_tokenizer())(texts)[:, :4],
+    )
+
+
+def test_positions_that_a_text_tower_never_uses_are_not_counted() -> None:
+    tokenizer = hugging_face_tokenizer()
+    model = FAMILIES["AltCLIPModel"].build()  # XLM-R's positions begin after the padding's
+    limit = (
+        model.config.text_config.max_position_embeddings - model.config.text_config.pad_token_id - 1
+    )
+    assert Tokenizer(model, tokenizer).context_length == limit
+    fits = limit - len(tokenizer("")["input_ids"])
+    assert embed_classes(model, tokenizer, [f"{WORDS[-1]} " * fits], ["{}"]).tensor.isfinite().all()
+    with pytest.raises(ValueError, match=rf"must fit the model's {limit} tokens, got {limit + 1}"):
+        embed_classes(model, tokenizer, [f"{WORDS[-1]} " * (fits + 1)], ["{}"])
 
 
 def test_transformers_loads_what_erase_writes(folder: Path, erased: Path) -> None:
