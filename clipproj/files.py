@@ -150,6 +150,43 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise OSError(error.errno, f"write: cannot write {target}: {reason}") from error
 
 
+def publish(stage: Path, folder: Path, last: str) -> None:
+    """Move everything from a staging folder into `folder`, or nothing where that fails.
+
+    Only renames, which need no room; what is replaced is kept until all are made. A link is
+    replaced, not followed.
+
+    Args:
+        folder: on the same disk; made when missing, with its parents.
+        last: the name of the file that comes last.
+    """
+    paths = sorted(stage.iterdir(), key=lambda path: (path.name == last, path.name))
+    # not in the staging folder, of which nothing is kept should this process be killed now
+    old = stage.with_name(f".clipproj-replaced.{uuid.uuid4().hex[:8]}")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    tried: list[Path] = []
+    try:
+        old.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            tried.append(path)
+            target = folder / path.name
+            if os.path.lexists(target):
+                os.replace(target, old / path.name)
+            os.replace(path, target)
+    except BaseException:  # also Ctrl-C between two renames
+        for path in reversed(tried):
+            target = folder / path.name
+            if os.path.lexists(old / path.name):
+                os.replace(old / path.name, target)
+            elif not path.exists():
+                os.replace(target, path)
+        for empty in filter(Path.exists, [*made, old]):
+            empty.rmdir()
+        raise
+    old.rename(stage / old.name)  # now it goes with the rest
+
+
 def write(
     path: str | os.PathLike[str],
     kind: str,

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clipproj import files
 from clipproj.encoder import context_length, default_device, masks_texts, padded
-from clipproj.heads import SINGLE_TOWERS, TRANSFORMERS, which_class
-from clipproj.state import HF_CONFIG, logged
+from clipproj.heads import SINGLE_TOWERS, TRANSFORMERS, find_heads, which_class
+from clipproj.records import Record
+from clipproj.state import HF_CONFIG, HF_WEIGHTS, logged, read_state, write_state
+from clipproj.weights import key_of, keys_of
+
+_BESIDE = (  # what transformers keeps beside a model, but for the vocabulary
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 
 
-def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
-    """The model in eval mode, in the dtype of its weights, and its processor (or tokenizer).
+def load(folder: Path, checkpoint: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
+    """The model in eval mode, in the dtype of its heads, and its processor (or tokenizer).
+
+    A config may name another dtype than its weights have; a head would be edited in that one, and
+    the file's would not be the head that was.
 
     Nothing is downloaded and no code in the folder is run.
 
     Raises:
         ImportError: without transformers.
         ValueError: for weights that leave a part of the model as it was initialised, at random;
-            for a folder without a tokenizer, its vocabulary, or with that of another model.
+            for a folder without a tokenizer, its vocabulary, or with that of another model; for
+            heads that the file has no tensors of, others, or in several dtypes.
         Whatever else transformers raises for a folder that it cannot load.
     """
     try:
@@ -37,16 +51,25 @@ def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
     config = transformers.AutoConfig.from_pretrained(folder, **here)
     # AutoModel would build a *WithProjection model without its projection
     known = next((name for name in config.architectures or () if name in TRANSFORMERS), "AutoModel")
+    build = getattr(transformers, known).from_pretrained
     with default_device("cpu"):
-        model, told = getattr(transformers, known).from_pretrained(
-            folder, dtype="auto", output_loading_info=True, **here
-        )
-    missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
-    if missing:
-        raise ValueError(
-            f"load_model: {folder} must hold all weights of {type(model).__name__}, got none that "
-            f"fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
-        )
+        model, told = build(folder, dtype="auto", output_loading_info=True, **here)
+        missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
+        if missing:
+            raise ValueError(
+                f"load_model: {folder} must hold all weights of {type(model).__name__}, got none "
+                f"that fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
+            )
+        state = read_state(checkpoint)
+        dtypes = {state[key].dtype for key, _ in head_keys("load_model", model, state)}
+        if len(dtypes) > 1:
+            got = ", ".join(sorted(map(str, dtypes)))
+            raise ValueError(f"load_model: heads of {folder} must have one dtype, got {got}")
+        if dtypes - {model.dtype}:
+            model = build(folder, dtype=dtypes.pop(), **here)
+    for key, tensor in head_keys("load_model", model, state):
+        if not torch.equal(state[key], tensor):
+            raise ValueError(f"load_model: {checkpoint} must hold the head's own bits in {key}")
     processor = transformers.AutoProcessor.from_pretrained(folder, **here)
     _check_words(folder, model, getattr(processor, "tokenizer", processor))
     return model.to(device).eval(), processor
@@ -76,6 +99,16 @@ def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
             f"load_model: {folder} must hold its tokenizer's vocabulary, got one of "
             f"{len(tokenizer)} tokens that does not know the word cat from dog"
         )
+
+
+def head_keys(op: str, model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The tensors of a model's foldable heads, by their keys in the state dict of its folder.
+
+    ValueError, in the name of `op`, where it has no such key.
+    """
+    heads = [head for head in find_heads(model) if head.foldable]
+    names = [name for head in heads for name in (head.weight, head.bias) if name]
+    return [(key_of(op, state, name), model.get_parameter(name).detach().cpu()) for name in names]
 
 
 class Tokenizer:
@@ -133,9 +166,41 @@ class Pixels:
         return self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 
-def save(model: nn.Module, processor: Any, folder: Path, edits: list[dict[str, Any]]) -> None:
-    """Write what `from_pretrained(folder)` reads, weights in one file, edits in config.json."""
-    model.save_pretrained(folder, max_shard_size="1TB")
-    processor.save_pretrained(folder)
-    config = folder / HF_CONFIG
-    config.write_text(logged(config, edits), encoding="utf-8")
+def companions(folder: Path, tokenizer: Any) -> list[str]:
+    """Names of the files that a folder's tokenizer and processors are read from."""
+    names = {*_BESIDE, *type(tokenizer).vocab_files_names.values()}
+    return sorted(name for name in names if (folder / name).is_file())
+
+
+def save(
+    model: nn.Module, source: Path, folder: Path, names: Sequence[str], edits: list[Record]
+) -> None:
+    """Write what `from_pretrained(folder)` reads: all that `source` is, with the model's heads.
+
+    Args:
+        source: the checkpoint that the model was loaded from, with `names` beside it.
+
+    Raises OSError; ValueError for a model with other weights than `source` outside its heads.
+    """
+    state = read_state(source)
+    heads = dict(head_keys("save_model", model, state))
+    for name, tensor in model.state_dict().items():
+        keys = keys_of(state, name)  # none of what the library renames or computes
+        if len(keys) != 1 or keys[0] in heads or state[keys[0]].shape != tensor.shape:
+            continue
+        if not torch.equal(state[keys[0]].to(tensor.dtype), tensor.cpu()):
+            raise ValueError(
+                f"save_model: model must differ from {source} in its heads alone, got other bits "
+                f"in {name}"
+            )
+    for key, tensor in heads.items():
+        if tensor.dtype != state[key].dtype:
+            raise ValueError(
+                f"save_model: {key} must be {state[key].dtype} as in {source}, got {tensor.dtype}"
+            )
+    write_state(folder / HF_WEIGHTS, state | heads, [])
+    for name in names:
+        if name not in (HF_WEIGHTS, HF_CONFIG):
+            shutil.copyfile(source.parent / name, folder / name)
+    with files.atomic(folder / HF_CONFIG) as part:
+        part.write_text(logged(source.parent / HF_CONFIG, edits), encoding="utf-8")

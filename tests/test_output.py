@@ -138,6 +138,7 @@ def test_a_kill_between_two_renames_costs_nothing_of_the_user(
     if child == 0:
         try:
             output = Output(folder, [], None)
+            output.names.update(names)
             with output.staged() as stage:
                 for name in names:
                     (stage / name).write_text("new")

@@ -28,7 +28,7 @@ from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import defaults
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
-from clipproj.state import CONFIG, HF_CONFIG, WEIGHTS, read_edits, read_state, size
+from clipproj.state import WEIGHTS, read_state, size
 from clipproj.text import Embeddings, embed_classes, generic_keep
 from clipproj.words import simple_templates
 
@@ -148,7 +148,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     say("model", 1, 1)
     output = None
     if request.out is not None:
-        written = [*_files(loaded).values(), CONFIG if loaded.config else HF_CONFIG]
+        written = [*_files(loaded).values(), *loaded.files]
         output = Output(request.out, written, loaded.checkpoint, loaded.weights)
         output.need(size(loaded.model.state_dict()))
 
@@ -329,14 +329,8 @@ def _write(
     outcome: Outcome, output: Output, loaded: Loaded, handle: Edit, classes: Embeddings
 ) -> Outcome:
     """All files, with the verdict on the checkpoint as it is on the disk; none if that fails."""
-    entry = {
-        "projector": outcome.projector.content_hash(),
-        "forget": list(outcome.forget.names),
-        "tower": outcome.tower,
-        "strength": float(outcome.projector.strength),
-    }
     with output.staged() as folder:
-        file = save_model(loaded, folder, [*read_edits(loaded.checkpoint), entry])
+        file = save_model(loaded, folder)
         verdict = verify(read_state(file), handle.receipt)
         outcome = replace(outcome, verdict=verdict)
         if not verdict:
