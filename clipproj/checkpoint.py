@@ -17,7 +17,7 @@ from torch import nn
 
 from clipproj import files, log
 from clipproj.edit import undo as _undo
-from clipproj.encoder import default_device
+from clipproj.encoder import pinned
 from clipproj.records import after_undo
 from clipproj.sources import activation_note, model_config, source_of, whole
 from clipproj.state import (
@@ -112,7 +112,7 @@ def load_model(
         config = model_config(source, None if checkpoint else pretrained)
         with (
             whole(source, pretrained, checkpoint) as (place, weights),
-            default_device(device),
+            pinned(device),
             warnings.catch_warnings(),
         ):
             # open_clip only warns where a tag has another activation; the tag's is passed below
@@ -130,6 +130,9 @@ def load_model(
         if checkpoint is None:
             hint = "; its weights come from the network: try again online, or give a local file"
         raise RuntimeError(f"load_model: cannot load {shown}: {_brief(error)}{hint}") from error
+    if dtypes := {str(p.dtype) for p in model.parameters()} - {"torch.float32"}:
+        got = ", ".join(sorted(dtypes))
+        raise RuntimeError(f"load_model: {shown} must be built in torch.float32, got {got}")
     if note := activation_note(source, shown, checkpoint):
         warnings.warn(note, stacklevel=2)
     log.record(model, read_edits(checkpoint, model.state_dict()))
@@ -143,17 +146,22 @@ def check_model(name: str | None, pretrained: str | None) -> None:
     Raises ValueError and FileNotFoundError as `load_model` does, ImportError without open_clip.
     """
     if name is not None and is_hugging_face(Path(name)):
-        locate(name)
+        _check_folder(Path(name), pretrained)
     elif note := activation_note(*source_of(name, pretrained)):
         warnings.warn(note, stacklevel=2)
+
+
+def _check_folder(folder: Path, pretrained: str | None) -> Path:
+    """The checkpoint of a folder of transformers."""
+    if pretrained:
+        raise ValueError(f"load_model: pretrained must be left out with a folder, got {folder}")
+    return locate(folder)
 
 
 def _transformers(folder: Path, pretrained: str | None, device: torch.device | str) -> Loaded:
     from clipproj import hugging_face
 
-    if pretrained:
-        raise ValueError(f"load_model: pretrained must be left out with a folder, got {folder}")
-    checkpoint = locate(folder)
+    checkpoint = _check_folder(folder, pretrained)
     try:
         model, processor = hugging_face.load(folder, checkpoint, device)
         log.records(model)  # a log that is none is refused now

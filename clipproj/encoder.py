@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,11 +33,19 @@ def features(output: object) -> Tensor:
     return found[0]
 
 
-def default_device(device: torch.device | str) -> AbstractContextManager[Any]:
-    """Inside, what others make without saying where is made on `device`, not on the caller's
-    default: open_clip's tokenizers and towers make tensors like that."""
-    device = torch.device(device)
-    return nullcontext() if torch.get_default_device() == device else device
+@contextmanager
+def pinned(device: torch.device | str) -> Iterator[None]:
+    """Inside, what others make without saying where or as what is made on `device` in float32, not
+    as the caller's defaults say: open_clip's towers, tokenizers and pictures are made like that."""
+    device, dtype = torch.device(device), torch.get_default_dtype()
+    try:
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        with nullcontext() if torch.get_default_device() == device else device:
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
 
 
 @contextmanager
@@ -85,7 +93,7 @@ def tokenize(
             a ValueError.
     """
     check_tower("embed_classes", model, "text")
-    with default_device("cpu"):
+    with pinned("cpu"):
         if hasattr(model, "encode_text"):
             return _tokens(tokenizer, prompts, cut)
         return _hugging_face_tokens(model, tokenizer, prompts, cut)
@@ -99,7 +107,7 @@ def picture_inputs(
     All that a Hugging Face processor makes: SigLIP 2 also wants a mask and the shapes of its
     patches.
     """
-    with default_device("cpu"):
+    with pinned("cpu"):
         if hasattr(model, "encode_image"):
             made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
         else:
@@ -141,7 +149,7 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     """
     check_tower(op, model, tower)
     first = next(iter(inputs.values()))
-    with default_device(first.device):
+    with pinned(first.device):
         if encode := getattr(model, f"encode_{tower}", None):
             raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
             rows = features(encode(*inputs.values(), **raw))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files
-from clipproj.encoder import context_length, default_device, masks_texts, padded
+from clipproj.encoder import context_length, masks_texts, padded, pinned
 from clipproj.heads import SINGLE_TOWERS, TRANSFORMERS, find_heads, which_class
 from clipproj.records import Record
 from clipproj.state import HF_CONFIG, HF_WEIGHTS, logged, read_state, write_state
@@ -52,7 +52,7 @@ def load(folder: Path, checkpoint: Path, device: torch.device | str) -> tuple[nn
     # AutoModel would build a *WithProjection model without its projection
     known = next((name for name in config.architectures or () if name in TRANSFORMERS), "AutoModel")
     build = getattr(transformers, known).from_pretrained
-    with default_device("cpu"):
+    with pinned("cpu"):
         model, told = build(folder, dtype="auto", output_loading_info=True, **here)
         missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
         if missing:
@@ -158,7 +158,7 @@ class Pixels:
         made = processor(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
         if set(made) != {"pixel_values"}:
             raise ValueError(
-                f"serve: model must take pictures as pixel_values alone, got {', '.join(made)} of "
+                f"Pixels: processor must make pixel_values alone, got {', '.join(made)} of "
                 f"{type(processor).__name__}"
             )
 

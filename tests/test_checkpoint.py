@@ -23,7 +23,7 @@ from clipproj import Projector, RecordedEdit, edits, nullspace
 from clipproj.checkpoint import _brief, load_model, save_model, undo
 from clipproj.edit import edit
 from clipproj.receipt import verify
-from clipproj.sources import model_config
+from clipproj.sources import model_config, whole
 from clipproj.state import (
     CONFIG,
     EDITS,
@@ -466,6 +466,20 @@ def test_an_undo_file_of_before_it_kept_records(
     write_state(path, loaded.model.state_dict(), [known[name] for name in log.split()])
     undo(path, tmp_path / "ABC"[undone], force=force)
     assert read_edits(path) == [known[name] for name in left.split()]
+
+
+def test_shards_are_joined_beside_links_not_copies(folder: Path, tmp_path: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    save_file(state, tmp_path / "part.safetensors")
+    index = tmp_path / f"{WEIGHTS}{INDEX}"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "part.safetensors")}))
+    shutil.copy(folder / CONFIG, tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"big")
+    with whole(f"local-dir:{tmp_path}", None, index) as (place, _):
+        made = Path(place.removeprefix("local-dir:"))
+        copied = {path.name for path in made.iterdir() if not path.is_symlink()}
+        assert copied == {WEIGHTS}
+        assert (made / CONFIG).read_bytes() == (folder / CONFIG).read_bytes()
 
 
 def two_edits(folder: Path, to: Path) -> list[Any]:

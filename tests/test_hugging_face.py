@@ -26,7 +26,7 @@ from test_families import WORDS, hugging_face_tokenizer
 
 import clipproj
 from clipproj import RecordedEdit, edit, edits, embed_classes, undo
-from clipproj.checkpoint import load_model, save_model
+from clipproj.checkpoint import check_model, load_model, save_model
 from clipproj.checkpoint import undo as checkpoint_undo
 from clipproj.cli.info import describe
 from clipproj.encoder import features
@@ -102,6 +102,8 @@ def test_a_folder_is_loaded(folder: Path) -> None:
     assert torch.equal(got.tensor, embed_classes(model, processor, ["cat", "dog"], ["a {}"]).tensor)
     with pytest.raises(ValueError, match="pretrained must be left out with a folder"):
         load_model(str(folder), "openai")
+    with pytest.raises(ValueError, match="pretrained must be left out with a folder"):
+        check_model(str(folder), "openai")
 
 
 def test_weights_that_leave_a_part_at_random_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -628,5 +630,5 @@ def test_padded_tokens_give_the_features_of_the_text_alone(
 
 
 def test_pictures_that_are_more_than_pixels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"pixel_values alone, got .*spatial_shapes"):
+    with pytest.raises(ValueError, match=r"^Pixels: .* pixel_values alone, got .*spatial_shapes"):
         Pixels(transformers.Siglip2ImageProcessor())

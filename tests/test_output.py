@@ -107,6 +107,17 @@ def test_whatever_happens_between_two_renames(
     assert (tmp_path / "deep").exists() == earlier
 
 
+def test_a_file_that_nobody_foresaw_replaces_none(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("mine")
+    output = Output(tmp_path, WRITTEN, None)
+    with output.staged() as stage:
+        for name in (*WRITTEN, "vocab.txt"):
+            (stage / name).write_text("new")
+        with pytest.raises(ValueError, match=r"an earlier output of clipproj, got .*vocab\.txt"):
+            output.publish(stage)
+    assert tree(tmp_path) == {"vocab.txt": b"mine"}
+
+
 def test_the_weights_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
     monkeypatch.setattr(os, "replace", lambda source, _: moved.append(source.name))
