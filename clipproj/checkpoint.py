@@ -178,7 +178,8 @@ def _transformers(folder: Path, pretrained: str | None, device: torch.device | s
 
 
 def save_model(loaded: Loaded, folder: Path) -> Path:
-    """Write into a folder what loads the model again, as it is now, with the log of its edits.
+    """Write into a folder what loads the model again, as it is now, with the log of its edits. The
+    folder is made where it is missing.
 
     Of open_clip: weights, configuration and tokenizer for `local-dir:FOLDER`, in the dtypes that
     it is loaded in. Of transformers what `from_pretrained(FOLDER)` reads: all that its folder
@@ -188,6 +189,7 @@ def save_model(loaded: Loaded, folder: Path) -> Path:
     transformers that differs from its folder's in more than its heads.
     """
     edits = log.records(loaded.model)
+    folder.mkdir(parents=True, exist_ok=True)
     if loaded.config is None:
         from clipproj import hugging_face
 

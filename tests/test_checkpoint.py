@@ -314,7 +314,6 @@ def test_the_tag_decides_what_is_built_and_written(tmp_path: Path, name: str) ->
         loaded = load_model(name, "OpenAI")  # as open_clip spells it, or not
     assert (quick_gelus(loaded.model), loaded.checkpoint) == (2, None)
     assert loaded.config["model_cfg"] == tiny.CONFIG | {"quick_gelu": True}
-    (tmp_path / "out").mkdir()
     save_model(loaded, tmp_path / "out")
     again = load_model(str(tmp_path / "out"))
     assert quick_gelus(again.model) == 2
