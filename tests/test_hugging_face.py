@@ -383,6 +383,13 @@ def test_heads_that_cannot_be_written_are_refused(folder: Path, tmp_path: Path) 
     write_state(clip / HF_WEIGHTS, state | {"visual_projection.weight": head.half()}, [])
     with pytest.raises(ValueError, match=r"heads of .*m must have one dtype, got .*16, .*32"):
         load_model(str(clip))
+    (clip / HF_WEIGHTS).rename(clip / "part.safetensors")
+    write_state(clip / "part.safetensors", state, [])
+    names = [name for name in state if name != "visual_projection.weight"]
+    index = {"weight_map": dict.fromkeys(names, "part.safetensors")}
+    (clip / f"{HF_WEIGHTS}{INDEX}").write_text(json.dumps({"metadata": {}} | index))
+    with pytest.raises(ValueError, match=r"load_model: .* must hold .*visual_projection\.weight"):
+        load_model(str(clip))  # transformers finds it in the shard, though no index says so
     loaded = load_model(str(folder))
     with torch.no_grad():
         loaded.model.logit_scale += 1
