@@ -24,8 +24,8 @@ from forgetting import markdown
 
 import clipproj
 from clipproj import Embeddings
-from clipproj.audit import Limits, compare, judge
-from clipproj.audit.gate import Price
+from clipproj.audit import compare, judge
+from clipproj.audit.gate import FEW
 from clipproj.audit.page import Table
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
@@ -33,6 +33,8 @@ from clipproj.cli import subject
 from clipproj.methods import defaults
 
 SIZES = (1, 2, 5, 10, 100)
+SHORT = 4  # names in a short list
+EDITS = ("as the command does", "mean, strength 1.5")
 DRAWS = 5
 COLUMNS = (
     "names, list, edit", "found %", "others lost %", "nearest lost %", "same answer %", "cosine",
@@ -116,12 +118,12 @@ def embed(rows: np.ndarray, names: tuple[str, ...]) -> Embeddings:
 
 def rows(setting: Setting) -> Iterator[tuple]:
     samples = setting.samples
-    lists = ("closed",) if setting.generic is None else ("closed", "generic")
+    lists = ("closed",) if setting.generic is None else ("closed", "short", "generic")
     for size in SIZES:
         if 2 * size > len(samples.names):
             return
         for kind in lists:
-            for edit in ("as the command does", "mean, strength 1.5"):
+            for edit in EDITS[: 1 if kind == "short" else None]:
                 draws = [draw(setting, size, kind, edit, seed) for seed in range(DRAWS)]
                 numbers = [mean(column, (-1, 1)) for column in zip(*draws, strict=True)]
                 counts = [f"{round(float(n) * DRAWS)} of {DRAWS}" for n in numbers[-2:]]
@@ -133,17 +135,24 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     samples = setting.samples
     names = random.Random(f"{seed} of {size}").sample(list(setting.candidates), size)
     forget = samples.classes.select(names)
-    keep = samples.classes.drop(names)
-    if kind == "generic":
+    keep, general = samples.classes.drop(names), None
+    if setting.generic is not None:
         far = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) <= 0.97
-        keep = setting.generic.select([setting.generic.names[i] for i in far.nonzero().flatten()])
+        rest = setting.generic.select([setting.generic.names[i] for i in far.nonzero().flatten()])
+        if kind == "generic":
+            keep = rest
+        elif kind == "short":
+            keep = keep.select(random.Random(seed).sample(keep.names, SHORT))
+        if len(keep) < FEW:
+            general = rest
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:
-        p = defaults.make(forget, keep, closed=kind == "closed")
+        p = defaults.make(forget, keep, closed=kind != "generic")
     seen = compare(samples, samples.edited(p), names, probe=False)
-    judged = judge(p, forget, keep, closed=kind == "closed", pictures=seen)
-    on_texts = Price.of(None, judged.texts, p)
+    told = {"closed": kind != "generic", "general": general}
+    judged = judge(p, forget, keep, **told, pictures=seen)
+    on_texts = judge(p, forget, keep, **told)
     numbers = [seen.after.found]
     numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("retain", "neighbours")]
     numbers += [seen.agreement, seen.cosine, judged.texts.after.found]
@@ -151,7 +160,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     numbers += [
         getattr(texts.before, k) - getattr(texts.after, k) for k in ("retain", "neighbours")
     ]
-    return [*map(float, numbers), float(judged.refused), float(bool(on_texts.beyond(Limits())))]
+    return [*map(float, numbers), float(judged.refused), float(on_texts.refused)]
 
 
 if __name__ == "__main__":

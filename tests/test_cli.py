@@ -172,7 +172,7 @@ def test_a_failed_receipt_is_exit_code_1(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["cat", "--max-loss", "2"], "erase: gate: max_loss must be a share in [0, 1], got 2"),
+        (["cat", "--max-loss", "2"], "erase: max_loss must be a share in [0, 1], got 2"),
         (["cat", "CAT"], "erase: names must be distinct, got 'cat' and 'CAT'"),
         (["cat", "--keep", "cat"], "erase: keep must not hold what is forgotten"),
         (["cat", "--strength", "2.1"], "erase: Projector: strength must be in [0, 2], got 2.1"),

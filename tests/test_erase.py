@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -387,7 +388,8 @@ def test_progress_counts_up_to_the_end(ask: Callable[..., Request]) -> None:
         totals[stage] = total
 
     erase(ask("cat", out=None), note)
-    assert list(seen) == ["model", "texts", "pictures before", "pictures after"]
+    stages = ["model", "texts", "general texts", "pictures before", "pictures after"]
+    assert list(seen) == stages
     for stage, counts in seen.items():
         assert counts == sorted(counts)
         assert counts[-1] == totals[stage]
@@ -408,7 +410,7 @@ def test_a_model_with_its_own_tokenizer_takes_it_along(
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "words"
     (tmp_path / "m" / CONFIG).write_text(json.dumps(config))
     request = ask("cat", model=str(tmp_path / "m"), keep=["dog", "owl"], images=None)
-    erase(request)
+    erase(replace(request, limits=Limits(1, 1)))  # to this tokenizer the weights are foreign
     again = open_clip.get_tokenizer(f"local-dir:{request.out}")
     assert again(["a cat"])[0, :2].tolist() == [1, 2]
 

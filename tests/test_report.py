@@ -324,8 +324,8 @@ def test_alarms_stand_in_red_above_everything(case: dict, html: str, tmp_path: P
 
 
 def scored(comparison: Comparison, forget: tuple, probe: tuple) -> Comparison:
-    before = replace(comparison.before, forget=forget[0], probe=probe[0])
-    after = replace(comparison.after, forget=forget[1], probe=probe[1])
+    before = replace(comparison.before, found=forget[0], probe=probe[0])
+    after = replace(comparison.after, found=forget[1], probe=probe[1])
     return replace(comparison, before=before, after=after)
 
 

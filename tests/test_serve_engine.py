@@ -366,7 +366,7 @@ def test_a_projector_that_costs_too_much_is_refused_and_a_good_one_tells_its_pri
 ) -> None:
     loaded = load_model(str(model))
     weak = Spec(("cat",), ("dog", "owl"), ("a {}",), strength=0.05)
-    with pytest.raises(ServiceError, match=r"^refused: A forgotten name still answers") as refused:
+    with pytest.raises(ServiceError, match=r"^refused: Of the forgotten names 100") as refused:
         from_spec(loaded, weak, 10_000)
     assert (refused.value.status, refused.value.code) == (422, "edit_refused")
     assert refused.value.message.endswith(

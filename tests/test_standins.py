@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import compare, stand_ins
 from clipproj.audit.samples import Samples
-from clipproj.audit.standins import found
 
 DATA = Path(__file__).parents[2] / "shared/data"
 
@@ -63,14 +63,21 @@ def test_what_is_kept_and_forgotten_counts_as_forgotten() -> None:
         stand_ins(both.select(["class 0"]), embed(torch.eye(5)[1:3], "wide"))
 
 
+def found(samples: Samples, edit: Any, forget: Embeddings) -> float:
+    return compare(samples, samples.edited(edit), forget.names, probe=False).after.found
+
+
 def test_found_is_any_forgotten_answer() -> None:
     forget, keep = embed(torch.eye(4)[:2], "gone"), embed(torch.eye(4)[2:])
     swap = torch.eye(4)[[1, 0, 2, 3]]
     samples = stand_ins(forget, keep)
-    assert found(samples, lambda rows: rows @ swap, forget.names) == 1  # each answers for the other
-    assert found(samples, Projector(torch.eye(4)[:1]), forget.names) == 0.5
-    moved = compare(samples, samples.edited(lambda rows: rows @ swap), forget.names, probe=False)
-    assert (moved.after.forget, moved.after.found) == (0, 1)
+    moved = compare(samples, samples.edited(lambda x: x @ swap), forget.names, probe=False)
+    assert (moved.after.forget, moved.after.found) == (0, 1)  # each answers for the other
+    half = compare(samples, samples.edited(Projector(torch.eye(4)[:1])), forget.names, probe=False)
+    assert half.after.found == 0.5
+    assert half.after.found_of == {"gone 0": 0, "gone 1": 1}
+    assert half.after.found_among(["gone 0"]).n == 2
+    assert half.after.found_among(["gone 0", "gone 1", "nobody"]) == 0.5
 
 
 def test_on_real_features_mixtures_see_what_whole_texts_do_not() -> None:
@@ -104,5 +111,5 @@ def test_on_real_features_mixtures_see_what_whole_texts_do_not() -> None:
     kept = classes.drop(forget.names)
     gentle = nullspace(forget, kept, "hull")
     seen = compare(pictures, pictures.edited(gentle), forget.names, probe=False)
-    assert (seen.after.found, found(stand_ins(forget, kept), gentle, forget.names)) == (0, 0)
+    assert (seen.after.found, found(stand_ins(forget, kept), gentle, forget)) == (0, 0)
     assert seen.before.retain - seen.after.retain < 0.05

@@ -36,7 +36,8 @@ class Scores:
 
     Args:
         forget: top-1 accuracy on pictures of the forgotten classes.
-        found: share of them answered by a forgotten class, their own or another.
+        found: share of them answered by a forgotten class, their own or another; found_of: the
+            same of each forgotten class that has pictures.
         retain: the same on all other pictures.
         neighbours: the same on pictures of the retained classes nearest to the forgotten ones.
         others: the same on pictures of the retained classes that are not among these.
@@ -53,7 +54,14 @@ class Scores:
     others: Measured
     probe: Measured
     per_class: dict[str, Measured]
+    found_of: dict[str, Measured]
     predictions: Tensor
+
+    def found_among(self, names: Sequence[str]) -> Measured:
+        """`found` of some of the forgotten classes, NaN for classes without pictures."""
+        some = [self.found_of[name] for name in names if name in self.found_of]
+        hits, n = sum(round(one * one.n) for one in some), sum(one.n for one in some)
+        return share([True] * hits + [False] * (n - hits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +180,11 @@ def compare(
     scores = _score(before, groups, probe), _score(after, groups, probe)
     same = scores[0].predictions == scores[1].predictions
     names = tuple(forget.names if isinstance(forget, Embeddings) else forget)
-    known = set(before.names)
+    seen = scores[0].per_class
     cosine = F.cosine_similarity(before.features.double(), after.features.double(), dim=1)
     return Comparison(
-        forget=tuple(name for name in names if name in known),
-        unmeasured=tuple(name for name in names if name not in known),
+        forget=tuple(name for name in names if name in seen),
+        unmeasured=tuple(name for name in names if name not in seen),
         nearest=groups.nearest,
         before=scores[0],
         after=scores[1],
@@ -323,6 +331,12 @@ def _score(samples: Samples, groups: Groups, probe: bool = True) -> Scores:
         for c in groups.labels.unique().tolist()
     }
     forget, *rest = groups.shares(correct)
-    found = share(torch.isin(predictions, groups.forgotten)[groups.gone])
+    found = torch.isin(predictions, groups.forgotten)
+    found_of = {
+        samples.names[c]: share(found[groups.labels == c])
+        for c in groups.forgotten.tolist()
+        if samples.names[c] in per_class
+    }
     recall = groups.probe(samples.features) if probe else share([])
-    return Scores(forget, found, *rest, recall, per_class, predictions)
+    total = share(found[groups.gone])
+    return Scores(forget, total, *rest, recall, per_class, found_of, predictions)

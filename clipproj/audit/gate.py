@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipproj.audit.evaluate import Comparison, compare
+from clipproj.audit.groups import nearest
 from clipproj.audit.standins import stand_ins
-from clipproj.audit.stats import plain
+from clipproj.audit.stats import Measured, plain
 from clipproj.audit.wording import count, listed, percent
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
-_NEIGHBOURS = 0.25  # loss of the nearest classes from which on it is worth a word
+FEW = 50  # kept names or classes with pictures; with fewer, names in general are measured too
+NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
+# lose is what pictures lose, within a factor of two; of a thousand names it is diluted tenfold
+GENERAL_PROMPTS = ("a photo of a {}.",)  # they are a thousand, and only measured on
+ONE_NAME = 10  # times `max_found` may be found of one forgotten name
+_FALL = 0.25  # loss of a class, or of the nearest ones, from which on it is worth a word
+_TURNED = 0.6  # mean cosine of the others to what they were, below which they are not themselves
+_KNOWN = 0.1  # accuracy below which a loss in points says nothing
+_TOLD_APART = 0.8  # the same, of names in general, which a model of few classes does not know
+_UNKNOWN = (
+    "Few names are kept, and names in general this model does not tell apart: what else it knew "
+    "was not measured."
+)
 _ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
 
 
@@ -25,7 +38,7 @@ class Limits:
         max_loss: by how much accuracy on all other classes may fall, a share in [0, 1]; 1 allows
             everything.
         max_found: which share of the forgotten classes' pictures may still be answered by a
-            forgotten name; 1 allows everything.
+            forgotten name, of one name ten times that; 1 allows everything.
 
     Raises ValueError for a number outside [0, 1].
     """
@@ -34,37 +47,53 @@ class Limits:
     max_found: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("max_loss", "max_found"):
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
             if not 0 <= value <= 1:
-                raise ValueError(f"gate: {name} must be a share in [0, 1], got {value}")
+                raise ValueError(f"{name} must be a share in [0, 1], got {value}")
 
 
 @dataclass(frozen=True, eq=False)
 class Price:
-    """What decides: pictures where there are some, else `stand_ins`.
+    """What decides: of all that was measured, what looks worst.
 
     Attributes:
-        others: where accuracy on all other classes was measured.
-        found: where it was counted what a forgotten name still answers: classes without a picture
-            are looked for in texts, and the worse of both counts.
-        known: False where neither tells: an affine edit, whose offset was fitted to the lengths of
-            pictures, seen on texts.
+        others: where the other classes lose most: on pictures; on mixtures of the kept texts, where
+            the pictures are not of all kept names; on mixtures of names in general, where few
+            are kept.
+        found: where most is still answered by a forgotten name: on pictures, and on mixtures where
+            a forgotten text has no pictures.
+        told: False where texts alone were seen of an affine edit, whose offset was fitted to the
+            lengths of pictures.
     """
 
     others: Comparison
     found: Comparison
-    known: bool
+    told: bool
 
     @classmethod
-    def of(cls, pictures: Comparison | None, texts: Comparison, projector: Projector) -> Price:
-        """The price from what was measured."""
-        others = texts if pictures is None or not pictures.pictures_retain else pictures
-        found = texts
+    def of(
+        cls,
+        projector: Projector,
+        forget: Embeddings,
+        keep: Embeddings,
+        texts: Comparison,
+        pictures: Comparison | None = None,
+        general: Comparison | None = None,
+    ) -> Price:
+        """The price from what was measured; arguments as of `judge`."""
+        others, found = [], []
+        if pictures is not None and pictures.pictures_retain:
+            others.append(pictures)
         if pictures is not None and pictures.pictures_forget:
-            worse = pictures.unmeasured and texts.after.found > pictures.after.found
-            found = texts if worse else pictures
-        return cls(others, found, projector.offset is None or texts not in (others, found))
+            found.append(pictures)
+        if not others or not set(keep.names) <= pictures.after.per_class.keys():
+            others.append(texts)
+        if not found or not set(forget.names) <= set(pictures.forget):
+            found.append(texts)
+        if general is not None and general.before.retain >= _TOLD_APART:
+            others.append(general)
+        told = projector.offset is None or (others[0] is pictures and found[0] is pictures)
+        return cls(max(others, key=_loss), max(found, key=_found), told)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON: each number before and after, and what it was counted on."""
@@ -89,36 +118,62 @@ class Price:
     @property
     def loss(self) -> float:
         """By how much accuracy on all other classes fell; below 0 where it rose."""
-        return self.others.before.retain - self.others.after.retain
+        return _loss(self.others)
+
+    @property
+    def whole(self) -> tuple[str, Measured]:
+        """The forgotten name of which most is found, and how much."""
+        return max(self.found.after.found_of.items(), key=lambda one: one[1])
 
     def loses(self, limits: Limits) -> bool:
-        """Whether the others lose more than allowed."""
-        return not self.loss <= limits.max_loss + _ROUNDING and limits.max_loss < 1
+        """Whether the others lose more than allowed, or nobody can tell."""
+        kept = self.others.before.retain >= _KNOWN and self.others.cosine >= _TURNED
+        within = self.told and kept and self.loss <= limits.max_loss + _ROUNDING
+        return limits.max_loss < 1 and not within
 
     def finds(self, limits: Limits) -> bool:
-        """Whether a forgotten name still answers more than allowed."""
-        return not self.found.after.found <= limits.max_found and limits.max_found < 1
+        """Whether a forgotten name still answers more than allowed, or nobody can tell."""
+        most = limits.max_found
+        within = self.found.after.found <= most and self.whole[1] <= ONE_NAME * most
+        return most < 1 and not (self.told and within)
 
     def beyond(self, limits: Limits) -> tuple[str, ...]:
         """In which ways it is beyond the limits, a sentence each; empty where it is not."""
         loses, finds = self.loses(limits), self.finds(limits)
-        if not self.known and limits != Limits(1, 1):
-            return ("What an affine edit costs is told by pictures alone, and there are none.",)
-        said = []
-        if loses:
-            before, after = self.others.before.retain, self.others.after.retain
-            said.append(
-                f"All other classes fall from {percent(before)} to {percent(after)} of "
-                f"{count(after.n, self.others.unit)}: more than {percent(limits.max_loss)} is lost."
+        if not self.told:
+            text = "What an affine edit costs is told by pictures alone, of all classes."
+            return (text,) if loses or finds else ()
+        return (self._lost(limits),) * loses + (self._left(limits),) * finds
+
+    def _lost(self, limits: Limits) -> str:
+        one = self.others
+        before, after = one.before.retain, one.after.retain
+        of = count(after.n, one.unit)
+        if before < _KNOWN:
+            return (
+                f"Before the edit {percent(before)} of {of} of other classes are answered right: "
+                "what they lose can't be told. The classes may have other names for this model."
             )
-        if finds:
-            before, after = self.found.before.found, self.found.after.found
-            said.append(
-                f"A forgotten name still answers {percent(after)} of its "
-                f"{count(after.n, self.found.unit)} ({percent(before)} before), more than "
-                f"{percent(limits.max_found)}."
+        if self.loss <= limits.max_loss + _ROUNDING:
+            return (
+                f"All other classes are turned to a mean cosine of {one.cosine:.2f} to what they "
+                f"were, on {of}."
             )
-        return tuple(said)
+        return (
+            f"All other classes fall from {percent(before)} to {percent(after)} of {of}: more than "
+            f"{percent(limits.max_loss)} is lost."
+        )
+
+    def _left(self, limits: Limits) -> str:
+        one, (name, share) = self.found, self.whole
+        before, after, most = one.before.found, one.after.found, limits.max_found
+        if after <= most:
+            before, after, most = one.before.found_of[name], share, ONE_NAME * most
+        whose = listed([name]) if after is share else "the forgotten names"
+        return (
+            f"Of {whose} {percent(after)} of {count(after.n, one.unit)} are still answered by a "
+            f"forgotten name ({percent(before)} before), more than {percent(most)}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +183,26 @@ class Judgement:
     Attributes:
         texts: the edit on `stand_ins`.
         price: what decides.
-        refused: beyond the limits that were asked for.
+        limits: what was asked for.
+        refused: beyond these limits.
         alarms: in which ways it is beyond them or, where they allow it, beyond the default ones; a
             sentence each.
-        advice: what would help.
+        advice: what may help.
+        notes: what else is worth a word: classes that lose much, what could not be measured.
     """
 
     texts: Comparison
     price: Price
+    limits: Limits
     refused: bool
     alarms: tuple[str, ...]
     advice: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON, kept in the projector's provenance as what was measured."""
+        told = {"alarms": list(self.alarms), "notes": list(self.notes)}
+        return self.price.as_dict() | {"limits": asdict(self.limits)} | told
 
 
 def judge(
@@ -149,6 +213,7 @@ def judge(
     *,
     closed: bool,
     pictures: Comparison | None = None,
+    general: Embeddings | None = None,
 ) -> Judgement:
     """Hold an edit against its limits.
 
@@ -157,50 +222,83 @@ def judge(
         forget, keep: the texts it was made of.
         closed: whether the kept names are those that compete, not names in general.
         pictures: what it does to pictures, where there are some.
+        general: names in general, for a list of few kept ones: the nearest to what is forgotten
+            stand for what else the model knows. Left out where it does not tell them apart.
 
     Raises ValueError as `stand_ins`.
     """
-    unedited = stand_ins(forget, keep)
-    edited = unedited.edited(projector)
-    texts = compare(unedited, edited, forget.names, probe=False, unit="mixture of texts")
-    price = Price.of(pictures, texts, projector)
+
+    def on_texts(keep: Embeddings, unit: str) -> Comparison:
+        unedited = stand_ins(forget, keep)
+        return compare(unedited, unedited.edited(projector), forget.names, probe=False, unit=unit)
+
+    texts = on_texts(keep, "mixture of texts")
+    wide = None
+    if general is not None:
+        near = general.select(nearest(general, forget, NEAR))
+        wide = on_texts(near, "mixture of names in general")
+    price = Price.of(projector, forget, keep, texts, pictures, wide)
     refused = price.beyond(limits)
     alarms = refused or price.beyond(Limits())
-    advice = _advice(price, limits if refused else Limits(), projector, len(forget), closed)
-    return Judgement(texts, price, bool(refused), alarms, advice if alarms else ())
+    held = limits if refused else Limits()
+    advice = _advice(price, held, projector, len(forget), len(keep), closed) if alarms else ()
+    notes = () if price.loses(held) else _falls(pictures or texts)
+    if wide is not None and wide.before.retain < _TOLD_APART:
+        notes += (_UNKNOWN,)
+    return Judgement(texts, price, limits, bool(refused), alarms, advice, notes)
+
+
+def _loss(measured: Comparison) -> float:
+    return measured.before.retain - measured.after.retain
+
+
+def _found(measured: Comparison) -> float:
+    return measured.after.found
 
 
 def _advice(
-    price: Price, limits: Limits, projector: Projector, names: int, closed: bool
+    price: Price, limits: Limits, projector: Projector, names: int, kept: int, closed: bool
 ) -> tuple[str, ...]:
-    """What would help, most promising first."""
+    """What may help, most promising first."""
+    if not price.told:
+        return ("pictures in class folders",)
     history = projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
-    if not price.known:
-        return ("pictures in class folders (images)",)
+    strength = float(projector.strength)
     said = []
     if not closed:
-        said.append("the names that compete, as a closed list (keep, or images in class folders)")
+        said.append("the names that compete, or pictures of them in class folders")
+    elif kept < FEW and price.loses(limits):
+        said.append("more of the names that compete")
     if price.finds(limits):
-        if float(projector.strength) < 1:
+        if strength < 1:
             said.append("strength 1")
         elif history.get("method") == "ccup":
-            said.append("a smaller keep-weight, or method nullspace")
-        elif closed and contrast not in (None, "hull"):
+            said.append("a smaller keep weight, or method nullspace")
+        elif contrast == "span" and kept > 1:
             said.append("contrast hull")
-    if price.loses(limits):
-        if names > 1:
-            said.append("fewer names at once")
-        said.append("a lower strength")
+    if price.loses(limits) and names > 1:
+        said.append("fewer names at once")
+    if price.loses(limits) and strength > 1:
+        said.append("strength 1")
     return tuple(said)
 
 
-def neighbours_pay(measured: Comparison) -> str | None:
-    """A sentence where the nearest classes lose much, whatever all others together do."""
-    before, after = measured.before.neighbours, measured.after.neighbours
-    if math.isnan(before) or before - after <= _NEIGHBOURS:
-        return None
-    return (
-        f"The nearest classes, {listed(measured.nearest, 5)}, fall from {percent(before)} to "
-        f"{percent(after)} of {count(after.n, measured.unit)}."
-    )
+def _falls(measured: Comparison) -> tuple[str, ...]:
+    """Sentences on the nearest classes, and on the one that falls most, where that is much."""
+
+    def fall(names: Sequence[str], before: Measured, after: Measured) -> str:
+        of = count(after.n, measured.unit)
+        verb = "falls" if len(names) == 1 else "fall"
+        return f"{listed(names, 5)} {verb} from {percent(before)} to {percent(after)} of {of}."
+
+    before, after = measured.before, measured.after
+    said = []
+    if before.neighbours - after.neighbours > _FALL:
+        said.append(fall(measured.nearest, before.neighbours, after.neighbours))
+    others = [name for name in after.per_class if name not in measured.forget]
+    lost = {name: before.per_class[name] - after.per_class[name] for name in others}
+    worst = max(lost, key=lost.get, default=None)
+    if not said and worst is not None and lost[worst] > _FALL and after.per_class[worst].n > 1:
+        said.append(fall([worst], before.per_class[worst], after.per_class[worst]))
+    return tuple(said)

@@ -38,6 +38,7 @@ def write_report(
     files: Mapping[str, str],
     undo_command: str,
     alarms: Sequence[str] = (),
+    notes: Sequence[str] = (),
     comparison: Comparison | None = None,
     curve: Sequence[CurvePoint] = (),
     pictures: Pictures | None = None,
@@ -49,7 +50,7 @@ def write_report(
         texts: the same edit on `stand_ins`.
         files: what was written: what it is, to its path.
         undo_command: the command line that takes the edit back.
-        alarms: what is wrong with the edit, at the top and in red.
+        alarms, notes: what is wrong with the edit, and what else is worth a word; at the top.
         comparison, pictures, classes: what `compare` was given and gave; without a comparison the
             report is about texts alone.
         curve: of `strength_curve`; left out when empty, as for an edit of the text tower.
@@ -76,6 +77,7 @@ def write_report(
         measured=texts if comparison is None else comparison,
         text_rows=_rows(texts, (*texts.forget, *texts.nearest)),
         alarms=alarms,
+        notes=notes,
         verdict=verdict,
         receipt=receipt,
         edit_time=wording.duration(edit_seconds),
@@ -108,7 +110,8 @@ def template(name: str) -> Template:
         "interval": wording.interval,
     }  # fmt: skip
     environment.globals |= {
-        "count": wording.count, "result": wording.result, "caveat": wording.caveat,
+        "count": wording.count, "listed": wording.listed, "result": wording.result,
+        "caveat": wording.caveat,
     }  # fmt: skip
     return environment.get_template(name)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import Samples
 from clipproj.text import Embeddings
 from clipproj.words import on_both
 
@@ -53,13 +52,6 @@ def stand_ins(forget: Embeddings, keep: Embeddings, most: int = MOST) -> Samples
     others = KEPT * k[large] + (1 - KEPT) * k[small]
     classes = replace(forget, tensor=torch.cat([f, k]), names=(*forget.names, *kept))
     return Samples(torch.cat([found, others]), torch.cat([first, large + len(f)]), classes)
-
-
-def found(samples: Samples, edit: Edit, forget: Sequence[str]) -> float:
-    """Share of the forgotten classes' samples that a forgotten name answers after an edit."""
-    rows = torch.tensor([samples.names.index(name) for name in forget], device="cpu")
-    own = samples.take(torch.isin(samples.labels, rows))
-    return float(torch.isin(own.edited(edit).answers(), rows).float().mean())
 
 
 def _pairs(m: int, count: int, most: int, itself: bool) -> tuple[Tensor, Tensor]:

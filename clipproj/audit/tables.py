@@ -29,17 +29,15 @@ def table(comparison: Comparison, edit_seconds: float, texts: Comparison | None 
 
     names = listed(comparison.forget or comparison.names)
     if comparison.forget or texts is None:
-        row(f"{names} ({forgotten})", percent(before.forget), percent(after.forget), "bold")
+        row(f"{names} ({forgotten})", percent(before.found), percent(after.found), "bold")
     if comparison.unmeasured and texts is not None:
-        seen = f"{listed(comparison.unmeasured)} ({count(texts.pictures_forget, texts.unit)})"
-        row(seen, percent(texts.before.found), percent(texts.after.found), "bold")
+        some = comparison.unmeasured
+        was, now = (scores.found_among(some) for scores in (texts.before, texts.after))
+        row(f"{listed(some)} ({count(now.n, texts.unit)})", percent(was), percent(now), "bold")
     row(f"all other classes ({others})", percent(before.retain), percent(after.retain), "bold")
-    row(
-        f"the {len(comparison.nearest)} nearest of them",
-        percent(before.neighbours),
-        percent(after.neighbours),
-        "bold",
-    )
+    near = len(comparison.nearest)
+    title = "the nearest of them" if near == 1 else f"the {near} nearest of them"
+    row(title, percent(before.neighbours), percent(after.neighbours), "bold")
     for name in comparison.nearest:
         row(f"    {name}", percent(before.per_class[name]), percent(after.per_class[name]))
     row("same answer as before, all others", percent(1.0), percent(comparison.agreement))

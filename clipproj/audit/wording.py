@@ -96,7 +96,7 @@ def result(comparison: Comparison) -> str:
     told = [
         f"on {where} it went from {percent(old)} to {percent(new)}."
         for where, old, new in (
-            (f"{of} of {listed(comparison.names)}", before.forget, after.forget),
+            (f"{of} of {listed(comparison.forget or comparison.names)}", before.found, after.found),
             ("all other classes", before.retain, after.retain),
             ("the nearest of them" if near == 1 else f"the {near} nearest of them",
              before.neighbours, after.neighbours),
@@ -121,20 +121,20 @@ def caveat(comparison: Comparison) -> str:
             "the rest, not what pictures lose. What a linear probe still finds is unknown: the "
             "edit erases alignment with text, not information."
         )
-    if math.isnan(after.forget):
+    if math.isnan(after.found):
         return (
             "No picture of a forgotten class was given: what pictures and a linear probe still "
             "show of it was not measured."
         )
-    if before.forget <= _FORGOTTEN:
-        known = f"{percent(before.forget)} of {count(comparison.pictures_forget, 'picture')}"
+    if before.found <= _FORGOTTEN:
+        known = f"{percent(before.found)} of {count(comparison.pictures_forget, 'picture')}"
         return (
             f"The model did not know the class by its text before the edit ({known}): there was no "
             "alignment with it to erase."
         )
-    if after.forget <= _FORGOTTEN:
+    if after.found <= _FORGOTTEN:
         alignment, information = "erased", "is not"
-    elif after.forget < before.forget:
+    elif after.found < before.found:
         alignment, information = "weakened, not erased", "is in place"
     else:
         alignment, information = "not weakened", "is in place"

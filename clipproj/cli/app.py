@@ -20,6 +20,7 @@ except ImportError as error:
     )
     raise SystemExit(2) from error
 
+from clipproj.audit.gate import Limits
 from clipproj.cli import options, terminal
 from clipproj.cli.audit import EPILOG as AUDIT_EPILOG
 from clipproj.cli.audit import audit
@@ -147,8 +148,8 @@ def erase(
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="A class to keep; repeat. Default: the other picture folders, else 1000 generic "
-            "names.",
+            help="A name that competes; repeat, all of them: it replaces the default, the other "
+            "picture folders, else 1000 generic names.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -208,15 +209,16 @@ def erase(
             help="Refuse an edit that costs all other classes more accuracy; 1: never.",
             rich_help_panel=LIMITS,
         ),
-    ] = 0.02,
+    ] = Limits.max_loss,
     max_found: Annotated[
         float,
         typer.Option(
             metavar="SHARE",
-            help="Refuse an edit that leaves more of the forgotten classes; 1: never.",
+            help="Refuse an edit that leaves more of the forgotten classes, or ten times that of "
+            "one; 1: never.",
             rich_help_panel=LIMITS,
         ),
-    ] = 0.01,
+    ] = Limits.max_found,
     out: options.Out = "clipproj-out",
     dry_run: Annotated[
         bool,
@@ -229,9 +231,9 @@ def erase(
 
     Writes the projector, the checkpoint (for the library that loaded it), an undo file, a receipt
     and a report.
-    Names alone are enough; pictures in class folders are only needed to measure.
+    Names alone are enough. Pictures in class folders, or --keep, say which names compete: several
+    names at once need that. What costs too much or leaves too much is refused, with exit code 3.
     """
-    from clipproj.audit.gate import Limits
     from clipproj.cli.erase import erase as run
     from clipproj.cli.request import Request
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
-from clipproj.audit.gate import Judgement, judge
+from clipproj.audit.gate import FEW, GENERAL_PROMPTS, Judgement, judge
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoint import Loaded, load_model, save_model
 from clipproj.cli.output import Output
-from clipproj.cli.request import Names, Request, check, resolve
+from clipproj.cli.request import Names, Request, check, resolve, without_earlier
 from clipproj.edit import Edit, edit
 from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import defaults
@@ -30,7 +30,7 @@ from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
 from clipproj.state import WEIGHTS, read_state, size
 from clipproj.text import Embeddings, embed_classes, generic_keep
-from clipproj.words import simple_templates
+from clipproj.words import on_both, simple_templates
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -110,7 +110,7 @@ class Outcome:
             "scores": measured,
             "texts": evaluate.as_dict(self.judged.texts, every=False),
             "refused": self.judged.refused,
-            "alarms": list(self.judged.alarms),
+            "measured": self.judged.as_dict(),
             "advice": list(self.judged.advice),
             "receipt": {
                 "status": self.verdict.status,
@@ -154,10 +154,14 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
     _check_rank(request, len(names.forms), find_heads(loaded.model)[request.tower].width)
+    names = without_earlier(names, read_edits(loaded.checkpoint))
     if saved is not None:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
     closed = keep_from != "generic"
+    general, seen = None, {*keep.names, *classes.names}
+    if closed and len(seen) < FEW:
+        general = _general(request, loaded, forget, say)
     if saved is None:
         projector = _build(request, forget, keep, closed)
         fold(projector).undo()  # nor after an hour of pictures
@@ -173,7 +177,8 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         if request.tower == "image":
             rows = picture_features(loaded, pictures, "pictures after", say)
             after = replace(before, features=rows)
-            curve = evaluate.strength_curve(before, gone, handle.projector)
+            if set(gone.names).intersection(pictures.classes):
+                curve = evaluate.strength_curve(before, gone, handle.projector)
         else:
             edited = class_texts(
                 loaded, classes.names, classes.templates, "texts after", say, request.truncate
@@ -181,10 +186,15 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
             after = replace(before, texts=edited.tensor)
         comparison = evaluate.compare(before, after, gone)
     judged = judge(
-        handle.projector, forget, keep, request.limits, closed=closed, pictures=comparison
+        handle.projector,
+        forget,
+        keep,
+        request.limits,
+        closed=closed,
+        pictures=comparison,
+        general=general,
     )
-    if saved is None:
-        projector.provenance |= {"measured": judged.price.as_dict()}
+    projector.provenance |= {"measured": judged.as_dict()}  # of this strength, on this model
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
@@ -258,6 +268,8 @@ def _embed(
     """Texts to forget, to keep, that compete for the pictures, and of `names.forget`; where the
     kept ones are from."""
     classes = names.forget if pictures is None else pictures.classes
+    if request.keep:  # pictures are told from all that is kept, whether it has a folder or not
+        classes = tuple(dict.fromkeys([*classes, *names.keep]))
     everything = dict.fromkeys([*classes, *names.forms, *names.forget, *(names.keep or ())])
     # a thousand generic names with 80 templates each are a wait; both lists get the same few
     few = simple_templates() if names.keep is None else None
@@ -275,7 +287,21 @@ def _embed(
         truncate=request.truncate,
         progress=lambda done, total: say("generic texts", done, total),
     )
+    if again := on_both(names.earlier, keep.names):
+        keep = keep.drop(again)
     return forget, keep, texts.select(classes), gone, "generic"
+
+
+def _general(request: Request, loaded: Loaded, forget: Embeddings, say: Progress) -> Embeddings:
+    """The generic names, for what the model knows beside a short list."""
+    return generic_keep(
+        loaded.model,
+        loaded.tokenizer,
+        forget,
+        templates=GENERAL_PROMPTS,
+        truncate=request.truncate,
+        progress=lambda done, total: say("general texts", done, total),
+    )
 
 
 def _build(request: Request, forget: Embeddings, keep: Embeddings, closed: bool) -> Projector:
@@ -354,6 +380,7 @@ def _write(
             undo_command=outcome.undo_command,
             texts=outcome.judged.texts,
             alarms=outcome.judged.alarms,
+            notes=outcome.judged.notes,
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

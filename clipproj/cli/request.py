@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,11 +79,13 @@ class Names:
             and names without pictures, which can't be.
         forms: what is embedded for them: all plurals and synonyms.
         keep: names to keep; None: the generic list.
+        earlier: what edits that the model has already forgot, which is not kept.
     """
 
     forget: tuple[str, ...]
     forms: tuple[str, ...]
     keep: tuple[str, ...] | None
+    earlier: tuple[str, ...] = ()
 
 
 def check(request: Request) -> None:
@@ -140,7 +143,8 @@ def resolve(
     Args:
         seen: refuse a name that no picture folder has; False: warn of it, and forget it.
 
-    Raises ValueError for a name that the projector does not forget, or that is on both lists.
+    Raises ValueError for a name that the projector does not forget, that is on both lists, or that
+    no folder has and is spelt much like one that does.
     """
     op, names, keep = request.command, tuple(request.names), tuple(request.keep)
     own = _forgotten_by(op, saved, names)
@@ -165,8 +169,14 @@ def resolve(
     unknown = tuple(name for name in asked if name not in known)
     for name in unknown if seen else ():
         check_known(op, name, classes)
+    for name in () if own or keep else unknown:
+        if close := difflib.get_close_matches(name_key(name), classes, n=1, cutoff=0.8):
+            raise ValueError(
+                f"{op}: names must be picture folders or unlike them, got {name!r}, which is close "
+                f"to {close[0]!r}; where both are meant, give keep"
+            )
     if unknown:
-        warnings.warn(_unmeasured(op, unknown, classes), stacklevel=2)
+        warnings.warn(_unmeasured(op, unknown), stacklevel=2)
     gone = set(measured)
     keep = keep or tuple(name for name in classes if name not in gone)
     if not keep:
@@ -174,13 +184,29 @@ def resolve(
     return Names((*measured, *unknown), forms, keep)
 
 
-def _unmeasured(op: str, names: Sequence[str], classes: Sequence[str]) -> str:
+def without_earlier(names: Names, edits: Sequence[Mapping[str, Any]]) -> Names:
+    """What earlier edits of the model forgot is not kept, and is looked for again.
+
+    Args:
+        edits: the log of the model's checkpoint.
+    """
+    own = set(map(name_key, names.forms))
+    earlier = tuple(n for edit in edits for n in edit["forget"] if name_key(n) not in own)
+    again = on_both(earlier, names.keep or ())
+    if again:
+        shown = ", ".join(map(repr, again))
+        warnings.warn(f"erase: forgotten by an earlier edit and not kept: {shown}", stacklevel=2)
+    keep = names.keep and tuple(name for name in names.keep if name not in set(again))
+    if keep == ():
+        raise ValueError("erase: names must leave a class to keep, earlier edits forgot the others")
+    return replace(names, forget=(*names.forget, *again), keep=keep, earlier=earlier)
+
+
+def _unmeasured(op: str, names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" * (len(names) > 5))
-    close = [c for n in names[:5] for c in difflib.get_close_matches(n, classes, n=1, cutoff=0.6)]
-    hint = f"; did you mean {', '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
     return (
         f"{op}: there are no pictures of {shown}: forgotten all the same, and what is left of it "
-        f"measured on texts{hint}"
+        "measured on texts"
     )
 
 

@@ -35,7 +35,6 @@ _WORDS = {
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
     from clipproj.audit import tables
-    from clipproj.audit.gate import neighbours_pay
     from clipproj.audit.wording import listed
 
     history = outcome.projector.provenance
@@ -54,18 +53,18 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     )
     judged = outcome.judged
     if judged.alarms:
-        what = "Refused, nothing is written. " if judged.refused else "This edit is not good. "
-        screen.print(Text(what + " ".join(judged.alarms), style="bold red"))
+        what = "Refused" if judged.refused else "This edit is not good"
+        screen.print(Text(f"{what}. {' '.join(judged.alarms)}", style="bold red"))
         if judged.advice:
             screen.print(Text(f"What may help: {'; '.join(judged.advice)}.", style="red"))
     measured = outcome.comparison or judged.texts
     screen.print(tables.table(measured, outcome.edit_seconds, judged.texts))
-    if not judged.alarms and (pay := neighbours_pay(measured)):
-        screen.print(Text(pay, style="yellow"))
+    for note in judged.notes:
+        screen.print(Text(note, style="yellow"))
     style = "green" if outcome.verdict else "bold red"
     screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
     if judged.refused:
-        screen.print("refused: nothing written; --max-loss 1 --max-found 1 writes it all the same")
+        screen.print("refused: nothing written; --max-loss 1 --max-found 1 lift the limits")
     elif dry_run:
         screen.print("dry run: nothing written")
     elif not outcome.verdict:

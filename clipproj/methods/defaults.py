@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from clipproj.audit.evaluate import compare
 from clipproj.audit.gate import Limits
-from clipproj.audit.standins import found, stand_ins
+from clipproj.audit.standins import stand_ins
 from clipproj.methods.ccup import ccup
 from clipproj.methods.contrast import SPAN_UP_TO
 from clipproj.methods.nullspace import nullspace
@@ -58,7 +59,7 @@ def make(
         lam = 10.0 if forget_weight is None else forget_weight
         mu = 100.0 if len(keep) <= SPAN_UP_TO else 1.0
         made = ccup(forget, keep, lam, mu if keep_weight is None else keep_weight, side=side)
-    elif closed and contrast is None:
+    elif closed and contrast in (None, "auto"):
         made = _against_closed_list(forget, keep, rank, side)
     else:
         made = nullspace(forget, keep, contrast or "auto", rank=rank, side=side)
@@ -88,6 +89,9 @@ def _against_closed_list(
         span = nullspace(forget, keep, "span", rank=rank, side=side)
     except ValueError:  # the kept names span the forgotten one
         return hull
-    samples, left = stand_ins(forget, keep), Limits().max_found
-    of_span = found(samples, span, forget.names)
-    return span if of_span <= max(left, found(samples, hull, forget.names)) else hull
+    samples = stand_ins(forget, keep)
+    of_span, of_hull = (
+        compare(samples, samples.edited(edit), forget.names, probe=False).after.found
+        for edit in (span, hull)
+    )
+    return span if of_span <= max(Limits().max_found, of_hull) else hull

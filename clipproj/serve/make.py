@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipproj import demo
-from clipproj.audit.gate import judge
+from clipproj.audit.gate import FEW, GENERAL_PROMPTS, judge
 from clipproj.checkpoint import Loaded
 from clipproj.methods import defaults
 from clipproj.projector import Projector
@@ -35,14 +35,19 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
             strength=spec.strength,
             closed=closed,
         )
-        judged = judge(made, forget, keep, spec.limits, closed=closed)
+        general = None
+        if closed and len(keep) < FEW:
+            general = generic_keep(
+                loaded.model, loaded.tokenizer, forget, templates=GENERAL_PROMPTS
+            )
+        judged = judge(made, forget, keep, spec.limits, closed=closed, general=general)
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
     if judged.refused:
         help = f" What may help: {'; '.join(judged.advice)}." if judged.advice else ""
         text = f"refused: {' '.join(judged.alarms)}{help} max_loss and max_found set the limits."
         raise ServiceError(422, text, None, "edit_refused")
-    made.provenance |= {"measured": judged.price.as_dict()}
+    made.provenance |= {"measured": judged.as_dict()}
     return made
 
 
@@ -62,6 +67,8 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
     if keep is None and loaded.name == demo.NAME:
         gone = {name_key(name) for name in spec.forget}
         keep = tuple(name for name in demo.class_names() if name_key(name) not in gone)
+        if not keep:
+            raise bad("forget must leave a class of the model, got all of them", "forget")
     default = simple_templates() if keep is None else openai_templates()
     templates = spec.templates or default
     names = (*spec.forget, *(keep or ()))
