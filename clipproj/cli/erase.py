@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipproj import ops
+from clipproj import log, ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.gate import FEW, GENERAL_PROMPTS, Judgement, judge
@@ -154,7 +154,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
     _check_rank(request, len(names.forms), find_heads(loaded.model)[request.tower].width)
-    names = without_earlier(names, read_edits(loaded.checkpoint))
+    names = without_earlier(names, log.records(loaded.model))
     if saved is not None:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
