@@ -150,9 +150,9 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     else:
         p = defaults.make(forget, keep, closed=kind != "generic")
     seen = compare(samples, samples.edited(p), names, probe=False)
-    told = {"closed": kind != "generic", "general": general}
+    told = {"closed": kind != "generic"}
     judged = judge(p, forget, keep, **told, pictures=seen)
-    on_texts = judge(p, forget, keep, **told)
+    on_texts = judge(p, forget, keep, **told, general=general)
     numbers = [seen.after.found]
     numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("retain", "neighbours")]
     numbers += [seen.agreement, seen.cosine, judged.texts.after.found]

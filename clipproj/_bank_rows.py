@@ -80,6 +80,7 @@ class BankRows(nn.Module):
     ) -> None:
         super().__init__()
         self.side = side
+        device = device or "cpu"  # not the caller's default, as of a Projector
         with torch.inference_mode(False):
             rows = functools.partial(torch.zeros, device=device, dtype=torch.float32)
             self.register_buffer("read", rows(capacity, dim))
@@ -87,7 +88,9 @@ class BankRows(nn.Module):
             self.register_buffer("offset", None if symmetric else rows(capacity))
             spans = torch.full((entries, 2), -1, dtype=torch.int32, device=device)
             self.register_buffer("spans", spans)
-            self.register_buffer("strengths", torch.ones(entries, device=device))
+            self.register_buffer(
+                "strengths", torch.ones(entries, dtype=torch.float32, device=device)
+            )
             self.register_buffer("flag", torch.zeros(1, dtype=torch.int32, device=device))
         self.lock = threading.RLock()
         self._forget_all()
@@ -241,7 +244,10 @@ class BankRows(nn.Module):
 
     def _copy(self, entry: Entry) -> Projector:
         rows = slice(entry.start, entry.start + entry.rank)
-        held = {"read": self.read[rows], "strength": torch.tensor(entry.strength, device="cpu")}
+        held = {
+            "read": self.read[rows],
+            "strength": torch.tensor(entry.strength, dtype=torch.float32, device="cpu"),
+        }
         if not entry.symmetric:
             held["write"] = self._write[rows]
         if entry.affine:

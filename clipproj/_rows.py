@@ -14,12 +14,18 @@ from torch import Tensor
 def as_tensor(op: str, name: str, value: Any, device: torch.device | str = "cpu") -> Tensor | Any:
     """A numpy array as a tensor on `device`, with its memory where that can be; others as they are.
 
-    TypeError, in the name of `op`, for an array of anything but float32, float64 or float16.
+    TypeError, in the name of `op`, for an array of anything but float32, float64 or float16, or
+    with a mask, which would be lost.
     """
     if not isinstance(value, np.ndarray):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{op}: {name} must be without a mask, got a masked array; .filled() it")
     if value.dtype.kind != "f" or value.dtype.itemsize > 8:
-        raise TypeError(f"{op}: {name} must be float32, float64 or float16, got {value.dtype}")
+        raise TypeError(
+            f"{op}: {name} must be float32, float64 or float16, got {value.dtype}; make it one, "
+            "with .astype(numpy.float32)"
+        )
     # torch takes no other byte order, no negative strides, and warns of memory it may not write
     native = value.astype(value.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(native, requirements="CW")).to(device)
@@ -46,6 +52,11 @@ def is_sharded(x: Any) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def whole(x: Tensor) -> Tensor:
+    """A DTensor put together, such as a distributed projector's factors; others as they are."""
+    return x if type(x) is Tensor or not is_sharded(x) else x.full_tensor()
+
+
 def shard_by_shard(op: str, edit: Callable[[Tensor], Tensor], x: Any) -> Any:
     """The DTensor of edited rows: each process edits its own, which know nothing of the others.
 
@@ -58,7 +69,7 @@ def shard_by_shard(op: str, edit: Callable[[Tensor], Tensor], x: Any) -> Any:
         if not by_rows and not placement.is_replicate():
             raise ValueError(f"{op}: x must be sharded by rows or replicated, got {placement}")
     rows = edit(x.to_local())
-    strides = torch.empty(x.shape, device="meta").stride()
+    strides = torch.empty(x.shape, dtype=torch.float32, device="meta").stride()
     return DTensor.from_local(
         rows, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=strides
     )

@@ -48,7 +48,7 @@ class ProjectorBank(BankRows):
         entries: how many indices it can hand out before `recycle()`.
         side: the tower whose features it edits.
         symmetric: for symmetric projectors only: half the memory and less to read.
-        device: where it lives.
+        device: where it lives; None: on the CPU, whatever torch.set_default_device says.
 
     Attributes:
         lock: held by every change and lookup. To make a lookup and the call after it one step that

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from torch import nn
 
 from clipproj import files, log
 from clipproj.edit import undo as _undo
-from clipproj.encoder import default_device
+from clipproj.encoder import pinned
+from clipproj.records import after_undo
 from clipproj.sources import activation_note, model_config, source_of, whole
 from clipproj.state import (
     CONFIG,
+    HF_CONFIG,
     HF_WEIGHTS,
     WEIGHTS,
+    check_alone,
+    check_whole,
     is_hugging_face,
     locate,
     read_edits,
@@ -30,7 +34,7 @@ from clipproj.state import (
     replace_tensors,
     write_state,
 )
-from clipproj.weights import weights_of
+from clipproj.weights import Original, weights_of
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -47,7 +51,7 @@ class Loaded:
         config: what `open_clip_config.json` must hold for `local-dir:` to build it again; None for
             a model of transformers.
         checkpoint: the weights' file, or the index of their shards, where it is a local one.
-        processor: of transformers, what is saved beside the model; else None.
+        files: names of what `save_model` writes, as far as they are known before.
     """
 
     model: nn.Module
@@ -56,7 +60,7 @@ class Loaded:
     name: str
     config: dict[str, Any] | None
     checkpoint: Path | None
-    processor: Any = None
+    files: tuple[str, ...] = (WEIGHTS, CONFIG)
 
     @property
     def weights(self) -> str:
@@ -108,7 +112,7 @@ def load_model(
         config = model_config(source, None if checkpoint else pretrained)
         with (
             whole(source, pretrained, checkpoint) as (place, weights),
-            default_device(device),
+            pinned(device),
             warnings.catch_warnings(),
         ):
             # open_clip only warns where a tag has another activation; the tag's is passed below
@@ -126,9 +130,12 @@ def load_model(
         if checkpoint is None:
             hint = "; its weights come from the network: try again online, or give a local file"
         raise RuntimeError(f"load_model: cannot load {shown}: {_brief(error)}{hint}") from error
+    if dtypes := {str(p.dtype) for p in model.parameters()} - {"torch.float32"}:
+        got = ", ".join(sorted(dtypes))
+        raise RuntimeError(f"load_model: {shown} must be built in torch.float32, got {got}")
     if note := activation_note(source, shown, checkpoint):
         warnings.warn(note, stacklevel=2)
-    log.record(model, read_edits(checkpoint))
+    log.record(model, read_edits(checkpoint, model.state_dict()))
     told = {"model_cfg": config, "preprocess_cfg": model.visual.preprocess_cfg}
     return Loaded(model.eval(), preprocess, tokenizer, shown, told, checkpoint)
 
@@ -139,42 +146,54 @@ def check_model(name: str | None, pretrained: str | None) -> None:
     Raises ValueError and FileNotFoundError as `load_model` does, ImportError without open_clip.
     """
     if name is not None and is_hugging_face(Path(name)):
-        locate(name)
+        _check_folder(Path(name), pretrained)
     elif note := activation_note(*source_of(name, pretrained)):
         warnings.warn(note, stacklevel=2)
+
+
+def _check_folder(folder: Path, pretrained: str | None) -> Path:
+    """The checkpoint of a folder of transformers."""
+    if pretrained:
+        raise ValueError(f"load_model: pretrained must be left out with a folder, got {folder}")
+    return locate(folder)
 
 
 def _transformers(folder: Path, pretrained: str | None, device: torch.device | str) -> Loaded:
     from clipproj import hugging_face
 
-    if pretrained:
-        raise ValueError(f"load_model: pretrained must be left out with a folder, got {folder}")
-    checkpoint = locate(folder)
+    checkpoint = _check_folder(folder, pretrained)
     try:
-        model, processor = hugging_face.load(folder, device)
+        model, processor = hugging_face.load(folder, checkpoint, device)
+        log.records(model)  # a log that is none is refused now
     except (ImportError, ValueError) as error:
-        if str(error).startswith("load_model: "):
+        if str(error).startswith(("load_model: ", "edits: ")):
             raise
         raise RuntimeError(f"load_model: cannot load {folder}: {_brief(error)}") from error
     except Exception as error:  # whatever transformers, torch or a pickle raises
         raise RuntimeError(f"load_model: cannot load {folder}: {_brief(error)}") from error
     preprocess = getattr(processor, "image_processor", processor)
     tokenizer = hugging_face.Tokenizer(model, processor)
-    return Loaded(model, preprocess, tokenizer, str(folder), None, checkpoint, processor)
+    written = (HF_WEIGHTS, HF_CONFIG, *hugging_face.companions(folder, tokenizer.tokenizer))
+    return Loaded(model, preprocess, tokenizer, str(folder), None, checkpoint, written)
 
 
-def save_model(loaded: Loaded, folder: Path, edits: list[dict[str, Any]]) -> Path:
-    """Write into a folder what loads the model again, as it is now, with the log of its edits.
+def save_model(loaded: Loaded, folder: Path) -> Path:
+    """Write into a folder what loads the model again, as it is now, with the log of its edits. The
+    folder is made where it is missing.
 
-    Of open_clip: weights, configuration and tokenizer for `local-dir:FOLDER`; of transformers what
-    `from_pretrained(FOLDER)` reads. Weights keep their dtypes and bits.
+    Of open_clip: weights, configuration and tokenizer for `local-dir:FOLDER`, in the dtypes that
+    it is loaded in. Of transformers what `from_pretrained(FOLDER)` reads: all that its folder
+    holds, a task's own layers too, each tensor in its dtype; the heads alone are the model's.
 
-    Returns the weights' file. Raises OSError when it cannot be written.
+    Returns the weights' file. Raises OSError when it cannot be written; ValueError for a model of
+    transformers that differs from its folder's in more than its heads.
     """
+    edits = log.records(loaded.model)
+    folder.mkdir(parents=True, exist_ok=True)
     if loaded.config is None:
         from clipproj import hugging_face
 
-        hugging_face.save(loaded.model, loaded.processor, folder, edits)
+        hugging_face.save(loaded.model, loaded.checkpoint, folder, loaded.files, edits)
         return folder / HF_WEIGHTS
     write_state(folder / WEIGHTS, loaded.model.state_dict(), edits)
     with files.atomic(folder / CONFIG) as part:
@@ -198,7 +217,8 @@ def undo(
         out: a .safetensors file for all of it; None: replace the head in the checkpoint, in its own
             format and shards, each file atomically.
         force: overwrite the head even if its bits are not those that the edit left. Later edits
-            of that head are then out of it too, and out of the log.
+            of that head are then out of it too, and out of the log; those that it had before this
+            one are in both again.
 
     Returns:
         The file or index written.
@@ -206,39 +226,30 @@ def undo(
     Raises:
         RuntimeError: the head is not the one that the edit left (edited again, or never), and no
             force.
-        ValueError: no such head, a file that is not what it must be, or an output that is not
-            .safetensors. FileNotFoundError: no checkpoint. OSError: when it cannot be written; the
+        ValueError: no such head, a file that is not what it must be, one shard of several or
+            another file beside the model's, or an output that is not .safetensors or is another
+            model's. FileNotFoundError: no checkpoint. OSError: when it cannot be written; the
             checkpoint is then as it was.
     """
     if out is not None and Path(out).suffix != ".safetensors":
         raise ValueError(f"undo: out must be a .safetensors file, got {out}")
     checkpoint = locate(checkpoint)
+    here = out is None or (Path(out).exists() and checkpoint.samefile(out))
+    if here:
+        check_whole(checkpoint)
+    else:
+        check_alone(Path(out))
     state = read_state(checkpoint)
     restored = _undo(state, undo_file, force=force)
-    undone = files.read(undo_file, "undo").meta
-    now = files.sha256(*weights_of("undo", state, *undone["names"]))
-    edits = _without(read_edits(checkpoint), undone, now)
-    if out is None or (Path(out).exists() and checkpoint.samefile(out)):
+    original = Original.load(undo_file)
+    now = files.sha256(*weights_of("undo", state, *original.names))
+    edits = after_undo(read_edits(checkpoint, state), original, now)
+    if here:
         head = {name: tensor for name, tensor in restored.items() if tensor is not state[name]}
         replace_tensors(checkpoint, head, edits)
         return checkpoint
     write_state(out, restored, edits)
     return Path(out)
-
-
-def _without(
-    edits: list[dict[str, Any]], undone: Mapping[str, Any], now: str
-) -> list[dict[str, Any]]:
-    """The log of a checkpoint whose head, of digest `now`, gets the bits from before an edit."""
-    on_head = [entry for entry in edits if entry["tower"] == undone["tower"]]
-    same = [entry for entry in on_head if entry["projector"] == undone["projector_hash"]]
-    if now == undone["after"]:  # it is the last one on the head, whatever the other one has
-        gone = same[-1:]
-    elif same:
-        gone = on_head[on_head.index(same[0]) :]
-    else:  # nobody knows which of them those bits have; to claim an edit that is none is worse
-        gone = [] if now == undone["before"] else on_head
-    return [entry for entry in edits if not any(entry is one for one in gone)]
 
 
 def _brief(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from clipproj import files, log, ops
+from clipproj import files, log, ops, records
 from clipproj.heads import (
     TOWERS,
     Head,
@@ -53,8 +53,18 @@ class Edit:
         tower: "image" or "text".
     """
 
-    def __init__(self, model: nn.Module, receipt: Receipt, space: str | None, before: Weights):
+    def __init__(
+        self,
+        model: nn.Module,
+        receipt: Receipt,
+        space: str | None,
+        before: Weights,
+        record: records.Record,
+        earlier: list[records.Record],
+    ):
         self.receipt = receipt
+        self.record = record  # what a checkpoint says of this edit
+        self.earlier = earlier  # and of those before it, in both towers
         self.projector = receipt.projector
         self.tower = receipt.tower
         self.space = space  # the model's head_hash before its first edit
@@ -65,19 +75,10 @@ class Edit:
             receipt.head_before,
             receipt.head_after,
             before,
+            receipt.projector_hash,
+            [one for one in earlier if one["tower"] == receipt.tower],
         )
         self._model = weakref.ref(model)
-
-    @property
-    def record(self) -> log.Record:
-        """What a checkpoint says of this edit."""
-        names = self.projector.provenance.get("forget", {}).get("names")
-        return {
-            "projector": self.receipt.projector_hash,
-            "forget": list(names or [self.receipt.label]),
-            "tower": self.tower,
-            "strength": self.receipt.strength,
-        }
 
     @property
     def active(self) -> bool:
@@ -129,12 +130,7 @@ class Edit:
         undoable as it was.
         """
         receipt = self.receipt
-        self.original.save(
-            path,
-            projector_hash=receipt.projector_hash,
-            strength=receipt.strength,
-            created=receipt.created,
-        )
+        self.original.save(path, strength=receipt.strength, created=receipt.created)
 
     def __enter__(self) -> Edit:
         return self
@@ -228,7 +224,8 @@ def edit(
             ops.fold_(after[1], **factors, dim=0)
         check_finite(head, after, "after it")
         receipt = Receipt.make(head, projector, folded, before, after)
-        entry = Edit(model, receipt, space, before)
+        record, earlier = records.make(receipt, before, after), log.records(model)
+        entry = Edit(model, receipt, space, before, record, earlier)
         commit(now, after, lambda: log.add(model, entry))
     if tower == "text":
         warnings.warn(
@@ -274,10 +271,6 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
                 restored[key] = tensor.to(target[key].device, copy=True)
         return restored
 
-    if isinstance(edit, Edit):
-        projector = edit.receipt.projector_hash
-    else:
-        projector = files.read(edit, "undo").meta["projector_hash"]
     on_head = log.entries(target, original.tower)
     key = original.before, original.after
     same = [e for e in on_head if (e.original.before, e.original.after) == key]
@@ -291,7 +284,8 @@ def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = F
         )
     now = weights_of("undo", target, *original.names)
     original.check(now, force)
-    commit(now, original.weights, lambda: log.forget(target, projector, original.tower))
+    digest = files.sha256(*now)
+    commit(now, original.weights, lambda: log.forget(target, original, digest))
     return target
 
 
@@ -300,7 +294,10 @@ def edits(model: nn.Module) -> tuple[log.RecordedEdit | Edit, ...]:
 
     Those of this process are their handles. Before them come, as `RecordedEdit`, those that it was
     loaded with: `load_model` and transformers' `from_pretrained` find them in the checkpoint, and
-    copies of a model of transformers keep them. Copies of other models have none.
+    copies of a model of transformers keep them. Copies of other models have none. What their log
+    says is held against the head: edits that are not in it are not listed.
+
+    Raises ValueError for a model whose config holds a log that is none.
     """
     return (*log.recorded(model), *log.entries(model))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,11 +33,19 @@ def features(output: object) -> Tensor:
     return found[0]
 
 
-def default_device(device: torch.device | str) -> AbstractContextManager[Any]:
-    """Inside, what others make without saying where is made on `device`, not on the caller's
-    default: open_clip's tokenizers and towers make tensors like that."""
-    device = torch.device(device)
-    return nullcontext() if torch.get_default_device() == device else device
+@contextmanager
+def pinned(device: torch.device | str) -> Iterator[None]:
+    """Inside, what others make without saying where or as what is made on `device` in float32, not
+    as the caller's defaults say: open_clip's towers, tokenizers and pictures are made like that."""
+    device, dtype = torch.device(device), torch.get_default_dtype()
+    try:
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        with nullcontext() if torch.get_default_device() == device else device:
+            yield
+    finally:
+        if dtype != torch.float32:
+            torch.set_default_dtype(dtype)
 
 
 @contextmanager
@@ -85,7 +93,7 @@ def tokenize(
             a ValueError.
     """
     check_tower("embed_classes", model, "text")
-    with default_device("cpu"):
+    with pinned("cpu"):
         if hasattr(model, "encode_text"):
             return _tokens(tokenizer, prompts, cut)
         return _hugging_face_tokens(model, tokenizer, prompts, cut)
@@ -99,7 +107,7 @@ def picture_inputs(
     All that a Hugging Face processor makes: SigLIP 2 also wants a mask and the shapes of its
     patches.
     """
-    with default_device("cpu"):
+    with pinned("cpu"):
         if hasattr(model, "encode_image"):
             made = {"pixel_values": torch.stack([preprocess(image) for image in images])}
         else:
@@ -141,7 +149,7 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     """
     check_tower(op, model, tower)
     first = next(iter(inputs.values()))
-    with default_device(first.device):
+    with pinned(first.device):
         if encode := getattr(model, f"encode_{tower}", None):
             raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
             rows = features(encode(*inputs.values(), **raw))
@@ -199,18 +207,37 @@ def _hugging_face_tokens(
     limit = context_length(model, tokenizer)
     told = zip(prompts, map(len, tokenizer(prompts)["input_ids"]), strict=True)
     _check_length([(prompt, count) for prompt, count in told if count > limit], limit, cut)
-    room = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
     if not masks_texts(model):
-        tokens = tokenizer(prompts, padding="max_length", **room)
-        return {"input_ids": tokens["input_ids"]}
-    tokens = tokenizer(prompts, padding=True, **room)
+        return {"input_ids": padded(tokenizer, prompts, limit)["input_ids"]}
+    tokens = padded(tokenizer, prompts, limit, padding=True)
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+def padded(
+    tokenizer: Any, texts: Sequence[str], length: int, padding: bool | str = "max_length"
+) -> Mapping[str, Tensor]:
+    """What a tokenizer of transformers makes of texts: cut to `length`, padded on the right.
+
+    A tokenizer saved with padding_side="left", for generation, pads on the left unless told: the
+    towers count positions from the first token, and would give other features.
+    """
+    room = {"truncation": True, "max_length": length, "return_tensors": "pt"}
+    return tokenizer(list(texts), padding=padding, padding_side="right", **room)
 
 
 def context_length(model: nn.Module, tokenizer: Any) -> int:
     """Tokens that a model of transformers reads of a text, with its tokenizer."""
     config = getattr(model.config, "text_config", model.config)
-    return min(config.max_position_embeddings, tokenizer.model_max_length)
+    # of positions that begin after that of the padding, as RoBERTa's do, these are never used
+    unused = next(
+        (
+            module.padding_idx + 1
+            for name, module in model.named_modules()
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None)
+        ),
+        0,
+    )
+    return min(config.max_position_embeddings - unused, tokenizer.model_max_length)
 
 
 def masks_texts(model: nn.Module) -> bool:

@@ -36,6 +36,7 @@ def _machine() -> str:
         return f"{uuid.getnode():x}"
 
 
+REPLACED = ".clipproj-replaced."  # how the names of folders begin that keep what is replaced
 _STAGES = f".clipproj.{_machine()}."  # how the names of staging folders made here begin
 
 
@@ -148,6 +149,43 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"write: cannot write {target}: {reason}") from error
+
+
+def publish(stage: Path, folder: Path, last: str) -> None:
+    """Move everything from a staging folder into `folder`, or nothing where that fails.
+
+    Only renames, which need no room; what is replaced is kept until all are made. A link is
+    replaced, not followed.
+
+    Args:
+        folder: on the same disk; made when missing, with its parents.
+        last: the name of the file that comes last.
+    """
+    paths = sorted(stage.iterdir(), key=lambda path: (path.name == last, path.name))
+    # not in the staging folder, of which nothing is kept should this process be killed now
+    old = stage.with_name(f"{REPLACED}{uuid.uuid4().hex[:8]}")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    tried: list[Path] = []
+    try:
+        old.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            tried.append(path)
+            target = folder / path.name
+            if os.path.lexists(target):
+                os.replace(target, old / path.name)
+            os.replace(path, target)
+        old.rename(stage / old.name)  # now it goes with the rest
+    except BaseException:  # also Ctrl-C between two renames
+        for path in reversed(tried) if old.exists() else ():
+            target = folder / path.name
+            if os.path.lexists(old / path.name):
+                os.replace(old / path.name, target)
+            elif not path.exists():
+                os.replace(target, path)
+        for empty in filter(Path.exists, [*made, old]):
+            empty.rmdir()
+        raise
 
 
 def write(

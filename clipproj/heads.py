@@ -194,9 +194,13 @@ def head_hash(model: nn.Module, tower: str | None = None) -> str | None:
         return files.sha256(*head_tensors(model, head)) if head.foldable else None
     for head in (heads.text, heads.image):
         if head.foldable:
-            signs = [None if t is None else t.signbit() for t in head_tensors(model, head)]
-            return files.sha256(*signs)
+            return sign_hash(*head_tensors(model, head))
     return None
+
+
+def sign_hash(*tensors: Tensor | None) -> str:
+    """Hex SHA-256 of shapes and signs, which no cast between floating types turns."""
+    return files.sha256(*(None if t is None else t.signbit() for t in tensors))
 
 
 def _image_site(visual: nn.Module, package: str) -> _Site:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipproj.encoder import context_length, default_device, masks_texts
-from clipproj.heads import TRANSFORMERS
-from clipproj.state import HF_CONFIG, logged
+from clipproj import files
+from clipproj.encoder import context_length, masks_texts, padded, pinned
+from clipproj.heads import SINGLE_TOWERS, TRANSFORMERS, find_heads, which_class
+from clipproj.records import Record
+from clipproj.state import HF_CONFIG, HF_WEIGHTS, logged, read_state, write_state
+from clipproj.weights import key_of, keys_of
+
+_BESIDE = (  # what transformers keeps beside a model, but for the vocabulary
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 
 
-def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
-    """The model in eval mode, in the dtype of its weights, and its processor (or tokenizer).
+def load(folder: Path, checkpoint: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
+    """The model in eval mode, in the dtype of its heads, and its processor (or tokenizer).
+
+    A config may name another dtype than its weights have; a head would be edited in that one, and
+    the file's would not be the head that was.
 
     Nothing is downloaded and no code in the folder is run.
 
     Raises:
         ImportError: without transformers.
         ValueError: for weights that leave a part of the model as it was initialised, at random;
-            for a folder without a tokenizer.
+            for a folder without a tokenizer, its vocabulary, or with that of another model; for
+            heads that the file has no tensors of, others, or in several dtypes.
         Whatever else transformers raises for a folder that it cannot load.
     """
     try:
@@ -33,24 +47,68 @@ def load(folder: Path, device: torch.device | str) -> tuple[nn.Module, Any]:
             '"clipproj[plugins]"'
         ) from error
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    here = {"local_files_only": True, "trust_remote_code": False}  # None would ask, and run it
+    config = transformers.AutoConfig.from_pretrained(folder, **here)
     # AutoModel would build a *WithProjection model without its projection
     known = next((name for name in config.architectures or () if name in TRANSFORMERS), "AutoModel")
-    with default_device("cpu"):
-        model, told = getattr(transformers, known).from_pretrained(
-            folder, local_files_only=True, dtype="auto", output_loading_info=True
-        )
-    missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
-    if missing:
-        raise ValueError(
-            f"load_model: {folder} must hold all weights of {type(model).__name__}, got none that "
-            f"fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
-        )
-    processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    if not hasattr(getattr(processor, "tokenizer", processor), "model_max_length"):
-        got = type(processor).__name__
-        raise ValueError(f"load_model: {folder} must have a tokenizer, got {got} alone")
+    build = getattr(transformers, known).from_pretrained
+    with pinned("cpu"):
+        model, told = build(folder, dtype="auto", output_loading_info=True, **here)
+        missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
+        if missing:
+            raise ValueError(
+                f"load_model: {folder} must hold all weights of {type(model).__name__}, got none "
+                f"that fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
+            )
+        state = read_state(checkpoint)
+        dtypes = {state[key].dtype for key, _ in head_keys("load_model", model, state)}
+        if len(dtypes) > 1:
+            got = ", ".join(sorted(map(str, dtypes)))
+            raise ValueError(f"load_model: heads of {folder} must have one dtype, got {got}")
+        if dtypes - {model.dtype}:
+            model = build(folder, dtype=dtypes.pop(), **here)
+    for key, tensor in head_keys("load_model", model, state):
+        if not torch.equal(state[key], tensor):
+            raise ValueError(f"load_model: {checkpoint} must hold the head's own bits in {key}")
+    processor = transformers.AutoProcessor.from_pretrained(folder, **here)
+    _check_words(folder, model, getattr(processor, "tokenizer", processor))
     return model.to(device).eval(), processor
+
+
+def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
+    """ValueError for what is no tokenizer, or not of this model, or lacks its vocabulary.
+
+    Without its files transformers builds an empty one, for which all texts are the same.
+    """
+    if not hasattr(tokenizer, "model_max_length"):
+        got = type(tokenizer).__name__
+        raise ValueError(f"load_model: {folder} must have a tokenizer, got {got} alone")
+    if not hasattr(model, "get_text_features") and not which_class(
+        model, "transformers", *SINGLE_TOWERS["text"]
+    ):
+        return  # nothing reads its texts
+    size = getattr(model.config, "text_config", model.config).vocab_size
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"load_model: tokenizer of {folder} must fit the {size} tokens of its text tower, "
+            f"got {len(tokenizer)}"
+        )
+    ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("cat", "dog")]
+    if ids[0] == ids[1] or any(not one or tokenizer.unk_token_id in one for one in ids):
+        raise ValueError(
+            f"load_model: {folder} must hold its tokenizer's vocabulary, got one of "
+            f"{len(tokenizer)} tokens that does not know the word cat from dog"
+        )
+
+
+def head_keys(op: str, model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The tensors of a model's foldable heads, by their keys in the state dict of its folder.
+
+    ValueError, in the name of `op`, where it has no such key.
+    """
+    heads = [head for head in find_heads(model) if head.foldable]
+    names = [name for head in heads for name in (head.weight, head.bias) if name]
+    return [(key_of(op, state, name), model.get_parameter(name).detach().cpu()) for name in names]
 
 
 class Tokenizer:
@@ -70,10 +128,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
         """Tokens [n, context] of n texts on the CPU, int64."""
-        options = {"truncation": True, "padding": "max_length", "padding_side": "right"}
-        length = context_length or self.context_length
-        made = self.tokenizer(list(texts), max_length=length, return_tensors="pt", **options)
-        return made["input_ids"]
+        return padded(self.tokenizer, texts, context_length or self.context_length)["input_ids"]
 
     def inputs(self, tokens: Tensor) -> dict[str, Tensor]:
         """What the text tower takes of these tokens: with a mask, less the padding of all rows."""
@@ -103,7 +158,7 @@ class Pixels:
         made = processor(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
         if set(made) != {"pixel_values"}:
             raise ValueError(
-                f"serve: model must take pictures as pixel_values alone, got {', '.join(made)} of "
+                f"Pixels: processor must make pixel_values alone, got {', '.join(made)} of "
                 f"{type(processor).__name__}"
             )
 
@@ -111,9 +166,41 @@ class Pixels:
         return self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
 
 
-def save(model: nn.Module, processor: Any, folder: Path, edits: list[dict[str, Any]]) -> None:
-    """Write what `from_pretrained(folder)` reads, weights in one file, edits in config.json."""
-    model.save_pretrained(folder, max_shard_size="1TB")
-    processor.save_pretrained(folder)
-    config = folder / HF_CONFIG
-    config.write_text(logged(config, edits), encoding="utf-8")
+def companions(folder: Path, tokenizer: Any) -> list[str]:
+    """Names of the files that a folder's tokenizer and processors are read from."""
+    names = {*_BESIDE, *type(tokenizer).vocab_files_names.values()}
+    return sorted(name for name in names if (folder / name).is_file())
+
+
+def save(
+    model: nn.Module, source: Path, folder: Path, names: Sequence[str], edits: list[Record]
+) -> None:
+    """Write what `from_pretrained(folder)` reads: all that `source` is, with the model's heads.
+
+    Args:
+        source: the checkpoint that the model was loaded from, with `names` beside it.
+
+    Raises OSError; ValueError for a model with other weights than `source` outside its heads.
+    """
+    state = read_state(source)
+    heads = dict(head_keys("save_model", model, state))
+    for name, tensor in model.state_dict().items():
+        keys = keys_of(state, name)  # none of what the library renames or computes
+        if len(keys) != 1 or keys[0] in heads or state[keys[0]].shape != tensor.shape:
+            continue
+        if not torch.equal(state[keys[0]].to(tensor.dtype), tensor.cpu()):
+            raise ValueError(
+                f"save_model: model must differ from {source} in its heads alone, got other bits "
+                f"in {name}"
+            )
+    for key, tensor in heads.items():
+        if tensor.dtype != state[key].dtype:
+            raise ValueError(
+                f"save_model: {key} must be {state[key].dtype} as in {source}, got {tensor.dtype}"
+            )
+    write_state(folder / HF_WEIGHTS, state | heads, [])
+    for name in names:
+        if name not in (HF_WEIGHTS, HF_CONFIG):
+            shutil.copyfile(source.parent / name, folder / name)
+    with files.atomic(folder / HF_CONFIG) as part:
+        part.write_text(logged(source.parent / HF_CONFIG, edits), encoding="utf-8")

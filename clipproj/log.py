@@ -10,18 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from clipproj.heads import unwrap
-from clipproj.state import EDITS
+from clipproj.records import EDITS, Record, after_undo, held, parse
 
 if TYPE_CHECKING:
     from clipproj.edit import Edit
-
-Record = dict[str, Any]  # of an edit: forget (names), tower, strength, projector (its hash)
+    from clipproj.weights import Original
 
 _logs: WeakKeyDictionary[nn.Module, list[Edit]] = WeakKeyDictionary()
 _records: WeakKeyDictionary[nn.Module, list[Record]] = WeakKeyDictionary()
@@ -58,13 +57,22 @@ def entries(model: nn.Module, tower: str | None = None) -> list[Edit]:
     return [entry for entry in log if tower in (None, entry.tower)]
 
 
+def records(model: nn.Module) -> list[Record]:
+    """What a checkpoint of `model` has to say of its edits, as far as its heads bear it out.
+
+    Raises ValueError for a config that holds something else.
+    """
+    model = unwrap(model)
+    return held(_kept(model), model)
+
+
 def recorded(model: nn.Module) -> list[RecordedEdit]:
     """The edits in `model` that this process did not make in it."""
-    model = unwrap(model)
-    records = _recorded(model)
-    for entry in _logs.get(model, []):
-        records = without(records, entry.record["projector"], entry.tower)
-    return [RecordedEdit.of(record) for record in records]
+    left = records(model)
+    for entry in entries(model):
+        if entry.record in left:
+            left.remove(entry.record)
+    return [RecordedEdit.of(record) for record in left]
 
 
 def record(model: nn.Module, records: Sequence[Record]) -> None:
@@ -80,36 +88,30 @@ def record(model: nn.Module, records: Sequence[Record]) -> None:
     model.config = config
 
 
-def without(records: Sequence[Record], projector: str, tower: str) -> list[Record]:
-    """The records less the last one of this projector (its hash) in this tower."""
-    left = list(records)
-    for place in reversed(range(len(left))):
-        if (left[place]["projector"], left[place]["tower"]) == (projector, tower):
-            del left[place]
-            break
-    return left
-
-
 def add(model: nn.Module, entry: Edit) -> None:
-    record(model, [*_recorded(model), entry.record])
+    record(model, [*entry.earlier, entry.record])
     _logs.setdefault(model, []).append(entry)
 
 
 def remove(model: nn.Module, entry: Edit) -> None:
     _logs[model].remove(entry)
-    forget(model, entry.record["projector"], entry.tower)
+    forget(model, entry.original, entry.original.after)
 
 
-def forget(model: nn.Module, projector: str, tower: str) -> None:
-    """Take the record of an undone edit away, if there is one."""
+def forget(model: nn.Module, original: Original, now: str) -> None:
+    """Take the records of an undone edit, and of those after it, away.
+
+    Args:
+        now: the digest of the head from before the undo.
+    """
     model = unwrap(model)
-    record(model, without(_recorded(model), projector, tower))
+    record(model, after_undo(_kept(model), original, now))
 
 
-def _recorded(model: nn.Module) -> list[Record]:
-    if _has_config(model):
-        return list((getattr(model.config, EDITS, None) or {}).get("edits", ()))
-    return list(_records.get(model, ()))
+def _kept(model: nn.Module) -> list[Record]:
+    if not _has_config(model):
+        return list(_records.get(model, ()))
+    return parse(getattr(model.config, EDITS, []), "the model's config")
 
 
 def _has_config(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipproj import files, ops
 from clipproj._factors import check_orthonormal, factor, move_buffers, plain_json
-from clipproj._rows import as_tensor, check_plain, is_sharded, shard_by_shard
+from clipproj._rows import as_tensor, check_plain, is_sharded, shard_by_shard, whole
 
 SIDES = ("image", "text")
 
@@ -56,7 +56,7 @@ class Projector(nn.Module):
         read: Tensor | np.ndarray,
         write: Tensor | np.ndarray | None = None,
         offset: Tensor | np.ndarray | None = None,
-        strength: float | Tensor = 1.0,
+        strength: float | Tensor | np.ndarray = 1.0,
         *,
         side: str = "image",
         provenance: Mapping[str, Any] | None = None,
@@ -156,12 +156,10 @@ class Projector(nn.Module):
         if getattr(strength, "ndim", 0):
             got = list(strength.shape)
             raise TypeError(f"Projector: strength must be 0-dim for a DTensor, got {got}")
+        self._check_width("Projector", x)  # of all of it, not of this process's part
 
         def edit(rows: Tensor) -> Tensor:
-            operands = self.operands(rows, strength)
-            for name, value in operands.items():
-                operands[name] = value.full_tensor() if is_sharded(value) else value
-            return ops.project(rows, **operands, normalize=normalize)
+            return ops.project(rows, **self.operands(rows, strength), normalize=normalize)
 
         return shard_by_shard("Projector", edit, x)
 
@@ -181,7 +179,7 @@ class Projector(nn.Module):
                     f"of x are, got {list(strength.shape)}"
                 )
             per_row = strength.flatten() if strength.ndim else strength
-            factors["strength"] = per_row.to(factors["read"].dtype)
+            factors["strength"] = whole(per_row).to(factors["read"].dtype)
         elif strength is not None:
             if isinstance(strength, np.ndarray):
                 return self.operands(x, as_tensor("Projector", "strength", strength, x.device))
@@ -195,12 +193,12 @@ class Projector(nn.Module):
         float64 for float64, else float32; write stays the same tensor as read when symmetric.
         """
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        read = self.read.to(wide)
+        read = whole(self.read).to(wide)
         return {
             "read": read,
-            "write": read if self._write is None else self._write.to(wide),
-            "offset": None if self.offset is None else self.offset.to(wide),
-            "strength": self.strength.to(wide),
+            "write": read if self._write is None else whole(self._write).to(wide),
+            "offset": None if self.offset is None else whole(self.offset).to(wide),
+            "strength": whole(self.strength).to(wide),
         }
 
     @property
@@ -317,11 +315,15 @@ class Projector(nn.Module):
     def _check_rows(self, op: str, x: Tensor) -> None:
         if type(x) is not Tensor or x.is_nested:
             check_plain(op, x)
+        self._check_width(op, x)
+
+    def _check_width(self, op: str, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"{op}: x must be [..., {self.dim}], got {list(x.shape)}")
 
     def _checked(self, strength: float | Tensor, warn: bool = True) -> float:
         """The number, if it is one that this projector may have."""
+        strength = as_tensor("Projector", "strength", strength)
         if isinstance(strength, Tensor) and (strength.ndim or strength.is_complex()):
             got = f"{strength.dtype} {list(strength.shape)}"
             raise ValueError(f"Projector: strength must be a number or 0-dim, got {got}")

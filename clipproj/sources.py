@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,10 +90,9 @@ def whole(
         if pretrained:
             yield source, str(joined)
             return
-        shards = {".safetensors", ".bin", ".pth"}
         for file in checkpoint.parent.iterdir():  # the configuration and the tokenizer
-            if file.is_file() and file.suffix not in shards:
-                shutil.copy(file, made)
+            if file.is_file():
+                (Path(made) / file.name).symlink_to(file.resolve())
         yield f"local-dir:{made}", None
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipproj import files
+from clipproj.records import EDITS, Record, held, parse
 
 WEIGHTS = "open_clip_model.safetensors"  # what open_clip looks for in a `local-dir:`, in its order
 OPEN_CLIP = (WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -24,7 +24,6 @@ HF_WEIGHTS = "model.safetensors"
 HUGGING_FACE = (HF_WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
 INDEX = ".index.json"  # beside shards: which of them holds which tensor
-EDITS = "clipproj"  # key in a safetensors file's metadata or a config.json: edits, oldest first
 
 State = dict[str, Tensor]
 
@@ -37,18 +36,44 @@ def is_hugging_face(folder: Path) -> bool:
 def locate(path: str | os.PathLike[str]) -> Path:
     """The checkpoint: `path` itself, or the file or index of shards in a folder.
 
-    Raises FileNotFoundError when there is none of a known name.
+    Raises FileNotFoundError when there is none of a known name, ValueError for a folder of
+    transformers whose config.json names another file.
     """
     path = Path(path)
-    names = HUGGING_FACE if is_hugging_face(path) else OPEN_CLIP + HUGGING_FACE
-    places = [path / f"{name}{end}" for name in names for end in ("", INDEX)]
-    found = next((place for place in places if place.is_file()), path)
+    hugging_face = is_hugging_face(path)
+    names = HUGGING_FACE if hugging_face else OPEN_CLIP + HUGGING_FACE
+    if hugging_face and (named := _json(path / HF_CONFIG).get("transformers_weights")):
+        raise ValueError(
+            f"checkpoint: path must have its weights under a usual name such as {HF_WEIGHTS}, got "
+            f'"transformers_weights": {named!r} in {path / HF_CONFIG}; rename them'
+        )
+    found = _first(path, names) or path
     if not found.is_file():
         raise FileNotFoundError(
             f"checkpoint: path must be a checkpoint or a folder with {', '.join(names)} or an "
             f"{INDEX} of one, got {path}"
         )
     return found
+
+
+def check_whole(path: Path) -> None:
+    """Refuse to write a part of a folder's model alone: a shard, or one of transformers' other
+    weights beside it, whose log is that of the model. Raises ValueError."""
+    for names in (OPEN_CLIP, HUGGING_FACE):
+        found = _first(path.parent, names)
+        if found is None or path == found:
+            continue
+        other = names is HUGGING_FACE and _log_file(path) == path.parent / HF_CONFIG
+        if other or path in (_shards(found) or {}):
+            raise ValueError(
+                f"undo: checkpoint must be the whole model of its folder, {found.name}, got {path}"
+            )
+
+
+def check_alone(path: Path) -> None:
+    """ValueError for a file to write whose log would be another model's: that in a config.json."""
+    if (log := _log_file(path)) is not None:
+        raise ValueError(f"undo: out must be a file of its own, got {path}, which {log} describes")
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
@@ -74,7 +99,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 
 def write_state(
-    path: str | os.PathLike[str], state: Mapping[str, Tensor], edits: list[dict[str, Any]]
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], edits: list[Record]
 ) -> None:
     """Write a state dict as safetensors, atomically, with the log of its edits in the metadata.
 
@@ -86,10 +111,11 @@ def write_state(
 
 
 def replace_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], edits: list[dict[str, Any]]
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], edits: list[Record]
 ) -> None:
     """Write some of a checkpoint's tensors anew, in place: in its format, of its shards those that
-    hold them; and the log of its edits. Every file is ready before the first one is replaced.
+    hold them; and the log of its edits. All files are replaced or none; what lies elsewhere and is
+    linked here, as in a hub's cache, stays, and the link gives way to a file.
 
     Args:
         tensors: by the names that `read_state` gives.
@@ -98,45 +124,49 @@ def replace_tensors(
     """
     path = Path(path)
     shards = _shards(path) or {path: set(tensors)}
-    with ExitStack() as parts:
-        config = _log_file(path)
-        if config is not None:
-            text = logged(config, edits)
-            parts.enter_context(files.atomic(config)).write_text(text, encoding="utf-8")
+    log = _log_file(path)
+    with files.staging(path.parent) as stage:
         for shard, names in shards.items():
             if own := {name: tensors[name] for name in tensors if name in names}:
-                part = parts.enter_context(files.atomic(shard))
-                _rewrite(shard, part, own, None if config else edits)
+                with files.atomic(stage / shard.name) as part:
+                    _rewrite(shard, part, own, None if log else edits)
+        if log is not None and _log_in(_json(log), log).get(EDITS) != _logged(edits):
+            with files.atomic(stage / log.name) as part:
+                part.write_text(logged(log, edits), encoding="utf-8")
+        files.publish(stage, path.parent, (log or path).name)
 
 
-def read_edits(path: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """The log of edits in a checkpoint: in a safetensors file's metadata, or, of a model of
-    transformers, in the config.json beside. Empty for a file without one.
+def read_edits(
+    path: str | os.PathLike[str] | None, state: Mapping[str, Tensor] | None = None
+) -> list[Record]:
+    """The log of edits in a checkpoint, as far as its heads bear it out: in a safetensors file's
+    metadata, of shards in those of their index, of a model of transformers in the config.json
+    beside. Empty for a file without one.
 
-    Raises ValueError for a damaged file.
+    Args:
+        state: what `read_state` gives, if that is at hand.
+
+    Raises ValueError for a damaged file, or one that holds something else there.
     """
     if path is None:
         return []
     path = Path(path)
-    config = _log_file(path)
-    if config is not None:
-        return _json(config).get(EDITS, {}).get("edits", [])
-    if path.suffix != ".safetensors":
+    log = _log_file(path)
+    if log is not None:
+        found = parse(_log_in(_json(log), log).get(EDITS, []), log)
+    elif path.suffix == ".safetensors":
+        found = parse(_metadata_log(path), path)
+    else:
         return []
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return json.loads((opened.metadata() or {}).get(EDITS, "[]"))
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint: path must be a whole safetensors file, got {path}: {error}"
-        ) from error
+    return held(found, read_state(path) if state is None else state) if found else []
 
 
-def logged(config: Path, edits: list[dict[str, Any]]) -> str:
-    """The text of a config.json with this log of edits in place of the one it has."""
-    told = _json(config)
-    told.pop(EDITS, None)
-    told |= {EDITS: {"edits": edits}} if edits else {}
+def logged(log: Path, edits: list[Record]) -> str:
+    """The text of a config.json or an index with this log of edits in place of the one it has."""
+    told = _json(log)
+    place = _log_in(told, log)
+    place.pop(EDITS, None)
+    place |= {EDITS: _logged(edits)} if edits else {}
     return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -145,10 +175,41 @@ def size(state: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The file or index in a folder that stands for its weights."""
+    places = [folder / f"{name}{end}" for name in names for end in ("", INDEX)]
+    return next((place for place in places if place.is_file()), None)
+
+
 def _log_file(path: Path) -> Path | None:
-    """The config.json that logs a checkpoint's edits, where it is one of transformers."""
-    ours = path.name.removesuffix(INDEX) in HUGGING_FACE and is_hugging_face(path.parent)
-    return path.parent / HF_CONFIG if ours else None
+    """The JSON file that logs a checkpoint's edits: of one with a name of transformers' the
+    config.json beside, of other shards their index; None for what holds its log itself."""
+    config = path.parent / HF_CONFIG
+    if path.name.removesuffix(INDEX) in HUGGING_FACE and config.is_file():
+        return config
+    return path if path.name.endswith(INDEX) else None
+
+
+def _logged(edits: list[Record]) -> dict[str, Any] | None:
+    return {"edits": edits} if edits else None
+
+
+def _log_in(told: dict[str, Any], log: Path) -> dict[str, Any]:
+    """The part of such a file that the log is in, under `EDITS`."""
+    place = told.setdefault("metadata", {}) if log.name.endswith(INDEX) else told
+    if not isinstance(place, dict):
+        raise ValueError(f"read_state: metadata must be a JSON object, got another in {log}")
+    return place
+
+
+def _metadata_log(path: Path) -> Any:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return json.loads((opened.metadata() or {}).get(EDITS, "[]"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"checkpoint: path must be a whole safetensors file, got {path}: {error}"
+        ) from error
 
 
 def _shards(path: Path) -> dict[Path, set[str]] | None:
@@ -160,7 +221,7 @@ def _shards(path: Path) -> dict[Path, set[str]] | None:
         raise ValueError(f"read_state: path must be an index with a weight_map, got {path}")
     shards: dict[Path, set[str]] = {}
     for name, file in places.items():
-        if Path(file).name != file:
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
             raise ValueError(f"read_state: shards must lie beside their index, got {file!r}")
         shards.setdefault(path.parent / file, set()).add(name)
     return shards
@@ -182,12 +243,21 @@ def _read(path: Path) -> State:
     if not path.is_file():
         raise FileNotFoundError(f"read_state: path must be a file, got {path}")
     state = _tensors_of(_load(path), path)
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
+    return {name: state[key] for name, key in _keys(state, path).items()}
+
+
+def _keys(state: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """The file's own key of every tensor, by the name that `read_state` gives it."""
+    keys = [key for key, value in state.items() if isinstance(value, Tensor)]
+    if not keys:
         raise ValueError(f"read_state: path must hold a state dict with tensors, got {path}")
-    if next(iter(tensors)).startswith("module."):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
+    prefix = "module." if str(keys[0]).startswith("module.") else ""
+    names = {str(key).removeprefix(prefix): key for key in keys}
+    if len(names) != len(keys):
+        raise ValueError(
+            f"read_state: path must hold each tensor once, got two of a name in {path}"
+        )
+    return names
 
 
 def _load(path: Path) -> Any:
@@ -218,13 +288,13 @@ def _tensors_of(loaded: Any, path: Path) -> Any:
 
 
 def _rewrite(
-    path: Path, part: Path, tensors: Mapping[str, Tensor], edits: list[dict[str, Any]] | None
+    path: Path, part: Path, tensors: Mapping[str, Tensor], edits: list[Record] | None
 ) -> None:
     """What `path` holds with some tensors anew, in its own format, into `part`."""
     loaded = _load(path)
     state = _tensors_of(loaded, path)
-    prefix = "module." if next(iter(state)).startswith("module.") else ""
-    state.update({f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+    keys = _keys(state, path)
+    state.update({keys[name]: tensor for name, tensor in tensors.items()})
     if path.suffix != ".safetensors":
         try:
             torch.save(loaded, part)

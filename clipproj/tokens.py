@@ -45,18 +45,19 @@ def too_long(
     context = tokens.shape[1]
     # one less: SigLIP ends a text with the token it pads with
     full = [i for i, count in enumerate(counts(tokenizer, tokens)) if count >= context - 1]
-    if full and not _takes(tokenizer, "context_length"):
-        warnings.warn(
-            f"{len(full)} of {len(texts)} texts fill the {context} tokens of a row, and the "
-            f"tokenizer takes no context_length to tell whether it cut them, such as "
-            f"{texts[full[0]]!r}",
-            stacklevel=3,
-        )
-        return []
     found = []
     for i in full:  # one at a time: a batch would be padded to its longest
         room = 2 * context + len(texts[i].encode())
-        roomy = cut_tokens(tokenizer, [texts[i]], context_length=room)[0]
+        asked = _takes(tokenizer, "context_length")
+        roomy = cut_tokens(tokenizer, [texts[i]], context_length=room)[0] if asked else tokens[i]
+        if len(roomy) != room:
+            warnings.warn(
+                f"{len(full)} of {len(texts)} texts fill the {context} tokens of a row, and the "
+                f"tokenizer {'heeds' if asked else 'takes'} no context_length to tell whether it "
+                f"cut them, such as {texts[i]!r}",
+                stacklevel=3,
+            )
+            return found
         if not _padded(tokens[i], roomy):
             padding = int(roomy.unique_consecutive(return_counts=True)[1].max())
             found.append((i, max(room - padding, context + 1)))

@@ -28,6 +28,8 @@ class Original:
     before: str
     after: str
     weights: Weights = field(repr=False)
+    projector_hash: str
+    records: list[dict[str, Any]] | None = None  # of this head, before the edit; older files: None
 
     def check(self, now: Weights, force: bool) -> None:
         """Refuse heads that these bits do not belong into, and, without force, edited ones."""
@@ -62,8 +64,8 @@ class Original:
         meta, weights = artefact.meta, (artefact.tensors["weight"], artefact.tensors.get("bias"))
         if files.sha256(*weights) != meta["before"]:
             raise ValueError(f"undo: path must hold the head it names, got other tensors in {path}")
-        names = tuple(meta["names"])
-        return cls(meta["label"], meta["tower"], names, meta["before"], meta["after"], weights)
+        told = {f.name: meta[f.name] for f in fields(cls) if f.name in meta}
+        return cls(**told | {"names": tuple(meta["names"]), "weights": weights})
 
 
 def weights_of(
@@ -92,17 +94,26 @@ def weights_of(
 
 
 def key_of(op: str, state: Mapping[str, Tensor], name: str) -> str:
-    """The key of parameter `name` in `state`, whichever of the two comes from a wrapped model."""
+    """The one of `keys_of`. ValueError, in the name of `op`, for another number of them."""
+    keys = keys_of(state, name)
+    if len(keys) != 1:
+        raise ValueError(f"{op}: target must hold one {name}, got {len(keys)} among {len(state)}")
+    return keys[0]
+
+
+def keys_of(state: Mapping[str, Tensor], name: str) -> list[str]:
+    """The keys that parameter `name` may have in `state`, whichever of the two comes from a wrapped
+    model, or where `state` is of a model that holds the one of `name`, as transformers' task models
+    do."""
 
     def plain(key: str) -> list[str]:
         return [part for part in key.split(".") if part not in WRAPPERS]
 
     if name in state:
-        return name
-    keys = [key for key in state if plain(key) == plain(name)]
-    if len(keys) != 1:
-        raise ValueError(f"{op}: target must hold one {name}, got {len(keys)} among {len(state)}")
-    return keys[0]
+        return [name]
+    want = plain(name)
+    keys = [key for key in state if plain(key) == want]
+    return keys or [key for key in state if plain(key)[-len(want) :] == want]
 
 
 def rows_of(weights: Weights, dim: int) -> Tensor:

@@ -7,7 +7,9 @@ import resource
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -21,9 +23,10 @@ from clipproj import Projector, RecordedEdit, edits, nullspace
 from clipproj.checkpoint import _brief, load_model, save_model, undo
 from clipproj.edit import edit
 from clipproj.receipt import verify
-from clipproj.sources import model_config
+from clipproj.sources import model_config, whole
 from clipproj.state import (
     CONFIG,
+    EDITS,
     INDEX,
     WEIGHTS,
     locate,
@@ -34,6 +37,9 @@ from clipproj.state import (
 )
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(3, dtype=torch.float16)}
+
+
+ON_TEXT = {"projector": "b" * 64, "forget": ["owl"], "tower": "text", "strength": 1.0}
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -72,9 +78,10 @@ def test_torch_files_are_read_as_open_clip_reads_them(tmp_path: Path, saved: dic
 
 
 def test_a_state_dict_survives_the_file(tmp_path: Path) -> None:
-    write_state(tmp_path / "s.safetensors", STATE, [{"forget": ["cat"]}])
+    record = {"projector": "a" * 64, "forget": ["cat"], "tower": "image", "strength": 1.0}
+    write_state(tmp_path / "s.safetensors", STATE, [record])
     assert same(read_state(tmp_path / "s.safetensors"), STATE)
-    assert read_edits(tmp_path / "s.safetensors") == [{"forget": ["cat"]}]
+    assert read_edits(tmp_path / "s.safetensors") == [record]
     assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
 
 
@@ -186,11 +193,22 @@ def test_shards_of_open_clip_are_joined(folder: Path, tmp_path: Path) -> None:
     with edit(by_folder.model, Projector(torch.eye(16)[:1])) as made:
         made.save_undo(tmp_path / "undo")
         edited = {"visual.proj": by_folder.model.visual.proj.detach().clone()}
-        replace_tensors(index, edited, [])
+        replace_tensors(index, edited, [made.record])
     assert verify(read_state(index), made.receipt).exact
+    assert read_edits(index) == [made.record]
+    assert [one.projector for one in edits(load_model(str(tmp_path)).model)] == [
+        made.receipt.projector_hash
+    ]
+    shard = tmp_path / places["visual.proj"]
+    with pytest.raises(ValueError, match=r"undo: checkpoint must be the whole model of its folder"):
+        undo(shard, tmp_path / "undo")
     assert undo(tmp_path, tmp_path / "undo") == index
     assert same(read_state(index), state)
-    assert before == {k: v for k, v in tiny.tree(tmp_path).items() if k != "undo"}
+    after = tiny.tree(tmp_path)
+    assert json.loads(after.pop(index.name)) == json.loads(before.pop(index.name)) | {
+        "metadata": {}
+    }
+    assert before == {k: v for k, v in after.items() if k != "undo"}
 
 
 @pytest.mark.usefixtures("small_files")
@@ -213,7 +231,7 @@ def test_a_reloaded_model_says_that_it_was_edited(folder: Path, tmp_path: Path) 
     p = Projector(torch.eye(16)[:1], provenance={"forget": {"names": ["cat"]}})
     made = edit(loaded.model, p)
     made.save_undo(tmp_path / "undo")
-    save_model(loaded, tmp_path, [made.record])
+    save_model(loaded, tmp_path)
     again = load_model(str(tmp_path)).model
     assert edits(again) == (RecordedEdit(("cat",), "image", 1.0, p.content_hash()),)
     with edit(again, Projector(torch.eye(16)[1:2])) as second:
@@ -296,8 +314,7 @@ def test_the_tag_decides_what_is_built_and_written(tmp_path: Path, name: str) ->
         loaded = load_model(name, "OpenAI")  # as open_clip spells it, or not
     assert (quick_gelus(loaded.model), loaded.checkpoint) == (2, None)
     assert loaded.config["model_cfg"] == tiny.CONFIG | {"quick_gelu": True}
-    (tmp_path / "out").mkdir()
-    save_model(loaded, tmp_path / "out", [])
+    save_model(loaded, tmp_path / "out")
     again = load_model(str(tmp_path / "out"))
     assert quick_gelus(again.model) == 2
     tokens = again.tokenizer(["a cat"])
@@ -390,9 +407,10 @@ def test_undo_restores_every_bit_and_the_log(folder: Path, tmp_path: Path) -> No
     for i in range(2):
         texts = torch.randn(1, 16)
         projector = nullspace(texts, contrast="none", rank=1)
-        edit(loaded.model, projector).save_undo(tmp_path / f"{i}.undo")
-        log.append({"projector": projector.content_hash(), "tower": "image"})
-    log.append({"projector": "of the other head", "tower": "text"})
+        made = edit(loaded.model, projector)
+        made.save_undo(tmp_path / f"{i}.undo")
+        log.append(made.record)
+    log.append(ON_TEXT)
     write_state(edited, loaded.model.state_dict(), log)
     with pytest.raises(RuntimeError, match="changed since"):
         undo(edited, tmp_path / "0.undo")
@@ -410,24 +428,170 @@ def test_undo_restores_every_bit_and_the_log(folder: Path, tmp_path: Path) -> No
     [
         ("A B C t", 1, "A t"),  # with B's edit C's is gone too, though not that of the other head
         ("A B C t", 0, "t"),
-        ("A C t", 1, "t"),  # the log does not have it: what is in the head is not known
-        ("t", 1, "t"),
+        ("A C t", 1, "A t"),  # the undo file knows what was in the head before
+        ("t", 1, "A t"),
     ],
 )
 def test_a_forced_undo_leaves_no_edit_in_the_log_that_is_gone(
     folder: Path, tmp_path: Path, log: str, undone: int, left: str
 ) -> None:
-    loaded, known = load_model(str(folder)), {"t": {"projector": "other head", "tower": "text"}}
+    loaded, known = load_model(str(folder)), {"t": ON_TEXT}
     for i, name in enumerate("ABC"):
         projector = nullspace(torch.randn(1, 16), contrast="none", rank=1)
-        edit(loaded.model, projector).save_undo(tmp_path / f"{i}.undo")
-        known[name] = {"projector": projector.content_hash(), "tower": "image"}
+        made = edit(loaded.model, projector)
+        made.save_undo(tmp_path / f"{i}.undo")
+        known[name] = made.record
     path = tmp_path / "edited.safetensors"
     write_state(path, loaded.model.state_dict(), [known[name] for name in log.split()])
     undo(path, tmp_path / f"{undone}.undo", force=True)
     assert read_edits(path) == [known[name] for name in left.split()]
     undo(path, tmp_path / f"{undone}.undo", force=True)  # has its bits already
     assert read_edits(path) == [known[name] for name in left.split()]
+
+
+@pytest.mark.parametrize(
+    ("log", "undone", "force", "left"),
+    [("A B C t", 2, False, "A B t"), ("A B C t", 1, True, "A t"), ("A C t", 1, True, "t")],
+)
+def test_an_undo_file_of_before_it_kept_records(
+    folder: Path, tmp_path: Path, log: str, undone: int, force: bool, left: str
+) -> None:
+    loaded, known = load_model(str(folder)), {"t": ON_TEXT}
+    for name in "ABC":
+        made = edit(loaded.model, nullspace(torch.randn(1, 16), contrast="none", rank=1))
+        replace(made.original, records=None).save(tmp_path / name)
+        known[name] = made.record
+    path = tmp_path / "edited.safetensors"
+    write_state(path, loaded.model.state_dict(), [known[name] for name in log.split()])
+    undo(path, tmp_path / "ABC"[undone], force=force)
+    assert read_edits(path) == [known[name] for name in left.split()]
+
+
+def test_shards_are_joined_beside_links_not_copies(folder: Path, tmp_path: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    save_file(state, tmp_path / "part.safetensors")
+    index = tmp_path / f"{WEIGHTS}{INDEX}"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "part.safetensors")}))
+    shutil.copy(folder / CONFIG, tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"big")
+    with whole(f"local-dir:{tmp_path}", None, index) as (place, _):
+        made = Path(place.removeprefix("local-dir:"))
+        copied = {path.name for path in made.iterdir() if not path.is_symlink()}
+        assert copied == {WEIGHTS}
+        assert (made / CONFIG).read_bytes() == (folder / CONFIG).read_bytes()
+
+
+def two_edits(folder: Path, to: Path) -> list[Any]:
+    """A folder with edits A and B, and their undo files beside."""
+    loaded, made = load_model(str(folder)), []
+    to.mkdir()
+    for i, name in enumerate("AB"):
+        p = Projector(torch.eye(16)[i : i + 1], provenance={"forget": {"names": [name]}})
+        made.append(edit(loaded.model, p))
+        made[-1].save_undo(to / name)
+    save_model(loaded, to)
+    return made
+
+
+@pytest.mark.parametrize("where", ["file", "model"])
+def test_forced_undo_of_the_first_edit_and_then_of_the_second(
+    folder: Path, tmp_path: Path, where: str
+) -> None:
+    a, _ = two_edits(folder, tmp_path / "m")
+    model = load_model(str(tmp_path / "m")).model
+
+    def after(name: str) -> list[tuple[str, ...]]:
+        if where == "file":
+            undo(tmp_path / "m", tmp_path / "m" / name, force=True)
+            return [tuple(one["forget"]) for one in read_edits(locate(tmp_path / "m"))]
+        clipproj.undo(model, tmp_path / "m" / name, force=True)
+        return [one.forget for one in edits(model)]
+
+    assert after("A") == []
+    assert after("B") == [("A",)]  # the head has the bits that A left
+    state = model if where == "model" else read_state(locate(tmp_path / "m"))
+    assert verify(state, a.receipt).exact
+    assert after("A") == []
+
+
+def test_a_log_claims_no_edit_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    a, b = two_edits(folder, tmp_path / "m")
+    path, original = tmp_path / "m" / WEIGHTS, load_file(folder / WEIGHTS)
+    records = [a.record, b.record]
+    once = load_model(str(tmp_path / "m")).model
+    clipproj.undo(once, tmp_path / "m" / "B")
+    trained = {k: v + 0.5 * torch.randn_like(v) for k, v in original.items()}
+    for state, kept in (
+        (original, []),
+        (trained, []),
+        (once.state_dict(), records[:1]),
+        ({k: v.half() for k, v in load_file(path).items()}, records),  # a cast takes none out
+    ):
+        write_state(path, state, records)
+        assert read_edits(path) == kept
+    write_state(path, original, records)
+    assert edits(load_model(str(tmp_path / "m")).model) == ()
+
+
+def test_an_edit_that_turns_no_sign_is_told_by_its_bits_alone(folder: Path, tmp_path: Path) -> None:
+    loaded, path = load_model(str(folder)), tmp_path / "w.safetensors"
+    original = {k: v.clone() for k, v in loaded.model.state_dict().items()}
+    made = edit(loaded.model, Projector(torch.eye(16)[:1]), strength=1e-3)
+    for state, kept in ((loaded.model.state_dict(), [made.record]), (original, [])):
+        write_state(path, state, [made.record])
+        assert read_edits(path) == kept
+
+
+@pytest.mark.parametrize("log", [None, "x", {"edits": None}, [{"tower": "image"}], ["cat"]])
+def test_a_log_that_is_none_is_refused(folder: Path, tmp_path: Path, log: Any) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(load_file(folder / WEIGHTS), path, metadata={EDITS: json.dumps(log)})
+    with pytest.raises(ValueError, match=r"^edits: .*w\.safetensors must h"):
+        read_edits(path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_undo_of_a_torch_file_whose_first_entry_is_no_tensor(
+    folder: Path, tmp_path: Path, prefix: str, nested: bool
+) -> None:
+    loaded, file = load_model(str(folder)), tmp_path / "edited.pt"
+    edit(loaded.model, Projector(torch.eye(16)[:1])).save_undo(tmp_path / "undo")
+    state = {"epoch": 3, **{f"{prefix}{k}": v for k, v in loaded.model.state_dict().items()}}
+    torch.save({"state_dict": state} if nested else state, file)
+    undo(file, tmp_path / "undo")
+    assert same(read_state(file), load_file(folder / WEIGHTS))
+    written = torch.load(file, weights_only=True)
+    assert list(written["state_dict"] if nested else written) == list(state)
+
+
+def test_a_file_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.zeros(2), "a": torch.ones(2)}, tmp_path / "s.pt")
+    with pytest.raises(ValueError, match="each tensor once"):
+        read_state(tmp_path / "s.pt")
+
+
+@pytest.mark.parametrize("wrong", [1, None, "", "..", "../m/x"])
+def test_an_index_that_names_no_file_beside_it_is_refused(tmp_path: Path, wrong: Any) -> None:
+    index = tmp_path / f"{WEIGHTS}{INDEX}"
+    index.write_text(json.dumps({"weight_map": {"a": wrong}}))
+    with pytest.raises(ValueError, match="shards must lie beside their index, got"):
+        read_state(index)
+
+
+def test_undo_leaves_what_is_linked(folder: Path, tmp_path: Path) -> None:
+    two_edits(folder, tmp_path / "m")
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"  # as a hub's cache keeps files
+    shutil.copytree(tmp_path / "m", blobs)
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    before = tiny.tree(blobs)
+    undo(snapshot, blobs / "B")
+    assert tiny.tree(blobs) == before
+    undo(blobs, blobs / "B")
+    assert same(read_state(locate(snapshot)), read_state(locate(blobs)))
+    assert not (snapshot / WEIGHTS).is_symlink()
 
 
 def test_undo_keeps_a_torch_file_what_it_is(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from editing import bits, projector
 from families import FAMILIES, ROWS, WIDTH
+from plugin_models import clip_folder
 from test_cli import Run
 from torch import Tensor
 
@@ -52,6 +54,53 @@ def test_every_tensor_names_its_device() -> None:
                     if name in FACTORIES and not named & {"device", None}:
                         missing.append(f"{path.name}:{node.lineno}: torch.{name}")
     assert missing == []
+
+
+def test_every_float_tensor_names_its_dtype() -> None:
+    floats = {"empty", "eye", "linspace", "logspace", "normal", "ones", "rand", "randn", "zeros"}
+    missing = []
+    for path in sorted(Path(clipproj.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name("torch"), attr=name)):
+                    named = {keyword.arg for keyword in node.keywords}
+                    if name in floats and not named & {"dtype", None}:
+                        missing.append(f"{path.name}:{node.lineno}: torch.{name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_default_dtype_changes_no_model_and_no_feature(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    from clipproj.audit.pictures import image_features
+
+    folder = clip_folder(tmp_path / "clip")
+    pictures, p = audit.load_pictures(demo.pictures_dir()), projector().scaled(0.3)
+
+    def made() -> list[Tensor]:
+        rows, bank = [], clipproj.ProjectorBank(WIDTH, capacity=8)
+        for name in (None, str(folder)):
+            loaded = load_model(name)
+            rows += loaded.model.state_dict().values()
+            few = replace(pictures, paths=pictures.paths[:3], labels=pictures.labels[:3])
+            rows.append(image_features(loaded.model, loaded.preprocess, few))
+            rows.append(
+                clipproj.embed_classes(loaded.model, loaded.tokenizer, ["cat"], ["a {}"]).tensor
+            )
+        bank.add("acme", p)
+        return [*rows, bank(torch.ones(1, WIDTH, dtype=torch.float32), bank.index(["acme"]))]
+
+    wanted = made()
+    torch.set_default_dtype(dtype)
+    try:
+        got = made()
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, want in zip(got, wanted, strict=True):
+        assert one.dtype == want.dtype
+        assert torch.equal(one, want)
 
 
 def test_projectors(elsewhere: Callable[[], Any], tmp_path: Path) -> None:
@@ -94,7 +143,7 @@ def test_banks(elsewhere: Callable[[], Any], tmp_path: Path) -> None:
     p, q, r = projector(), projector(seed=4), projector("affine", seed=5)
 
     def made() -> clipproj.ProjectorBank:
-        bank = clipproj.ProjectorBank(WIDTH, capacity=64, device="cpu")
+        bank = clipproj.ProjectorBank(WIDTH, capacity=64)  # where a Projector is: on the CPU
         bank.add("acme", p)
         bank.add("beta", p)
         bank.replace("beta", q)
@@ -112,7 +161,7 @@ def test_banks(elsewhere: Callable[[], Any], tmp_path: Path) -> None:
     assert torch.equal(edited(bank), want)
     bank.compact()
     bank.save(tmp_path / "b.safetensors")
-    again = clipproj.ProjectorBank.load(tmp_path / "b.safetensors", device="cpu")
+    again = clipproj.ProjectorBank.load(tmp_path / "b.safetensors")
     assert torch.equal(edited(again), want)
     again.load_state_dict(bank.state_dict())
     assert torch.equal(edited(again), want)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,13 @@ import transformers
 from families import FAMILIES, WIDTH
 from plugin_models import clip_folder, picture, projector
 from safetensors import safe_open
+from test_families import WORDS, hugging_face_tokenizer
 
 import clipproj
 from clipproj import RecordedEdit, edit, edits, embed_classes, undo
-from clipproj.checkpoint import load_model
+from clipproj.checkpoint import check_model, load_model, save_model
+from clipproj.checkpoint import undo as checkpoint_undo
+from clipproj.cli.info import describe
 from clipproj.encoder import features
 from clipproj.heads import find_heads
 from clipproj.hugging_face import Pixels, Tokenizer
@@ -30,7 +36,15 @@ from clipproj.receipt import Receipt, verify
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Input, Request
-from clipproj.state import HF_WEIGHTS, INDEX, locate, read_edits, read_state, replace_tensors
+from clipproj.state import (
+    HF_WEIGHTS,
+    INDEX,
+    locate,
+    read_edits,
+    read_state,
+    replace_tensors,
+    write_state,
+)
 
 Run = Callable[..., Any]
 MODELS = {name: one for name, one in FAMILIES.items() if hasattr(transformers, name)}
@@ -88,6 +102,8 @@ def test_a_folder_is_loaded(folder: Path) -> None:
     assert torch.equal(got.tensor, embed_classes(model, processor, ["cat", "dog"], ["a {}"]).tensor)
     with pytest.raises(ValueError, match="pretrained must be left out with a folder"):
         load_model(str(folder), "openai")
+    with pytest.raises(ValueError, match="pretrained must be left out with a folder"):
+        check_model(str(folder), "openai")
 
 
 def test_weights_that_leave_a_part_at_random_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -106,6 +122,71 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> 
     shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*", "proc*"))
     with pytest.raises((RuntimeError, ValueError), match="load_model: "):
         load_model(str(tmp_path / "m"))
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "m"
+    shutil.copytree(folder, clip)
+    (clip / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"must hold its tokenizer's vocabulary, got one of 2 tok"):
+        load_model(str(clip))
+    shutil.copy(folder / "tokenizer.json", clip)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(clip)
+    size = len(tokenizer)
+    with pytest.raises(
+        ValueError, match=f"fit the {size - 1} tokens of its text tower, got {size}"
+    ):
+        load_model(str(clip))
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_code_in_a_folder_never_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    clip = tmp_path / "m"
+    shutil.copytree(folder, clip)
+    told = json.loads((clip / file).read_text())
+    autos = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor")
+    told["auto_map"] = dict.fromkeys(autos, "mine.Mine")
+    told["auto_map"]["AutoTokenizer"] = ["mine.Mine", "mine.Mine"]
+    for key in ("model_type", "processor_class", "tokenizer_class"):
+        told |= {key: "Odd"} if key in told else {}
+    (clip / file).write_text(json.dumps(told))
+    (clip / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine:\n    pass\n")
+    cache = str(tmp_path / "modules")
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", cache)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))  # somebody who agrees to all
+    with contextlib.suppress(RuntimeError, ValueError):  # it may find classes of its own
+        load_model(str(clip))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "Vision" not in n or "Dual" in n])
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_features(name: str) -> None:
+    model, tokenizer = FAMILIES[name].build(), hugging_face_tokenizer()
+    texts = [WORDS[-1], " ".join(WORDS[-5:])]
+    want = embed_classes(model, tokenizer, texts, ["{}"]).tensor
+    tokenizer.padding_side = "left"
+    assert torch.equal(embed_classes(model, tokenizer, texts, ["{}"]).tensor, want)
+    assert torch.equal(
+        Tokenizer(model, tokenizer)(texts)[:, :4],
+        Tokenizer(model, hugging_face_tokenizer())(texts)[:, :4],
+    )
+
+
+def test_positions_that_a_text_tower_never_uses_are_not_counted() -> None:
+    tokenizer = hugging_face_tokenizer()
+    model = FAMILIES["AltCLIPModel"].build()  # XLM-R's positions begin after the padding's
+    limit = (
+        model.config.text_config.max_position_embeddings - model.config.text_config.pad_token_id - 1
+    )
+    assert Tokenizer(model, tokenizer).context_length == limit
+    fits = limit - len(tokenizer("")["input_ids"])
+    assert embed_classes(model, tokenizer, [f"{WORDS[-1]} " * fits], ["{}"]).tensor.isfinite().all()
+    with pytest.raises(ValueError, match=rf"must fit the model's {limit} tokens, got {limit + 1}"):
+        embed_classes(model, tokenizer, [f"{WORDS[-1]} " * (fits + 1)], ["{}"])
 
 
 def test_transformers_loads_what_erase_writes(folder: Path, erased: Path) -> None:
@@ -208,6 +289,238 @@ def test_edits_in_a_row_and_the_log(run: Run, asked: list[str], folder: Path, er
     assert [one["forget"] for one in read_edits(locate(Path("two")))] == [["cat"]]
     assert run("undo", "two", erased / "undo.safetensors").exit_code == 0
     assert bits(Path("two")) == bits(folder)
+
+
+# Task models, dtypes, logs that are not the weights' own
+
+
+DECODER = {"extract_layers": [0], "reduce_dim": 8, "decoder_num_attention_heads": 2}
+DECODER |= {"decoder_intermediate_size": 16}
+TASKS = {"CLIPSegForImageSegmentation": DECODER, "OwlViTForObjectDetection": {}}
+TASKS |= {"Owlv2ForObjectDetection": {}, "FlavaForPreTraining": {}}
+
+
+def task_model(name: str, folder: Path, to: Path) -> torch.nn.Module:
+    """A model of transformers for a task, in a folder, with the tokenizer of another one."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("model*"))
+    config = copy.deepcopy(transformers.CLIPConfig.from_pretrained(folder)).to_dict()
+    text, vision = config["text_config"], config["vision_config"]
+    cls = getattr(transformers, name)
+    torch.manual_seed(0)
+    if name.startswith("Flava"):
+        shape = {k: vision[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers",
+                                        "num_attention_heads")}  # fmt: skip
+        told = {"text_config": shape | {"vocab_size": text["vocab_size"]}}
+        told |= {"image_config": shape | {"image_size": 32, "patch_size": 16}}
+        told |= {"multimodal_config": shape, "hidden_size": 32, "projection_dim": WIDTH}
+        told |= {"image_codebook_config": {"num_groups": 1, "hidden_size": 8, "vocab_size": 16}}
+    else:
+        told = {"text_config": text, "vision_config": vision, "projection_dim": WIDTH}
+    model = cls(cls.config_class(**told, **TASKS[name])).eval()
+    for key, parameter in model.named_parameters():
+        if key.endswith("image_projection.bias"):  # else 0, and nothing is taken out of it
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(to)
+    return model
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_model_keeps_all_but_the_head(name: str, folder: Path, tmp_path: Path) -> None:
+    original = task_model(name, folder, tmp_path / "m")
+    loaded = load_model(str(tmp_path / "m"))
+    made = edit(loaded.model, projector(1))
+    made.save_undo(tmp_path / "undo")
+    path = save_model(loaded, tmp_path / "out")
+    assert verify(read_state(path), made.receipt).exact
+    before, after = bits(tmp_path / "m"), bits(tmp_path / "out")
+    (changed, *more) = [key for key in before if before[key] != after[key]]
+    assert (before.keys(), len(more)) == (after.keys(), 1 if made.receipt.bias else 0)
+    assert changed.split(".", 1)[1] in (made.receipt.weight, made.receipt.bias)
+    configs = [json.loads((tmp_path / at / "config.json").read_text()) for at in ("m", "out")]
+    assert configs[1].pop("clipproj") == {"edits": [made.record]}
+    assert configs[0] == configs[1]
+    again = type(original).from_pretrained(tmp_path / "out")
+    assert [one.projector for one in edits(again)] == [made.receipt.projector_hash]
+    assert len(describe(path)["heads"]) >= 2
+    checkpoint_undo(path, tmp_path / "undo")
+    assert bits(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("says", ["float16", "bfloat16", None])
+@pytest.mark.parametrize("kind", ["float32", "float16", "norms float32", "float64"])
+def test_the_head_is_edited_in_the_dtype_that_it_is_kept_in(
+    folder: Path, tmp_path: Path, says: str | None, kind: str
+) -> None:
+    clip, out = tmp_path / "m", tmp_path / "out"
+    shutil.copytree(folder, clip)
+    config = json.loads((clip / "config.json").read_text())
+    config.pop("dtype")
+    (clip / "config.json").write_text(json.dumps(config | ({"dtype": says} if says else {})))
+    narrow = getattr(torch, kind.split()[-1]) if " " not in kind else torch.float16
+    state = read_state(clip / HF_WEIGHTS)
+    mixed = {k: v.to(torch.float32 if " " in kind and "norm" in k else narrow)
+             for k, v in state.items()}  # fmt: skip
+    write_state(clip / HF_WEIGHTS, mixed, [])
+    loaded = load_model(str(clip))
+    made = edit(loaded.model, projector(1))
+    made.save_undo(tmp_path / "undo")
+    out.mkdir()
+    written = read_state(save_model(loaded, out))
+    assert verify(written, made.receipt).exact
+    assert {k: v.dtype for k, v in written.items()} == {k: v.dtype for k, v in mixed.items()}
+    before, after = bits(clip), bits(out)
+    assert [key for key in before if before[key] != after[key]] == ["visual_projection.weight"]
+    assert len(edits(load_model(str(out)).model)) == 1
+    checkpoint_undo(out, tmp_path / "undo")
+    assert bits(out) == before
+
+
+def test_heads_that_cannot_be_written_are_refused(folder: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "m"
+    shutil.copytree(folder, clip)
+    state = read_state(clip / HF_WEIGHTS)
+    head = state["visual_projection.weight"]
+    write_state(clip / HF_WEIGHTS, state | {"visual_projection.weight": head.half()}, [])
+    with pytest.raises(ValueError, match=r"heads of .*m must have one dtype, got .*16, .*32"):
+        load_model(str(clip))
+    (clip / HF_WEIGHTS).rename(clip / "part.safetensors")
+    write_state(clip / "part.safetensors", state, [])
+    names = [name for name in state if name != "visual_projection.weight"]
+    index = {"weight_map": dict.fromkeys(names, "part.safetensors")}
+    (clip / f"{HF_WEIGHTS}{INDEX}").write_text(json.dumps({"metadata": {}} | index))
+    with pytest.raises(ValueError, match=r"load_model: .* must hold .*visual_projection\.weight"):
+        load_model(str(clip))  # transformers finds it in the shard, though no index says so
+    loaded = load_model(str(folder))
+    with torch.no_grad():
+        loaded.model.logit_scale += 1
+    with pytest.raises(ValueError, match=r"in its heads alone, got other bits in logit_scale"):
+        save_model(loaded, tmp_path)
+
+
+def test_what_lies_beside_the_weights_is_copied(folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(folder))
+    embed_classes(loaded.model, loaded.tokenizer, ["cat"], ["a {}"])
+    loaded.tokenizer(["cat"])  # sets the tokenizer's own truncation and padding
+    save_model(loaded, tmp_path)
+    names = {path.name for path in folder.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == names == set(loaded.files)
+    for name in names - {HF_WEIGHTS, "config.json"}:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
+        (folder / "config.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "processor_config.json"])
+def test_the_output_must_not_hold_another_models_files(
+    run: Run, asked: list[str], name: str
+) -> None:
+    Path("clipproj-out").mkdir()
+    Path("clipproj-out", name).write_text("mine")
+    result = run("erase", "cat", *asked)
+    assert result.exit_code == 2
+    assert f"an earlier output of clipproj, got clipproj-out with {name}" in result.stderr
+    assert tiny.tree(Path("clipproj-out")) == {name: b"mine"}
+
+
+def test_a_config_that_names_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers_weights"] = "other.safetensors"
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    for call in (locate, lambda path: load_model(str(path))):
+        with pytest.raises(
+            ValueError, match=r"usual name .* \"transformers_weights\": 'other\.saf"
+        ):
+            call(tmp_path / "m")
+
+
+@pytest.fixture
+def logged(folder: Path, tmp_path: Path) -> Path:
+    """A folder with one edit, and its undo file."""
+    loaded, to = load_model(str(folder)), tmp_path / "logged"
+    to.mkdir()
+    edit(loaded.model, projector(1)).save_undo(to / "undo.safetensors")
+    save_model(loaded, to)
+    assert len(read_edits(locate(to))) == 1
+    return to
+
+
+@pytest.mark.parametrize("log", [None, [], "x", {"edits": None}, {"edits": [{"tower": "image"}]}])
+def test_a_log_written_by_hand_is_refused_or_read(logged: Path, log: Any) -> None:
+    config = json.loads((logged / "config.json").read_text())
+    (logged / "config.json").write_text(json.dumps(config | {"clipproj": log}))
+    before = tiny.tree(logged)
+    model = transformers.CLIPModel.from_pretrained(logged)
+    calls = [lambda: read_edits(locate(logged)), lambda: edits(model),
+             lambda: edit(model, projector(1)), lambda: load_model(str(logged)),
+             lambda: checkpoint_undo(logged, logged / "undo.safetensors")]  # fmt: skip
+    if log == []:
+        assert (calls[0](), calls[1]()) == ([], ())
+        return
+    for call in calls:
+        with pytest.raises(ValueError, match=r"edits: .* must h"):
+            call()
+    assert tiny.tree(logged) == before
+
+
+def test_a_config_alone_claims_no_edit(logged: Path, folder: Path) -> None:
+    config = transformers.CLIPConfig.from_pretrained(logged)
+    assert edits(transformers.CLIPModel(config)) == ()
+    assert edits(transformers.CLIPModel.from_pretrained(folder, config=config)) == ()
+    assert len(edits(transformers.CLIPModel.from_pretrained(logged))) == 1
+    assert len(edits(transformers.CLIPModel.from_pretrained(logged, dtype=torch.float16))) == 1
+
+
+def test_the_log_of_a_folder_is_that_of_its_weights(logged: Path, folder: Path) -> None:
+    undo_file, bin_file = logged / "undo.safetensors", logged / "pytorch_model.bin"
+    torch.save(read_state(folder / HF_WEIGHTS), bin_file)
+    before = tiny.tree(logged)
+    assert read_edits(bin_file) == []  # it has no edit
+    with pytest.raises(ValueError, match=r"whole model of its folder, model\.safetensors, got"):
+        checkpoint_undo(bin_file, undo_file, force=True)
+    with pytest.raises(
+        ValueError, match=r"out must be a file of its own, got .*model\.safetensors, which"
+    ):
+        checkpoint_undo(folder, undo_file, logged / HF_WEIGHTS, force=True)
+    assert tiny.tree(logged) == before
+    (logged / "open_clip_config.json").write_text("{}")  # as hubs have them side by side
+    assert len(read_edits(locate(logged))) == 1
+    checkpoint_undo(logged, undo_file)
+    (logged / "open_clip_config.json").unlink()
+    assert read_edits(locate(logged)) == []
+    assert bits(logged) == bits(folder)
+
+
+def test_a_shard_is_not_undone_alone(logged: Path) -> None:
+    model = transformers.CLIPModel.from_pretrained(logged)
+    (logged / HF_WEIGHTS).unlink()
+    model.save_pretrained(logged, max_shard_size="60KB")
+    index = json.loads((logged / f"{HF_WEIGHTS}{INDEX}").read_text())
+    shard = logged / index["weight_map"]["visual_projection.weight"]
+    before = tiny.tree(logged)
+    with pytest.raises(ValueError, match=r"whole model of its folder, model\.safetensors\.index"):
+        checkpoint_undo(shard, logged / "undo.safetensors")
+    assert tiny.tree(logged) == before
+    assert len(read_edits(locate(logged))) == 1
+
+
+@pytest.mark.parametrize("fails", ["config.json", HF_WEIGHTS])
+def test_undo_replaces_all_files_or_none(
+    logged: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    before, replace = tiny.tree(logged), os.replace
+
+    def refused(source: Path, target: Path) -> None:
+        if Path(target) == logged / fails and Path(source).parent.parent == logged:
+            monkeypatch.setattr(os, "replace", replace)
+            raise PermissionError(1, "no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError):
+        checkpoint_undo(logged, logged / "undo.safetensors")
+    assert tiny.tree(logged) == before
 
 
 @pytest.mark.filterwarnings("ignore:edit. an edit of the text head can vanish")
@@ -323,5 +636,5 @@ def test_padded_tokens_give_the_features_of_the_text_alone(
 
 
 def test_pictures_that_are_more_than_pixels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"pixel_values alone, got .*spatial_shapes"):
+    with pytest.raises(ValueError, match=r"^Pixels: .* pixel_values alone, got .*spatial_shapes"):
         Pixels(transformers.Siglip2ImageProcessor())

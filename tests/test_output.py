@@ -204,6 +204,17 @@ def test_interrupted_when_the_old_files_go_the_output_is_one(
     assert tree(tmp_path) == {"out/a": b"new" if done else b"old"}
 
 
+def test_a_file_that_nobody_foresaw_replaces_none(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("mine")
+    output = Output(tmp_path, WRITTEN, None)
+    with output.staged() as stage:
+        for name in (*WRITTEN, "vocab.txt"):
+            (stage / name).write_text("new")
+        with pytest.raises(ValueError, match=r"an earlier output of clipproj, got .*vocab\.txt"):
+            output.publish(stage)
+    assert tree(tmp_path) == {"vocab.txt": b"mine"}
+
+
 def test_the_weights_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
     monkeypatch.setattr(os, "replace", lambda source, _: moved.append(source.name))
@@ -235,6 +246,7 @@ def test_a_kill_between_two_renames_costs_nothing_of_the_user(
     if child == 0:
         try:
             output = Output(folder, [], None)
+            output.names.update(names)
             with output.staged() as stage:
                 for name in names:
                     (stage / name).write_text("new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -141,6 +142,39 @@ def test_arrays_of_other_types_are_refused(p: Projector, dtype: Any) -> None:
             call()
 
 
+def test_masked_arrays_are_refused(p: Projector) -> None:
+    x = np.ma.masked_array(rows(3), mask=rows(3) > 1)
+    bank = ProjectorBank(D, capacity=4)
+    calls: dict[str, Callable[[], Any]] = {
+        "Projector: read": lambda: Projector(x),
+        "Projector: x": lambda: p(x),
+        "Projector: strength": lambda: p(rows(3), x[:, 0]),
+        "ProjectorBank: x": lambda: bank(x, bank.index([None] * 3)),
+        "Embeddings: tensor": lambda: Embeddings(x, ("a", "b", "c"), ("{}",), "m"),
+        "Samples: features": lambda: Samples(x, np.array([0, 1, 2]), embeddings()),
+        "nullspace: forget": lambda: clipproj.nullspace(x),
+        "residual: x": lambda: p.residual(x),
+    }
+    for what, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{what} must be without a mask, got a masked array"):
+            call()
+
+
+def embeddings() -> Embeddings:
+    return Embeddings(unit(3), ("a", "b", "c"), ("{}",), "made up")
+
+
+def test_a_strength_may_be_an_array(p: Projector) -> None:
+    read = torch.from_numpy(basis())
+    for strength in (np.array(0.5), np.array(0.5, np.float16), np.float32(0.5)):
+        assert Projector(read, strength=strength).content_hash() == p.scaled(0.5).content_hash()
+        assert p.scaled(strength).content_hash() == p.scaled(0.5).content_hash()
+    with pytest.raises(ValueError, match=r"strength must be a number or 0-dim, got .*\[2\]"):
+        Projector(read, strength=np.array([0.5, 1]))
+    with pytest.raises(TypeError, match=r"got int64; make it one, with \.astype\(numpy\.float32\)"):
+        p(rows(5), np.full(5, 1))
+
+
 def test_an_array_is_not_written_to(p: Projector) -> None:
     x = rows(3)
     with pytest.raises(TypeError, match=r"^Projector: out must be None for a ndarray, got one"):
@@ -187,6 +221,27 @@ def test_each_process_edits_its_own_rows(p: Projector, mesh: Any, distributed: b
         y.to_local().sum().backward()
     x = sharded(local[None], mesh, Shard(1), 1, 7, D)
     assert torch.equal(p(x, 0.5, normalize=True).to_local()[0], want)
+
+
+def test_a_distributed_projector_takes_plain_rows(p: Projector, mesh: Any) -> None:
+    from torch.distributed.tensor import Replicate, distribute_module
+
+    x, oblique = torch.randn(3, D), Projector(rows(2), rows(2, seed=1), np.ones(2, np.float32))
+    for one in (p, oblique):
+        wanted = [one(x, 0.5), one.residual(x), one.dense(), torch.from_numpy(one(x.numpy()))]
+        apart = distribute_module(copy.deepcopy(one), mesh)
+        half = sharded(torch.tensor(0.5), mesh, Replicate())
+        got = [apart(x, 0.5), apart.residual(x), apart.dense(), torch.from_numpy(apart(x.numpy()))]
+        assert all(map(torch.equal, got, wanted))
+        assert torch.equal(one(x, half), wanted[0])
+
+
+def test_a_dtensor_of_another_width_is_named_whole(p: Projector, mesh: Any) -> None:
+    from torch.distributed.tensor import Shard
+
+    x = sharded(torch.randn(3, 8), mesh, Shard(0), 7, 8)
+    with pytest.raises(ValueError, match=rf"^Projector: x must be \[\.\.\., {D}\], got \[7, 8\]"):
+        p(x)
 
 
 def test_gradients_go_back_shard_by_shard(p: Projector, mesh: Any) -> None:

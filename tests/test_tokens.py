@@ -126,6 +126,18 @@ def test_a_tokenizer_that_cannot_be_asked_is_named() -> None:
     assert counts(rows, rows(["a cat"])) == [4]
 
 
+def test_a_tokenizer_that_does_not_heed_what_it_is_asked_is_named(clip: nn.Module) -> None:
+    own = open_clip.SimpleTokenizer(context_length=16)
+
+    def ignores(texts: list[str], context_length: int = 16) -> torch.Tensor:
+        return own(texts)
+
+    with pytest.warns(
+        UserWarning, match="1 of 1 texts fill the 16 .* tokenizer heeds no context_l"
+    ):
+        embed_classes(clip, ignores, ["cat " * 30], ["{}"])
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     torch.manual_seed(0)

@@ -223,5 +223,12 @@ def _area(before: Samples, edit: Edit, forget: str) -> float:
 def _distance(edit: Edit, dim: int) -> float:
     """Frobenius norm of W - I, for rows z W + shift."""
     with torch.no_grad():
-        rows = edit(torch.cat([torch.eye(dim, device="cpu"), torch.zeros(1, dim, device="cpu")]))
-    return float((rows[:-1] - rows[-1] - torch.eye(dim, device="cpu")).norm())
+        rows = edit(
+            torch.cat(
+                [
+                    torch.eye(dim, dtype=torch.float32, device="cpu"),
+                    torch.zeros(1, dim, dtype=torch.float32, device="cpu"),
+                ]
+            )
+        )
+    return float((rows[:-1] - rows[-1] - torch.eye(dim, dtype=torch.float32, device="cpu")).norm())

@@ -227,7 +227,7 @@ def strength_curve(
     points = []
     for strength in strengths:
         # A tensor: looking at a strength that lengthens rows is no reason for a warning.
-        at = torch.tensor(strength, device=projector.read.device)
+        at = torch.tensor(strength, dtype=torch.float32, device=projector.read.device)
         edited = samples.edited(_At(projector, at))
         found = groups.probe(edited.features) if probe else math.nan
         points.append(CurvePoint(float(strength), *groups.shares(edited.correct()), found))

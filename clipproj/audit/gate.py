@@ -14,8 +14,9 @@ from clipproj.audit.wording import count, listed, percent
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
-FEW = 50  # kept names or classes with pictures; with fewer, names in general are measured too
-NEAR = 100  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
+FEW = 50  # kept names; with fewer, and without pictures, names in general are measured too
+FEW_PICTURED = 10  # other classes with pictures, with fewer of which they are measured as well
+NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
 # lose is about what pictures lose; of a thousand names it is diluted tenfold
 GENERAL_PROMPTS = ("a {}",)  # they are a thousand, and only measured on
 ONE_NAME = 10  # times `max_found` may be found of one forgotten name

@@ -271,7 +271,7 @@ def _looked_up(
     Zeros where no entry is left for a picture. One comparison with the memory serves all.
     """
     z, keys, values = (F.normalize(x, dim=1) for x in (features, keys, values))
-    parts = [[torch.zeros(0, features.shape[1], device="cpu")] for _ in purges]
+    parts = [[torch.zeros(0, features.shape[1], dtype=torch.float32, device="cpu")] for _ in purges]
     for start in range(0, len(z), _CHUNK):
         cosines = z[start : start + _CHUNK] @ keys.T
         if left_out:

@@ -29,8 +29,12 @@ _SAME_MODEL = 2e-2  # relative, of a picture's feature: the smallest useful edit
 _CHUNK = 256  # pictures whose positions are held at once
 _PANEL = 112  # pixels of one picture on the page
 # CLIP's own normalisation, undone to draw; another model's pictures only look a little pale.
-_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu")[:, None, None]
-_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu")[:, None, None]
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float32, device="cpu")[
+    :, None, None
+]
+_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float32, device="cpu")[
+    :, None, None
+]
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,8 @@ def renamed(samples: Samples, wanted: Tensor, generator: torch.Generator) -> Sam
     kept[wanted] = False
     centre = texts[kept].mean(dim=0)
     length = (texts[kept] - centre).norm(dim=1).mean()
-    random = torch.randn(len(wanted), texts.shape[1], generator=generator, device="cpu")
+    random = torch.randn(
+        len(wanted), texts.shape[1], generator=generator, dtype=torch.float32, device="cpu"
+    )
     texts[wanted] = F.normalize(centre + length * F.normalize(random, dim=1), dim=1)
     return replace(samples, texts=texts)

@@ -63,6 +63,10 @@ def _pairs(m: int, count: int, most: int, itself: bool) -> tuple[Tensor, Tensor]
     steps = torch.arange(0 if itself else 1, count, device="cpu")
     room = max(1, most // m)
     if len(steps) > room:
-        steps = steps[torch.linspace(0, len(steps) - 1, room, device="cpu").round().long()]
+        steps = steps[
+            torch.linspace(0, len(steps) - 1, room, dtype=torch.float32, device="cpu")
+            .round()
+            .long()
+        ]
     own = torch.arange(m, device="cpu").repeat_interleave(len(steps))
     return own, (own + steps.repeat(m)) % count

@@ -260,8 +260,12 @@ def _tagged(columns: list[_Column], thresholds: list[float]) -> Tagged:
         dtype = parts[0].dtype if parts else torch.bool
         return torch.cat([torch.empty(0, dtype=dtype, device="cpu"), *parts])
 
-    levels = torch.tensor([float(scores.mean()) for scores, _ in columns], device="cpu")
-    f1 = torch.tensor([best_threshold(*column)[1] for column in columns], device="cpu")
+    levels = torch.tensor(
+        [float(scores.mean()) for scores, _ in columns], dtype=torch.float32, device="cpu"
+    )
+    f1 = torch.tensor(
+        [best_threshold(*column)[1] for column in columns], dtype=torch.float32, device="cpu"
+    )
     return Tagged(
         mean(pooled([precisions(*column) for column in columns]), (0, 1)),
         share(pooled([flag[hits] for flag, hits in pairs])),

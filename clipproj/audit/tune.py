@@ -159,7 +159,9 @@ def tune(
         chosen=chosen,
         points=tuple(points),
         area=area([p.forget for p in points], [p.retain for p in points]),
-        projector=projector.scaled(torch.tensor(chosen.strength, device="cpu")),
+        projector=projector.scaled(
+            torch.tensor(chosen.strength, dtype=torch.float32, device="cpu")
+        ),
     )
 
 

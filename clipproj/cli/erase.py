@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipproj import ops
+from clipproj import log, ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
-from clipproj.audit.gate import FEW, GENERAL_PROMPTS, Judgement, judge
+from clipproj.audit.gate import FEW, FEW_PICTURED, GENERAL_PROMPTS, Judgement, judge
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoint import Loaded, load_model, save_model
@@ -28,7 +28,7 @@ from clipproj.heads import find_heads, head_tensors
 from clipproj.methods import defaults
 from clipproj.projector import Projector, load
 from clipproj.receipt import Verdict, verify
-from clipproj.state import CONFIG, HF_CONFIG, WEIGHTS, read_edits, read_state, size
+from clipproj.state import WEIGHTS, read_state, size
 from clipproj.text import Embeddings, embed_classes, generic_keep
 from clipproj.words import on_both, simple_templates
 
@@ -148,19 +148,19 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     say("model", 1, 1)
     output = None
     if request.out is not None:
-        written = [*_files(loaded).values(), CONFIG if loaded.config else HF_CONFIG]
+        written = [*_files(loaded).values(), *loaded.files]
         output = Output(request.out, written, loaded.checkpoint, loaded.weights)
         output.need(size(loaded.model.state_dict()))
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
     _check_rank(request, len(names.forms), find_heads(loaded.model)[request.tower].width)
-    names = without_earlier(names, read_edits(loaded.checkpoint))
+    names = without_earlier(names, log.records(loaded.model))
     if saved is not None:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
     closed = keep_from != "generic"
-    general, seen = None, {*keep.names, *classes.names}
-    if closed and len(seen) < FEW:
+    general, pictured = None, set(pictures.classes if pictures else ()).difference(gone.names)
+    if closed and len(keep) < FEW and len(pictured) < FEW_PICTURED:
         general = _general(request, loaded, forget, say)
     if saved is None:
         projector = _build(request, forget, keep, closed)
@@ -355,14 +355,8 @@ def _write(
     outcome: Outcome, output: Output, loaded: Loaded, handle: Edit, classes: Embeddings
 ) -> Outcome:
     """All files, with the verdict on the checkpoint as it is on the disk; none if that fails."""
-    entry = {
-        "projector": outcome.projector.content_hash(),
-        "forget": list(outcome.forget.names),
-        "tower": outcome.tower,
-        "strength": float(outcome.projector.strength),
-    }
     with output.staged() as folder:
-        file = save_model(loaded, folder, [*read_edits(loaded.checkpoint), entry])
+        file = save_model(loaded, folder)
         verdict = verify(read_state(file), handle.receipt)
         outcome = replace(outcome, verdict=verdict)
         if not verdict:

@@ -176,8 +176,8 @@ def _checkpoint(file: Path) -> dict[str, Any]:
         "dtypes": dict(dtypes),
         "heads": {
             name: {"shape": list(state[name].shape), "sha256": files.sha256(state[name])}
-            for name in dict.fromkeys(_HEADS)
-            if name in state
+            for name in state  # of a task model below the name of the model that it holds
+            if any(f".{name}".endswith(f".{head}") for head in _HEADS)
         },
-        "edits": read_edits(file),
+        "edits": read_edits(file, state),
     }

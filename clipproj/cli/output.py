@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 from clipproj import files
 from clipproj.state import WEIGHTS, locate, read_edits
 
-_REPLACED = ".clipproj-replaced."  # how the names of folders begin that keep an earlier output
 _SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
 
 
@@ -37,7 +35,7 @@ class Output:
     def __init__(
         self, folder: Path, names: Iterable[str], source: Path | None, weights: str = WEIGHTS
     ) -> None:
-        self.folder, self.weights = folder, weights
+        self.folder, self.weights, self.names = folder, weights, set(names)
         absolute = folder.absolute()
         there = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
         if not there.is_dir():
@@ -52,16 +50,7 @@ class Output:
                 f"erase: out must be another folder than the model's own, got {folder}; its undo "
                 "and its original weights would be lost"
             )
-        taken = [name for name in names if os.path.lexists(folder / name)]
-        self._refuse_folders(taken)
-        other = self._checkpoint()
-        if other not in (None, folder / weights):
-            raise ValueError(f"erase: out must hold no other checkpoint, got {other}")
-        if taken and not (other is not None and read_edits(other)):
-            raise ValueError(
-                f"erase: out must be empty or an earlier output of clipproj, got {folder} with "
-                f"{taken[0]}"
-            )
+        self._refuse_taken(sorted(self.names))
 
     def need(self, size: int) -> None:
         """Raises OSError when the disk has no room for weights of `size` bytes and the rest."""
@@ -82,38 +71,17 @@ class Output:
     def publish(self, stage: Path) -> None:
         """Move everything from the staging folder into place, or nothing where that fails.
 
-        Only renames, which need no room. The weights come last: whoever finds new ones finds the
-        undo file that belongs to them.
+        The weights come last: whoever finds new ones finds the undo file that belongs to them.
+        Raises ValueError for a file of another name than was said before that would be replaced.
         """
-        paths = sorted(stage.iterdir(), key=lambda path: (path.name == self.weights, path.name))
-        self._refuse_folders(path.name for path in paths)
-        # not in the staging folder, of which nothing is kept should this process be killed now
-        old = stage.with_name(f"{_REPLACED}{uuid.uuid4().hex[:8]}")
-        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        tried: list[Path] = []
-        try:
-            old.mkdir()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in paths:
-                tried.append(path)
-                target = self.folder / path.name
-                if os.path.lexists(target):
-                    os.replace(target, old / path.name)
-                os.replace(path, target)
-            old.rename(stage / old.name)  # now it goes with the rest
-        except BaseException:  # also Ctrl-C between two renames
-            for path in reversed(tried) if old.exists() else ():
-                target = self.folder / path.name
-                if os.path.lexists(old / path.name):
-                    os.replace(old / path.name, target)
-                elif not path.exists():
-                    os.replace(target, path)
-            for folder in filter(Path.exists, [*made, old]):
-                folder.rmdir()
-            raise
+        staged = {path.name for path in stage.iterdir()}
+        self._refuse_folders(staged)
+        if unforeseen := staged - self.names:  # what a tokenizer saves is up to its library
+            self._refuse_taken(sorted(unforeseen))
+        files.publish(stage, self.folder, self.weights)
 
     def _refuse_replaced(self) -> None:
-        for old in self.folder.glob(f"{_REPLACED}*"):
+        for old in self.folder.glob(f"{files.REPLACED}*"):
             try:
                 old.rmdir()
             except OSError:  # it is not empty
@@ -136,6 +104,18 @@ class Output:
                     "erase: out must have no folder of the name of a file to write, got "
                     f"{self.folder / name}"
                 )
+
+    def _refuse_taken(self, names: Iterable[str]) -> None:
+        taken = [name for name in names if os.path.lexists(self.folder / name)]
+        self._refuse_folders(taken)
+        other = self._checkpoint()
+        if other not in (None, self.folder / self.weights):
+            raise ValueError(f"erase: out must hold no other checkpoint, got {other}")
+        if taken and not (other is not None and read_edits(other)):
+            raise ValueError(
+                f"erase: out must be empty or an earlier output of clipproj, got {self.folder} "
+                f"with {taken[0]}"
+            )
 
     def _existing(self) -> Path:
         folder = self.folder.absolute()

@@ -126,7 +126,7 @@ def check(request: Request) -> None:
             raise ValueError(f"{op}: {argument} must be distinct, got {pair[0]!r} and {pair[1]!r}")
     _check_apart(op, request.names, request.keep)
     try:
-        torch.empty(0, device=request.device)
+        torch.empty(0, dtype=torch.float32, device=request.device)
     except (RuntimeError, AssertionError):  # the latter where torch is built without CUDA
         raise ValueError(
             f"{op}: device must be one that torch has here, such as cpu, got {request.device!r}"

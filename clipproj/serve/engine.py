@@ -163,7 +163,10 @@ class Engine:
             return [self.forward([one])[0] for one in batch]
 
     def _forward(self, batch: Sequence[Prepared]) -> list[Tensor]:
-        out = [torch.empty(len(one), self.dim, device=self.device) for one in batch]
+        out = [
+            torch.empty(len(one), self.dim, dtype=torch.float32, device=self.device)
+            for one in batch
+        ]
         encoders = {"text": self._encode_text, "image": self._encode_image, "embedding": self._move}
         for kind, give in encoders.items():
             whose = [i for i, one in enumerate(batch) if kind in one.places]
@@ -276,7 +279,10 @@ class Engine:
 
         Requests with the same list share its tensor, which `classes` keeps.
         """
-        out = {i: torch.empty(len(batch[i]), len(texts[i]), device="cpu") for i in which}
+        out = {
+            i: torch.empty(len(batch[i]), len(texts[i]), dtype=torch.float32, device="cpu")
+            for i in which
+        }
         groups: dict[tuple[int, str], dict[int, list[int]]] = {}
         for i in which:
             for j, one in enumerate(batch[i].request.inputs):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipproj.encoder import default_device
+from clipproj.encoder import pinned
 from clipproj.pictures import open_picture, picture_size
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.tokens import counts, cut_tokens, too_long
@@ -129,7 +129,7 @@ class Preparer:
         for kind, where in places.items():
             values = [request.inputs[i].value for i in where]
             if kind == "text":
-                with default_device("cpu"):
+                with pinned("cpu"):
                     tensors[kind] = cut_tokens(self.tokenizer, values)
                     cut = (
                         [] if request.truncate else too_long(self.tokenizer, values, tensors[kind])
@@ -177,7 +177,7 @@ class Preparer:
 
     def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
-            with default_device("cpu"):
+            with pinned("cpu"):
                 return self.preprocess(open_picture(io.BytesIO(data), FORMATS))
         except Exception as error:
             text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
@@ -211,7 +211,7 @@ def check_prompts(
     """
     for template in templates:
         prompts = [template.replace("{}", name) for name in names]
-        with default_device("cpu"):
+        with pinned("cpu"):
             tokens = cut_tokens(tokenizer, prompts)
             cut = too_long(tokenizer, prompts, tokens)
         for i, whole in cut:
