@@ -191,6 +191,7 @@ def test_interrupted_when_the_old_files_go_the_output_is_one(
 ) -> None:
     folder, rename = tmp_path / "out", Path.rename
     folder.mkdir()
+    output = Output(folder, ["a"], None)
     (folder / "a").write_text("old")
 
     def interrupted(source: Path, target: Path) -> None:
@@ -200,7 +201,7 @@ def test_interrupted_when_the_old_files_go_the_output_is_one(
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write(Output(folder, [], None), ["a"])
+        write(output, ["a"])
     assert tree(tmp_path) == {"out/a": b"new" if done else b"old"}
 
 

@@ -200,7 +200,7 @@ def test_the_command_refuses_or_cuts(run: Run, usual: list[str]) -> None:
     refused = run(*asked, "--dry-run")
     assert refused.exit_code == 2
     error = json.loads(refused.stdout)["error"]
-    assert error.startswith("erase: embed_classes: prompts must fit the model's 16 tokens, got 34")
+    assert error.startswith("erase: prompts must fit the model's 16 tokens, got 34")
     assert error.endswith("--truncate cuts them")
     cut = run(*asked, "--dry-run", "--truncate")
     assert cut.exit_code == 0, cut.stdout
