@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 EDITS = "clipproj"  # their key in a config.json, an index of shards, a safetensors file's metadata
 
 # Of an edit: projector (its hash), forget (names), tower, strength; its head (names of weight and
-# bias) and, of what the edit left there, head_after (SHA-256) and signs_after, which a cast keeps.
+# bias) and, of what the edit left there, head_after (SHA-256) and signs_after, which a cast keeps;
+# loss, where it was measured: by how much accuracy on all other classes fell.
 Record = dict[str, Any]
 
 _MUST: dict[str, type | tuple[type, ...]] = {
     "projector": str, "forget": list, "tower": str, "strength": (int, float),
 }  # fmt: skip
-_MAY = {"head": list, "head_after": str, "signs_after": str | None}
+_MAY = {"head": list, "head_after": str, "signs_after": str | None, "loss": (int, float)}
 
 
 def make(receipt: Receipt, before: Weights, after: Weights) -> Record:

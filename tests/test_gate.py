@@ -15,6 +15,7 @@ from clipproj.audit import Judgement, Limits, compare, judge
 from clipproj.audit.samples import Samples
 from clipproj.cli import erase as job
 from clipproj.cli.erase import erase
+from clipproj.state import WEIGHTS, read_edits
 
 ALL = Limits(1, 1)
 
@@ -113,6 +114,16 @@ def test_forms_without_pictures_are_looked_for_in_texts() -> None:
     assert judged.price.as_dict()["found"]["after"] == 0.5
     assert judged.refused
     assert judged.alarms[0].startswith("Of the forgotten names 50.0\u00a0% of 12 mixtures of texts")
+
+
+def test_what_earlier_edits_lost_counts() -> None:
+    rows = torch.eye(128)
+    forget, keep = embed(rows[:1], "gone"), embed(rows[1:], "kept")
+    edit = Projector(rows[:2])  # loses one of the 127 others
+    assert not judge(edit, forget, keep, closed=True, spent=0.01).refused
+    judged = judge(edit, forget, keep, closed=True, spent=0.015)
+    assert judged.refused
+    assert ", and fell by 1.5\u00a0% before: more than 2.0\u00a0% is lost" in judged.alarms[0]
 
 
 def test_one_name_that_stays_whole_among_many_is_refused() -> None:
@@ -257,6 +268,7 @@ def test_what_an_earlier_edit_forgot_is_not_kept(ask: Callable[..., Any], tmp_pa
     assert outcome.forget.names == ("dog",)
     assert outcome.comparison.forget == ("dog", "cat")  # looked for again
     assert outcome.comparison.after.found == 0
+    assert [one["loss"] for one in read_edits(tmp_path / "one" / WEIGHTS)] == [0]
     generic = erase(ask("dog", model=str(tmp_path / "one"), images=None, out=None))
     assert "cat" not in generic.keep.names
 

@@ -63,12 +63,14 @@ class Price:
             are kept.
         found: where most is still answered by a forgotten name: on pictures, and on mixtures where
             a forgotten text has no pictures.
+        spent: what earlier edits of the model lost, which counts as well.
         told: False where texts alone were seen of an affine edit, whose offset was fitted to the
             lengths of pictures.
     """
 
     others: Comparison
     found: Comparison
+    spent: float
     told: bool
 
     @classmethod
@@ -80,6 +82,7 @@ class Price:
         texts: Comparison,
         pictures: Comparison | None = None,
         general: Comparison | None = None,
+        spent: float = 0.0,
     ) -> Price:
         """The price from what was measured; arguments as of `judge`."""
         others, found = [], []
@@ -94,7 +97,7 @@ class Price:
         if general is not None and general.before.retain >= _TOLD_APART:
             others.append(general)
         told = projector.offset is None or (others[0] is pictures and found[0] is pictures)
-        return cls(max(others, key=_loss), max(found, key=_found), told)
+        return cls(max(others, key=_loss), max(found, key=_found), spent, told)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON: each number before and after, and what it was counted on."""
@@ -118,8 +121,8 @@ class Price:
 
     @property
     def loss(self) -> float:
-        """By how much accuracy on all other classes fell; below 0 where it rose."""
-        return _loss(self.others)
+        """By how much accuracy on all other classes fell, with earlier edits; below 0: it rose."""
+        return _loss(self.others) + self.spent
 
     @property
     def whole(self) -> tuple[str, Measured]:
@@ -161,7 +164,8 @@ class Price:
                 f"were, on {of}."
             )
         return (
-            f"All other classes fall from {percent(before)} to {percent(after)} of {of}: more than "
+            f"All other classes fall from {percent(before)} to {percent(after)} of {of}"
+            f"{f', and fell by {percent(self.spent)} before' if self.spent else ''}: more than "
             f"{percent(limits.max_loss)} is lost."
         )
 
@@ -215,6 +219,7 @@ def judge(
     closed: bool,
     pictures: Comparison | None = None,
     general: Embeddings | None = None,
+    spent: float = 0.0,
 ) -> Judgement:
     """Hold an edit against its limits.
 
@@ -225,6 +230,7 @@ def judge(
         pictures: what it does to pictures, where there are some.
         general: names in general, for a list of few kept ones: the nearest to what is forgotten
             stand for what else the model knows. Left out where it does not tell them apart.
+        spent: what earlier edits of the model lost, a share.
 
     Raises ValueError as `stand_ins`.
     """
@@ -238,7 +244,7 @@ def judge(
     if general is not None:
         near = general.select(nearest(general, forget, NEAR))
         wide = on_texts(near, "mixture of names in general")
-    price = Price.of(projector, forget, keep, texts, pictures, wide)
+    price = Price.of(projector, forget, keep, texts, pictures, wide, spent)
     refused = price.beyond(limits)
     alarms = refused or price.beyond(Limits())
     held = limits if refused else Limits()

@@ -154,7 +154,8 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
 
     fold = partial(edit, loaded.model, tower=request.tower, force=request.force)
     _check_rank(request, len(names.forms), find_heads(loaded.model)[request.tower].width)
-    names = without_earlier(names, log.records(loaded.model))
+    earlier = log.records(loaded.model)
+    names = without_earlier(names, earlier)
     if saved is not None:
         fold(saved).undo()  # a rehearsal: refuse now, not after all the texts
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
@@ -193,7 +194,9 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         closed=closed,
         pictures=comparison,
         general=general,
+        spent=sum(one.get("loss", 0) for one in earlier),
     )
+    handle.record["loss"] = max(0.0, judged.price.loss - judged.price.spent)
     projector.provenance |= {"measured": judged.as_dict()}  # of this strength, on this model
     outcome = Outcome(
         model=loaded.name,
