@@ -99,6 +99,7 @@ def test_figures_of_several_names_are_those_kept() -> None:
     titles = {"Embedded": "Embedded", "Oxford": "oxford", "Food-101": "food101", "Pets'": "among"}
     edits = {
         "closed list (span or hull)": "closed, as the command does",
+        "four names of it": "short, as the command does",
         "generic list (mean)": "generic, as the command does",
         "generic list, 1.5 for all": "generic, mean, strength 1.5",
         "mean, 1.5 for all": "closed, mean, strength 1.5",
