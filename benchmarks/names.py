@@ -25,7 +25,6 @@ from forgetting import markdown
 import clipproj
 from clipproj import Embeddings
 from clipproj.audit import compare, judge
-from clipproj.audit.gate import FEW
 from clipproj.audit.page import Table
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
@@ -143,7 +142,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
             keep = rest
         elif kind == "short":
             keep = keep.select(random.Random(seed).sample(keep.names, SHORT))
-        if len(keep) < FEW:
+        if kind != "generic":
             general = rest
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)

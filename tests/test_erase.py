@@ -184,6 +184,14 @@ def test_a_saved_projector_is_applied(ask: Callable[..., Request], tmp_path: Pat
     assert float(half.projector.strength) == 0.5
 
 
+def test_a_saved_projector_of_several_directions_is_not_reflected(
+    ask: Callable[..., Request], tmp_path: Path
+) -> None:
+    Projector(torch.eye(16)[:2], provenance={"forget": {"names": ["cat"]}}).save(tmp_path / "p")
+    with pytest.raises(ValueError, match=r"erase: strength must be at most 1 for the 2 dir.* 1.5"):
+        erase(ask(projector=tmp_path / "p", strength=1.5, out=None))
+
+
 def test_a_projector_is_told_what_it_forgets_only_to_confirm(
     ask: Callable[..., Request], tmp_path: Path
 ) -> None:

@@ -14,8 +14,7 @@ from clipproj.audit.wording import count, listed, percent
 from clipproj.projector import Projector
 from clipproj.text import Embeddings
 
-FEW = 50  # kept names; with fewer, and without pictures, names in general are measured too
-FEW_PICTURED = 10  # other classes with pictures, with fewer of which they are measured as well
+FEW_PICTURED = 10  # other classes with pictures; with fewer, names in general are measured too
 NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
 # lose is about what pictures lose; of a thousand names it is diluted tenfold
 GENERAL_PROMPTS = ("a {}",)  # they are a thousand, and only measured on
@@ -25,8 +24,8 @@ _TURNED = 0.6  # mean cosine of the others to what they were, below which they a
 _KNOWN = 0.1  # accuracy below which a loss in points says nothing
 _TOLD_APART = 0.8  # the same, of names in general, which a model of few classes does not know
 _UNKNOWN = (
-    "Few names are kept, and names in general this model does not tell apart: what else it knew "
-    "was not measured."
+    "Only the kept names were measured, not what else the model knew: names in general were not "
+    "given, or this model does not tell them apart."
 )
 _ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
 
@@ -55,21 +54,22 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Price:
-    """What decides: of all that was measured, what looks worst.
+    """What decides: an edit must be within its limits on all of it.
 
     Attributes:
-        others: where the other classes lose most: on pictures; on mixtures of the kept texts, where
-            the pictures are not of all kept names; on mixtures of names in general, where few
-            are kept.
-        found: where most is still answered by a forgotten name: on pictures, and on mixtures where
-            a forgotten text has no pictures.
+        names: what is forgotten by this edit.
+        others: where the other classes were measured: on pictures; on mixtures of the kept texts,
+            where the pictures are not of all kept names; on mixtures of names in general.
+        found: where it was counted what a forgotten name still answers: on pictures, and on
+            mixtures where a forgotten text has no pictures.
         spent: what earlier edits of the model lost, which counts as well.
-        told: False where texts alone were seen of an affine edit, whose offset was fitted to the
+        told: False where texts were needed for an affine edit, whose offset was fitted to the
             lengths of pictures.
     """
 
-    others: Comparison
-    found: Comparison
+    names: tuple[str, ...]
+    others: tuple[Comparison, ...]
+    found: tuple[Comparison, ...]
     spent: float
     told: bool
 
@@ -94,17 +94,17 @@ class Price:
             others.append(texts)
         if not found or not set(forget.names) <= set(pictures.forget):
             found.append(texts)
+        told = projector.offset is None or texts not in (*others, *found)
         if general is not None and general.before.retain >= _TOLD_APART:
             others.append(general)
-        told = projector.offset is None or (others[0] is pictures and found[0] is pictures)
-        return cls(max(others, key=_loss), max(found, key=_found), spent, told)
+        return cls(forget.names, tuple(others), tuple(found), spent, told)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON: each number before and after, and what it was counted on."""
+        """Plain JSON: each number where it is worst, before and after, and what it is of."""
         pairs = {
-            "found": (self.found, "found"),
-            "others": (self.others, "retain"),
-            "nearest": (self.others, "neighbours"),
+            "found": (self.most, "found"),
+            "others": (self.worst, "retain"),
+            "nearest": (self.worst, "neighbours"),
         }
         return plain(
             {
@@ -116,30 +116,49 @@ class Price:
                 }
                 for name, (one, key) in pairs.items()
             }
-            | {"agreement": float(self.others.agreement), "cosine": float(self.others.cosine)}
+            | {"agreement": float(self.worst.agreement), "cosine": float(self.worst.cosine)}
         )
+
+    @property
+    def worst(self) -> Comparison:
+        """Where the others lose most."""
+        return max(self.others, key=_loss)
+
+    @property
+    def most(self) -> Comparison:
+        """Where most is found."""
+        return max(self.found, key=self._share)
 
     @property
     def loss(self) -> float:
         """By how much accuracy on all other classes fell, with earlier edits; below 0: it rose."""
-        return _loss(self.others) + self.spent
-
-    @property
-    def whole(self) -> tuple[str, Measured]:
-        """The forgotten name of which most is found, and how much."""
-        return max(self.found.after.found_of.items(), key=lambda one: one[1])
+        return _loss(self.worst) + self.spent
 
     def loses(self, limits: Limits) -> bool:
         """Whether the others lose more than allowed, or nobody can tell."""
-        kept = self.others.before.retain >= _KNOWN and self.others.cosine >= _TURNED
-        within = self.told and kept and self.loss <= limits.max_loss + _ROUNDING
-        return limits.max_loss < 1 and not within
+        return limits.max_loss < 1 and (not self.told or self._beyond_loss(limits) is not None)
 
     def finds(self, limits: Limits) -> bool:
         """Whether a forgotten name still answers more than allowed, or nobody can tell."""
-        most = limits.max_found
-        within = self.found.after.found <= most and self.whole[1] <= ONE_NAME * most
-        return most < 1 and not (self.told and within)
+        return limits.max_found < 1 and (not self.told or self._beyond_found(limits) is not None)
+
+    def _beyond_loss(self, limits: Limits) -> Comparison | None:
+        for one in sorted(self.others, key=_loss, reverse=True):
+            kept = one.before.retain >= _KNOWN and one.cosine >= _TURNED
+            if not (kept and _loss(one) + self.spent <= limits.max_loss + _ROUNDING):
+                return one
+        return None
+
+    def _beyond_found(self, limits: Limits) -> Comparison | None:
+        for one in sorted(self.found, key=self._share, reverse=True):
+            most = limits.max_found
+            if not (self._share(one) <= most and _whole(one)[1] <= ONE_NAME * most):
+                return one
+        return None
+
+    def _share(self, measured: Comparison) -> Measured:
+        """What is found of this edit's names; those of earlier edits would dilute it."""
+        return measured.after.found_among(self.names)
 
     def beyond(self, limits: Limits) -> tuple[str, ...]:
         """In which ways it is beyond the limits, a sentence each; empty where it is not."""
@@ -147,10 +166,11 @@ class Price:
         if not self.told:
             text = "What an affine edit costs is told by pictures alone, of all classes."
             return (text,) if loses or finds else ()
-        return (self._lost(limits),) * loses + (self._left(limits),) * finds
+        said = [self._lost(limits)] if loses else []
+        return (*said, self._left(limits)) if finds else tuple(said)
 
     def _lost(self, limits: Limits) -> str:
-        one = self.others
+        one = self._beyond_loss(limits)
         before, after = one.before.retain, one.after.retain
         of = count(after.n, one.unit)
         if before < _KNOWN:
@@ -158,7 +178,7 @@ class Price:
                 f"Before the edit {percent(before)} of {of} of other classes are answered right: "
                 "what they lose can't be told. The classes may have other names for this model."
             )
-        if self.loss <= limits.max_loss + _ROUNDING:
+        if _loss(one) + self.spent <= limits.max_loss + _ROUNDING:
             return (
                 f"All other classes are turned to a mean cosine of {one.cosine:.2f} to what they "
                 f"were, on {of}."
@@ -170,11 +190,12 @@ class Price:
         )
 
     def _left(self, limits: Limits) -> str:
-        one, (name, share) = self.found, self.whole
-        before, after, most = one.before.found, one.after.found, limits.max_found
+        one = self._beyond_found(limits)
+        after, most, whose = self._share(one), limits.max_found, "the forgotten names"
+        before = one.before.found_among(self.names)
         if after <= most:
-            before, after, most = one.before.found_of[name], share, ONE_NAME * most
-        whose = listed([name]) if after is share else "the forgotten names"
+            name, after = _whole(one)
+            before, most, whose = one.before.found_of[name], ONE_NAME * most, listed([name])
         return (
             f"Of {whose} {percent(after)} of {count(after.n, one.unit)} are still answered by a "
             f"forgotten name ({percent(before)} before), more than {percent(most)}."
@@ -228,8 +249,9 @@ def judge(
         forget, keep: the texts it was made of.
         closed: whether the kept names are those that compete, not names in general.
         pictures: what it does to pictures, where there are some.
-        general: names in general, for a list of few kept ones: the nearest to what is forgotten
-            stand for what else the model knows. Left out where it does not tell them apart.
+        general: names in general, where there are few pictures: the nearest to what is forgotten
+            stand for what else the model knows. Left out where it does not tell them apart. None:
+            for several names the kept ones where these are names in general, else none.
         spent: what earlier edits of the model lost, a share.
 
     Raises ValueError as `stand_ins`.
@@ -241,6 +263,8 @@ def judge(
 
     texts = on_texts(keep, "mixture of texts")
     wide = None
+    if general is None and not closed and len(forget) > 1:  # of a thousand names few are near
+        general = keep
     if general is not None:
         near = general.select(nearest(general, forget, NEAR))
         wide = on_texts(near, "mixture of names in general")
@@ -250,7 +274,8 @@ def judge(
     held = limits if refused else Limits()
     advice = _advice(price, held, projector, len(forget), len(keep), closed) if alarms else ()
     notes = () if price.loses(held) else _falls(pictures or texts)
-    if wide is not None and wide.before.retain < _TOLD_APART:
+    unseen = closed and wide is None and pictures is None
+    if unseen or (wide is not None and wide.before.retain < _TOLD_APART):
         notes += (_UNKNOWN,)
     return Judgement(texts, price, limits, bool(refused), alarms, advice, notes)
 
@@ -259,8 +284,9 @@ def _loss(measured: Comparison) -> float:
     return measured.before.retain - measured.after.retain
 
 
-def _found(measured: Comparison) -> float:
-    return measured.after.found
+def _whole(measured: Comparison) -> tuple[str, Measured]:
+    """The forgotten name of which most is found, and how much."""
+    return max(measured.after.found_of.items(), key=lambda one: one[1])
 
 
 def _advice(
@@ -275,7 +301,7 @@ def _advice(
     said = []
     if not closed:
         said.append("the names that compete, or pictures of them in class folders")
-    elif kept < FEW and price.loses(limits):
+    elif price.loses(limits):
         said.append("more of the names that compete")
     if price.finds(limits):
         if strength < 1:

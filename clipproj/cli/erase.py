@@ -17,7 +17,7 @@ from torch import Tensor
 from clipproj import log, ops
 from clipproj.audit import evaluate, report
 from clipproj.audit.evaluate import Comparison, CurvePoint
-from clipproj.audit.gate import FEW, FEW_PICTURED, GENERAL_PROMPTS, Judgement, judge
+from clipproj.audit.gate import FEW_PICTURED, GENERAL_PROMPTS, Judgement, judge
 from clipproj.audit.pictures import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoint import Loaded, load_model, save_model
@@ -161,7 +161,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
     forget, keep, classes, gone, keep_from = _embed(request, loaded, names, pictures, say)
     closed = keep_from != "generic"
     general, pictured = None, set(pictures.classes if pictures else ()).difference(gone.names)
-    if closed and len(keep) < FEW and len(pictured) < FEW_PICTURED:
+    if closed and len(pictured) < FEW_PICTURED:
         general = _general(request, loaded, forget, say)
     if saved is None:
         projector = _build(request, forget, keep, closed)
@@ -296,7 +296,7 @@ def _embed(
 
 
 def _general(request: Request, loaded: Loaded, forget: Embeddings, say: Progress) -> Embeddings:
-    """The generic names, for what the model knows beside a short list."""
+    """The generic names, for what the model knows beside its list."""
     return generic_keep(
         loaded.model,
         loaded.tokenizer,
@@ -323,7 +323,9 @@ def _build(request: Request, forget: Embeddings, keep: Embeddings, closed: bool)
 
 
 def _scaled(projector: Projector, request: Request) -> Projector:
-    return projector if request.strength is None else projector.scaled(request.strength)
+    if request.strength is None:
+        return projector
+    return defaults.scaled(request.command, projector, request.strength)
 
 
 def picture_features(loaded: Loaded, pictures: Pictures, stage: str, say: Progress) -> Tensor:

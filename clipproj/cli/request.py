@@ -168,10 +168,10 @@ def resolve(
     for name in unknown if seen else ():
         check_known(op, name, classes)
     for name in () if own or keep else unknown:
-        if close := difflib.get_close_matches(name_key(name), classes, n=1, cutoff=0.8):
+        if close := difflib.get_close_matches(name_key(name), spelt, n=1, cutoff=0.8):
             raise ValueError(
                 f"{op}: names must be picture folders or unlike them, got {name!r}, which is close "
-                f"to {close[0]!r}; where both are meant, give keep"
+                f"to {spelt[close[0]]!r}; where both are meant, give keep"
             )
     if unknown:
         warnings.warn(_unmeasured(op, unknown), stacklevel=2)

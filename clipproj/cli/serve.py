@@ -9,8 +9,9 @@ import re
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Annotated, Any
 
@@ -176,7 +177,10 @@ def run(
             raise RuntimeError(f"serve: {_reason(serve.status(), error)}") from error
         if stop.empty():
             _say(made, host, port, metrics_port, as_json)
-        stop.get()
+        while stop.empty():  # a signal that another of Ray's threads takes does not wake this one
+            with suppress(Empty):
+                stop.get(timeout=1.0)
+                break
         print("clipproj serve: stopping, requests in hand finish", file=sys.stderr, flush=True)
         cut = sum(gateway.broadcast("drain").results(timeout_s=made.grace + PROXY_WAIT))
         if cut:

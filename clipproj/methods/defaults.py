@@ -67,12 +67,17 @@ def make(
             made = made.scaled(MEAN_STRENGTH)
     if strength is None:
         return made
-    if strength > 1 and made.rank > 1:
+    return scaled("make", made, strength)
+
+
+def scaled(op: str, projector: Projector, strength: float) -> Projector:
+    """At another strength. ValueError, in the name of `op`, above 1 for several directions."""
+    if strength > 1 and projector.rank > 1:
         raise ValueError(
-            f"make: strength must be at most 1 for the {made.rank} directions of several names, "
-            f"where reflections cross and ruin the rest, got {strength:g}"
+            f"{op}: strength must be at most 1 for the {projector.rank} directions of several "
+            f"names, where reflections cross and ruin the rest, got {strength:g}"
         )
-    return made.scaled(strength)
+    return projector.scaled(strength)
 
 
 def _against_closed_list(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipproj import demo
-from clipproj.audit.gate import FEW, GENERAL_PROMPTS, judge
+from clipproj import demo, log
+from clipproj.audit.gate import GENERAL_PROMPTS, judge
 from clipproj.checkpoint import Loaded
 from clipproj.methods import defaults
 from clipproj.projector import Projector
@@ -36,11 +36,12 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
             closed=closed,
         )
         general = None
-        if closed and len(keep) < FEW:
+        if closed:
             general = generic_keep(
                 loaded.model, loaded.tokenizer, forget, templates=GENERAL_PROMPTS, truncate=True
             )
-        judged = judge(made, forget, keep, spec.limits, closed=closed, general=general)
+        spent = sum(one.get("loss", 0) for one in log.records(loaded.model))
+        judged = judge(made, forget, keep, spec.limits, closed=closed, general=general, spent=spent)
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
     if judged.refused:
