@@ -46,6 +46,9 @@ def projectors() -> dict[str, clipproj.Projector]:
     keep = torch.randn(20, D)
     made = {f"sym{k}": clipproj.nullspace(torch.randn(k, D), keep, "mean") for k in (1, 2, 5)}
     made["sym2"] = made["sym2"].scaled(1.5)
+    made |= {
+        f"names{i}": clipproj.nullspace(torch.randn(1, D), keep, "mean").scaled(1.5) for i in "ab"
+    }
     made["oblique"] = clipproj.ccup(torch.randn(2, D), keep, 10.0, 1.0)
     read, write = torch.randn(2, D) / D**0.5, torch.randn(2, D) / D**0.5
     made["affine"] = clipproj.Projector(read, write, torch.randn(2))
@@ -462,6 +465,11 @@ def test_a_strength_above_one_is_for_one_direction(engine: Engine) -> None:
         if not fine:
             assert (answer.status, answer.param) == (400, "input[0].strength")
             assert "where reflections cross, got 1.5" in answer.message
+    both = ("namesa", "namesb")  # of a single name each, and 1.5, as against names in general
+    (refused,) = engine.answer([Request((Input("embedding", given(3), both),))])
+    assert "at most 1 for the 2 directions of namesa, namesb" in refused.message
+    (answer,) = engine.answer([Request((Input("embedding", given(3), both, 1.0),))])
+    assert isinstance(answer, Answer)
 
 
 def test_receipts_of_affine_projectors_claim_nothing(engine: Engine) -> None:

@@ -153,12 +153,16 @@ class Tenants:
                 text = f"input {i}: strength must be left out with several projectors unless all "
                 text += "are symmetric and of one strength: it would not replace that of each"
                 raise bad(text, f"input[{i}].strength")
-        if one.strength is not None and one.strength > 1:
-            rank = sum(self._forms[one.side][name].projector.rank for name in names)
-            if rank > 1:
-                text = f"input {i}: strength must be at most 1 for the {rank} directions of "
-                text += f"{', '.join(names)}, where reflections cross, got {one.strength:g}"
-                raise bad(text, f"input[{i}].strength")
+        parts = [self._forms[one.side][name].projector for name in names]
+        own = {float(part.strength) for part in parts}
+        strength = one.strength
+        if strength is None and len(names) > 1 and len(own) == 1:
+            strength = own.pop()  # of all of them at once; a tenant alone was measured as it is
+        rank = sum(part.rank for part in parts)
+        if strength is not None and strength > 1 and rank > 1:
+            text = f"input {i}: strength must be at most 1 for the {rank} directions of "
+            text += f"{', '.join(names)}, where reflections cross, got {strength:g}"
+            raise bad(text, f"input[{i}].strength")
         if one.side == "text":
             names = names[::-1]  # (P Q)^T is Q^T P^T
         plan = Plan(names, one.strength)
