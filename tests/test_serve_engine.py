@@ -408,6 +408,16 @@ def test_a_projector_that_costs_too_much_is_refused_and_a_good_one_tells_its_pri
     assert measured["found"] == {"before": 1, "after": 0, "of": 2, "on": "mixture of texts"}
 
 
+def test_what_the_served_model_forgot_before_is_not_kept(model: Path) -> None:
+    loaded = load_model(str(model))
+    history = {"forget": {"names": ["goldfish"]}}
+    clipproj.edit(loaded.model, clipproj.Projector(torch.eye(16)[:1], provenance=history))
+    made = from_spec(loaded, Spec(("cat",), templates=("a {}",), limits=Limits(1, 1)), 10_000)
+    keep = made.provenance["keep"]["names"]
+    assert len(keep) > 900
+    assert "goldfish" not in keep
+
+
 def test_a_projector_of_another_model_is_refused(
     engine: Engine, projectors: dict[str, clipproj.Projector]
 ) -> None:

@@ -13,7 +13,7 @@ from clipproj.serve.inputs import check_prompts
 from clipproj.serve.parse import Spec
 from clipproj.serve.store import from_bytes
 from clipproj.text import Embeddings, embed_classes, generic_keep
-from clipproj.words import name_key, openai_templates, simple_templates
+from clipproj.words import name_key, on_both, openai_templates, simple_templates
 
 
 def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
@@ -65,8 +65,10 @@ def from_file(engine: Engine, data: bytes) -> Projector:
 def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Embeddings, bool]:
     """Texts to forget and to keep, and whether the latter are all names that compete."""
     keep = spec.keep
+    # what edits that the model has already forgot is not kept unless it is asked for
+    earlier = [name for one in log.records(loaded.model) for name in one["forget"]]
     if keep is None and loaded.name == demo.NAME:
-        gone = {name_key(name) for name in spec.forget}
+        gone = {name_key(name) for name in (*spec.forget, *earlier)}
         keep = tuple(name for name in demo.class_names() if name_key(name) not in gone)
         if not keep:
             raise bad("forget must leave a class of the model, got all of them", "forget")
@@ -87,4 +89,6 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
     if keep is not None:
         return forget, texts.select(keep), True
     keep = generic_keep(loaded.model, loaded.tokenizer, forget, templates=templates)
+    if again := on_both(earlier, keep.names):
+        keep = keep.drop(again)
     return forget, keep, False
