@@ -30,7 +30,7 @@ test: $(VENV)/.dev  ## All tests of the CPU path (GPU tests run where there is a
 lint: $(VENV)/.dev  ## Ruff and clang-format, as pre-commit runs them
 	$(SAY) "ruff, clang-format"
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
-	@$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/cuda_on_cpu benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inl')
+	@$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/helpers/cuda_on_cpu benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inl')
 
 builds: $(VENV)/.dev  ## The extension without CUDA and, where a toolkit is found, with it
 	$(SAY) "builds with CLIPPROJ_CUDA=0 and, given a toolkit, CLIPPROJ_CUDA=1"

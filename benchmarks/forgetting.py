@@ -23,11 +23,11 @@ from torch import Tensor
 
 import clipproj
 from clipproj import audit
-from clipproj.audit.page import Table
 from clipproj.audit.stats import mean, plain, share
-from clipproj.audit.wording import cell, interval
-from clipproj.cli import compare, subject
+from clipproj.cli import compare, inputs
 from clipproj.methods import Cells, selective_rows
+from clipproj.report.formatting import cell, interval
+from clipproj.report.page import Table
 
 HERE = Path(__file__).parent
 STYLES = json.loads((HERE.parent / "tools/styles.json").read_text())["domains"]
@@ -55,7 +55,7 @@ def main() -> None:
     wanted = compare.Wanted(
         count=args.classes, also=HERE / "methods", out=Path(".benchmarks/compare")
     )
-    source = subject.load(
+    source = inputs.load(
         "forgetting", model=None, pretrained=None, images=None, features=None, templates=(),
         device="cpu", say=lambda *_: None,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def main() -> None:
         (args.keep / "forgetting.json").write_text(text + "\n", encoding="utf-8")
 
 
-def by_domain(source: subject.Source) -> Table:
+def by_domain(source: inputs.Source) -> Table:
     """Each class forgotten in line drawings and stencils, or in colour; pooled over classes."""
     loaded, samples = source.loaded, source.samples
     names = samples.names
@@ -146,9 +146,9 @@ def by_domain(source: subject.Source) -> Table:
     )
 
 
-def attacked(source: subject.Source, classes: Sequence[str]) -> Table:
+def attacked(source: inputs.Source, classes: Sequence[str]) -> Table:
     """What other words, searched prompts and fitted vectors find after each edit."""
-    samples, embed = source.samples, subject.prompt_embedder(source.loaded)
+    samples, embed = source.samples, inputs.prompt_embedder(source.loaded)
     kinds = ("own name", "synonym", "template", "prompt search", "mix of texts", "any vector")
     out = []
     for label, (contrast, strength) in EDITS.items():

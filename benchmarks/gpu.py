@@ -41,7 +41,8 @@ from results import Results, keep
 from shapes import DTYPES
 from torch import Tensor
 
-from clipproj import _C, _load
+from clipproj import _C
+from clipproj.ops import _library
 
 RESULTS = Path(__file__).parent / "results"
 MINUTES = {"full": 9.0, "quick": 3.0}
@@ -231,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("no CUDA device, or this torch is a CPU build")
-    if _load.CUDA_LIBRARY is None:
+    if _library.CUDA_LIBRARY is None:
         parser.error("no CUDA kernels: CLIPPROJ_CUDA=1 python setup.py build_ext --inplace")
     grid = gpu_grid.quick if options.quick else gpu_grid.full
     minutes = options.minutes or MINUTES["quick" if options.quick else "full"]

@@ -25,11 +25,11 @@ from forgetting import markdown
 import clipproj
 from clipproj import Embeddings
 from clipproj.audit import compare, judge
-from clipproj.audit.page import Table
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
-from clipproj.cli import subject
+from clipproj.cli import inputs
 from clipproj.methods import defaults
+from clipproj.report.page import Table
 
 SIZES = (1, 2, 5, 10, 100)
 SHORT = 4  # names in a short list
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def settings(texts: Path | None, pictures: Sequence[Path]) -> Iterator[Setting]:
-    source = subject.load(
+    source = inputs.load(
         "names", model=None, pretrained=None, images=None, features=None, templates=(),
         device="cpu", say=lambda *_: None,
     )  # fmt: skip

@@ -6,9 +6,9 @@ from clipproj._version import __version__
 from clipproj.algebra import compose, union
 from clipproj.audit.tune import text_proxies, tune
 from clipproj.bank import ProjectorBank
-from clipproj.edit import Edit, edit, edits, undo
-from clipproj.heads import find_heads
-from clipproj.log import RecordedEdit
+from clipproj.editing.edit import Edit, edit, edits, undo
+from clipproj.editing.log import RecordedEdit
+from clipproj.editing.receipt import Receipt, Verdict, verify
 from clipproj.methods import (
     ccup,
     coreset,
@@ -20,9 +20,9 @@ from clipproj.methods import (
     subgroup,
     unrotate,
 )
+from clipproj.models.heads import find_heads
+from clipproj.models.text import Embeddings, embed_classes, expand_names, generic_keep
 from clipproj.projector import Projector, load
-from clipproj.receipt import Receipt, Verdict, verify
-from clipproj.text import Embeddings, embed_classes, expand_names, generic_keep
 from clipproj.zeroshot import ZeroShotHead
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipproj._rows import as_tensor
+from clipproj._tensors import as_tensor
 
 _KINDS = {"forget": dict, "keep": dict, "parameters": dict, "method": str, "model": str,
           "head_hash": str}  # fmt: skip

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import ops
-from clipproj._rows import as_tensor
+from clipproj._tensors import as_tensor
 from clipproj.bank import ProjectorBank
-from clipproj.heads import unwrap
+from clipproj.models.heads import unwrap
+from clipproj.models.text import Embeddings, embed_classes
 from clipproj.projector import Projector
-from clipproj.text import Embeddings, embed_classes
 
 
 class ZeroShotHead(nn.Module):

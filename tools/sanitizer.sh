@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# memcheck, racecheck, synccheck and initcheck of compute-sanitizer over tests/sanitizer_cases.py.
+# memcheck, racecheck, synccheck and initcheck of compute-sanitizer over tests/helpers/sanitizer_cases.py.
 # Fails on any finding in a kernel of clipproj; what they say of torch's and cuBLAS' kernels stays in
 # the logs. Needs a GPU, the CUDA kernels (setup.py build_ext --inplace) and some minutes:
 #     tools/sanitizer.sh [LOG_FOLDER]       PYTHON=python3
@@ -18,7 +18,7 @@ findings() { # tool, log, arguments of the cases
   local tool=$1 log=$2
   shift 2
   "$sanitizer" --tool "$tool" --show-backtrace no --log-file "$log" \
-    "$python" tests/sanitizer_cases.py "$@" >&2
+    "$python" tests/helpers/sanitizer_cases.py "$@" >&2
   grep -c 'clipproj::' "$log" || true
 }
 

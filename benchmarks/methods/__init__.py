@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from clipproj.audit.task import Contender
+from clipproj.compare.task import Contender
 
 from . import jit, leace, lip, pbu, tia
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clipproj.audit.task import Task
+    from clipproj.compare.task import Task
 
 COUNT = 64  # made-up features of a text: Lip's pictures of a class
 # Lip accepts a picture at 0.6 to 0.99, by class. Chosen here: features only just as sure as that

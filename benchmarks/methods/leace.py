@@ -16,7 +16,7 @@ from clipproj import Projector, from_leace
 from .features import forgotten_pictures
 
 if TYPE_CHECKING:
-    from clipproj.audit.task import Task
+    from clipproj.compare.task import Task
 
 
 def make(task: Task) -> Projector:

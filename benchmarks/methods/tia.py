@@ -32,7 +32,7 @@ from torch import Tensor
 from .dense import Dense
 
 if TYPE_CHECKING:
-    from clipproj.audit.task import Task
+    from clipproj.compare.task import Task
 
 RANK, STEPS, RATE = 5, 2000, 0.01
 FORGET, PRESERVE = 1.3, 0.4  # lf, lp

@@ -1,8 +1,6 @@
 """What an edit did and what it did not: audits of one edit, and methods side by side."""
 
 from clipproj.audit.calibration import calibration
-from clipproj.audit.cell import Field
-from clipproj.audit.contest import known_classes
 from clipproj.audit.domains import domains
 from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import (
@@ -15,25 +13,27 @@ from clipproj.audit.evaluate import (
     strength_curve,
 )
 from clipproj.audit.gate import Judgement, Limits, judge
+from clipproj.audit.images import Pictures, image_features, load_pictures, open_picture
 from clipproj.audit.leak import leak
-from clipproj.audit.page import Page
 from clipproj.audit.paraphrase import paraphrase
-from clipproj.audit.pictures import Pictures, image_features, load_pictures, open_picture
 from clipproj.audit.probe import probe_recall
 from clipproj.audit.ranpac import RanPAC
 from clipproj.audit.recover import recover
 from clipproj.audit.relearn import relearn
 from clipproj.audit.relevance import relevance
-from clipproj.audit.report import write_report
 from clipproj.audit.retrieval import retrieval, wrong_side
 from clipproj.audit.samples import Samples
 from clipproj.audit.standins import stand_ins
 from clipproj.audit.stats import Measured
 from clipproj.audit.suite import AUDITS, Subject, audit
 from clipproj.audit.tagging import tagging
-from clipproj.audit.task import Contender, Task
 from clipproj.audit.tradeoff import area
 from clipproj.audit.tune import Tuned, text_proxies, tune
+from clipproj.compare.comparison import known_classes
+from clipproj.compare.task import Contender, Task
+from clipproj.compare.trial import Field
+from clipproj.report.page import Page
+from clipproj.report.report import write_report
 
 __all__ = [
     "AUDITS",

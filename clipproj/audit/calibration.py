@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
-from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import NO_ANSWER, Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.audit.wording import count, listed, percent
+from clipproj.report.formatting import count, listed, percent
+from clipproj.report.page import Page, Table, lines
 
 _NONE = "no answer"
 _SURE = 0.85  # of the confidence, from which a model is hardly less sure

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipproj.audit.page import Page, Table
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, listed, percent
+from clipproj.report.formatting import count, listed, percent
+from clipproj.report.page import Page, Table
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from clipproj.audit.calibration import log_probabilities
 from clipproj.audit.groups import class_groups
-from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.audit.wording import cosine, count, either, listed, percent
+from clipproj.report.formatting import cosine, count, either, listed, percent
+from clipproj.report.page import Page, Table, lines
 
 _ROUNDING = 1e-40  # of rows that do not differ, relative to (sum |x|^2)^2
 _SHARES = [i / 20 for i in range(21)]

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.audit import wording
 from clipproj.audit.groups import class_groups, nearest
-from clipproj.audit.page import Page, Table
 from clipproj.audit.probe import probe_recall
 from clipproj.audit.samples import NO_ANSWER, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
+from clipproj.report import formatting
+from clipproj.report.page import Page, Table
 
 __all__ = ["NO_ANSWER", "Comparison", "CurvePoint", "Scores", "compare", "nearest", "score"]
 
@@ -112,11 +112,11 @@ class Comparison:
         classes = [(c, before.per_class[c], after.per_class[c]) for c in (*self.nearest, *fell)]
         changed, pictures = "", len(before.predictions)
         if pictures:
-            changed = f" Of {wording.count(pictures, 'answer')} {len(self.changed)} changed."
+            changed = f" Of {formatting.count(pictures, 'answer')} {len(self.changed)} changed."
         return Page(
             "accuracy",
             "Zero-shot accuracy",
-            f"{wording.result(self)} {wording.caveat(self)}{changed}",
+            f"{formatting.result(self)} {formatting.caveat(self)}{changed}",
             (
                 Table(("pictures", "before %", "after %"), tuple(rows)),
                 Table(

@@ -10,9 +10,9 @@ from clipproj.audit.evaluate import Comparison, compare
 from clipproj.audit.groups import nearest
 from clipproj.audit.standins import stand_ins
 from clipproj.audit.stats import Measured, plain
-from clipproj.audit.wording import count, listed, percent
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
+from clipproj.report.formatting import count, listed, percent
 
 FEW_PICTURED = 10  # other classes with pictures; with fewer, names in general are measured too
 NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them

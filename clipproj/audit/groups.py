@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.samples import Samples
-from clipproj.text import Embeddings
+from clipproj.models.text import Embeddings
 
 
 def nearest(

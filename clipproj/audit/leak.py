@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
-from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, either, listed, percent
+from clipproj.report.formatting import count, either, listed, percent
+from clipproj.report.page import Page, Table, lines
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _CHUNK = 1024  # pictures compared with the memory at once

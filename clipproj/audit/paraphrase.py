@@ -15,12 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
-from clipproj.audit.page import Page, Table
 from clipproj.audit.samples import Edit, Samples
-from clipproj.audit.substitute import ALL, HALVES, Found, Target, Text
 from clipproj.audit.synonyms import known_words, misspellings
-from clipproj.audit.wording import count, listed, percent
-from clipproj.words import (
+from clipproj.audit.text_attack import ALL, HALVES, Found, Target, Text
+from clipproj.models.words import (
     expand_names,
     imagenet_names,
     name_key,
@@ -28,6 +26,8 @@ from clipproj.words import (
     strings,
     template_strings,
 )
+from clipproj.report.formatting import count, listed, percent
+from clipproj.report.page import Page, Table
 
 Embed = Callable[[Sequence[str]], Tensor]
 Tried = list[list[list[int]]]  # [before, after][half 0, half 1, all]: rows of texts

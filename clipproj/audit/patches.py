@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.audit.pictures import Pictures, image_features, open_picture
-from clipproj.encoder import evaluating, picture_inputs, tower_features
-from clipproj.heads import check_module, unwrap, which_class
+from clipproj.audit.images import Pictures, image_features, open_picture
+from clipproj.models.encoder import evaluating, picture_inputs, tower_features
+from clipproj.models.heads import check_module, unwrap, which_class
 
 _TRANSFORMERS = ("CLIPModel", "ChineseCLIPModel", "MetaClip2Model")
 _SAME_FEATURE = 2e-2  # relative: half precision is off by 5e-3, another head by far more

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
-from clipproj.audit.page import Page, Table
 from clipproj.audit.probe import FOLDS, mean_answers, ridge_answers, unmeasurable
 from clipproj.audit.ranpac import RanPAC, ranpac_answers
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, either, listed, percent
+from clipproj.report.formatting import count, either, listed, percent
+from clipproj.report.page import Page, Table
 
 PROBES = ("ridge", "ranpac", "mean")
 _TITLES = {

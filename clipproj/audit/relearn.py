@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
-from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.shots import (
     BACK,
@@ -25,7 +24,8 @@ from clipproj.audit.shots import (
     train,
 )
 from clipproj.audit.stats import Measured, share
-from clipproj.audit.wording import count, either, listed, percent
+from clipproj.report.formatting import count, either, listed, percent
+from clipproj.report.page import Page, Table, lines
 
 _LEAST = 3  # pictures of a class: to learn from, to hold out, and one more
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj.audit.groups import class_groups
-from clipproj.audit.page import Figure, Page, Table, image
+from clipproj.audit.images import Pictures
 from clipproj.audit.patches import attention_maps, find_tower, off_by, patch_features, pixels
-from clipproj.audit.pictures import Pictures
 from clipproj.audit.samples import Edit, Samples, applied
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.audit.wording import count, listed, percent
-from clipproj.heads import unwrap
+from clipproj.models.heads import unwrap
+from clipproj.report.formatting import count, listed, percent
+from clipproj.report.page import Figure, Page, Table, image
 
 _SAME_MODEL = 2e-2  # relative, of a picture's feature: the smallest useful edit does more
 _CHUNK = 256  # pictures whose positions are held at once

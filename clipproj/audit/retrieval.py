@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.groups import class_groups
-from clipproj.audit.page import Page, Table
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.search import Search, search
 from clipproj.audit.stats import Measured
-from clipproj.audit.wording import count, either, listed, percent
 from clipproj.methods.inputs import forget_and_keep
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
+from clipproj.report.formatting import count, either, listed, percent
+from clipproj.report.page import Page, Table
 
 _SENT = 0.98  # cosine from which an edited text is another one
 _WRONG = 1e-3  # share by which swapped factors must leave less: more than rounding of factors

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj import files
-from clipproj._rows import as_tensor
-from clipproj.audit.pictures import Pictures
-from clipproj.heads import unwrap
-from clipproj.text import Embeddings
-from clipproj.words import name_key
+from clipproj._tensors import as_tensor
+from clipproj.audit.images import Pictures
+from clipproj.models.heads import unwrap
+from clipproj.models.text import Embeddings
+from clipproj.models.words import name_key
 
 NO_ANSWER = -1
 _CHUNK = 8192  # rows compared with the class texts at once

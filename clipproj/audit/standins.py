@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.samples import Samples
-from clipproj.text import Embeddings
-from clipproj.words import on_both
+from clipproj.models.text import Embeddings
+from clipproj.models.words import on_both
 
 FORGOTTEN, KEPT = 0.75, 0.6  # share of the class's own text; the rest is another kept text
 MOST = 5000  # mixtures of each kind: shares to within half a point, in a second

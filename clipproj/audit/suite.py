@@ -11,14 +11,12 @@ from typing import Any
 from torch import nn
 
 from clipproj import files
-from clipproj.audit import page as pages
+from clipproj.audit.cache import Journal, code_digest
 from clipproj.audit.calibration import calibration
 from clipproj.audit.domains import domains
 from clipproj.audit.drift import drift
 from clipproj.audit.evaluate import compare
-from clipproj.audit.journal import Journal, code_digest
 from clipproj.audit.leak import leak
-from clipproj.audit.page import Page
 from clipproj.audit.paraphrase import Embed, paraphrase
 from clipproj.audit.recover import recover
 from clipproj.audit.relearn import relearn
@@ -29,6 +27,8 @@ from clipproj.audit.stats import plain
 from clipproj.audit.tagging import tagging
 from clipproj.audit.tune import tune
 from clipproj.projector import Projector
+from clipproj.report import page as pages
+from clipproj.report.page import Page
 
 
 @dataclass(frozen=True, eq=False)

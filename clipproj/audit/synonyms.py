@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipproj.words import name_key
+from clipproj.models.words import name_key
 
 _PLACES = 16
 LANGUAGES = ("Spanish", "French", "German", "Italian", "Russian", "Chinese")

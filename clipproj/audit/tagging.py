@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import class_groups
-from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.audit.wording import count, either, listed, percent
+from clipproj.report.formatting import count, either, listed, percent
+from clipproj.report.page import Page, Table, lines
 
 _RANKED = 0.9  # of the average precision, from which the order counts as kept
 _RECALLS = [i / 20 for i in range(1, 21)]

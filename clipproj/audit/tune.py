@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from clipproj.audit.evaluate import CurvePoint, strength_curve
-from clipproj.audit.page import Page, Table, lines
 from clipproj.audit.samples import Samples, logit_scale
 from clipproj.audit.tradeoff import area
-from clipproj.audit.wording import percent
+from clipproj.models.text import Embeddings, embed_classes
+from clipproj.models.words import Template, openai_templates, template_strings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings, embed_classes
-from clipproj.words import Template, openai_templates, template_strings
+from clipproj.report.formatting import percent
+from clipproj.report.page import Page, Table, lines
 
 STEP = 0.05
 ROWS = 20  # of the table of a page, about

@@ -286,10 +286,10 @@ def verify(
 
     Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
     """
+    from clipproj.checkpoints.state import locate, read_state
     from clipproj.cli.info import edited_since
-    from clipproj.receipt import Receipt
-    from clipproj.receipt import verify as check
-    from clipproj.state import locate, read_state
+    from clipproj.editing.receipt import Receipt
+    from clipproj.editing.receipt import verify as check
 
     file = locate(checkpoint)
     made = Receipt.load(receipt)
@@ -331,9 +331,9 @@ def undo(
     In place a torch file stays one and shards stay shards; --out writes one .safetensors file.
     """
     from clipproj import files
-    from clipproj.checkpoint import undo as restore
+    from clipproj.checkpoints.checkpoint import undo as restore
+    from clipproj.checkpoints.state import locate, read_edits
     from clipproj.cli.info import edited_since, quoted
-    from clipproj.state import locate, read_edits
 
     file = locate(checkpoint)
     undone = files.read(undo_file, "undo").meta

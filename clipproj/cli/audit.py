@@ -15,10 +15,10 @@ from clipproj.cli import options, terminal
 
 if TYPE_CHECKING:
     from clipproj.audit.suite import Finding
+    from clipproj.cli.inputs import Source
     from clipproj.cli.request import Request
-    from clipproj.cli.subject import Source
+    from clipproj.models.text import Embeddings
     from clipproj.projector import Projector
-    from clipproj.text import Embeddings
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -150,13 +150,13 @@ def run(
 ) -> tuple[Source, Projector, list[Finding]]:
     """The command without a terminal. Raises as `erase` and `suite.audit` do."""
     from clipproj.audit import suite
-    from clipproj.audit.journal import Journal
-    from clipproj.audit.page import need_charts
-    from clipproj.audit.pages import write_pages
+    from clipproj.audit.cache import Journal
+    from clipproj.cli import inputs
     from clipproj.cli import request as asked
-    from clipproj.cli import subject
     from clipproj.methods import defaults
     from clipproj.projector import load
+    from clipproj.report.page import need_charts
+    from clipproj.report.pages import write_pages
 
     say = progress or (lambda *_: None)
     need_charts()
@@ -170,7 +170,7 @@ def run(
     saved = None if request.projector is None else load(request.projector)
     if saved is not None and request.strength is not None:
         saved = saved.scaled(request.strength)
-    source = subject.load(
+    source = inputs.load(
         "audit",
         model=request.model,
         pretrained=request.pretrained,
@@ -182,7 +182,7 @@ def run(
         truncate=request.truncate,
     )
     if domains:
-        source = replace(source, samples=subject.in_domains(source.samples, domains))
+        source = replace(source, samples=inputs.in_domains(source.samples, domains))
     classes = source.samples.classes
     names = asked.resolve(plain, saved, source.classes, seen=True)
     for name in names.keep or ():
@@ -210,7 +210,7 @@ def run(
             forget=names.forget,
             model=loaded and loaded.model,
             preprocess=loaded and loaded.preprocess,
-            embed=loaded and subject.prompt_embedder(loaded, request.truncate),
+            embed=loaded and inputs.prompt_embedder(loaded, request.truncate),
             truncate=request.truncate,
             synonyms=synonyms,
             seed=seed,
@@ -224,8 +224,8 @@ def run(
         "rank": f"{edit.rank} of {edit.dim}",
         "strength": f"{float(edit.strength):g}",
     }
-    from clipproj.audit.wording import listed
     from clipproj.files import atomic
+    from clipproj.report.formatting import listed
 
     write_pages(
         request.out / "audit.html",

@@ -16,13 +16,13 @@ from rich.text import Text
 from clipproj.cli import options, terminal
 
 if TYPE_CHECKING:
-    from clipproj.audit.journal import Journal
-    from clipproj.audit.page import Page
+    from clipproj.audit.cache import Journal
     from clipproj.audit.samples import Samples
-    from clipproj.audit.standings import Standings
-    from clipproj.audit.task import Contender
     from clipproj.cli.erase import Progress
-    from clipproj.cli.subject import Source
+    from clipproj.cli.inputs import Source
+    from clipproj.compare.leaderboard import Standings
+    from clipproj.compare.task import Contender
+    from clipproj.report.page import Page
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -136,12 +136,12 @@ def compare(
 
 
 def _show(contests: list[Contested], out: Path) -> None:
-    from clipproj.audit.pages import printed
+    from clipproj.report.pages import printed
 
     screen = terminal.console()
-    for contest in contests:
-        terminal.show_table(screen, printed(contest.standings.main(), contest.title))
-        for page in contest.more:
+    for one in contests:
+        terminal.show_table(screen, printed(one.standings.main(), one.title))
+        for page in one.more:
             for table in page.tables:
                 terminal.show_table(screen, printed(table, page.title))
     screen.print(Text(f"written to {out}: compare.html, compare.json"))
@@ -186,11 +186,11 @@ def run(wanted: Wanted, progress: Progress | None = None) -> list[Contested]:
         ValueError: for options that exclude each other, unknown names, classes that no picture
             shows; ImportError, RuntimeError, OSError: as for `erase`.
     """
-    from clipproj.audit.contenders import chosen
-    from clipproj.audit.journal import Journal
-    from clipproj.audit.page import need_charts
-    from clipproj.audit.pages import write_pages
+    from clipproj.audit.cache import Journal
+    from clipproj.compare.methods import chosen
     from clipproj.files import atomic
+    from clipproj.report.page import need_charts
+    from clipproj.report.pages import write_pages
 
     say = progress or (lambda *_: None)
     need_charts()
@@ -250,11 +250,11 @@ def _own(
     wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
 ) -> list[Contested]:
     """The pictures of one folder, or features of a file."""
-    from clipproj.audit.contest import known_classes
-    from clipproj.cli import request, subject
+    from clipproj.cli import inputs, request
+    from clipproj.compare.comparison import known_classes
 
     of = partial(
-        subject.load, "compare", device=wanted.device, templates=wanted.templates, say=say,
+        inputs.load, "compare", device=wanted.device, templates=wanted.templates, say=say,
         truncate=wanted.truncate,
     )  # fmt: skip
     source = of(
@@ -286,9 +286,9 @@ def _lip(
     wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
 ) -> list[Contested]:
     """The data sets of Lip's protocol that are there."""
-    from clipproj.audit import contest
-    from clipproj.audit import lip_protocol as lip
-    from clipproj.cli import subject
+    from clipproj.cli import inputs
+    from clipproj.compare import comparison
+    from clipproj.compare import lip_protocol as lip
 
     folders = lip.find_datasets(wanted.images)
     if not folders:
@@ -306,7 +306,7 @@ def _lip(
     sources: dict[str, Source] = {}
     for name, folder in folders.items():
         first = next(iter(sources.values()), None)
-        sources[name] = subject.load(
+        sources[name] = inputs.load(
             "compare",
             model=wanted.model,
             pretrained=wanted.pretrained,
@@ -329,7 +329,7 @@ def _lip(
         forget = data.find(source.samples.names)
         one = _contest(data.title, source, others, contenders, forget, wanted, journal, say)
         full = float(source.samples.correct().double().mean())
-        page = lip.page(data, one.standings.results, contest.BASE, full)
+        page = lip.page(data, one.standings.results, comparison.BASE, full)
         about = one.about | {"pictures": f"{len(source.samples)} of {data.title}"}
         contests.append(replace(one, about=about, more=(page,)))
     return contests
@@ -345,9 +345,9 @@ def _contest(
     journal: Journal,
     say: Progress,
 ) -> Contested:
-    from clipproj.audit import cell, contest
-    from clipproj.audit.standings import Standings
-    from clipproj.cli.subject import prompt_rows
+    from clipproj.cli.inputs import prompt_rows
+    from clipproj.compare import comparison, trial
+    from clipproj.compare.leaderboard import Standings
     from clipproj.methods import empty_text
 
     empty, prompts = None, {}
@@ -355,23 +355,23 @@ def _contest(
         empty = empty_text(source.loaded.model, source.loaded.tokenizer)[0].float().cpu()
         templates = source.samples.classes.templates
         prompts = prompt_rows(source.loaded, forget, templates, say, wanted.truncate)
-    results = contest.run(
-        cell.Field(source.samples, others, empty, prompts),
+    results = comparison.run(
+        trial.Field(source.samples, others, empty, prompts),
         contenders,
         forget,
         journal=journal,
         seed=wanted.seed,
         progress=lambda done, total: say(f"{title}"[:16], done, total),
     )
-    about = {contest.BASE: "the model as it is"}
-    about[contest.BASE_IN_HALVES] = "the same, each half of the pictures apart"
+    about = {comparison.BASE: "the model as it is"}
+    about[comparison.BASE_IN_HALVES] = "the same, each half of the pictures apart"
     about |= {name: contender.about for name, contender in contenders.items()}
     return Contested(title, source.about, Standings.of(results, about))
 
 
 def _as_dict(contests: Sequence[Contested]) -> dict[str, Any]:
-    from clipproj.audit.page import as_json
     from clipproj.audit.stats import plain
+    from clipproj.report.page import as_json
 
     return {
         one.title: {

@@ -14,23 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipproj import log, ops
-from clipproj.audit import evaluate, report
+from clipproj import ops
+from clipproj.audit import evaluate
 from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.gate import FEW_PICTURED, GENERAL_PROMPTS, Judgement, judge
-from clipproj.audit.pictures import Pictures, image_features, load_pictures
+from clipproj.audit.images import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
-from clipproj.checkpoint import Loaded, load_model, save_model
+from clipproj.checkpoints.checkpoint import Loaded, load_model, save_model
+from clipproj.checkpoints.state import WEIGHTS, read_state, size
 from clipproj.cli.output import Output
 from clipproj.cli.request import Names, Request, check, resolve, without_earlier
-from clipproj.edit import Edit, edit
-from clipproj.heads import find_heads, head_tensors
+from clipproj.editing import log
+from clipproj.editing.edit import Edit, edit
+from clipproj.editing.receipt import Verdict, verify
 from clipproj.methods import defaults
+from clipproj.models.heads import find_heads, head_tensors
+from clipproj.models.text import Embeddings, embed_classes, generic_keep
+from clipproj.models.words import on_both, simple_templates
 from clipproj.projector import Projector, load
-from clipproj.receipt import Verdict, verify
-from clipproj.state import WEIGHTS, read_state, size
-from clipproj.text import Embeddings, embed_classes, generic_keep
-from clipproj.words import on_both, simple_templates
+from clipproj.report import report
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 

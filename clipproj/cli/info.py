@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from clipproj import files
 from clipproj.audit.samples import Samples
 from clipproj.bank import ProjectorBank
-from clipproj.heads import TRANSFORMERS
+from clipproj.checkpoints.state import locate, read_edits, read_state, size
+from clipproj.editing.receipt import Receipt
+from clipproj.models.heads import TRANSFORMERS
 from clipproj.projector import load
-from clipproj.receipt import Receipt
-from clipproj.state import locate, read_edits, read_state, size
 
 # Where state dicts keep the last projections; with a model at hand, find_heads knows better.
 _HEADS = (

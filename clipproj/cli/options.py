@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clipproj.words import canonical, utf8
+from clipproj.models.words import canonical, utf8
 
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
 LIMITS = "What it may cost"

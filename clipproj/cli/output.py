@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from clipproj import files
-from clipproj.state import WEIGHTS, locate, read_edits
+from clipproj.checkpoints.state import WEIGHTS, locate, read_edits
 
 _SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
 

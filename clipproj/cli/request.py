@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from clipproj.audit.gate import Limits
-from clipproj.audit.pictures import Pictures
+from clipproj.audit.images import Pictures
+from clipproj.models.text import expand_names
+from clipproj.models.words import canonical, name_fault, name_key, on_both, repeated
 from clipproj.projector import Projector
-from clipproj.text import expand_names
-from clipproj.words import canonical, name_fault, name_key, on_both, repeated
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def run(
             'serve: the service needs Ray Serve: pip install "clipproj[serve]"'
         ) from error
 
-    from clipproj.checkpoint import check_model
+    from clipproj.checkpoints.checkpoint import check_model
     from clipproj.serve.app import build
     from clipproj.serve.settings import Settings
 

@@ -36,8 +36,8 @@ _WORDS = {
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
-    from clipproj.audit import tables
-    from clipproj.audit.wording import listed
+    from clipproj.report import tables
+    from clipproj.report.formatting import listed
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")

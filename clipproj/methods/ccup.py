@@ -7,8 +7,8 @@ from torch import Tensor
 
 from clipproj.methods.contrast import ridge_less
 from clipproj.methods.inputs import above_zero, at_least_zero, forget_and_keep, provenance
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 
 def ccup(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipproj.methods.hull import nearest_mixture
-from clipproj.text import Embeddings
+from clipproj.models.text import Embeddings
 
 CONTRASTS = ("none", "span", "hull", "mean")
 SPAN_UP_TO = 16  # keeps: beyond it span(keep) holds most of the forgotten class too

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from clipproj.methods.inputs import integer, number, unit_rows
-from clipproj.text import Embeddings
-from clipproj.words import Template, openai_templates, strings, template_strings
+from clipproj.models.text import Embeddings
+from clipproj.models.words import Template, openai_templates, strings, template_strings
 
 _COMPONENTS = 2  # as UPCORE's; more of them are noise in a hundred prompts
 

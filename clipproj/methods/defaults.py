@@ -8,8 +8,8 @@ from clipproj.audit.standins import stand_ins
 from clipproj.methods.ccup import ccup
 from clipproj.methods.contrast import SPAN_UP_TO
 from clipproj.methods.nullspace import nullspace
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 MEAN_STRENGTH = 1.5  # of one direction less a mean of many names; 1 leaves up to a third of a class
 

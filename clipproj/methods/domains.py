@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clipproj.methods.contrast import less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import unit_rows
-from clipproj.text import Embeddings
-from clipproj.words import strings
+from clipproj.models.text import Embeddings
+from clipproj.models.words import strings
 
 _GAINS = (0.2, 1.0)  # few pictures may measure nonsense; pictures show no more than texts do
 _SAME_DOMAIN = 1e-6  # of the contrast of the class

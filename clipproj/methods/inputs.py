@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipproj._rows import as_tensor
+from clipproj._tensors import as_tensor
 from clipproj._version import __version__
-from clipproj.text import Embeddings
-from clipproj.words import name_key
+from clipproj.models.text import Embeddings
+from clipproj.models.words import name_key
 
 SAME = 1 - 1e-6  # cosine from which two texts are one
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from clipproj.methods.contrast import contrasted, row_basis
 from clipproj.methods.inputs import forget_and_keep, provenance, rank_and_tol
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 
 def nullspace(

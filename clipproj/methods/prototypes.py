@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.encoder import check_tower, evaluating, pixel_dtype, tower_features
-from clipproj.heads import check_module, unwrap
 from clipproj.methods.domains import Cells
 from clipproj.methods.inputs import above_zero, integer, unit_rows
-from clipproj.text import Progress
+from clipproj.models.encoder import check_tower, evaluating, pixel_dtype, tower_features
+from clipproj.models.heads import check_module, unwrap
+from clipproj.models.text import Progress
 
 # Lip's recipe is for 224 pixels: a step of length 25 where noise has length sqrt(3) * 224, and
 # jitter of 16 pixels. Both scale with the picture.

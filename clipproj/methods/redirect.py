@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.encoder import encode, evaluating
-from clipproj.heads import check_module, unwrap
 from clipproj.methods.ccup import pull
 from clipproj.methods.inputs import (
     above_zero,
@@ -24,8 +22,10 @@ from clipproj.methods.inputs import (
     provenance,
     unit_rows,
 )
+from clipproj.models.encoder import encode, evaluating
+from clipproj.models.heads import check_module, unwrap
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 LOGIT_SCALE = 100.0  # CLIP's, at which the model's own answers are drawn
 

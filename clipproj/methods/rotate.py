@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clipproj.methods.contrast import contrasted, less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 _TOL = 1e-4  # relative, of singular values: directions below it are one with the others
 _AVOID = 100.0  # how much the neutral direction stays away from kept texts

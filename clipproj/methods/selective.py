@@ -11,9 +11,9 @@ from torch import nn
 
 from clipproj.methods.domains import Cells, Space
 from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol
+from clipproj.models.text import Embeddings, Progress, embed_classes
+from clipproj.models.words import Template, openai_templates, strings, template_strings
 from clipproj.projector import SIDES, Projector
-from clipproj.text import Embeddings, Progress, embed_classes
-from clipproj.words import Template, openai_templates, strings, template_strings
 
 MODES = ("global", "domain", "complete")
 FORMS = ("reader", "subspace")

@@ -15,8 +15,8 @@ from clipproj.methods.inputs import (
     provenance,
     unit_rows,
 )
+from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
-from clipproj.text import Embeddings
 
 _TOL = 1e-4  # directions with a singular value below it, relative, are rounding
 _RATIO = 2.0  # prompts in 80 templates: the subgroup's directions have 3 to 10, others below 2

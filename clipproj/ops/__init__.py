@@ -11,13 +11,13 @@ which is the orthogonal projection of arXiv 2512.14137 with `read is write` = or
 directions, its CCUP edit and LEACE (arXiv 2306.03819) with two different factors.
 """
 
-from clipproj import _load  # noqa: F401  opens the libraries that define the operators
-from clipproj.ops._fold import fold_
-from clipproj.ops._linear import linear
-from clipproj.ops._logits import logits
-from clipproj.ops._project import project, project_, project_out
-from clipproj.ops._project_rows import project_rows
-from clipproj.ops._projected_norm import projected_norm
+from clipproj.ops import _library  # noqa: F401  opens the libraries that define the operators
+from clipproj.ops.fold import fold_
+from clipproj.ops.linear import linear
+from clipproj.ops.logits import logits
+from clipproj.ops.project import project, project_, project_out
+from clipproj.ops.project_rows import project_rows
+from clipproj.ops.projected_norm import projected_norm
 
 __all__ = [
     "fold_",

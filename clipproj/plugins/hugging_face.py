@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from clipproj import heads, log
 from clipproj.bank import ProjectorBank
+from clipproj.editing import log
+from clipproj.models import heads
 from clipproj.plugins.head import ProjectedHead
 from clipproj.projector import Projector
 

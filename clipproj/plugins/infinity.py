@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from clipproj.bank import ProjectorBank
-from clipproj.encoder import features
-from clipproj.heads import TOWERS, find_heads
+from clipproj.models.encoder import features
+from clipproj.models.heads import TOWERS, find_heads
 from clipproj.plugins._source import Asked, Name, serve, strengths
 from clipproj.projector import Projector
 

@@ -21,7 +21,7 @@ except ImportError as error:
 
 import torch
 
-from clipproj.checkpoint import load_model
+from clipproj.checkpoints.checkpoint import load_model
 from clipproj.serve import make
 from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine

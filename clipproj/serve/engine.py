@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipproj.checkpoint import Loaded
-from clipproj.encoder import encode, pixel_dtype, tower_features
-from clipproj.heads import head_hash
-from clipproj.hugging_face import Pixels
+from clipproj.checkpoints.checkpoint import Loaded
+from clipproj.checkpoints.hugging_face import Pixels
+from clipproj.models.encoder import encode, pixel_dtype, tower_features
+from clipproj.models.heads import head_hash
+from clipproj.models.text import embed_classes
+from clipproj.models.words import canonical, simple_templates
 from clipproj.projector import Projector
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Prepared, Preparer, Request, check_prompts
 from clipproj.serve.store import Changes, from_bytes
 from clipproj.serve.tenants import Plan, Tenants
-from clipproj.text import embed_classes
-from clipproj.words import canonical, simple_templates
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipproj.encoder import pinned
-from clipproj.pictures import open_picture, picture_size
+from clipproj.models.encoder import pinned
+from clipproj.models.image_files import open_picture, picture_size
+from clipproj.models.tokens import counts, cut_tokens, too_long
 from clipproj.serve.errors import ServiceError, bad
-from clipproj.tokens import counts, cut_tokens, too_long
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
 MAX_ASPECT = 100  # a row of pixels, resized to the model's height, would be millions wide

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from clipproj import demo, log
+from clipproj import demo
 from clipproj.audit.gate import GENERAL_PROMPTS, judge
-from clipproj.checkpoint import Loaded
+from clipproj.checkpoints.checkpoint import Loaded
+from clipproj.editing import log
 from clipproj.methods import defaults
+from clipproj.models.text import Embeddings, embed_classes, generic_keep
+from clipproj.models.words import name_key, on_both, openai_templates, simple_templates
 from clipproj.projector import Projector
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import check_prompts
 from clipproj.serve.parse import Spec
 from clipproj.serve.store import from_bytes
-from clipproj.text import Embeddings, embed_classes, generic_keep
-from clipproj.words import name_key, on_both, openai_templates, simple_templates
 
 
 def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:

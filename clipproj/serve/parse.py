@@ -16,10 +16,10 @@ from pydantic_core import from_json
 
 from clipproj.audit.gate import Limits
 from clipproj.methods.contrast import CONTRASTS
+from clipproj.models.words import canonical, name_fault, name_key, on_both, repeated
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Input, Name, Request
 from clipproj.serve.settings import Settings
-from clipproj.words import canonical, name_fault, name_key, on_both, repeated
 
 LONGEST = 2048  # letters: a model reads a hundred words, and tokenizing takes their square
 

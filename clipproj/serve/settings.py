@@ -20,7 +20,7 @@ class Settings(BaseModel):
     """Settings of the service; strings are taken for numbers, as `serve run NAME=VALUE` gives them.
 
     Attributes:
-        model, pretrained: as `clipproj.checkpoint.load_model` takes them; None: the embedded model.
+        model, pretrained: as `load_model` takes them; None: the embedded model.
         name: what requests call the model; None: as `model`.
         device: of each replica; None: cuda where the starting machine has it.
         replicas: copies of the model. gateways: processes that speak HTTP.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // All that kernels take from CUDA. Device code includes this and nothing else of CUDA's, so that
-// tests/cuda_on_cpu can run the same kernels where there is no GPU: built with
+// tests/helpers/cuda_on_cpu can run the same kernels where there is no GPU: built with
 // CLIPPROJ_CUDA_ON_CPU, its runtime.h gives every name below the meaning that is documented here.
 //
 // Blocks are one-dimensional, a multiple of 32 threads, and all threads of a warp take part in

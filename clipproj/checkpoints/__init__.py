@@ -1,0 +1,1 @@
+"""Models on the disk: found, read, written edited, and edits undone there."""

@@ -1,0 +1,165 @@
+"""What `audit` and `compare` measure on: a model's pictures, or features from a file."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipproj.audit.images import Pictures, load_pictures
+from clipproj.audit.samples import Samples, logit_scale
+from clipproj.checkpoints.checkpoint import Loaded, load_model
+from clipproj.cli.erase import Progress, class_texts, picture_features
+from clipproj.methods import prompts
+from clipproj.models.encoder import encode, evaluating
+from clipproj.models.text import Embeddings
+from clipproj.report.formatting import count
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Unedited samples, with the model where there is one.
+
+    Attributes:
+        samples: pictures and the texts of all their classes.
+        loaded: None for features from a file.
+        about: what they come from, for the report.
+    """
+
+    samples: Samples
+    loaded: Loaded | None
+    about: dict[str, str]
+
+    @property
+    def classes(self) -> Pictures:
+        """The classes as `request.resolve` asks for them."""
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
+        return Pictures((), none, self.samples.names)
+
+
+def load(
+    command: str,
+    *,
+    model: str | None,
+    pretrained: str | None,
+    images: Path | None,
+    features: Path | None,
+    templates: Sequence[str],
+    device: str,
+    say: Progress,
+    truncate: bool = False,
+    loaded: Loaded | None = None,
+    prepared: Callable[[Pictures], Pictures] | None = None,
+) -> Source:
+    """Samples of the pictures under the model, or of a file that `Samples.save` wrote.
+
+    Args:
+        truncate: cut prompts that the model would not read to their end; else an error.
+        loaded: the model, where it has been loaded before.
+        prepared: what to make of the pictures before they are embedded; None: nothing.
+
+    Raises:
+        ValueError: for options that exclude each other, no pictures, and as `load_pictures`,
+            `embed_classes` and `Samples`; FileNotFoundError, RuntimeError: as `Samples.load` and
+            `load_model`.
+    """
+    if features is not None:
+        for option, value in (
+            ("model", model), ("pretrained", pretrained), ("images", images),
+            ("template", templates or None),
+        ):  # fmt: skip
+            if value is not None:
+                raise ValueError(f"{command}: {option} must be left out with features, got {value}")
+        samples = Samples.load(features)
+        return Source(samples, None, _about(samples, samples.classes.model, features))
+    if images is None:
+        if model is not None:
+            raise ValueError(f"{command}: images must be a folder of class folders, got none")
+        from clipproj import demo
+
+        images = demo.pictures_dir()
+    pictures = load_pictures(images)
+    if prepared is not None:
+        pictures = prepared(pictures)
+    if loaded is None:
+        say("model", 0, 1)
+        loaded = load_model(model, pretrained, device)
+        say("model", 1, 1)
+    classes = class_texts(loaded, pictures.classes, templates or None, "texts", say, truncate)
+    rows = picture_features(loaded, pictures, "pictures", say)
+    samples = Samples.of_pictures(rows, pictures, classes, scale=logit_scale(loaded.model))
+    skipped = sum(pictures.skipped.values())
+    return Source(samples, loaded, _about(samples, loaded.name, images, skipped))
+
+
+def prompt_embedder(loaded: Loaded, truncate: bool = False) -> Callable[[Sequence[str]], Tensor]:
+    """From prompts to the model's text features [m, d] on the CPU, 256 at a time.
+
+    ValueError for a prompt that the model would not read to its end, unless `truncate` cuts it.
+    """
+    device = next(loaded.model.parameters()).device
+
+    def embed(prompts: Sequence[str]) -> Tensor:
+        rows = []
+        with evaluating(loaded.model), torch.inference_mode(False), torch.no_grad():
+            for start in range(0, len(prompts), 256):
+                some = list(prompts[start : start + 256])
+                cut = [] if truncate else None
+                made = encode(loaded.model, loaded.tokenizer, some, device, cut)
+                rows.append(made.float().cpu())
+                if cut:
+                    warnings.warn(f"audit: prompts are cut, such as {cut[0]!r}", stacklevel=2)
+        return torch.cat(rows)
+
+    return embed
+
+
+def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
+    """The samples with the domain of the first pattern that each file name fits.
+
+    Raises ValueError for samples without paths, or a file that fits none.
+    """
+    if samples.paths is None:
+        raise ValueError("audit: domain must come with pictures, got features without file names")
+    nfc = partial(unicodedata.normalize, "NFC")  # as a keyboard types what a Mac took apart
+    found = []
+    for path in samples.paths:
+        file = nfc(path.name)
+        name = next((d for p, d in patterns.items() if fnmatchcase(file, nfc(p))), None)
+        if name is None:
+            raise ValueError(
+                f"audit: domain must cover every picture, got none for {path.parent.name}/"
+                f"{path.name}; '*=other' covers the rest"
+            )
+        found.append(name)
+    return replace(samples, domains=tuple(found))
+
+
+def prompt_rows(
+    loaded: Loaded,
+    names: Sequence[str],
+    templates: Sequence[str],
+    say: Progress,
+    truncate: bool = False,
+) -> dict[str, Embeddings]:
+    """By name, a unit row for each prompt of it, one a template."""
+    by_name = {name: prompts([name], templates) for name in names}
+    everything = list(dict.fromkeys(one for some in by_name.values() for one in some))
+    rows = class_texts(loaded, everything, ["{}"], "prompts", say, truncate)
+    return {name: rows.select(some) for name, some in by_name.items()}
+
+
+def _about(samples: Samples, model: str, source: Path, skipped: int = 0) -> dict[str, str]:
+    others = f"; {count(skipped, 'other file')} left out" if skipped else ""
+    return {
+        "model": model,
+        "pictures": f"{len(samples)} from {source.name}{others}",
+        "classes": str(len(samples.names)),
+    }

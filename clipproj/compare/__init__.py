@@ -1,0 +1,1 @@
+"""Methods side by side: every one on every class, with the same measures."""

@@ -1,0 +1,1 @@
+"""Edits of a live model: folded in, logged, proved by a receipt, taken out to the bit."""

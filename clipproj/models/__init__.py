@@ -1,0 +1,1 @@
+"""Models: their towers, heads, words and images."""

@@ -1,0 +1,145 @@
+"""`project` and its forms that write where they are told."""
+
+import torch
+from torch import Tensor
+
+from clipproj.ops import _autograd, _checks
+
+_project = torch.ops.clipproj.project.default
+_project_ = torch.ops.clipproj.project_.default
+_project_out = torch.ops.clipproj.project_out.default
+
+
+@torch.library.register_fake("clipproj::project")
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    _checks.features("project", x, read, write, offset, strength)
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("clipproj::project_")
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> None:
+    _checks.features("project_", x, read, write, offset, strength)
+    _checks.writable("project_", "x", x, flat=True)
+
+
+@torch.library.register_fake("clipproj::project_out")
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    out: Tensor,
+) -> None:
+    _checks.features("project_out", x, read, write, offset, strength)
+    _checks.out("project_out", out, x)
+    _checks.writable("project_out", "out", out, flat=True)
+
+
+def project(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    """Projects feature rows: `x - strength * (x @ read.T - offset) @ write`, in one pass over x.
+
+    Sums run in float32 (float64 for float64 x) and are rounded once, at the store. A row's bits
+    depend on that row alone: not on the batch, its neighbours or the number of threads. Neutral
+    under autocast. Differentiable in x, twice, in forward mode too and in torch.func.
+
+    Args:
+        x: `[..., d]`, d >= 1, float32, bfloat16 or float16, on the CPU also float64; any strides.
+        read: `[k, d]` float32 (float64 with float64 x), on the device of x, 0 <= k.
+        write: `[k, d]`, like `read`; pass the same tensor twice for a symmetric projector.
+        offset: `[k]`, like `read`; None means zero. LEACE's `read . bias`.
+        strength: like `read`, 0-dim, or `[n]` with one value for each of the n rows of x with its
+            leading dims flattened; None means 1. 0 leaves x as it is, 1 projects, 2 reflects.
+        normalize: divide each projected row by its length, at least 1e-12, as
+            `torch.nn.functional.normalize` does. Zero rows stay zero.
+
+    Returns:
+        A contiguous tensor like x that shares no memory with it, also when k = 0.
+
+    Raises:
+        RuntimeError: an argument has the wrong shape, dtype or device, or a factor requires grad.
+        TypeError: `strength` is a Python number, which every compiled graph would bake in.
+    """
+    _checks.strength("project", strength)
+    return _autograd.call(_project, x, read, write, offset, strength, normalize=normalize)
+
+
+def project_(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    """`project` written over x, with the same bits; arguments as there. Returns x.
+
+    Raises:
+        RuntimeError: as `project`; also when an argument requires grad in grad mode, when two
+            elements of x share an address, when x shares memory with a factor, or when its leading
+            dims do not flatten to one stride.
+        TypeError: `strength` is a Python number.
+    """
+    _checks.strength("project_", strength)
+    return _autograd.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
+
+
+def project_out(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None = None,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    out: Tensor,
+) -> Tensor:
+    """`project` written into `out`, with the same bits; arguments as there. Returns out.
+
+    Memory that is written again and again is spared the page faults of a large new result, and a
+    small one the allocator.
+
+    Args:
+        out: of the shape, dtype and device of x; any strides whose leading dims flatten to one
+            stride, such as a slice of columns. May be x itself (then this is `project_`) or lie
+            beside it in one buffer (`buffer[:, :d]` and `buffer[:, d:]`). Under `torch.compile`
+            contiguous, which Dynamo asks of every `out`.
+
+    Raises:
+        RuntimeError: as `project`; also when an argument requires grad in grad mode, when `out` has
+            another shape, dtype or device than x, when two of its elements share an address, when
+            it shares memory with a factor or with other elements of x than the ones they become, or
+            when its leading dims do not flatten to one stride.
+        TypeError: `strength` is a Python number.
+    """
+    _checks.strength("project_out", strength)
+    return _autograd.write(
+        _project_out, "out", x, read, write, offset, strength, normalize=normalize, out=out
+    )

@@ -1,0 +1,80 @@
+"""`project_rows`."""
+
+import torch
+from torch import Tensor
+
+from clipproj.ops import _autograd, _checks
+
+_project_rows = torch.ops.clipproj.project_rows.default
+_project_rows_flag = torch.ops.clipproj.project_rows.flag
+
+
+@torch.library.register_fake("clipproj::project_rows")
+@torch.library.register_fake("clipproj::project_rows.flag")
+def _(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    spans: Tensor,
+    index: Tensor,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    flag: Tensor | None = None,
+) -> Tensor:
+    _checks.features("project_rows", x, read, write, offset, strength)
+    _checks.bank("project_rows", x, spans, index, flag)
+    return x.new_empty(x.shape)
+
+
+def project_rows(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    spans: Tensor,
+    index: Tensor,
+    strength: Tensor | None = None,
+    *,
+    normalize: bool = False,
+    flag: Tensor | None = None,
+) -> Tensor:
+    """Projects each feature row by a projector of its own, out of a bank of many, in one pass.
+
+    A batch of many tenants' rows costs one call, as with the adapters of Punica (arXiv 2310.18547)
+    and S-LoRA (arXiv 2311.03285), but the shares of a bank are of any rank, without padding. A
+    row's bits are those that `project` gives it with its own slice of the bank: they depend neither
+    on the rest of the bank nor on the order or neighbours of the rows. Rows of one projector side
+    by side are faster, in any order right. Differentiable in x as `project` is.
+
+    Args:
+        x: `[..., d]`, as in `project`; n rows with its leading dims flattened.
+        read, write: `[k, d]`, as in `project`: the directions of all projectors.
+        offset: `[k]`, as in `project`; None means zero.
+        spans: `[m, 2]` int32, on the device of x: first direction and rank of each projector.
+            Ranks may be 0, spans may overlap.
+        index: `[n]` int32, on the device of x: the projector of each row, -1 for none. Such a row
+            keeps its bits unless it is normalised.
+        strength: as in `project`.
+        normalize: as in `project`; of rows without a projector too.
+        flag: int32, one element, on the device of x. Set to 1 on the GPU when a row has become NaN
+            because of its index or span, else left as it is; the CPU raises instead.
+
+    An index outside `[-1, m - 1]`, or one whose span lies outside the bank, never takes another
+    projector's directions. On the CPU it raises before anything is written. A GPU has no way to
+    raise without waiting for it: the row becomes NaN.
+
+    Returns:
+        A contiguous tensor like x that shares no memory with it.
+
+    Raises:
+        RuntimeError: as `project`; also when `spans`, `index` or `flag` has the wrong shape, dtype
+            or device, and on the CPU for an index or span as above.
+        TypeError: `strength` is a Python number.
+    """
+    _checks.strength("project_rows", strength)
+    bank = x, read, write, offset, spans, index, strength
+    if flag is None:
+        return _autograd.call(_project_rows, *bank, normalize=normalize)
+    return _autograd.write(_project_rows_flag, "flag", *bank, normalize=normalize, flag=flag)

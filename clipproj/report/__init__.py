@@ -1,0 +1,1 @@
+"""What the numbers of an edit look like to a reader: pages, tables, charts, words."""

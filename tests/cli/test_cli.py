@@ -1,0 +1,606 @@
+"""The command: what it prints, where, with which exit code, and how it says no."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from threading import Semaphore
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from clipproj import Projector, ProjectorBank, __version__, files
+from clipproj.audit import Samples
+from clipproj.checkpoints.state import WEIGHTS
+from clipproj.cli import erase as job
+from clipproj.cli import info, terminal
+from clipproj.editing.receipt import Verdict
+from clipproj.models.text import Embeddings
+from clipproj_command import OutputError
+
+Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
+
+
+def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path: Path) -> None:
+    result = run("erase", "cat", *usual)
+    assert result.exit_code == 0, result.stderr
+    out = result.stdout
+    assert "Forgetting “cat”" in out
+    assert "5 other picture classes; nullspace (span contrast), rank 1, strength 1" in out
+    for row in ("“cat” (3 pictures)", "all other classes (15 pictures)", "tall tree", "café",
+                "linear probe", "cosine", "time of the edit"):  # fmt: skip
+        assert row in out
+    assert "receipt: image head edited, bit for bit" in out
+    assert "undo with: clipproj undo clipproj-out/open_clip_model.safetensors" in out
+    assert "not" in out.split("linear probe still")[0]
+    assert result.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["clipproj-out"]
+
+
+def test_a_rehearsal_leaves_nothing(run: Run, usual: list[str], tmp_path: Path) -> None:
+    result = run("erase", "cat", *usual, "--dry-run")
+    assert result.exit_code == 0
+    assert "dry run: nothing written" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_and_nothing_else(run: Run, usual: list[str]) -> None:
+    result = run("erase", "cat", "--json", "--keep", "dog", "--keep", "owl", *usual)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    said = json.loads(result.stdout)
+    assert said["forget"] == ["cat"]
+    assert said["keep"] == {"from": "given", "names": ["dog", "owl"]}
+    assert said["scores"]["before"]["forget"] == 1
+    assert said["scores"]["after"]["forget"] == 0
+    assert said["receipt"]["status"] == "edited"
+    assert said["notes"] == []
+    assert Path(said["files"]["checkpoint"]).is_file()
+
+
+def test_names_to_keep_from_a_file(run: Run, usual: list[str], tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("# the good ones\ndog\n\n  tall tree \n", encoding="utf-8")
+    result = run("erase", "cat", "--json", "--keep-file", "keep.txt", "--keep", "owl", *usual)
+    assert json.loads(result.stdout)["keep"]["names"] == ["owl", "dog", "tall tree"]
+
+
+def test_names_to_keep_from_a_file_of_another_editor(
+    run: Run, usual: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "keep.txt").write_text("dog\nowl\n", encoding="utf-8-sig")
+    result = run("erase", "cat", "--json", "--keep-file", "keep.txt", *usual)
+    assert json.loads(result.stdout)["keep"]["names"] == ["dog", "owl"]
+    (tmp_path / "keep.txt").write_text("café\n", encoding="latin-1")
+    result = run("erase", "cat", "--keep-file", "keep.txt", *usual)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("erase: keep-file must be UTF-8 text, got keep.txt")
+
+
+@pytest.mark.parametrize("columns", ["20", "200"])
+def test_names_of_any_letters_in_any_width(
+    run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    result = run("erase", "CAFÉ", "Tall Tree", *usual, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "café" in result.stdout
+
+
+def test_a_folder_and_a_keyboard_spell_one_name(
+    run: Run, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    apart = unicodedata.normalize("NFD", "café")
+    shutil.copytree(pictures, tmp_path / "mac")
+    (tmp_path / "mac" / "café").rename(tmp_path / "mac" / apart)
+    for asked, folder in (("café", tmp_path / "mac"), (apart, pictures)):
+        usual = ["--model", model, "--images", folder, "--template", "a {}", "--dry-run", "--json"]
+        result = run("erase", asked, *usual)
+        assert result.exit_code == 0, result.stdout
+        told = json.loads(result.stdout)
+        assert told["forget"] == ["café"]
+        assert told["scores"]["after"]["forget"] == 0
+
+
+def test_what_is_left_out_is_told(
+    run: Run, usual: list[str], pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures, tmp_path / "shown")
+    (tmp_path / "shown" / "cat" / "phone.heic").write_bytes(b"")
+    usual[usual.index(str(pictures))] = "shown"
+    said = "load_pictures: left out 1 file of shown: 1 .heic"
+    result = run("erase", "cat", *usual)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"note: {said}")
+    numbers = json.loads(Path("clipproj-out/report.json").read_text())
+    assert numbers["pictures"] == {"count": 18, "skipped": {".heic": 1}}
+    told = json.loads(run("audit", "cat", *usual, "--only", "accuracy", "--json").stdout)
+    assert told["source"]["pictures"] == "18 from shown; 1 other file left out"
+    assert told["notes"][0].startswith(said)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_bytes_that_are_no_utf8_are_refused_before_the_work(
+    run: Run, usual: list[str], pictures: Path, tmp_path: Path, dry: list[str]
+) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    shutil.copytree(pictures, tmp_path / "shown")
+    (tmp_path / "shown" / "café").rename(tmp_path / "shown" / odd)
+    for wrong, says in (
+        (["cat", "--images", "shown"], "the name of a class folder must be UTF-8 without "),
+        (["cat", "--out", odd], "out must be a path in UTF-8, "),
+        ([odd], "names must be UTF-8 without control characters and invisible ones, "),
+        (["cat", "--keep", odd], "keep must be UTF-8 without control characters and "),
+        (["cat", "--synonym", f"cat={odd}"], "synonyms must be UTF-8 without "),
+    ):
+        result = run("erase", *usual, *wrong, *dry)
+        assert result.exit_code == 2
+        assert says in result.stderr
+        assert r"got 'caf\udce9'" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["shown"]
+
+
+def test_a_note_for_who_folds_into_the_text_tower(run: Run, usual: list[str]) -> None:
+    result = run("erase", "cat", "--tower", "text", "--dry-run", "--max-found", "1", *usual)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: edit: ")
+    said = json.loads(run("erase", "cat", "--tower", "text", "--json", *usual).stdout)
+    assert len(said["notes"]) == 1
+
+
+def test_a_failed_receipt_is_exit_code_1(
+    run: Run, usual: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "verify", lambda *_: Verdict("tampered", False, 1.0, 0.1, "no good"))
+    result = run("erase", "cat", *usual)
+    assert result.exit_code == 1
+    assert "receipt: no good" in result.stdout
+    assert "nothing written" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["cat", "--max-loss", "2"], "erase: max_loss must be a share in [0, 1], got 2"),
+        (["cat", "CAT"], "erase: names must be distinct, got 'cat' and 'CAT'"),
+        (["cat", "--keep", "cat"], "erase: keep must not hold what is forgotten"),
+        (["cat", "--strength", "2.1"], "erase: strength must be in [0, 2], got 2.1"),
+        (["cat", "--images", "none"], "erase: images must be a folder, got none"),
+        (["cat", "--synonym", "cat"], "erase: synonym must be NAME=OTHER, got 'cat'"),
+        (["cat", "--out", ""], "erase: out must be a folder, got ''"),
+        (["cat", "--device", "abacus"], "erase: device must be one that torch has here, such as "),
+        (["cat", "--keep-file", "none"], "erase: keep-file must be a file, got none"),
+        (["cat", "--projector", "none"], "erase: path must be a file, got none"),
+        (["cat", "--model", "none"], "erase: model must be a folder, "),
+        (["cat", "--rank", "some"], "erase: Invalid value for '--rank'"),
+        (["cat", "--nonsense"], "erase: No such option: --nonsense"),
+        ([], "erase: names must hold at least one class to forget, got none"),
+    ],
+)
+def test_an_error_is_one_line_or_json(
+    run: Run, usual: list[str], tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    result = run("erase", *usual, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(says)
+    assert result.stderr.count("\n") == 1
+    as_json = run("erase", *usual, *arguments, "--json")
+    assert as_json.exit_code == 2
+    assert json.loads(as_json.stdout)["error"] == result.stderr.strip()
+    assert as_json.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_is_told_though_an_error_follows(run: Run, pictures: Path) -> None:
+    arguments = ("erase", "cat", "unicorn", "--images", pictures, "--model", "none")
+    result = run(*arguments)
+    *lines, error = result.stderr.splitlines()
+    note = " ".join(" ".join(lines).split())
+    assert note.startswith("note: erase: there are no pictures of 'unicorn'")
+    assert error.startswith("erase: model must be a folder")
+    said = json.loads(run(*arguments, "--json").stdout)
+    assert said == {"error": error, "notes": [note.removeprefix("note: ")]}
+
+
+def test_an_interrupted_erase_does_not_go_on_whatever_its_words(
+    run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "check", interrupted)
+    result = run("erase", "cat", "--keep", "audit", "compare", *usual)
+    assert (result.exit_code, result.stderr) == (130, "")
+
+
+def test_what_cannot_be_printed_is_written_all_the_same(
+    run: Run, usual: list[str], edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OutputError(errno.ENOSPC, "standard output cannot be written: full")
+
+    monkeypatch.setattr(terminal, "show", full)
+    monkeypatch.setattr(Console, "print", full)
+    for arguments, written in (
+        (("erase", "dog", *usual), edited),
+        (("undo", edited, edited / "undo.safetensors"), edited / WEIGHTS),
+    ):
+        error = run(*arguments, "--traceback").exception
+        assert error.strerror.endswith(f": full; all is done and written to {written}")
+    error = run("erase", "owl", *usual, "--dry-run", "--traceback").exception
+    assert error.strerror == "standard output cannot be written: full"
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=full))
+    with pytest.raises(OutputError, match=r"written to out$"), terminal.done(Path("out")):
+        pass  # of what is in the buffer
+
+
+def test_a_projector_of_another_model_needs_force(
+    run: Run, usual: list[str], tmp_path: Path
+) -> None:
+    foreign = {"model": "other", "head_hash": "f" * 64, "forget": {"names": ["cat"]}}
+    Projector(torch.eye(16)[:1], provenance=foreign).save(tmp_path / "p")
+    result = run("erase", "--projector", "p", *usual)
+    assert result.exit_code == 2
+    assert "projector must come from this model" in result.stderr
+    assert "; --force folds it anyway" in result.stderr
+    assert not Path("clipproj-out").exists()
+    lifted = ["--max-loss", "1", "--max-found", "1"]
+    assert run("erase", "--projector", "p", "--force", *lifted, *usual).exit_code == 0
+
+
+def test_a_traceback_for_who_asks(
+    run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(run("erase", "cat", "cat", *usual, "--traceback").exception, ValueError)
+    monkeypatch.setenv("CLIPPROJ_TRACEBACK", "1")
+    assert isinstance(run("erase", "cat", "cat", *usual).exception, ValueError)
+
+
+def test_a_bug_is_no_failed_receipt(
+    run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "check", lambda _: {}["bug"])
+    result = run("erase", "cat", *usual)
+    says = "erase: internal error: KeyError: 'bug'; CLIPPROJ_TRACEBACK=1 shows where"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{says}\n")
+    result = run("erase", "cat", *usual, "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (2, {"error": says})
+    monkeypatch.setenv("CLIPPROJ_TRACEBACK", "1")
+    assert isinstance(run("erase", "cat", *usual).exception, KeyError)
+
+
+def test_verify_by_exit_code(run: Run, edited: Path, model: Path) -> None:
+    receipt = edited / "receipt.safetensors"
+    for checkpoint in (edited, edited / WEIGHTS):
+        result = run("verify", checkpoint, receipt)
+        assert result.exit_code == 0
+        assert result.stdout.startswith("image head edited, bit for bit")
+        assert "bound" in result.stdout
+    result = run("verify", model, receipt, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["status"] == "unedited"
+    state = load_file(edited / WEIGHTS)
+    state["visual.proj"][0, 0] += 0.1
+    save_file(state, "other.safetensors")
+    result = run("verify", "other.safetensors", receipt)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("image head neither edited")
+    assert "since" not in result.stdout
+
+
+def test_a_later_edit_is_named_by_the_log(run: Run, usual: list[str], edited: Path) -> None:
+    rest = usual[2:]
+    assert run("erase", "dog", "--model", edited, *rest, "--out", "two").exit_code == 0
+    says = 'edited again since by "dog": undo that first'
+    verdict = run("verify", "two", edited / "receipt.safetensors", "--json")
+    assert says in json.loads(verdict.stdout)["text"]
+    refused = run("undo", "two", edited / "undo.safetensors")
+    assert (refused.exit_code, refused.stderr.strip().endswith(says)) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "receipt", "says"),
+    [
+        ("none", "clipproj-out/receipt.safetensors", "verify: path must be a checkp"),
+        ("clipproj-out", "none", "verify: path must be a file, got none"),
+        (
+            "clipproj-out",
+            "clipproj-out/undo.safetensors",
+            "verify: path must hold kind 'receipt'",
+        ),
+        ("other.safetensors", "clipproj-out/receipt.safetensors", "verify: target must hold one"),
+    ],
+)
+@pytest.mark.usefixtures("edited")
+def test_verify_says_what_it_can_not_use(
+    run: Run, checkpoint: str, receipt: str, says: str
+) -> None:
+    save_file({"a": torch.zeros(1)}, "other.safetensors")
+    result = run("verify", checkpoint, receipt)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(says)
+
+
+def test_undo_in_place(run: Run, edited: Path, model: Path) -> None:
+    result = run("undo", edited, edited / "undo.safetensors")
+    assert result.exit_code == 0
+    assert (
+        "the image head is restored, bit for bit: clipproj-out/open_clip_model.safetensors"
+        in result.stdout
+    )
+    restored, original = load_file(edited / WEIGHTS), load_file(model / WEIGHTS)
+    assert restored.keys() == original.keys()
+    assert all(torch.equal(restored[name], original[name]) for name in original)
+    again = run("undo", edited, edited / "undo.safetensors")
+    assert again.exit_code == 2
+    assert "a head without the edit" in again.stderr
+    assert "--force overwrites it" in again.stderr
+
+
+def test_undo_of_a_head_that_changed_since_takes_force(run: Run, edited: Path, model: Path) -> None:
+    state = load_file(edited / WEIGHTS)
+    state["visual.proj"][0, 0] += 0.1
+    save_file(state, "other.safetensors")
+    refused = run("undo", "other.safetensors", edited / "undo.safetensors")
+    assert (refused.exit_code, "one changed since" in refused.stderr) == (2, True)
+    forced = run("undo", "other.safetensors", edited / "undo.safetensors", "--force")
+    assert forced.exit_code == 0
+    assert torch.equal(
+        load_file("other.safetensors")["visual.proj"], load_file(model / WEIGHTS)["visual.proj"]
+    )
+
+
+def test_a_forced_undo_says_what_else_goes(run: Run, usual: list[str], edited: Path) -> None:
+    for i, name in enumerate(("dog", "owl")):
+        source = ["--model", edited if i == 0 else "0", *usual[2:]]
+        assert run("erase", name, *source, "--out", str(i)).exit_code == 0
+    shutil.copytree("1", "2")
+    forced = run("undo", "1", "0/undo.safetensors", "--force")
+    assert 'as it was before "dog"; with that, out of its log: "owl"' in forced.stdout
+    edits = json.loads(run("info", "1", "--json").stdout)["edits"]
+    assert [edit["forget"] for edit in edits] == [["cat"]]
+    as_json = run("undo", "2", "0/undo.safetensors", "--force", "--json")
+    assert json.loads(as_json.stdout)["removed"] == [["dog"], ["owl"]]
+    plain = run("undo", "1", edited / "undo.safetensors")
+    assert plain.stdout.endswith('it is as it was before "cat"\n')
+
+
+def test_undo_into_another_file(run: Run, edited: Path, model: Path) -> None:
+    before = (edited / WEIGHTS).read_bytes()
+    result = run("undo", edited, edited / "undo.safetensors", "--out", "o.safetensors", "--json")
+    assert json.loads(result.stdout)["checkpoint"] == "o.safetensors"
+    assert (edited / WEIGHTS).read_bytes() == before
+    assert torch.equal(
+        load_file("o.safetensors")["visual.proj"], load_file(model / WEIGHTS)["visual.proj"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "holds"),
+    [
+        ("projector.safetensors", "projector", {"rank": 1, "dim": 16, "forget": ["cat"]}),
+        ("receipt.safetensors", "receipt", {"edit": "cat", "head": ["visual.proj"]}),
+        ("undo.safetensors", "undo", {"edit": "cat", "tower": "image"}),
+        (WEIGHTS, "checkpoint", {"dtypes": {"float32": 38}}),
+        (".", "checkpoint", {"tensors": 38}),
+    ],
+)
+def test_info(run: Run, edited: Path, file: str, kind: str, holds: dict) -> None:
+    facts = json.loads(run("info", edited / file, "--json").stdout)
+    assert facts["kind"] == kind
+    assert holds.items() <= facts.items()
+    table = run("info", edited / file)
+    assert table.exit_code == 0
+    assert kind in table.stdout
+
+
+def test_info_of_a_bank_names_its_projectors(run: Run) -> None:
+    bank, p = ProjectorBank(8, 16), Projector(torch.eye(2, 8), strength=1.5)
+    bank.add("acme", p)
+    bank.save("bank.safetensors")
+    facts = json.loads(run("info", "bank.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["dim"], facts["free"]) == ("bank", 8, 14)
+    assert facts["hash"] == bank.content_hash()
+    entry = f"rank 2, strength 1.5, {p.content_hash()[:12]}"
+    assert facts["projectors"] == {"acme": entry}
+
+
+def test_info_of_every_kind_of_file(run: Run) -> None:
+    names = tuple(f"class {i}" for i in range(12))
+    classes = Embeddings(torch.eye(12, 16), names, ("{}",), "a model", None)
+    Samples(torch.ones(3, 16), torch.arange(3), classes).save("samples.safetensors")
+    facts = json.loads(run("info", "samples.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["model"], facts["pictures"]) == ("samples", "a model", 3)
+    assert facts["classes"] == [*names[:8], "4 more"]
+    assert info._DESCRIBE.keys() == set(files.KINDS)
+    files.write("newer.safetensors", "tomorrow's", {}, {})
+    assert 'must be of a known kind, got "tomorrow\'s"' in run("info", "newer.safetensors").stderr
+
+
+def test_info_of_a_checkpoint_names_heads_and_edits(run: Run, edited: Path, model: Path) -> None:
+    facts = json.loads(run("info", edited, "--json").stdout)
+    assert facts["heads"]["visual.proj"]["shape"] == [32, 16]
+    assert [edit["forget"] for edit in facts["edits"]] == [["cat"]]
+    torch.save(load_file(model / WEIGHTS), "plain.pt")
+    facts = json.loads(run("info", "plain.pt", "--json").stdout)
+    assert set(facts["heads"]) == {"visual.proj", "text_projection"}
+    assert facts["edits"] == []
+
+
+def test_info_of_any_file_whatever(run: Run, edited: Path) -> None:
+    chance = random.Random(0)
+
+    def noise(count: int) -> bytes:
+        return chance.randbytes(count)
+
+    def damaged(data: bytes) -> bytes:
+        kept = bytearray(data[: chance.randrange(1, len(data) + 1)])
+        kept[chance.randrange(min(len(kept), 1000))] ^= chance.randrange(256)
+        return bytes(kept)
+
+    torch.save({"visual.proj": torch.ones(3, 3)}, "small.pt")
+    torch.save([torch.ones(2)], "list.pt", _use_new_zipfile_serialization=False)
+    Image.new("RGB", (9, 9)).save("picture.png")
+    whole = [Path("small.pt"), Path("list.pt"), edited / "undo.safetensors"]
+    contents = [b"", b"\0" * 99, b"{}", b'{"a": [1]}', b"<html>", Path("picture.png").read_bytes()]
+    contents += [pickle.dumps(one, protocol) for one in ({}, [1], Path()) for protocol in (0, 2, 5)]
+    contents += [b"\x80\x02e.", b"\x80\x020.", b"\x80\x02h\x00."]  # pops, gets of what is not there
+    contents += [noise(chance.choice((1, 7, 8, 20, 200))) for _ in range(30)]
+    contents += [b"\x80\x02" + noise(9) for _ in range(30)]
+    contents += [damaged(path.read_bytes()) for path in whole for _ in range(10)]
+    os.mkfifo("pipe")
+    for suffix in ("", ".safetensors", ".pt"):
+        Path(f"folder{suffix}").mkdir()
+    names = ["folder", "folder.safetensors", "folder.pt", "pipe", "/dev/null", "x\0", "n" * 300, ""]
+    for i, content in enumerate(contents):
+        for suffix in ("", ".safetensors"):
+            names.append(f"{i}{suffix}")
+            Path(names[-1]).write_bytes(content)
+    for name in names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it would be a second line
+            result = run("info", name)
+        if result.exit_code:  # a flipped bit of a number is no damage that shows
+            assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), name
+            assert result.stderr.startswith("info: "), name
+            assert "internal error" not in result.stderr, name
+
+
+def test_info_of_something_else(run: Run, edited: Path) -> None:
+    Path("text.safetensors").write_text("no tensors here")
+    for name, says in (
+        ("text.safetensors", "info: file must be whole, "),
+        ("none", "info: file must exist, got none"),
+    ):
+        result = run("info", name)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(says)
+
+
+def test_bars_where_somebody_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with terminal.progress(True) as say:
+        assert say is None
+    with terminal.progress(False) as say:
+        say("texts", 1, 2)
+        say("texts", 2, 2)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_log_gets_lines_while_a_stage_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    goes_on = Semaphore(0)  # in place of time
+    monkeypatch.setattr(terminal, "_pause", lambda _: 1 - goes_on.acquire())
+    said = out = ""
+    with terminal.progress(as_json) as say:
+        for stage in ("texts", "pictures"):
+            say(stage, 1, 2)
+            goes_on.release()
+            for _ in range(1000):
+                if said.endswith(f"{stage} 1/2\n"):
+                    break
+                time.sleep(0.01)
+                read = capsys.readouterr()
+                said, out = said + read.err, out + read.out
+        goes_on.release()
+    assert re.fullmatch(r"\d+ s: texts 1/2\n\d+ s: pictures 1/2\n", said)
+    assert out == ""
+
+
+def test_few_lines_even_of_a_long_run() -> None:
+    now, lines = 0.0, []
+    while now < 8 * 3600:
+        now += terminal._pause(now)
+        lines.append(now)
+    assert lines[0] == 10
+    assert len(lines) < 100
+
+
+def test_help_teaches(run: Run) -> None:
+    top = run("--help")
+    assert top.exit_code == 0
+    for command in ("erase", "verify", "undo", "info"):
+        assert command in top.stdout
+        assert run(command, "--help").exit_code == 0
+    codes = " ".join(top.stdout.partition("Exit codes")[2].split())
+    for code in ("0 done and verified", "1 the receipt", "2 an error", "3 refused",
+                 "130 interrupted, 143 ended by SIGTERM, 129 by SIGHUP"):  # fmt: skip
+        assert code in codes
+    text = " ".join(run("erase", "--help").stdout.split())
+    for lesson in ("clipproj erase cat", "What the numbers mean", "not the information",
+                   "linear probe", "Exit codes"):  # fmt: skip
+        assert lesson in text
+
+
+def test_without_a_command_it_helps(run: Run) -> None:
+    result = run()
+    assert (result.exit_code, result.stdout, result.stderr) == (2, run("--help").stdout, "")
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"clipproj {__version__}\n"
+
+
+def script(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_does_not_wait_for_open_clip() -> None:
+    code = (
+        "import sys\nfrom clipproj.cli import main\ntry:\n    main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('open_clip', 'torchvision', 'matplotlib', 'PIL') if m in sys.modules])"
+    )
+    result = script("erase", "--help", code=code)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from clipproj.cli import main; main()"
+    result = script("--help", code=code)
+    assert result.returncode == 2
+    assert 'pip install "clipproj[cli]"' in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_hub_does_not_report_every_retry() -> None:
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "import logging\nfrom clipproj.cli import terminal\nwith terminal.quiet(False):\n"
+        "    import huggingface_hub.utils\n"
+        "    logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s')\n"
+    )
+    result = script(code=code)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_installed_command() -> None:
+    command = shutil.which("clipproj", path=Path(sys.executable).parent)
+    if command is None:
+        pytest.skip("clipproj is not installed beside this Python")
+    result = subprocess.run([command, "erase"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr == "erase: names must hold at least one class to forget, got none\n"

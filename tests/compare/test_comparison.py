@@ -1,0 +1,310 @@
+"""Methods side by side: numbers known by construction, halves kept apart, results kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipproj import Embeddings, Projector, nullspace
+from clipproj.audit import Samples, Task
+from clipproj.audit.cache import Journal
+from clipproj.compare import leaderboard, trial
+from clipproj.compare.comparison import BASE, BASE_IN_HALVES, known_classes, run
+from clipproj.compare.methods import CONTENDERS, chosen
+from clipproj.compare.task import Contender
+from clipproj.compare.trial import Field, halves
+
+NAMES = ("ant", "bee", "cat", "dog", "emu", "fox")
+
+
+def samples(per_class: int = 10, noise: float = 0.05, seed: int = 0) -> Samples:
+    g = torch.Generator().manual_seed(seed)
+    rows = F.normalize(torch.randn(6, 24, generator=g) + 0.6, dim=1)
+    labels = torch.arange(6).repeat_interleave(per_class)
+    features = 3 * (rows[labels] + noise * torch.randn(len(labels), 24, generator=g))
+    return Samples(features, labels, Embeddings(rows, NAMES, ("a {}",), "made up"))
+
+
+def plain(task: Task) -> Projector:
+    return nullspace(task.forget, task.keep, "hull")
+
+
+@dataclass
+class Table:
+    """Sends every picture it was fitted on to its class text, every other to the class's."""
+
+    fit: Samples
+    forget: Embeddings
+    side: str = "image"
+    rank: int = 24
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        seen = (rows[:, None] == self.fit.features[None]).all(-1)
+        own = self.fit.classes.tensor[self.fit.labels[seen.int().argmax(1)]]
+        return torch.where(seen.any(1)[:, None], own, self.forget.tensor)
+
+
+def test_numbers_of_the_unedited_model_and_of_an_edit_are_those_of_the_audits() -> None:
+    field = Field(samples())
+    results = run(field, {"plain": Contender("p", plain)}, ["cat", "fox"])
+    assert list(results) == [BASE, "plain"]
+    base, cell = results[BASE]["cat"], results["plain"]["cat"]
+    assert (base["forget"]["value"], base["forget"]["n"]) == (1.0, 10)
+    assert base["cosine"]["value"] == pytest.approx(1)
+    assert (base["rank"], base["distance"], base["area"]) == (0, 0.0, None)
+    assert base["retrieval"]["value"] == base["precision"]["value"] == 1
+    assert cell["forget"]["value"] == 0
+    assert cell["distance"] == pytest.approx(1)
+    assert cell["rank"] == 1
+    edit = plain(Task(field.samples.classes.select(["cat"]), field.samples.classes.drop(["cat"])))
+    after = field.samples.edited(edit)
+    kept = field.samples.labels != 2
+    assert cell["retain"]["value"] == float(after.correct()[kept].double().mean())
+    cosine = F.cosine_similarity(field.samples.features, after.features)[kept].mean()
+    assert cell["cosine"]["value"] == pytest.approx(float(cosine), abs=1e-6)
+    assert cell["probe"]["value"] > 0.5  # the information stays
+    json.dumps(results, allow_nan=False)
+
+
+def test_a_method_that_learns_is_measured_on_pictures_it_has_not_seen() -> None:
+    field = Field(samples())
+
+    def memorise(task: Task) -> Table:
+        assert len(task.fit) == 30
+        return Table(task.fit, task.forget)
+
+    learns = Contender("m", memorise, learns=True)
+    cell = run(field, {"m": learns}, ["cat"])["m"]["cat"]
+    assert cell["retain"]["value"] == 0  # measured on seen ones it would be 1
+    assert cell["forget"]["value"] == 1
+    half = halves(field.samples.labels)
+    for label in range(6):
+        assert torch.bincount(half[field.samples.labels == label]).tolist() == [5, 5]
+
+
+def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
+    def refuses(task: Task) -> Projector:
+        raise ValueError("not this one" if task.forget.names == ("cat",) else "nor that")
+
+    def fails(task: Task) -> Projector:
+        raise KeyError("bug")
+
+    def lacks(task: Task) -> Projector:
+        raise ImportError("install that")
+
+    needs = Contender("needs", plain, needs=("empty",))
+    contenders = {"r": Contender("r", refuses), "n": needs, "l": Contender("l", lacks)}
+    results = run(Field(samples()), contenders, ["cat", "dog"])
+    assert results["l"]["dog"] == {"refused": "install that"}
+    assert results["r"]["cat"] == {"refused": "not this one"}
+    assert "needs empty" in results["n"]["dog"]["refused"]
+    table = leaderboard.Standings.of(results, {BASE: "", "r": "r", "n": "n", "l": "l"})
+    assert (table.standings[1].refused, table.standings[1].why) == (2, "not this one")
+    assert math.isnan(table.standings[1].numbers["forget"])
+    with pytest.raises(RuntimeError, match="method 'f' on 'cat': KeyError: 'bug'"):
+        run(Field(samples()), {"f": Contender("f", fails)}, ["cat"])
+    with pytest.raises(ValueError, match="names of their own"):
+        run(Field(samples()), {BASE: Contender("f", plain)}, ["cat"])
+    with pytest.raises(ValueError, match="names must be among"):
+        run(Field(samples()), {}, ["cta"])
+
+
+def test_results_are_computed_once_and_anew_when_anything_changes(tmp_path: Path) -> None:
+    calls = []
+
+    def counted(task: Task) -> Projector:
+        calls.append(task.forget.names)
+        return plain(task)
+
+    path, one = tmp_path / "j", {"c": Contender("c", counted)}
+    first = run(Field(samples()), one, ["cat", "dog"], journal=Journal(path))
+    assert len(calls) == 2
+    again = run(Field(samples()), one, ["cat", "dog"], journal=Journal(path))
+    assert again == first
+    assert len(calls) == 2
+    for field, contenders, seed in (
+        (Field(samples(seed=1)), one, 0),
+        (Field(samples(), elsewhere={"x": samples(seed=2)}), one, 0),
+        (Field(replace(samples(), scale=7.0)), one, 0),
+        (Field(samples()), one, 1),
+        (Field(samples()), {"c": replace(one["c"], code="changed")}, 0),
+        (Field(samples()), {"c": replace(one["c"], about="other settings")}, 0),
+    ):
+        calls.clear()
+        run(field, contenders, ["cat"], journal=Journal(path), seed=seed)
+        assert calls == [("cat",)]
+
+
+def test_an_edit_of_the_texts_and_what_normalising_again_makes_of_it() -> None:
+    field = Field(samples())
+
+    class Shrinks:
+        side, rank = "text", 24
+
+        def __init__(self, task: Task, renormalize: bool) -> None:
+            self.task, self.renormalize = task, renormalize
+
+        def __call__(self, rows: Tensor) -> Tensor:
+            return torch.where((rows @ self.task.forget.tensor.T) > 0.999, 0.01 * rows, rows)
+
+    both = {
+        str(again): Contender("s", lambda task, again=again: Shrinks(task, again))
+        for again in (True, False)
+    }
+    results = run(field, both, ["cat"])
+    assert results["True"]["cat"]["forget"]["value"] == 1  # the length was all that changed
+    assert results["False"]["cat"]["forget"]["value"] == 0
+    assert results["False"]["cat"]["cosine"]["value"] == pytest.approx(1)
+    learnt = run(field, {"s": replace(both["False"], learns=True)}, ["cat"])["s"]["cat"]
+    assert learnt["forget"] == results["False"]["cat"]["forget"]
+
+
+def test_an_edit_that_works_in_place_harms_no_other() -> None:
+    field = Field(samples())
+
+    def turned(rows: Tensor) -> Tensor:
+        return rows.mul_(-1)
+
+    results = run(field, {"in place": Contender("t", lambda task: turned)}, ["cat", "dog"])
+    again = run(field, {}, ["cat", "dog"])
+    assert results["in place"]["cat"]["cosine"]["value"] == pytest.approx(-1)
+    assert results["in place"]["dog"]["cosine"]["value"] == pytest.approx(-1)
+    for name in ("cat", "dog"):
+        one, other = again[BASE][name], results[BASE][name]
+        assert {k: v for k, v in one.items() if k != "seconds"} == {
+            k: v for k, v in other.items() if k != "seconds"
+        }
+
+
+def test_what_learns_is_held_against_halves_and_probed_in_each_apart() -> None:
+    field = Field(samples(noise=0.3))
+
+    def mirrored(task: Task) -> Projector:
+        sign = 1.0 if float(task.fit.features[0, 0]) < 0 else -1.0  # another space for each half
+
+        class Mirror:
+            side, rank = "image", 24
+
+            def __call__(self, rows: Tensor) -> Tensor:
+                return sign * rows
+
+        return Mirror()
+
+    results = run(field, {"m": Contender("m", mirrored, learns=True)}, ["cat"])
+    assert list(results) == [BASE, BASE_IN_HALVES, "m"]
+    halved = results[BASE_IN_HALVES]["cat"]
+    assert results["m"]["cat"]["probe"] == halved["probe"]  # a sign is nothing to a probe
+    assert halved["forget"] == results[BASE]["cat"]["forget"]
+
+
+def test_other_data_sets_are_measured_with_their_own_texts() -> None:
+    other = samples(seed=3)
+    field = Field(samples(), elsewhere={"other": other})
+    cell = run(field, {"p": Contender("p", plain)}, ["cat"])["p"]["cat"]
+    edit = plain(Task(field.samples.classes.select(["cat"]), field.samples.classes.drop(["cat"])))
+    want = float(other.edited(edit).correct().double().mean())
+    assert cell["elsewhere"]["other"]["value"] == want
+
+
+def test_the_strongest_prompt_is_found() -> None:
+    one = samples()
+    texts = one.classes.tensor
+    prompts = Embeddings(texts[[2, 0, 1]], ("p", "q", "r"), ("{}",), "made up")
+    field = Field(one, prompts={"cat": prompts})
+    shifted = replace(one, texts=texts.clone().index_copy(0, torch.tensor([2]), -texts[2:3]))
+    results = run(replace(field, samples=shifted), {}, ["cat"])
+    assert results[BASE]["cat"]["forget"]["value"] == 0
+    assert results[BASE]["cat"]["prompt"]["value"] == 1
+
+
+def test_classes_the_model_does_not_know_are_left_out() -> None:
+    one = samples(per_class=9)
+    labels = one.labels.clone()
+    labels[one.labels == 5] = 4  # fox has no picture, emu's are half foxes
+    mixed = Samples(one.features, labels, one.classes)
+    assert known_classes(mixed) == NAMES[:5]
+    assert known_classes(mixed, 2) == ("ant", "cat")
+    wrong = Samples(one.features.roll(9, 0), one.labels, one.classes)
+    with pytest.raises(ValueError, match="got none"):
+        known_classes(wrong)
+
+
+def test_standings_are_means_over_classes() -> None:
+    results = run(Field(samples()), {"p": Contender("p", plain)}, ["ant", "bee", "cat"])
+    table = leaderboard.Standings.of(results, {BASE: "as it is", "p": "plain"})
+    row = table.standings[1]
+    values = [results["p"][name]["retain"]["value"] for name in ("ant", "bee", "cat")]
+    before = [results[BASE][name]["retain"]["value"] for name in ("ant", "bee", "cat")]
+    assert row.numbers["retain"] == pytest.approx(sum(values) / 3)
+    assert row.numbers["retain_lost"] == pytest.approx((sum(before) - sum(values)) / 3)
+    assert row.numbers["retain"].n == 3
+    one_refused = {"q": {n: {"refused": "no"} if n == "bee" else results["p"][n] for n in
+                         ("ant", "bee", "cat")}}  # fmt: skip
+    part = leaderboard.Standings.of(results | one_refused, {BASE: "", "p": "", "q": ""})
+    assert part.main().rows[-1][0] == "q (2 of 3)"
+    assert " q " not in part.pages()[0].lead
+    keys = [page.key for page in table.pages()]
+    assert keys == ["compare", "classes", "methods"]
+    main = table.pages()[0].tables[0]
+    assert [r[0] for r in main.rows] == [BASE, "p"]
+    assert "n/a" not in table.pages()[0].lead
+
+
+def test_every_contender_runs_or_says_what_it_needs() -> None:
+    one = samples()
+    g = torch.Generator().manual_seed(5)
+    prompts = Embeddings(
+        F.normalize(one.classes.tensor[2] + 0.1 * torch.randn(30, 24, generator=g), dim=1),
+        tuple(f"p{i}" for i in range(30)), ("{}",), "made up",
+    )  # fmt: skip
+    empty = F.normalize(torch.randn(24, generator=g), dim=0)
+    results = run(Field(one, None, empty, {"cat": prompts}), CONTENDERS, ["cat"])
+    for name, cells in results.items():
+        assert "refused" not in cells["cat"], (name, cells["cat"])
+        json.dumps(cells, allow_nan=False)
+    assert results["nullspace, hull"]["cat"]["forget"]["value"] == 0
+    bare = run(Field(one), CONTENDERS, ["cat"])
+    assert "only a model has" in bare["redirect, empty"]["cat"]["refused"]
+    assert "only a model has" in bare["coreset, hull"]["cat"]["refused"]
+
+
+def test_methods_of_a_file_join(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        '"""Mine."""\nfrom clipproj import nullspace\n'
+        'def make(task):\n    """The plain one."""\n'
+        '    return nullspace(task.forget, contrast="none")\nMETHODS = {"mine": make}\n'
+    )
+    found = chosen(["mine", "ccup"], file)
+    assert list(found) == ["mine", "ccup"]
+    assert found["mine"].about == "The plain one."
+    assert found["mine"].learns
+    first = found["mine"].code
+    file.write_text(file.read_text() + "# changed\n")
+    assert chosen(["mine"], file)["mine"].code != first
+    for bad, text in (
+        (("x",), "method must be known, got 'x'"),
+        ((None, tmp_path / "none.py"), "also must be Python"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            chosen(*bad)
+    file.write_text("METHODS = {}\n")
+    with pytest.raises(ValueError, match="must define METHODS"):
+        chosen(None, file)
+    file.write_text('METHODS = {"ccup": print}\n')
+    with pytest.raises(ValueError, match="names of its own, got 'ccup'"):
+        chosen(None, file)
+
+
+def test_the_edit_s_distance_is_that_of_its_matrix() -> None:
+    p = Projector(torch.eye(2, 24), strength=0.5)
+    assert trial._distance(p, 24) == pytest.approx(0.5 * math.sqrt(2))
+    shifted = Projector(torch.eye(2, 24), torch.eye(2, 24), torch.ones(2))
+    assert trial._distance(shifted, 24) == pytest.approx(math.sqrt(2))
