@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import clipproj
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Name, Source, strengths
+from clipproj.plugins._source import Name, check_projector, on_tower, strengths
 from clipproj.projector import SIDES, Projector
 
 _FILES = {"projector": "projector.safetensors", "bank": "bank.safetensors"}
@@ -63,22 +63,11 @@ class Projection(Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        Source("Projection", projector)  # raises for what is no projector
+        check_projector("Projection", projector)
         modality = projector.side if modality is None else modality
         if modality not in SIDES:
             raise ValueError(f'Projection: modality must be "image" or "text", got {modality!r}')
-        if modality != projector.side:
-            if isinstance(projector, ProjectorBank):
-                raise ValueError(
-                    f"Projection: bank must be of side {modality!r}, got {projector.side!r}"
-                )
-            if projector.offset is not None:
-                raise ValueError(
-                    "Projection: projector must have no offset for the other modality, got an "
-                    f"affine one for {projector.side} features"
-                )
-            projector = projector.T
-        self.projector = projector
+        self.projector = on_tower("Projection", projector, modality)
         self.modality = modality
         self.normalize = bool(normalize)
 
