@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,9 +10,6 @@ from torch import Tensor, nn
 
 from clipproj._tensors import as_tensor
 from clipproj.refusal import Refusal
-
-_KINDS = {"forget": dict, "keep": dict, "parameters": dict, "method": str, "model": str,
-          "head_hash": str}  # fmt: skip
 
 
 def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
@@ -28,34 +23,6 @@ def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
     if not narrow.isfinite().all():
         raise Refusal("Projector", name, "must be finite in float32, got NaN or inf")
     return narrow
-
-
-def plain_json(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy as JSON gives it back. TypeError for anything it can't hold, or where readers of a
-    provenance expect something else."""
-    if not isinstance(provenance, Mapping | None):
-        got = type(provenance).__name__
-        raise TypeError(f"Projector: provenance must be a mapping, got {got}")
-    try:
-        plain = json.loads(json.dumps(dict(provenance or {})))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Projector: provenance must be plain JSON, got {error}") from None
-    for key, kind in _KINDS.items():
-        if plain.get(key) is None:
-            plain.pop(key, None)
-        elif not isinstance(plain[key], kind):
-            got = type(plain[key]).__name__
-            raise TypeError(f"Projector: provenance[{key!r}] must be a {kind.__name__}, got {got}")
-    for key in plain.keys() & {"forget", "keep"}:
-        names = plain[key].get("names")
-        if names is None:
-            plain[key].pop("names", None)
-        elif not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(
-                f"Projector: provenance[{key!r}]['names'] must be a list of strings, got "
-                f"{names!r:.80}"
-            )
-    return plain
 
 
 def check_orthonormal(read: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from clipproj.methods.inputs import provenance
+from clipproj._provenance import made_by
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
@@ -96,7 +96,7 @@ def _check_pair(op: str, p: Projector, q: Projector) -> None:
 
 
 def _history(method: str, p: Projector, q: Projector) -> dict:
-    out = provenance(method, {"of": [p.provenance, q.provenance]})
+    out = made_by(method, {"of": [p.provenance, q.provenance]})
     names = [n for one in (p, q) for n in one.provenance.get("forget", {}).get("names", ())]
     if names:
         out["forget"] = {"names": list(dict.fromkeys(names))}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
-from clipproj._factors import check_orthonormal, factor, move_buffers, plain_json
+from clipproj._factors import check_orthonormal, factor, move_buffers
+from clipproj._provenance import plain_json
 from clipproj._tensors import as_tensor, check_plain, is_sharded, shard_by_shard, whole
 from clipproj.refusal import Refusal
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import warnings
-from datetime import datetime, timezone
 from numbers import Real
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj._provenance import made_by
 from clipproj._tensors import as_tensor
-from clipproj._version import __version__
 from clipproj.models.text import Embeddings
 from clipproj.models.words import name_key
 from clipproj.refusal import Refusal
@@ -142,9 +141,7 @@ def provenance(
     method: str, parameters: dict[str, Any], forget: Any = None, keep: Any = None
 ) -> dict[str, Any]:
     """What a projector's file says of where it comes from; plain JSON."""
-    out: dict[str, Any] = {"method": method, "parameters": parameters, "clipproj": __version__}
-    out["torch"] = torch.__version__
-    out["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    out = made_by(method, parameters)
     for name, value in (("forget", forget), ("keep", keep)):
         if isinstance(value, Embeddings):
             out[name] = {"names": list(value.names), "templates": list(value.templates)}
