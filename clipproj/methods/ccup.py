@@ -10,6 +10,7 @@ from clipproj.methods.inputs import above_zero, at_least_zero, forget_and_keep, 
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 def ccup(
@@ -45,10 +46,10 @@ def ccup(
         ValueError: for NaN, inf or zero rows, for texts on both lists, for weights out of range.
     """
     if keep is None:
-        raise ValueError("ccup: keep must be Embeddings or a tensor [m, d], got None")
+        raise Refusal("ccup", "keep", "must be Embeddings or a tensor [m, d], got None")
     f, k = forget_and_keep("ccup", forget, keep)
     if len(f) > f.shape[1]:
-        raise ValueError(f"ccup: forget must be [m, d] with m <= d, got {list(f.shape)}")
+        raise Refusal("ccup", "forget", f"must be [m, d] with m <= d, got {list(f.shape)}")
     forget_weight = above_zero("ccup", "forget_weight", forget_weight)
     keep_weight = at_least_zero("ccup", "keep_weight", keep_weight)
 

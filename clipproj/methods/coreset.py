@@ -15,6 +15,7 @@ from clipproj.methods.nullspace import nullspace
 from clipproj.models.text import Embeddings
 from clipproj.models.words import Template, openai_templates, strings, template_strings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _COMPONENTS = 2  # as UPCORE's; more of them are noise in a hundred prompts
 
@@ -99,18 +100,18 @@ def coreset(
     rows = unit_rows(op, "forget", forget).cpu()
     m, share = len(rows), number(op, "share", share)
     if m < 3:
-        raise ValueError(f"{op}: forget must have at least 3 rows, got {m}")
+        raise Refusal(op, "forget", f"must have at least 3 rows, got {m}")
     if not 0 <= share <= 0.5:
-        raise ValueError(f"{op}: share must be in [0, 0.5], got {share}")
+        raise Refusal(op, "share", f"must be in [0, 0.5], got {share}")
     if method not in ("mahalanobis", "isolation_forest"):
         options = '"mahalanobis" or "isolation_forest"'
-        raise ValueError(f"{op}: method must be {options}, got {method!r}")
+        raise Refusal(op, "method", f"must be {options}, got {method!r}")
     level = None if level is None else number(op, "level", level)
     if level is not None and not (method == "mahalanobis" and 0 < level < 1):
-        raise ValueError(f'{op}: level must be in (0, 1) with "mahalanobis", got {level}')
+        raise Refusal(op, "level", f'must be in (0, 1) with "mahalanobis", got {level}')
     seed = integer(op, "seed", seed, least=0)
     if torch.linalg.vector_norm(rows - rows.mean(0), dim=1).max() < 1e-7:  # float32's rounding
-        raise ValueError(f"{op}: forget must have rows that differ, got {m} equal ones")
+        raise Refusal(op, "forget", f"must have rows that differ, got {m} equal ones")
 
     scores = _forest(rows, seed) if method == "isolation_forest" else _distances(rows)
     order = scores.argsort(descending=True, stable=True)
@@ -119,7 +120,7 @@ def coreset(
     else:
         count = int((scores > -2 * math.log1p(-level)).sum())  # two degrees of freedom
         if m - count < 2:
-            raise ValueError(f"{op}: level must leave at least 2 of {m} rows, got {level}")
+            raise Refusal(op, "level", f"must leave at least 2 of {m} rows, got {level}")
     dropped = order[:count].tolist()
     stay = order[count:].sort().values
     named = isinstance(forget, Embeddings)

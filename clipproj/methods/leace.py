@@ -10,6 +10,7 @@ from torch import Tensor
 from clipproj.methods.inputs import provenance
 from clipproj.methods.method import Method, Task
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 def from_leace(eraser: Any, side: str = "image") -> Projector:
@@ -33,13 +34,15 @@ def from_leace(eraser: Any, side: str = "image") -> Projector:
             f"{type(eraser).__name__}"
         )
     if left.ndim != 2 or left.shape != right.T.shape:
-        raise ValueError(
-            "from_leace: eraser must have proj_left [d, k] and proj_right [k, d], got "
-            f"{list(left.shape)} and {list(right.shape)}"
+        raise Refusal(
+            "from_leace",
+            "eraser",
+            "must have proj_left [d, k] and proj_right [k, d], got "
+            f"{list(left.shape)} and {list(right.shape)}",
         )
     if bias is not None and getattr(bias, "shape", None) != right.shape[1:]:
         got = list(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
-        raise ValueError(f"from_leace: eraser must have a bias [{right.shape[1]}], got {got}")
+        raise Refusal("from_leace", "eraser", f"must have a bias [{right.shape[1]}], got {got}")
     read, write = right.detach().double(), left.detach().double().T
     live = read.any(1) & write.any(1)
     read, write = read[live], write[live]
@@ -60,7 +63,7 @@ def make(task: Task) -> Projector:
     shown = concept.any(1)
     for whose, there in (("forgotten", shown), ("kept", ~shown)):
         if not there.any():
-            raise ValueError(f"leace: task.fit must have images of {whose} names, got none")
+            raise Refusal("leace", "task.fit", f"must have images of {whose} names, got none")
     try:
         from concept_erasure import LeaceFitter
     except ImportError as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.audit.samples import Samples
@@ -84,10 +85,10 @@ class Option:
     needs: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, op: str, value: Any) -> Any:
-        """The value, a float option's as a float. ValueError for another kind or out of range."""
+        """The value, a float option's as a float. Refusal for another kind or out of range."""
         fits = isinstance(value, (int, float) if self.kind is float else self.kind)
         if not fits or isinstance(value, bool) or (self.kind is str and not value.strip()):
-            raise ValueError(f"{op}: {self.name} must be {self.values}, got {value!r}")
+            raise Refusal(op, self.name, f"must be {self.values}, got {value!r}")
         if self.kind is str:
             inside = not self.choices or value in self.choices
         else:
@@ -97,7 +98,7 @@ class Option:
                 or (self.above is not None and value <= self.above)
             )
         if not inside:
-            raise ValueError(f"{op}: {self.name} must be {self.values}, got {value!r}")
+            raise Refusal(op, self.name, f"must be {self.values}, got {value!r}")
         return self.kind(value)
 
     def parse(self, op: str, text: str) -> Any:
@@ -165,9 +166,8 @@ class Method:
     def __post_init__(self) -> None:
         foreign = self.needs.union(*(one.needs.values() for one in self.options)) - set(NEEDS)
         if foreign:
-            raise ValueError(
-                f"Method: needs must be of {', '.join(NEEDS)}, got {', '.join(sorted(foreign))}"
-            )
+            why = f"must be of {', '.join(NEEDS)}, got {', '.join(sorted(foreign))}"
+            raise Refusal("Method", "needs", why)
 
     @property
     def certified(self) -> bool:

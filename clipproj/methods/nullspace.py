@@ -11,6 +11,7 @@ from clipproj.methods.inputs import forget_and_keep, provenance, rank_and_tol
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 def nullspace(
@@ -68,9 +69,11 @@ def nullspace(
     f, k = forget_and_keep("nullspace", forget, keep)
     rank, tol = rank_and_tol("nullspace", rank, tol)
     if contrast == "hull" and rank is None and len(f) >= f.shape[1]:  # before minutes of mixtures
-        raise ValueError(
-            f"nullspace: forget must be fewer than the {f.shape[1]} dimensions with contrast hull, "
-            f"got {len(f)} rows; give rank"
+        raise Refusal(
+            "nullspace",
+            "forget",
+            f"must be fewer than the {f.shape[1]} dimensions with contrast hull, "
+            f"got {len(f)} rows; give rank",
         )
     rows, contrast = contrasted(
         "nullspace", f, k, contrast, tol, forget,
@@ -79,9 +82,11 @@ def nullspace(
     basis, singular, found = row_basis(rows, tol)
     basis = basis[:rank]
     if len(basis) == f.shape[1]:
-        raise ValueError(
-            f"nullspace: forget must leave something of the {f.shape[1]} dimensions, got rows that "
-            "span all of them; give rank"
+        raise Refusal(
+            "nullspace",
+            "forget",
+            f"must leave something of the {f.shape[1]} dimensions, got rows that "
+            "span all of them; give rank",
         )
     if 2 * len(basis) > f.shape[1]:
         warnings.warn(

@@ -13,6 +13,7 @@ from typing import Any
 
 from clipproj import methods
 from clipproj.methods.method import NEEDS, Method, Option, Setting, Task
+from clipproj.refusal import Refusal
 
 __all__ = [
     "DEFAULT", "METHODS", "NEEDS", "STRENGTH", "Method", "Option", "Setting", "Task",
@@ -40,17 +41,17 @@ METHODS: dict[str, Method] = _found()
 
 
 def method(op: str, name: str | None) -> Method:
-    """The method of this name, None for the default. ValueError for another, in `op`'s name."""
+    """The method of this name, None for the default. Refusal, in `op`'s name, for another."""
     name = DEFAULT if name is None else name
     if name not in METHODS:
-        raise ValueError(f"{op}: method must be {' or '.join(METHODS)}, got {name!r}")
+        raise Refusal(op, "method", f"must be {' or '.join(METHODS)}, got {name!r}")
     return METHODS[name]
 
 
 def check_options(op: str, method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are given, those that are None left out.
 
-    Raises ValueError, in the name of `op`, for one that the method does not have, of another kind
+    Raises Refusal, in the name of `op`, for one that the method does not have, of another kind
     or out of range.
     """
     own = {one.name: one for one in method.options}
@@ -62,12 +63,12 @@ def check_options(op: str, method: Method, given: Mapping[str, Any]) -> dict[str
             why = f"must be left out with method {method.name}"
         else:
             why = f"must be an option of method {method.name}, which has {', '.join(own) or 'none'}"
-        raise ValueError(f"{op}: {name} {why}, got {value!r}")
+        raise Refusal(op, name, f"{why}, got {value!r}")
     return {name: own[name].check(op, value) for name, value in given.items()}
 
 
 def check_needs(op: str, method: Method, options: Mapping[str, Any], have: set[str]) -> None:
-    """ValueError, in the name of `op`, where the method needs what is not at hand.
+    """Refusal, in the name of `op`, where the method needs what is not at hand.
 
     Args:
         options: as `check_options` gives them.
@@ -76,9 +77,11 @@ def check_needs(op: str, method: Method, options: Mapping[str, Any], have: set[s
     for need in method.needed(options):
         if need not in have:
             at = f" with {_shown(options)}" if need not in method.needs else ""
-            raise ValueError(
-                f"{op}: method must do with what is at hand here, got {method.name!r}{at}, which "
-                f"needs {NEEDS[need]}"
+            raise Refusal(
+                op,
+                "method",
+                f"must do with what is at hand here, got {method.name!r}{at}, which needs "
+                f"{NEEDS[need]}",
             )
 
 

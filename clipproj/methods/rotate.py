@@ -12,6 +12,7 @@ from clipproj.methods.inputs import forget_and_keep, integer, number, provenance
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _TOL = 1e-4  # relative, of singular values: directions below it are one with the others
 _AVOID = 100.0  # how much the neutral direction stays away from kept texts
@@ -74,14 +75,16 @@ def rotate(
     f, k = forget_and_keep("rotate", forget, keep)
     angle = number("rotate", "angle", angle)
     if not 0 < angle <= 180:
-        raise ValueError(f"rotate: angle must be in (0, 180] degrees, got {angle:g}")
+        raise Refusal("rotate", "angle", f"must be in (0, 180] degrees, got {angle:g}")
     seed = integer("rotate", "seed", seed)
     if target is None and k is None:
-        raise ValueError("rotate: target or keep must be given, got None for both")
+        raise Refusal("rotate", None, "target or keep must be given, got None for both")
     t = None if target is None else unit_rows("rotate", "target", target).to(f.device)
     if t is not None and t.shape != f.shape:
-        raise ValueError(
-            f"rotate: target must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}"
+        raise Refusal(
+            "rotate",
+            "target",
+            f"must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}",
         )
 
     rows, contrast = contrasted(
@@ -94,10 +97,12 @@ def rotate(
     # takes out its sign, which linear algebra libraries choose as they like.
     b = _orthonormal_to(a, (rows @ a.T / singular[: len(a)]).T @ neutral)
     if b is None:
-        raise ValueError(
-            f"rotate: forget{'' if k is None else ' and keep'} must leave {len(a)} of the "
+        raise Refusal(
+            "rotate",
+            None,
+            f"forget{'' if k is None else ' and keep'} must leave {len(a)} of the "
             f"{f.shape[1]} dimensions to "
-            + ("neutral directions, got none" if t is None else "target, got a target inside them")
+            + ("neutral directions, got none" if t is None else "target, got a target inside them"),
         )
 
     basis, turned = plane_rotation(a, b, math.radians(angle))
@@ -128,9 +133,11 @@ def unrotate(projector: Projector) -> Projector:
     matrix = eye - one["strength"] * (one["read"] @ inside).T @ (one["write"] @ inside)
     off = float((matrix @ matrix.T - eye).abs().amax()) if len(matrix) else 0.0
     if one["offset"] is not None or not off < 1e-5:
-        raise ValueError(
-            "unrotate: projector must keep every length, got one that changes squared lengths by "
-            f"up to {off:.3g}" + ("" if one["offset"] is None else " and has an offset")
+        raise Refusal(
+            "unrotate",
+            "projector",
+            "must keep every length, got one that changes squared lengths by "
+            f"up to {off:.3g}" + ("" if one["offset"] is None else " and has an offset"),
         )
     swapped = None if projector.symmetric else projector.read
     history = projector.provenance | {"undoes": projector.content_hash()}

@@ -15,6 +15,7 @@ from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings, Progress, embed_classes
 from clipproj.models.words import Template, openai_templates, strings, template_strings
 from clipproj.projector import SIDES, Projector
+from clipproj.refusal import Refusal
 
 MODES = ("global", "domain", "complete")
 FORMS = ("reader", "subspace")
@@ -209,30 +210,30 @@ class _Task:
             if values or label != "keep_domains":
                 values = strings(op, label, values)
             if len(set(values)) != len(values):
-                raise ValueError(f"{op}: {label} must be distinct, got {list(values)}")
+                raise Refusal(op, label, f"must be distinct, got {list(values)}")
             object.__setattr__(self, label, values)
         if self.name in self.keep:
-            raise ValueError(f"{op}: keep must not hold the class to forget, got {self.name!r}")
+            raise Refusal(op, "keep", f"must not hold the class to forget, got {self.name!r}")
         both = [domain for domain in self.domains if domain in self.keep_domains]
         if both:
-            raise ValueError(
-                f"{op}: domains must not name what keep_domains names, got {both} in both"
+            raise Refusal(
+                op, "domains", f"must not name what keep_domains names, got {both} in both"
             )
         for label, options in (("mode", MODES), ("form", FORMS), ("side", SIDES)):
             if getattr(self, label) not in options:
                 known = " or ".join(f'"{option}"' for option in options)
-                raise ValueError(f"{op}: {label} must be {known}, got {getattr(self, label)!r}")
+                raise Refusal(op, label, f"must be {known}, got {getattr(self, label)!r}")
         if (self.mode == "global") == bool(self.keep_domains):
             want = "be empty" if self.mode == "global" else "hold at least one domain"
             got = list(self.keep_domains)
-            raise ValueError(f'{op}: keep_domains must {want} in mode "{self.mode}", got {got}')
+            raise Refusal(op, "keep_domains", f'must {want} in mode "{self.mode}", got {got}')
         rank, tol = rank_and_tol(op, self.rank, self.tol)
         numbers = {"rank": rank, "tol": tol, "strength": number(op, "strength", self.strength)}
         for label in ("depth", "domain_gain"):
             if getattr(self, label) is not None:
                 numbers[label] = above_zero(op, label, getattr(self, label))
         if not 0 <= numbers["strength"] <= 2:
-            raise ValueError(f"{op}: strength must be in [0, 2], got {self.strength}")
+            raise Refusal(op, "strength", f"must be in [0, 2], got {self.strength}")
         for label, value in numbers.items():
             object.__setattr__(self, label, value)
         if self.prototypes is None:
@@ -243,8 +244,8 @@ class _Task:
         names, everywhere = (self.name, *self.keep), (*self.domains, *self.keep_domains)
         for pair in zip(self.prototypes.names, self.prototypes.domains, strict=True):
             if pair[0] not in names or pair[1] not in everywhere:
-                raise ValueError(
-                    f"{op}: prototypes must be of the classes and domains given, got {pair}"
+                raise Refusal(
+                    op, "prototypes", f"must be of the classes and domains given, got {pair}"
                 )
 
 
@@ -253,9 +254,10 @@ def _projector(
 ) -> Projector:
     for label, given in (("cells", cells), ("prototypes", task.prototypes)):
         if given is not None and given.rows.shape[1] != classes.dim:
-            raise ValueError(
-                f"selective: {label} must have rows of width {classes.dim} as classes has, got "
-                f"{given.rows.shape[1]}"
+            raise Refusal(
+                "selective",
+                label,
+                f"must have rows of width {classes.dim} as classes has, got {given.rows.shape[1]}",
             )
     space = Space(classes, cells, task.name, task.domains, task.keep_domains)
     told = {
@@ -283,8 +285,10 @@ def _domain_templates(templates: Iterable[str]) -> tuple[str, ...]:
     templates = strings("selective", "templates", templates)
     for text in templates:
         if text.count("{domain}") != 1 or text.count("{}") != 1:
-            raise ValueError(
-                f"selective: templates must hold {{domain}} and {{}} exactly once, got {text!r}"
+            raise Refusal(
+                "selective",
+                "templates",
+                f"must hold {{domain}} and {{}} exactly once, got {text!r}",
             )
     return templates
 
@@ -292,7 +296,7 @@ def _domain_templates(templates: Iterable[str]) -> tuple[str, ...]:
 def make(task: Task, domains: str = "", keep_domains: str = "", **options: Any) -> Projector:
     """`selective` of one name; domains and keep_domains are lists with commas between."""
     if len(task.forget) > 1:
-        raise ValueError(f"selective: names must be one class, got {list(task.forget.names)}")
+        raise Refusal("selective", "names", f"must be one class, got {list(task.forget.names)}")
     there, elsewhere = (
         tuple(filter(None, (one.strip() for one in text.split(","))))
         for text in (domains, keep_domains)

@@ -73,7 +73,9 @@ def test_options_are_the_parameters_of_make_and_of_its_function(name):
     for option in one.options:
         default = own[option.name].default
         if default not in (None, "", "auto"):
-            assert option.default.startswith(f"{default:g}" if option.kind is float else default)
+            assert option.default.startswith(
+                f"{default:g}" if option.kind is float else str(default)
+            )
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"leace"}))
