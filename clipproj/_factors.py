@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj._tensors import as_tensor
+from clipproj.refusal import Refusal
 
 
 def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
@@ -20,7 +21,7 @@ def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
     with torch.inference_mode(False):  # autograd refuses tensors made in a caller's inference mode
         narrow = value.detach().to(torch.float32, copy=True).contiguous()
     if not narrow.isfinite().all():
-        raise ValueError(f"Projector: {name} must be finite in float32, got NaN or inf")
+        raise Refusal("Projector", name, "must be finite in float32, got NaN or inf")
     return narrow
 
 
@@ -29,9 +30,11 @@ def check_orthonormal(read: Tensor) -> None:
     wide = read.double()
     off = (wide @ wide.T - torch.eye(len(wide), dtype=wide.dtype, device=wide.device)).abs()
     if off.numel() and off.max() > 1e-4:
-        raise ValueError(
-            "Projector: read must have orthonormal rows when write is None, got rows that are off "
-            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace"
+        raise Refusal(
+            "Projector",
+            "read",
+            "must have orthonormal rows when write is None, got rows that are off "
+            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace",
         )
 
 

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from clipproj.cli import options, terminal
+from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.audit.suite import Finding
@@ -165,7 +166,7 @@ def run(
     asked.check(plain)
     suite.check_keys(only)
     if request.projector is not None and request.keep:
-        raise ValueError(f"audit: keep must be left out with a projector, got {request.keep}")
+        raise Refusal("audit", "keep", f"must be left out with a projector, got {request.keep}")
     options.writable("audit", request.out, save_features)
     saved = None if request.projector is None else load(request.projector)
     if saved is not None and request.strength is not None:
@@ -241,8 +242,10 @@ def run(
 
 def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
     if edit.dim != classes.dim:
-        raise ValueError(
-            f"audit: projector must be of width {classes.dim} as the features are, got {edit.dim}"
+        raise Refusal(
+            "audit",
+            "projector",
+            f"must be of width {classes.dim} as the features are, got {edit.dim}",
         )
     if not force:
         model, otherwise = "the model that is audited", "; force=True audits it all the same"

@@ -37,6 +37,7 @@ from clipproj.models.heads import (
     unwrap,
 )
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 Target = TypeVar("Target", nn.Module, MutableMapping[str, Tensor])
 
@@ -204,11 +205,11 @@ def edit(
     if not isinstance(strength, Real | Tensor | None):
         raise TypeError(f"edit: strength must be a number, got {type(strength).__name__}")
     if tower not in TOWERS:
-        raise ValueError(f'edit: tower must be "image" or "text", got {tower!r}')
+        raise Refusal("edit", "tower", f'must be "image" or "text", got {tower!r}')
     head = find_heads(model)[tower]
     model = unwrap(model)
     if not head.foldable:
-        raise ValueError(f"edit: tower must have a foldable head, got {tower}: {head.reason}")
+        raise Refusal("edit", "tower", f"must have a foldable head, got {tower}: {head.reason}")
     check_alone(model, head)
     _check_fits(head, projector)
     space = _check_model(model, projector, force)
@@ -305,14 +306,17 @@ def edits(model: nn.Module) -> tuple[log.RecordedEdit | Edit, ...]:
 
 def _check_fits(head: Head, projector: Projector) -> None:
     if projector.dim != head.width:
-        raise ValueError(
-            f"edit: projector must be of width {head.width} as the {head.tower} head is, "
-            f"got {projector.dim}"
+        raise Refusal(
+            "edit",
+            "projector",
+            f"must be of width {head.width} as the {head.tower} head is, got {projector.dim}",
         )
     if projector.for_tower(head.tower, "edit").offset is not None and head.bias is None:
-        raise ValueError(
-            f"edit: projector must have no offset, because {head.weight} has no bias to hold it, "
-            "got an affine one; call the projector on the features instead"
+        raise Refusal(
+            "edit",
+            "projector",
+            f"must have no offset, because {head.weight} has no bias to hold it, "
+            "got an affine one; call the projector on the features instead",
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.bank import ProjectorBank
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 Name = str | tuple[str, ...] | None  # of a bank's entry, of several at once, or of none
 
@@ -52,7 +53,7 @@ def on_tower(
     if isinstance(projector, Projector):
         return projector.for_tower(tower, op)
     if projector.side != tower:
-        raise ValueError(f"{op}: bank must be of side {tower!r}, got {projector.side!r}")
+        raise Refusal(op, "bank", f"must be of side {tower!r}, got {projector.side!r}")
     return projector
 
 
@@ -193,14 +194,15 @@ def strengths(strength: object, index: Tensor) -> Tensor | None:
                 got = type(number).__name__
                 raise TypeError(f"rows: strength must be numbers or a tensor, got {got}")
             if not 0 <= number <= 2:
-                raise ValueError(f"rows: strength must be in [0, 2], got {number:g}")
+                raise Refusal("rows", "strength", f"must be in [0, 2], got {number:g}")
         numbers = [float(number) for number in numbers]
         given = torch.tensor(numbers, dtype=torch.float32, device=index.device)
         given = given if isinstance(strength, Sequence) else given[0]
     if given.ndim and given.shape != index.shape:
-        raise ValueError(
-            f"rows: strength must be 0-dim or {list(index.shape)} as rows is, "
-            f"got {list(given.shape)}"
+        raise Refusal(
+            "rows",
+            "strength",
+            f"must be 0-dim or {list(index.shape)} as rows is, got {list(given.shape)}",
         )
     return given.to(index.device)
 
