@@ -1,29 +1,39 @@
-"""Make a CLIP-like model forget a class: rank-k projector edits in closed form, fused kernels."""
+"""Make a CLIP-like model forget a class: rank-k projector edits in closed form, fused kernels.
 
-from clipproj import ops, reference
+Operators, projectors, banks and edits of a model are loaded with the package; methods and audits
+when they are first asked for, so that what serves features pays for nothing else.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clipproj import ops
 from clipproj._C import build_info, cpu_isa, set_cpu_isa
 from clipproj._version import __version__
 from clipproj.algebra import compose, union
-from clipproj.audit.tune import text_proxies, tune
 from clipproj.bank import ProjectorBank
 from clipproj.editing.edit import Edit, edit, edits, undo
 from clipproj.editing.log import RecordedEdit
 from clipproj.editing.receipt import Receipt, Verdict, verify
-from clipproj.methods import (
-    ccup,
-    coreset,
-    from_leace,
-    nullspace,
-    redirect,
-    rotate,
-    selective,
-    subgroup,
-    unrotate,
-)
 from clipproj.models.heads import find_heads
 from clipproj.models.text import Embeddings, embed_classes, expand_names, generic_keep
 from clipproj.projector import Projector, load
 from clipproj.zeroshot import ZeroShotHead
+
+if TYPE_CHECKING:  # what is loaded later, once more for tools that read the source
+    from clipproj import audit, methods, reference
+    from clipproj.audit.tune import text_proxies, tune
+    from clipproj.methods import (
+        ccup,
+        coreset,
+        from_leace,
+        nullspace,
+        redirect,
+        rotate,
+        selective,
+        subgroup,
+        unrotate,
+    )
 
 __all__ = [
     "Edit",
@@ -35,6 +45,7 @@ __all__ = [
     "Verdict",
     "ZeroShotHead",
     "__version__",
+    "audit",
     "build_info",
     "ccup",
     "compose",
@@ -48,6 +59,7 @@ __all__ = [
     "from_leace",
     "generic_keep",
     "load",
+    "methods",
     "nullspace",
     "ops",
     "redirect",
@@ -63,3 +75,25 @@ __all__ = [
     "unrotate",
     "verify",
 ]
+
+_MODULES = ("audit", "methods", "reference")
+_METHODS = ("ccup", "coreset", "from_leace", "nullspace", "redirect", "rotate", "selective",
+            "subgroup", "unrotate")  # fmt: skip
+_HOMES = dict.fromkeys(_METHODS, "clipproj.methods") | dict.fromkeys(
+    ("text_proxies", "tune"), "clipproj.audit.tune"
+)
+
+
+def __getattr__(name: str) -> Any:
+    """A name that is loaded later, when it is first asked for (PEP 562)."""
+    if name in _MODULES:
+        return import_module(f"clipproj.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clipproj._tensors import as_tensor
-
-_KINDS = {"forget": dict, "keep": dict, "parameters": dict, "method": str, "model": str,
-          "head_hash": str}  # fmt: skip
+from clipproj.refusal import Refusal
 
 
 def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
@@ -25,36 +21,8 @@ def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
     with torch.inference_mode(False):  # autograd refuses tensors made in a caller's inference mode
         narrow = value.detach().to(torch.float32, copy=True).contiguous()
     if not narrow.isfinite().all():
-        raise ValueError(f"Projector: {name} must be finite in float32, got NaN or inf")
+        raise Refusal("Projector", name, "must be finite in float32, got NaN or inf")
     return narrow
-
-
-def plain_json(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy as JSON gives it back. TypeError for anything it can't hold, or where readers of a
-    provenance expect something else."""
-    if not isinstance(provenance, Mapping | None):
-        got = type(provenance).__name__
-        raise TypeError(f"Projector: provenance must be a mapping, got {got}")
-    try:
-        plain = json.loads(json.dumps(dict(provenance or {})))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Projector: provenance must be plain JSON, got {error}") from None
-    for key, kind in _KINDS.items():
-        if plain.get(key) is None:
-            plain.pop(key, None)
-        elif not isinstance(plain[key], kind):
-            got = type(plain[key]).__name__
-            raise TypeError(f"Projector: provenance[{key!r}] must be a {kind.__name__}, got {got}")
-    for key in plain.keys() & {"forget", "keep"}:
-        names = plain[key].get("names")
-        if names is None:
-            plain[key].pop("names", None)
-        elif not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(
-                f"Projector: provenance[{key!r}]['names'] must be a list of strings, got "
-                f"{names!r:.80}"
-            )
-    return plain
 
 
 def check_orthonormal(read: Tensor) -> None:
@@ -62,9 +30,11 @@ def check_orthonormal(read: Tensor) -> None:
     wide = read.double()
     off = (wide @ wide.T - torch.eye(len(wide), dtype=wide.dtype, device=wide.device)).abs()
     if off.numel() and off.max() > 1e-4:
-        raise ValueError(
-            "Projector: read must have orthonormal rows when write is None, got rows that are off "
-            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace"
+        raise Refusal(
+            "Projector",
+            "read",
+            "must have orthonormal rows when write is None, got rows that are off "
+            f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace",
         )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj.refusal import Refusal
+
 
 def as_tensor(op: str, name: str, value: Any, device: torch.device | str = "cpu") -> Tensor | Any:
     """A numpy array as a tensor on `device`, with its memory where that can be; others as they are.
@@ -67,7 +69,7 @@ def shard_by_shard(op: str, edit: Callable[[Tensor], Tensor], x: Any) -> Any:
     for placement in x.placements:
         by_rows = placement.is_shard() and placement.dim < x.ndim - 1
         if not by_rows and not placement.is_replicate():
-            raise ValueError(f"{op}: x must be sharded by rows or replicated, got {placement}")
+            raise Refusal(op, "x", f"must be sharded by rows or replicated, got {placement}")
     rows = edit(x.to_local())
     strides = torch.empty(x.shape, dtype=torch.float32, device="meta").stride()
     return DTensor.from_local(

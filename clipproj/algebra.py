@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from clipproj.methods.inputs import provenance
+from clipproj._provenance import made_by
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _TOL = 1e-5  # singular values, relative, of directions that are one; float32 factors carry 1e-7
 
@@ -22,13 +23,14 @@ def union(p: Projector, q: Projector) -> Projector:
     """
     _check_pair("union", p, q)
     for name, one in (("p", p), ("q", q)):
-        if not one.symmetric or one.offset is not None:
-            kind = "oblique" if one.offset is None else "affine"
-            raise ValueError(f"union: {name} must be symmetric, got an {kind} one; use compose()")
+        if one.form != "symmetric":
+            raise Refusal("union", name, f"must be symmetric, got an {one.form} one; use compose()")
     if p.strength != q.strength:
-        raise ValueError(
-            f"union: q must have the strength of p, {float(p.strength):g}, got "
-            f"{float(q.strength):g}; use scaled()"
+        raise Refusal(
+            "union",
+            "q",
+            f"must have the strength of p, {float(p.strength):g}, got "
+            f"{float(q.strength):g}; use scaled()",
         )
     rows = torch.cat([p.read, q.read.to(p.read.device)]).double()
     _, singular, right = torch.linalg.svd(rows, full_matrices=False)
@@ -57,8 +59,10 @@ def compose(p: Projector, q: Projector) -> Projector:
     history = _history("compose", p, q)
     if p.offset is not None or q.offset is not None:
         if len(read) > p.dim:
-            raise ValueError(
-                f"compose: p.rank + q.rank must be at most {p.dim} with an offset, got {len(read)}"
+            raise Refusal(
+                "compose",
+                None,
+                f"p.rank + q.rank must be at most {p.dim} with an offset, got {len(read)}",
             )
         offset = torch.cat([read.new_zeros(len(one["read"])) if one["offset"] is None
                             else one["offset"] for one in (f, g)])  # fmt: skip
@@ -80,18 +84,17 @@ def _check_pair(op: str, p: Projector, q: Projector) -> None:
         if not isinstance(one, Projector):
             raise TypeError(f"{op}: {name} must be a Projector, got {type(one).__name__}")
         if one.read.is_meta:
-            raise ValueError(f"{op}: {name} must have data, got one on the meta device")
+            raise Refusal(op, name, "must have data, got one on the meta device")
     if p.side != q.side:
-        raise ValueError(f"{op}: q must be of side {p.side!r} as p is, got {q.side!r}; use .T")
+        raise Refusal(op, "q", f"must be of side {p.side!r} as p is, got {q.side!r}; use .T")
     if p.dim != q.dim:
-        raise ValueError(f"{op}: q must be of width {p.dim} as p is, got {q.dim}")
-    heads = {one.provenance.get("head_hash") for one in (p, q)} - {None}
-    if len(heads) > 1:
-        raise ValueError(f"{op}: q must come from the model that p comes from, got another head")
+        raise Refusal(op, "q", f"must be of width {p.dim} as p is, got {q.dim}")
+    theirs = p.provenance.get("head_hash")
+    q.require_model(op, theirs, argument="q", model="the model that p comes from")
 
 
 def _history(method: str, p: Projector, q: Projector) -> dict:
-    out = provenance(method, {"of": [p.provenance, q.provenance]})
+    out = made_by(method, {"of": [p.provenance, q.provenance]})
     names = [n for one in (p, q) for n in one.provenance.get("forget", {}).get("names", ())]
     if names:
         out["forget"] = {"names": list(dict.fromkeys(names))}

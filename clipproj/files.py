@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipproj.refusal import Refusal
+
 FORMAT = 1  # raised when a reader of today could misread what is written
 KINDS = ("projector", "bank", "undo", "receipt", "samples")
 
@@ -44,7 +46,7 @@ class _Fields(dict[str, Any]):
     """What a file holds by name; that a name is missing is a fault of the file."""
 
     def __missing__(self, name: str) -> Any:
-        raise ValueError(f"load: path must hold all that its kind has, got none of {name!r}")
+        raise Refusal("load", "path", f"must hold all that its kind has, got none of {name!r}")
 
 
 @dataclass(frozen=True)
@@ -219,24 +221,28 @@ def read(path: str | os.PathLike[str], kind: str | None = None) -> Artefact:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
     except SafetensorError as error:
-        raise ValueError(
-            f"load: path must be a whole safetensors file, got {path}: {error}"
+        raise Refusal(
+            "load", "path", f"must be a whole safetensors file, got {path}: {error}"
         ) from error
     name, _, version = header.get("format", "").partition("-")
     if name != "clipproj" or not version.isdigit():
-        raise ValueError(f"load: path must be a file written by clipproj, got {path}")
+        raise Refusal("load", "path", f"must be a file written by clipproj, got {path}")
     if int(version) > FORMAT:
-        raise ValueError(
-            f"load: path must be of format {FORMAT} or older, got format {version} in {path}; "
-            "a newer clipproj wrote it"
+        raise Refusal(
+            "load",
+            "path",
+            f"must be of format {FORMAT} or older, got format {version} in {path}; "
+            "a newer clipproj wrote it",
         )
     if header.get("digest") != _digest(header, tensors):
-        raise ValueError(f"load: path must be an undamaged file, got a wrong digest in {path}")
+        raise Refusal("load", "path", f"must be an undamaged file, got a wrong digest in {path}")
     if kind is not None and header["kind"] != kind:
-        raise ValueError(f"load: path must hold kind {kind!r}, got {header['kind']!r} in {path}")
+        raise Refusal("load", "path", f"must hold kind {kind!r}, got {header['kind']!r} in {path}")
     meta = json.loads(header["meta"])
     if not isinstance(meta, dict):
-        raise ValueError(f"load: path must hold a JSON object, got {type(meta).__name__} in {path}")
+        raise Refusal(
+            "load", "path", f"must hold a JSON object, got {type(meta).__name__} in {path}"
+        )
     return Artefact(header["kind"], _Fields(tensors), _Fields(meta))
 
 

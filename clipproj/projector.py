@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
-from clipproj._factors import check_orthonormal, factor, move_buffers, plain_json
+from clipproj._factors import check_orthonormal, factor, move_buffers
+from clipproj._provenance import plain_json
 from clipproj._tensors import as_tensor, check_plain, is_sharded, shard_by_shard, whole
+from clipproj.refusal import Refusal
 
 SIDES = ("image", "text")
 
@@ -63,22 +65,25 @@ class Projector(nn.Module):
     ) -> None:
         super().__init__()
         if side not in SIDES:
-            raise ValueError(f'Projector: side must be "image" or "text", got {side!r}')
+            raise Refusal("Projector", "side", f'must be "image" or "text", got {side!r}')
         read = factor("read", read)
         if read.ndim != 2 or read.shape[1] < 1 or read.shape[0] > read.shape[1]:
-            raise ValueError(
-                "Projector: read must be [k, d] with 0 <= k <= d and d >= 1, got "
-                f"{list(read.shape)}"
+            raise Refusal(
+                "Projector",
+                "read",
+                f"must be [k, d] with 0 <= k <= d and d >= 1, got {list(read.shape)}",
             )
         write = None if write is None else factor("write", write)
         if write is not None and write.shape != read.shape:
-            raise ValueError(
-                f"Projector: write must be {list(read.shape)} as read is, got {list(write.shape)}"
+            raise Refusal(
+                "Projector",
+                "write",
+                f"must be {list(read.shape)} as read is, got {list(write.shape)}",
             )
         offset = None if offset is None else factor("offset", offset)
         if offset is not None and offset.shape != read.shape[:1]:
-            raise ValueError(
-                f"Projector: offset must be [{read.shape[0]}], got {list(offset.shape)}"
+            raise Refusal(
+                "Projector", "offset", f"must be [{read.shape[0]}], got {list(offset.shape)}"
             )
         if write is None:
             check_orthonormal(read)
@@ -100,6 +105,13 @@ class Projector(nn.Module):
     def symmetric(self) -> bool:
         """Whether read and write are one matrix."""
         return self._write is None
+
+    @property
+    def form(self) -> str:
+        """ "affine" with an offset, else "symmetric" or "oblique" (read and write differ)."""
+        if self.offset is not None:
+            return "affine"
+        return "symmetric" if self.symmetric else "oblique"
 
     @property
     def rank(self) -> int:
@@ -174,9 +186,11 @@ class Projector(nn.Module):
         factors = self.factors(x.dtype)
         if isinstance(strength, Tensor):
             if strength.ndim > 1 and strength.shape != x.shape[:-1]:
-                raise ValueError(
-                    f"Projector: strength must be 0-dim, [n] or {list(x.shape[:-1])} as the rows "
-                    f"of x are, got {list(strength.shape)}"
+                raise Refusal(
+                    "Projector",
+                    "strength",
+                    f"must be 0-dim, [n] or {list(x.shape[:-1])} as the rows "
+                    f"of x are, got {list(strength.shape)}",
                 )
             per_row = strength.flatten() if strength.ndim else strength
             factors["strength"] = whole(per_row).to(factors["read"].dtype)
@@ -209,10 +223,55 @@ class Projector(nn.Module):
         counterpart.
         """
         if self.offset is not None:
-            raise ValueError("T: projector must have no offset, got an affine one")
+            raise Refusal("T", "projector", "must have no offset, got an affine one")
         other = "text" if self.side == "image" else "image"
         swapped = None if self._write is None else self.read
         return self._like(self.write, swapped, strength=self.strength, side=other)
+
+    def for_tower(self, tower: str, op: str = "for_tower") -> Projector:
+        """The form that edits the features of `tower`: itself, or `.T` on the other one.
+
+        ValueError, in the name of `op`, for a tower that is neither "image" nor "text", and for a
+        projector with an offset on the other one.
+        """
+        if tower not in SIDES:
+            raise Refusal(op, "tower", f'must be "image" or "text", got {tower!r}')
+        if tower == self.side:
+            return self
+        if self.offset is not None:
+            raise Refusal(
+                op,
+                "projector",
+                f"must have no offset on the {tower} tower, got an affine one for "
+                f"{self.side} features",
+            )
+        return self.T
+
+    def require_model(
+        self,
+        op: str,
+        *heads: str | None,
+        argument: str = "projector",
+        model: str = "this model",
+        otherwise: str = "",
+    ) -> None:
+        """ValueError, in the name of `op`, for a projector that comes from another model.
+
+        Args:
+            heads: what the model's embedding space was or is called (`head_hash`); the projector
+                must come from one of these. What is not known, here or there, is not held
+                against it.
+            argument, model: what the error calls the two.
+            otherwise: how its sentence ends, such as the way past it.
+        """
+        source, known = self.provenance.get("head_hash"), [head for head in heads if head]
+        if source is not None and known and source not in known:
+            raise Refusal(
+                op,
+                argument,
+                f"must come from {model} (head {known[0][:12]}), got one of "
+                f"{self.provenance.get('model') or 'another'} (head {source[:12]}){otherwise}",
+            )
 
     def scaled(self, strength: float | Tensor) -> Projector:
         """The same projector with another strength of its own: `p.scaled(s)(x)` is `p(x, s)`."""
@@ -289,9 +348,11 @@ class Projector(nn.Module):
         another."""
         projector = stored(tensors, meta["side"], meta["provenance"])
         if projector.content_hash() != meta["hash"]:
-            raise ValueError(
-                f"load: parts must be of projector {meta['hash'][:12]}, got others of "
-                f"{projector.content_hash()[:12]}"
+            raise Refusal(
+                "load",
+                "parts",
+                f"must be of projector {meta['hash'][:12]}, got others of "
+                f"{projector.content_hash()[:12]}",
             )
         return projector
 
@@ -307,9 +368,11 @@ class Projector(nn.Module):
         meta = json.loads(bytes(state.tolist()))
         self.side, self.provenance = meta["side"], _stored_history(meta["provenance"])
         if meta["hash"] is not None and self.content_hash() != meta["hash"]:
-            raise ValueError(
-                "load_state_dict: state_dict must hold a projector's factors as they were saved, "
-                "got others: cast, or of another form (symmetric, oblique, affine)"
+            raise Refusal(
+                "load_state_dict",
+                "state_dict",
+                "must hold a projector's factors as they were saved, "
+                "got others: cast, or of another form (symmetric, oblique, affine)",
             )
 
     def _check_rows(self, op: str, x: Tensor) -> None:
@@ -319,14 +382,14 @@ class Projector(nn.Module):
 
     def _check_width(self, op: str, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"{op}: x must be [..., {self.dim}], got {list(x.shape)}")
+            raise Refusal(op, "x", f"must be [..., {self.dim}], got {list(x.shape)}")
 
     def _checked(self, strength: float | Tensor, warn: bool = True) -> float:
         """The number, if it is one that this projector may have."""
         strength = as_tensor("Projector", "strength", strength)
         if isinstance(strength, Tensor) and (strength.ndim or strength.is_complex()):
             got = f"{strength.dtype} {list(strength.shape)}"
-            raise ValueError(f"Projector: strength must be a number or 0-dim, got {got}")
+            raise Refusal("Projector", "strength", f"must be a number or 0-dim, got {got}")
         if not isinstance(strength, Real | Tensor):
             got = type(strength).__name__
             raise TypeError(f"Projector: strength must be a number or a tensor, got {got}")
@@ -334,7 +397,7 @@ class Projector(nn.Module):
         shrinks = self.symmetric and self.offset is None
         if not 0 <= number <= 2:
             limit = "[0, 2]" if shrinks else "[0, 1] (at most 2)"
-            raise ValueError(f"Projector: strength must be in {limit}, got {number:g}")
+            raise Refusal("Projector", "strength", f"must be in {limit}, got {number:g}")
         if number > 1 and not shrinks and warn and not torch.compiler.is_compiling():
             what = "read and write differ" if self.offset is None else "it has an offset"
             text = f"Projector: strength {number:g} above 1 can lengthen rows, because {what}"
@@ -346,8 +409,7 @@ class Projector(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        kind = "symmetric" if self.symmetric else "oblique" if self.offset is None else "affine"
-        text = f"dim={self.dim}, rank={self.rank}, {kind}, side={self.side!r}"
+        text = f"dim={self.dim}, rank={self.rank}, {self.form}, side={self.side!r}"
         text += "" if self.strength.is_meta else f", strength={float(self.strength):g}"
         names = self.provenance.get("forget", {}).get("names")
         return f"{text}, forget={names}" if names else text
@@ -361,14 +423,14 @@ def stored(tensors: Mapping[str, Tensor], side: str, provenance: Any) -> Project
         try:
             return Projector(*factors, side=side, provenance=_stored_history(provenance))
         except TypeError as error:
-            raise ValueError(f"load: path must hold a projector: {error}") from error
+            raise Refusal("load", "path", f"must hold a projector: {error}") from error
 
 
 def _stored_history(provenance: Any) -> dict[str, Any]:
     try:
         return plain_json(provenance)
     except TypeError as error:
-        raise ValueError(f"load: path must hold a projector's provenance: {error}") from error
+        raise Refusal("load", "path", f"must hold a projector's provenance: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Projector:

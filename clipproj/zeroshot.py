@@ -15,6 +15,7 @@ from clipproj.bank import ProjectorBank
 from clipproj.models.heads import unwrap
 from clipproj.models.text import Embeddings, embed_classes
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 class ZeroShotHead(nn.Module):
@@ -58,13 +59,14 @@ class ZeroShotHead(nn.Module):
             got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
             raise TypeError(f"ZeroShotHead: classes must be a floating point tensor, got {got}")
         if rows.ndim != 2 or rows.shape[1] < 1:
-            raise ValueError(f"ZeroShotHead: classes must be [C, d], got {list(rows.shape)}")
+            raise Refusal("ZeroShotHead", "classes", f"must be [C, d], got {list(rows.shape)}")
         lengths = rows.detach().float().norm(dim=1)
         bad = (~((lengths - 1).abs() <= 0.01)).nonzero().flatten().tolist()  # NaN too
         if bad:
-            raise ValueError(
-                "ZeroShotHead: classes must have rows of length 1, got "
-                f"{float(lengths[bad[0]]):.4g} in row {bad[0]}"
+            raise Refusal(
+                "ZeroShotHead",
+                "classes",
+                f"must have rows of length 1, got {float(lengths[bad[0]]):.4g} in row {bad[0]}",
             )
         with torch.inference_mode(False):
             self.register_buffer("classes", rows.detach().clone())
@@ -98,8 +100,10 @@ class ZeroShotHead(nn.Module):
         inner = unwrap(model)
         scale, bias = getattr(inner, "logit_scale", None), getattr(inner, "logit_bias", None)
         if not isinstance(scale, Tensor) or scale.numel() != 1:
-            raise ValueError(
-                f"ZeroShotHead: model must have a logit_scale, got {type(inner).__name__} without"
+            raise Refusal(
+                "ZeroShotHead",
+                "model",
+                f"must have a logit_scale, got {type(inner).__name__} without",
             )
         classes = embed_classes(model, tokenizer, names, templates, truncate=truncate)
         exponentiated = scale.detach().float().exp().reshape(())
@@ -141,7 +145,7 @@ class ZeroShotHead(nn.Module):
         if banked != (index is not None):
             want, got = ("given", "None") if banked else ("None", "one")
             kind = "with" if banked else "without"
-            raise ValueError(f"ZeroShotHead: index must be {want} {kind} a bank, got {got}")
+            raise Refusal("ZeroShotHead", "index", f"must be {want} {kind} a bank, got {got}")
         if banked:
             operands = projector.operands(x, index, strength)
         else:
@@ -164,14 +168,16 @@ class ZeroShotHead(nn.Module):
             )
         d = self.classes.shape[1]
         if projector.dim != d:
-            raise ValueError(
-                f"ZeroShotHead: projector must be of width {d} as the classes are, "
-                f"got {projector.dim}"
+            raise Refusal(
+                "ZeroShotHead",
+                "projector",
+                f"must be of width {d} as the classes are, got {projector.dim}",
             )
         if projector.side != "image":
-            raise ValueError(
-                "ZeroShotHead: projector must be for image features, got one for "
-                f"{projector.side}; pass projector.T"
+            raise Refusal(
+                "ZeroShotHead",
+                "projector",
+                f"must be for image features, got one for {projector.side}; pass projector.T",
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ZeroShotHead:
@@ -194,7 +200,7 @@ def _number(name: str, value: float | Tensor, classes: Tensor) -> Tensor:
     per_class = name == "bias" and number.shape == classes.shape[:1]
     if number.ndim and not per_class:
         want = "0-dim or [C]" if name == "bias" else "0-dim"
-        raise ValueError(f"ZeroShotHead: {name} must be {want}, got {list(number.shape)}")
+        raise Refusal("ZeroShotHead", name, f"must be {want}, got {list(number.shape)}")
     if not number.isfinite().all():
-        raise ValueError(f"ZeroShotHead: {name} must be finite, got NaN or inf")
+        raise Refusal("ZeroShotHead", name, "must be finite, got NaN or inf")
     return number

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from clipproj.refusal import Refusal
+
 
 @cache
 def code_digest(folder: Path = Path(__file__).parents[1]) -> str:
@@ -45,9 +47,11 @@ class Journal:
                 entry = json.loads(line)
                 self._found[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f"Journal: path must hold results of an earlier run, got {self.path} whose "
-                    f"line {number} is none; remove it or choose another folder"
+                raise Refusal(
+                    "Journal",
+                    "path",
+                    f"must hold results of an earlier run, got {self.path} whose "
+                    f"line {number} is none; remove it or choose another folder",
                 ) from None
         if cut:
             warnings.warn(

@@ -12,6 +12,7 @@ from torch import Tensor
 from clipproj.audit.groups import forgotten
 from clipproj.audit.samples import NO_ANSWER, Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, listed, percent
 from clipproj.report.page import Page, Table, lines
 
@@ -171,7 +172,7 @@ def calibration(
     Raises TypeError, ValueError as `groups.forgotten`, `Samples.edited`; ValueError for bins < 1.
     """
     if bins < 1:
-        raise ValueError(f"calibration: bins must be at least 1, got {bins}")
+        raise Refusal("calibration", "bins", f"must be at least 1, got {bins}")
     names, _ = forgotten("calibration", samples, forget)
     gone = samples.of(forget)
     pair = (samples, samples.edited(edit))

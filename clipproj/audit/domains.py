@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, listed, percent
 from clipproj.report.page import Page, Table
 
@@ -73,7 +74,7 @@ def domains(samples: Samples, edit: Edit, forget: Sequence[str]) -> DomainsResul
     Raises ValueError for samples without domains, or a name that is no class.
     """
     if samples.domains is None:
-        raise ValueError("domains: samples must have domains, got None")
+        raise Refusal("domains", "samples", "must have domains, got None")
     gone, before = samples.of(forget), samples.correct()
     after = samples.edited(edit).correct()
     of = {name: i for i, name in enumerate(sorted(set(samples.domains)))}

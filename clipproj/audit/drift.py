@@ -14,6 +14,7 @@ from clipproj.audit.calibration import log_probabilities
 from clipproj.audit.groups import class_groups
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import cosine, count, either, listed, percent
 from clipproj.report.page import Page, Table, lines
 
@@ -136,7 +137,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         NaN for fewer than 4 rows, or where the rows of one do not differ.
     """
     if len(x) != len(y):
-        raise ValueError(f"linear_cka: y must be [{len(x)}, e] as x is, got {list(y.shape)}")
+        raise Refusal("linear_cka", "y", f"must be [{len(x)}, e] as x is, got {list(y.shape)}")
     if len(x) < 4:
         return math.nan
     x, y = x.double(), y.double()

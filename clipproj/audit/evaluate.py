@@ -22,6 +22,7 @@ from clipproj.audit.samples import NO_ANSWER, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.report import formatting
 from clipproj.report.page import Page, Table
 
@@ -173,8 +174,8 @@ def compare(
     Raises ValueError as `score`, and for samples that do not correspond.
     """
     if after.names != before.names or not torch.equal(after.labels, before.labels):
-        raise ValueError(
-            "compare: after must have the classes and labels of before, in their order"
+        raise Refusal(
+            "compare", "after", "must have the classes and labels of before, in their order"
         )
     groups = Groups.of(before, forget)
     scores = _score(before, groups, probe), _score(after, groups, probe)

@@ -12,6 +12,7 @@ from clipproj.audit.standins import stand_ins
 from clipproj.audit.stats import Measured, plain
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, listed, percent
 
 FEW_PICTURED = 10  # other classes with pictures; with fewer, names in general are measured too
@@ -49,7 +50,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a share in [0, 1], got {value}")
+                raise Refusal("Limits", name, f"must be a share in [0, 1], got {value}")
 
 
 @dataclass(frozen=True, eq=False)

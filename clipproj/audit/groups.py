@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipproj.audit.samples import Samples
 from clipproj.models.text import Embeddings
+from clipproj.refusal import Refusal
 
 
 def nearest(
@@ -40,8 +41,8 @@ def forgotten(op: str, samples: Samples, forget: Sequence[str]) -> tuple[tuple[s
     """
     names = tuple(dict.fromkeys(samples.classes.select(forget).names)) if forget else ()
     if not 0 < len(names) < len(samples.names):
-        raise ValueError(
-            f"{op}: forget must be some of the {len(samples.names)} classes, got {len(names)}"
+        raise Refusal(
+            op, "forget", f"must be some of the {len(samples.names)} classes, got {len(names)}"
         )
     return names, torch.tensor([samples.names.index(name) for name in names], device="cpu")
 

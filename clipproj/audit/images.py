@@ -17,6 +17,7 @@ from clipproj.models.encoder import check_tower, evaluating, picture_inputs, tow
 from clipproj.models.heads import unwrap
 from clipproj.models.image_files import PHONE, open_picture, picture_size, readable_suffixes
 from clipproj.models.words import canonical, name_fault, name_key
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count
 
 Progress = Callable[[int, int], None]
@@ -61,11 +62,11 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"load_pictures: folder must be a folder, got {root}")
+        raise Refusal("load_pictures", "folder", f"must be a folder, got {root}")
     entries = sorted(path for path in root.iterdir() if _visible(path.name))
     folders = [path for path in entries if path.is_dir()]
     if not folders:
-        raise ValueError(f"load_pictures: folder must hold a folder for each class, got {root}")
+        raise Refusal("load_pictures", "folder", f"must hold a folder for each class, got {root}")
     readable = readable_suffixes()
     beside = sum(_kind(path) in readable | PHONE and path.is_file() for path in entries)
     skipped = Counter({"in no class folder": beside} if beside else {})
@@ -77,16 +78,19 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
         name = _class_name(path)
         other = taken.setdefault(name_key(name), path)
         if other is not path:
-            raise ValueError(
-                f"load_pictures: classes must be distinct, got two folders {name!r}: "
-                f"{other.name!r} and {path.name!r}"
+            raise Refusal(
+                "load_pictures",
+                "classes",
+                f"must be distinct, got two folders {name!r}: {other.name!r} and {path.name!r}",
             )
         files = sorted(_files(path, reals))
         by_name[name] = [file for file in files if _kind(file) in readable]
         others = Counter(kind for kind in map(_kind, files) if kind not in readable)
         if not by_name[name]:
             only = f", only {_listed(others)}" if others else ""
-            raise ValueError(f"load_pictures: a class must have pictures, got none in {path}{only}")
+            raise Refusal(
+                "load_pictures", None, f"a class must have pictures, got none in {path}{only}"
+            )
         skipped += others
     if skipped:
         files = count(skipped.total(), "file")
@@ -125,7 +129,7 @@ def image_features(
         ImportError: without Pillow.
     """
     if batch_size < 1:
-        raise ValueError(f"image_features: batch_size must be at least 1, got {batch_size}")
+        raise Refusal("image_features", "batch_size", f"must be at least 1, got {batch_size}")
     model = unwrap(model)
     check_tower("image_features", model, "image")
     rows: list[Tensor] = []
@@ -138,7 +142,9 @@ def image_features(
             batch = tower_features("image_features", model, "image", inputs).float().cpu()
             for path, finite in zip(paths, batch.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
-                    raise ValueError(f"image_features: features must be finite, got NaN for {path}")
+                    raise Refusal(
+                        "image_features", "features", f"must be finite, got NaN for {path}"
+                    )
             rows.append(batch)
             if progress is not None:
                 progress(start + len(paths), len(pictures))
@@ -151,9 +157,11 @@ def _visible(name: str) -> bool:
 
 def _class_name(folder: Path) -> str:
     if fault := name_fault(folder.name):
-        raise ValueError(
-            f"load_pictures: the name of a class folder {fault}, got {folder.name!r} in "
-            f"{folder.parent}; rename it"
+        raise Refusal(
+            "load_pictures",
+            None,
+            f"the name of a class folder {fault}, got {folder.name!r} in "
+            f"{folder.parent}; rename it",
         )
     return canonical(folder.name)
 
@@ -180,9 +188,11 @@ def _files(folder: Path, reals: Mapping[Path, Path]) -> Iterator[Path]:
         place = Path(real)
         owner = next((reals[one] for one in (place, *place.parents) if one in reals), folder)
         if owner != folder or place == root:
-            raise ValueError(
-                f"load_pictures: a class must have pictures of its own, got {here}, a link into "
-                f"{root if place == root else owner}"
+            raise Refusal(
+                "load_pictures",
+                None,
+                f"a class must have pictures of its own, got {here}, a link into "
+                f"{root if place == root else owner}",
             )
         seen.add(real)
         folders[:] = sorted(filter(_visible, folders))

@@ -14,6 +14,7 @@ from torch import Tensor
 from clipproj.audit.groups import forgotten
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, either, listed, percent
 from clipproj.report.page import Page, Table, lines
 
@@ -193,16 +194,18 @@ def leak(
     store = samples if memory is None else memory
     left_out, k = store is samples, operator.index(k)
     if store.features.shape[1] != samples.features.shape[1] or not (left_out or len(store)):
-        raise ValueError(
-            f"leak: memory must be [m, {samples.features.shape[1]}] with m >= 1, got "
-            f"{list(store.features.shape)}"
+        raise Refusal(
+            "leak",
+            "memory",
+            f"must be [m, {samples.features.shape[1]}] with m >= 1, got "
+            f"{list(store.features.shape)}",
         )
     if k < 1:
-        raise ValueError(f"leak: k must be at least 1, got {k}")
+        raise Refusal("leak", "k", f"must be at least 1, got {k}")
     for name, value, least in (("beta", beta, beta >= 0), ("gamma", gamma, gamma > 0)):
         if not (math.isfinite(value) and least):
             above = "at least 0" if name == "beta" else "above 0"
-            raise ValueError(f"leak: {name} must be finite and {above}, got {value}")
+            raise Refusal("leak", name, f"must be finite and {above}, got {value}")
 
     after, gone = samples.edited(edit), samples.of(forget)
     # A forgotten class may have other pictures in the memory, or none.

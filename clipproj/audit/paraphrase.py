@@ -26,6 +26,7 @@ from clipproj.models.words import (
     strings,
     template_strings,
 )
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, listed, percent
 from clipproj.report.page import Page, Table
 
@@ -243,7 +244,7 @@ def paraphrase(
     op = "paraphrase"
     forget, _ = forgotten(op, samples, forget)
     if not 0 <= level <= 1:
-        raise ValueError(f"{op}: level must be in [0, 1], got {level}")
+        raise Refusal(op, "level", f"must be in [0, 1], got {level}")
     expand_names(forget, synonyms=synonyms)  # refuses what it must
     extra = imagenet_names() if vocabulary is None else strings(op, "vocabulary", vocabulary)
     words = tuple(dict.fromkeys([*samples.names, *extra]))
@@ -342,13 +343,14 @@ def _rows(embed: Embed, texts: Sequence[str], samples: Samples) -> Tensor:
         want = (len(part), samples.classes.dim)
         if not isinstance(rows, Tensor) or rows.shape != want:
             got = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise ValueError(f"paraphrase: embed must give rows {list(want)}, got {got}")
+            raise Refusal("paraphrase", "embed", f"must give rows {list(want)}, got {got}")
         rows = rows.detach().float().cpu()
         bad = (~rows.isfinite().all(dim=1) | (rows == 0).all(dim=1)).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(
-                f"paraphrase: embed must give finite rows that are not zero, got another for "
-                f"{part[bad[0]]!r}"
+            raise Refusal(
+                "paraphrase",
+                "embed",
+                f"must give finite rows that are not zero, got another for {part[bad[0]]!r}",
             )
         out.append(F.normalize(rows))
     return torch.cat(out)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clipproj.audit.images import Pictures, image_features, open_picture
 from clipproj.models.encoder import evaluating, picture_inputs, tower_features
 from clipproj.models.heads import check_module, unwrap, which_class
+from clipproj.refusal import Refusal
 
 _TRANSFORMERS = ("CLIPModel", "ChineseCLIPModel", "MetaClip2Model")
 _SAME_FEATURE = 2e-2  # relative: half precision is off by 5e-3, another head by far more
@@ -55,7 +56,7 @@ class Tower(NamedTuple):
         count = values.shape[1]
         h, w = self.grid or (math.isqrt(count), math.isqrt(count))
         if h * w != count:
-            raise ValueError(f"relevance: model must have a square grid, got {count} positions")
+            raise Refusal("relevance", "model", f"must have a square grid, got {count} positions")
         return values.unflatten(1, (h, w))
 
 
@@ -133,8 +134,8 @@ def attention_maps(
     for module in tower.attentions:
         if not isinstance(module, nn.MultiheadAttention) and not hasattr(module, "v_proj"):
             name = f"{type(module).__module__}.{type(module).__qualname__}"
-            raise ValueError(
-                f"relevance: model must have plain attention for attention, got {name}"
+            raise Refusal(
+                "relevance", "model", f"must have plain attention for attention, got {name}"
             )
     maps: list[list[Tensor]] = [[] for _ in logits]
     model = unwrap(model)
@@ -216,10 +217,12 @@ def find_tower(model: nn.Module) -> Tower:
                 grid=visual.grid_size,
             )
         what += f" that pools by {'attention' if visual.attn_pool else visual.pool_type}"
-    raise ValueError(
-        "relevance: model must be CLIP or CustomTextCLIP of open_clip, or OpenAI's CLIP, with a "
+    raise Refusal(
+        "relevance",
+        "model",
+        "must be CLIP or CustomTextCLIP of open_clip, or OpenAI's CLIP, with a "
         "VisionTransformer pooled by token or average or with a ModifiedResNet, or "
-        f"{', '.join(_TRANSFORMERS)} of transformers, got {what}"
+        f"{', '.join(_TRANSFORMERS)} of transformers, got {what}",
     )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.probe import FOLDS, folds
+from clipproj.refusal import Refusal
 
 _CHUNK = 4096  # rows of random features held at once
 _DECADES = tuple(10.0**i for i in range(-8, 9))  # the paper's ridges
@@ -47,9 +48,11 @@ class RanPAC:
     def __init__(self, classes: Sequence[str], projection: Tensor, ridge: float) -> None:
         self.classes = _names("RanPAC", classes)
         if projection.ndim != 2 or 0 in projection.shape:
-            raise ValueError(f"RanPAC: projection must be [d, width], got {list(projection.shape)}")
+            raise Refusal(
+                "RanPAC", "projection", f"must be [d, width], got {list(projection.shape)}"
+            )
         if not (math.isfinite(ridge) and ridge > 0):
-            raise ValueError(f"RanPAC: ridge must be finite and above 0, got {ridge}")
+            raise Refusal("RanPAC", "ridge", f"must be finite and above 0, got {ridge}")
         self.projection, self.ridge = projection.detach().double().cpu(), float(ridge)
         width, count = projection.shape[1], len(self.classes)
         self.counts = torch.zeros(count, dtype=torch.int64, device="cpu")
@@ -88,7 +91,7 @@ class RanPAC:
         """
         width = operator.index(width)
         if width < 1:
-            raise ValueError(f"fit: width must be at least 1, got {width}")
+            raise Refusal("fit", "width", f"must be at least 1, got {width}")
         names = _names("fit", classes)
         _check("fit", features, labels, len(names))
         generator = torch.Generator().manual_seed(seed)
@@ -96,7 +99,7 @@ class RanPAC:
         projection = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         if ridge is None:
             if len(features) < 2:
-                raise ValueError(f"fit: ridge must be given to fit on {len(features)} pictures")
+                raise Refusal("fit", "ridge", f"must be given to fit on {len(features)} pictures")
             order = torch.randperm(len(features), generator=generator, device="cpu")
             part = max(1, len(order) // 5)
             ridge = _picked(cls(names, projection, 1.0), features, labels, order, part)
@@ -139,27 +142,31 @@ class RanPAC:
                 are not those of the class.
         """
         if name not in self.classes or len(self.classes) == 1:
-            raise ValueError(
-                f"forget: name must be one of {len(self.classes)} classes and not the last, "
-                f"got {name!r}"
+            raise Refusal(
+                "forget",
+                "name",
+                f"must be one of {len(self.classes)} classes and not the last, got {name!r}",
             )
         row = self.classes.index(name)
         labels = torch.full((len(features),), row, device="cpu")
         _check("forget", features, labels, len(self.classes), len(self.projection))
         count = int(self.counts[row])
         if len(features) != count:
-            raise ValueError(
-                f"forget: features must be the {count} pictures of {name!r} that were taken in, "
-                f"got {len(features)}"
+            raise Refusal(
+                "forget",
+                "features",
+                f"must be the {count} pictures of {name!r} that were taken in, got {len(features)}",
             )
         given = torch.zeros_like(self._sums[row])
         for chunk in features.split(_CHUNK):
             given += self._hidden(chunk).sum(0)
         off = float((given - self._sums[row]).norm())
         if off > _SAME * float(given.norm() + self._sums[row].norm()):
-            raise ValueError(
-                f"forget: features must be the pictures of {name!r} that were taken in, got others "
-                f"(their sum differs by {off:.3g})"
+            raise Refusal(
+                "forget",
+                "features",
+                f"must be the pictures of {name!r} that were taken in, got others "
+                f"(their sum differs by {off:.3g})",
             )
         self._update(features, labels, -1)
         kept = torch.arange(len(self.classes), device="cpu") != row
@@ -268,7 +275,7 @@ def _names(op: str, classes: Sequence[str]) -> tuple[str, ...]:
     if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{op}: classes must be names, at least one, got {classes!r}")
     if len(set(names)) != len(names):
-        raise ValueError(f"{op}: classes must be distinct, got {list(names)}")
+        raise Refusal(op, "classes", f"must be distinct, got {list(names)}")
     return names
 
 
@@ -277,16 +284,18 @@ def _check(op: str, features: Tensor, labels: Tensor, classes: int, dim: int | N
         got = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"{op}: features must be a floating point tensor, got {got}")
     if features.ndim != 2 or features.shape[1] != (dim or max(1, features.shape[1])):
-        raise ValueError(f"{op}: features must be [n, {dim or 'd'}], got {list(features.shape)}")
+        raise Refusal(op, "features", f"must be [n, {dim or 'd'}], got {list(features.shape)}")
     bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"{op}: features must be finite, got a NaN or inf in row {bad[0]}")
+        raise Refusal(op, "features", f"must be finite, got a NaN or inf in row {bad[0]}")
     labels = torch.as_tensor(labels, device="cpu")
     if labels.dtype != torch.int64 or labels.shape != (len(features),):
         got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"{op}: labels must be int64 [{len(features)}], got {got}")
+        raise Refusal(op, "labels", f"must be int64 [{len(features)}], got {got}")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"{op}: labels must be rows of the {classes} classes, got {int(labels.min())} to "
-            f"{int(labels.max())}"
+        raise Refusal(
+            op,
+            "labels",
+            f"must be rows of the {classes} classes, got {int(labels.min())} to "
+            f"{int(labels.max())}",
         )

@@ -16,6 +16,7 @@ from clipproj.audit.probe import FOLDS, mean_answers, ridge_answers, unmeasurabl
 from clipproj.audit.ranpac import RanPAC, ranpac_answers
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, either, listed, percent
 from clipproj.report.page import Page, Table
 
@@ -204,10 +205,10 @@ def recover(
     """
     forget, wanted = forgotten("recover", samples, forget)
     if not probes or not set(probes) <= set(PROBES):
-        raise ValueError(f"recover: probes must be some of {', '.join(PROBES)}, got {probes!r}")
+        raise Refusal("recover", "probes", f"must be some of {', '.join(PROBES)}, got {probes!r}")
     width = operator.index(width)
     if width < 1:
-        raise ValueError(f"recover: width must be at least 1, got {width}")
+        raise Refusal("recover", "width", f"must be at least 1, got {width}")
     after, gone = samples.edited(edit), samples.of(forget)
     side = getattr(edit, "side", "image")
     labels, features = samples.labels, after.features

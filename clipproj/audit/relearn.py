@@ -24,6 +24,7 @@ from clipproj.audit.shots import (
     train,
 )
 from clipproj.audit.stats import Measured, share
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, either, listed, percent
 from clipproj.report.page import Page, Table, lines
 
@@ -227,7 +228,7 @@ def relearn(
     shots = tuple(operator.index(n) for n in shots)
     for name, values in (("shots", shots), ("repeats", (repeats,)), ("steps", (steps,))):
         if not values or min(values) < 1:
-            raise ValueError(f"relearn: {name} must be at least 1, got {values}")
+            raise Refusal("relearn", name, f"must be at least 1, got {values}")
     edited, gone = samples.edited(edit), samples.of(forget)
     generator = torch.Generator().manual_seed(seed)
     # for each class, in each repeat, its pictures in the order in which they are labelled

@@ -22,6 +22,7 @@ from clipproj.audit.patches import attention_maps, find_tower, off_by, patch_fea
 from clipproj.audit.samples import Edit, Samples, applied
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.models.heads import unwrap
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, listed, percent
 from clipproj.report.page import Figure, Page, Table, image
 
@@ -202,11 +203,11 @@ def relevance(
         ("per_class", per_class, 1), ("drawn", drawn, 0), ("neighbours", neighbours, 0),
     ):  # fmt: skip
         if value < least:
-            raise ValueError(f"relevance: {name} must be at least {least}, got {value}")
+            raise Refusal("relevance", name, f"must be at least {least}, got {value}")
     if samples.paths is None:
-        raise ValueError("relevance: samples must have paths, got features without pictures")
+        raise Refusal("relevance", "samples", "must have paths, got features without pictures")
     if not len(samples):
-        raise ValueError("relevance: samples must have a picture, got none")
+        raise Refusal("relevance", "samples", "must have a picture, got none")
     groups = class_groups("relevance", samples, forget, neighbours)
     forget = tuple(samples.names[c] for c in groups["forgotten"].tolist())
     near = tuple(samples.names[c] for c in groups["neighbours"].tolist())
@@ -225,9 +226,11 @@ def relevance(
         grid, pooled = patch_features(model, preprocess, pictures, batch_size=batch_size)
         off = off_by(pooled, part.features)
         if not off < _SAME_MODEL:
-            raise ValueError(
-                "relevance: model must be the one that the features of samples come from, got one "
-                f"whose features are off by {off:.2g} of their length"
+            raise Refusal(
+                "relevance",
+                "model",
+                "must be the one that the features of samples come from, got one "
+                f"whose features are off by {off:.2g} of their length",
             )
         after = grid if on_text else applied(edit, grid.flatten(0, 2)).cpu().view_as(grid)
         for state, z in enumerate((grid.double(), after.double())):

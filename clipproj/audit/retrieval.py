@@ -27,6 +27,7 @@ from clipproj.audit.stats import Measured
 from clipproj.methods.inputs import forget_and_keep
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count, either, listed, percent
 from clipproj.report.page import Page, Table
 
@@ -203,11 +204,11 @@ def wrong_side(
     if not isinstance(projector, Projector):
         raise TypeError(f"{op}: projector must be a Projector, got {type(projector).__name__}")
     if projector.offset is not None:
-        raise ValueError(f"{op}: projector must have no offset, got an affine one")
+        raise Refusal(op, "projector", "must have no offset, got an affine one")
     texts, keep = forget_and_keep(op, forget_texts, keep_texts)
     if texts.shape[1] != projector.dim:
         got = list(texts.shape)
-        raise ValueError(f"{op}: forget_texts must be [m, {projector.dim}], got {got}")
+        raise Refusal(op, "forget_texts", f"must be [m, {projector.dim}], got {got}")
     f = {k: v if v is None else v.cpu() for k, v in projector.factors(torch.float64).items()}
     texts = texts.cpu()
 
@@ -237,7 +238,7 @@ def retrieval(
     Raises TypeError, ValueError as `class_groups` and `Samples.edited`; ValueError for a k below 1.
     """
     if not all(isinstance(k, int) and k >= 1 for k in ks):
-        raise ValueError(f"retrieval: ks must be integers of at least 1, got {list(ks)}")
+        raise Refusal("retrieval", "ks", f"must be integers of at least 1, got {list(ks)}")
     ks = sorted({1, *ks})
     groups = class_groups("retrieval", samples, forget)
     pictures = F.normalize(samples.features.double(), dim=1)

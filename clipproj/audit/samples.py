@@ -19,6 +19,7 @@ from clipproj.audit.images import Pictures
 from clipproj.models.heads import unwrap
 from clipproj.models.text import Embeddings
 from clipproj.models.words import name_key
+from clipproj.refusal import Refusal
 
 NO_ANSWER = -1
 _CHUNK = 8192  # rows compared with the class texts at once
@@ -75,29 +76,31 @@ class Samples:
                 w not in (None, g) for w, g in zip(shape, rows.shape, strict=True)
             ):
                 want = ", ".join("n" if w is None else str(w) for w in shape)
-                raise ValueError(f"{op}: {name} must be [{want}], got {list(rows.shape)}")
+                raise Refusal(op, name, f"must be [{want}], got {list(rows.shape)}")
             bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
             if bad:
-                raise ValueError(f"{op}: {name} must be finite, got a NaN or inf in row {bad[0]}")
+                raise Refusal(op, name, f"must be finite, got a NaN or inf in row {bad[0]}")
             object.__setattr__(self, name, rows.detach().float().cpu())
         n = len(self.features)
         labels = torch.as_tensor(self.labels, device="cpu")
         if labels.dtype != torch.int64 or labels.shape != (n,):
-            raise ValueError(
-                f"{op}: labels must be int64 [{n}], got {labels.dtype} {list(labels.shape)}"
+            raise Refusal(
+                op, "labels", f"must be int64 [{n}], got {labels.dtype} {list(labels.shape)}"
             )
         if n and not ((labels >= 0) & (labels < count)).all():
-            raise ValueError(
-                f"{op}: labels must be rows of the {count} classes, got {int(labels.min())} to "
-                f"{int(labels.max())}"
+            raise Refusal(
+                op,
+                "labels",
+                f"must be rows of the {count} classes, got {int(labels.min())} to "
+                f"{int(labels.max())}",
             )
         object.__setattr__(self, "labels", labels)
         for name in ("domains", "paths"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
-                raise ValueError(f"{op}: {name} must be {n}, one a picture, got {len(value)}")
+                raise Refusal(op, name, f"must be {n}, one a picture, got {len(value)}")
         if not self.scale > 0:
-            raise ValueError(f"{op}: scale must be above 0, got {self.scale}")
+            raise Refusal(op, "scale", f"must be above 0, got {self.scale}")
 
     @classmethod
     def of_pictures(
@@ -112,9 +115,11 @@ class Samples:
         rows = {name: row.get(name, row.get(name_key(name))) for name in pictures.classes}
         missing = [name for name, i in rows.items() if i is None]
         if missing:
-            raise ValueError(
-                "Samples: classes must have a text for every class of the pictures, got none for "
-                f"{', '.join(map(repr, missing[:3]))}"
+            raise Refusal(
+                "Samples",
+                "classes",
+                "must have a text for every class of the pictures, got none for "
+                f"{', '.join(map(repr, missing[:3]))}",
             )
         labels = torch.tensor(list(rows.values()), device="cpu")[pictures.labels]
         return cls(features, labels, classes, paths=pictures.paths, **more)
@@ -211,7 +216,7 @@ def applied(edit: Edit, rows: Tensor) -> Tensor:
         out = edit(rows.clone() if read is None else rows.to(read.device).clone())
     if not isinstance(out, Tensor) or out.shape != rows.shape:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"Samples: edit must give rows {list(rows.shape)}, got {got}")
+        raise Refusal("Samples", "edit", f"must give rows {list(rows.shape)}, got {got}")
     return out
 
 

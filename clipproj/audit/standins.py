@@ -10,6 +10,7 @@ from torch import Tensor
 from clipproj.audit.samples import Samples
 from clipproj.models.text import Embeddings
 from clipproj.models.words import on_both
+from clipproj.refusal import Refusal
 
 FORGOTTEN, KEPT = 0.75, 0.6  # share of the class's own text; the rest is another kept text
 MOST = 5000  # mixtures of each kind: shares to within half a point, in a second
@@ -44,7 +45,9 @@ def stand_ins(forget: Embeddings, keep: Embeddings, most: int = MOST) -> Samples
     kept = [name for name in keep.names if name not in gone]
     if not kept or keep.dim != forget.dim:
         got = f"{len(kept)} other names of width {keep.dim}"
-        raise ValueError(f"stand_ins: keep must hold other names of width {forget.dim}, got {got}")
+        raise Refusal(
+            "stand_ins", "keep", f"must hold other names of width {forget.dim}, got {got}"
+        )
     f, k = forget.tensor.cpu(), keep.select(kept).tensor.cpu()
     first, partner = _pairs(len(f), len(k), most, itself=True)
     found = FORGOTTEN * f[first] + (1 - FORGOTTEN) * k[partner]

@@ -27,6 +27,7 @@ from clipproj.audit.stats import plain
 from clipproj.audit.tagging import tagging
 from clipproj.audit.tune import tune
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.report import page as pages
 from clipproj.report.page import Page
 
@@ -78,7 +79,7 @@ def _tune(subject: Subject) -> Any:
 
 def _paraphrase(subject: Subject) -> Any:
     if subject.embed is None:
-        raise ValueError("paraphrase: needs the model, features alone embed no prompt")
+        raise Refusal("paraphrase", None, "needs the model, features alone embed no prompt")
     return paraphrase(
         subject.samples, subject.projector, subject.forget, subject.embed,
         synonyms=subject.synonyms,
@@ -87,7 +88,9 @@ def _paraphrase(subject: Subject) -> Any:
 
 def _relevance(subject: Subject) -> Any:
     if subject.model is None or subject.samples.paths is None:
-        raise ValueError("relevance: needs the model and the pictures, features alone show no map")
+        raise Refusal(
+            "relevance", None, "needs the model and the pictures, features alone show no map"
+        )
     return relevance(
         subject.samples, subject.projector, subject.forget, subject.model, subject.preprocess
     )
@@ -95,7 +98,7 @@ def _relevance(subject: Subject) -> Any:
 
 def _domains(subject: Subject) -> Any:
     if subject.samples.domains is None:
-        raise ValueError("domains: needs to be told which picture is of which domain")
+        raise Refusal("domains", None, "needs to be told which picture is of which domain")
     return domains(subject.samples, subject.projector, subject.forget)
 
 
@@ -179,7 +182,7 @@ def check_keys(only: Sequence[str] | None) -> None:
     """ValueError for a key that is none of `AUDITS`."""
     for key in only or ():
         if key not in AUDITS:
-            raise ValueError(f"audit: only must be some of {', '.join(AUDITS)}, got {key!r}")
+            raise Refusal("audit", "only", f"must be some of {', '.join(AUDITS)}, got {key!r}")
 
 
 _REFUSAL = re.compile(r"\w+: |.*install clipproj\[")  # the forms of what clipproj refuses

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from clipproj.refusal import Refusal
+
 
 def area(forget: Sequence[float], retain: Sequence[float]) -> float:
     """The area under retain over forgetting, as UPCORE (arXiv 2502.15082) compares edits.
@@ -31,14 +33,16 @@ def area(forget: Sequence[float], retain: Sequence[float]) -> float:
         ValueError: for no points, other counts, or numbers out of [0, 1], NaN among them.
     """
     if len(forget) != len(retain) or len(forget) == 0:
-        raise ValueError(
-            "area: forget and retain must be of one length, at least 1, got "
-            f"{len(forget)} and {len(retain)}"
+        raise Refusal(
+            "area",
+            None,
+            "forget and retain must be of one length, at least 1, got "
+            f"{len(forget)} and {len(retain)}",
         )
     for name, values in (("forget", forget), ("retain", retain)):
         for i, value in enumerate(values):
             if not 0 <= value <= 1:
-                raise ValueError(f"area: {name} must be in [0, 1], got {value} at index {i}")
+                raise Refusal("area", name, f"must be in [0, 1], got {value} at index {i}")
     best: dict[float, float] = {}
     for lost, kept in zip(forget, retain, strict=True):
         x = 1 - float(lost)

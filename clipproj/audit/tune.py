@@ -15,6 +15,7 @@ from clipproj.audit.tradeoff import area
 from clipproj.models.text import Embeddings, embed_classes
 from clipproj.models.words import Template, openai_templates, template_strings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import percent
 from clipproj.report.page import Page, Table, lines
 
@@ -124,21 +125,23 @@ def tune(
         ("forget_at_most", forget_at_most), ("retain_loss_at_most", retain_loss_at_most),
     ):  # fmt: skip
         if not 0 <= value <= 1:
-            raise ValueError(f"tune: {name} must be a share in [0, 1], got {value}")
+            raise Refusal("tune", name, f"must be a share in [0, 1], got {value}")
     if forget is None:
         forget = projector.provenance.get("forget", {}).get("names")
         if not forget:
-            raise ValueError("tune: forget must name classes, got None and a projector without any")
+            raise Refusal(
+                "tune", "forget", "must name classes, got None and a projector without any"
+            )
     if strengths is None:
         shrinks = projector.symmetric and projector.offset is None
         strengths = [round(i * STEP, 2) for i in range(round((2 if shrinks else 1) / STEP) + 1)]
     strengths = sorted({0.0, *map(float, strengths)})
     if not all(0 <= s <= 2 for s in strengths):
-        raise ValueError(f"tune: strengths must be in [0, 2], got {strengths}")
+        raise Refusal("tune", "strengths", f"must be in [0, 2], got {strengths}")
     gone = samples.of(forget)
     for name, count in (("a forgotten", gone.sum()), ("another", (~gone).sum())):
         if not count:
-            raise ValueError(f"tune: samples must hold a picture of {name} class, got none")
+            raise Refusal("tune", "samples", f"must hold a picture of {name} class, got none")
 
     points = strength_curve(samples, forget, projector, strengths, probe=probe)
     base = points[0]
@@ -192,9 +195,11 @@ def text_proxies(
     place = {text: row for row, text in enumerate(rows.names)}
     known = {rows.head_hash, classes.head_hash} - {None}
     if len(known) > 1:
-        raise ValueError(
-            "text_proxies: classes must be embedded by this model, got embeddings of "
-            f"{classes.model!r}, whose text head differs"
+        raise Refusal(
+            "text_proxies",
+            "classes",
+            "must be embedded by this model, got embeddings of "
+            f"{classes.model!r}, whose text head differs",
         )
     labels = torch.arange(len(classes), device="cpu").repeat_interleave(len(texts))
     return Samples(

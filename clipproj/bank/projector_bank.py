@@ -18,6 +18,7 @@ from clipproj._tensors import as_tensor, check_plain
 from clipproj.algebra import compose, union
 from clipproj.bank.rows import BankFull, BankRows, Entry
 from clipproj.projector import SIDES, Projector
+from clipproj.refusal import Refusal
 
 __all__ = ["BankFull", "Entry", "ProjectorBank"]
 
@@ -73,9 +74,9 @@ class ProjectorBank(BankRows):
                 got = type(size).__name__
                 raise TypeError(f"ProjectorBank: {name} must be a whole number, got {got}")
             if not 1 <= size < 2**31:
-                raise ValueError(f"ProjectorBank: {name} must be in [1, 2^31), got {size}")
+                raise Refusal("ProjectorBank", name, f"must be in [1, 2^31), got {size}")
         if side not in SIDES:
-            raise ValueError(f'ProjectorBank: side must be "image" or "text", got {side!r}')
+            raise Refusal("ProjectorBank", "side", f'must be "image" or "text", got {side!r}')
         super().__init__(dim, capacity, entries, side, symmetric, device)
 
     def __bool__(self) -> bool:
@@ -130,9 +131,11 @@ class ProjectorBank(BankRows):
             if not isinstance(name, str):
                 raise TypeError(f"add: name must be a text, got {type(name).__name__}")
             if not name:
-                raise ValueError("add: name must not be empty, got ''")
+                raise Refusal("add", "name", "must not be empty, got ''")
             if name in self._entries:
-                raise ValueError(f"add: name must be new to the bank, got {name!r}; use replace()")
+                raise Refusal(
+                    "add", "name", f"must be new to the bank, got {name!r}; use replace()"
+                )
             self._check("add", projector, self._entries.values(), force)
             self._entries[name] = entry = self._place("add", name, projector)
             return entry.index
@@ -249,13 +252,15 @@ class ProjectorBank(BankRows):
             raise TypeError(f"ProjectorBank: index must be a tensor from bank.index(), got {got}")
         d = self._buffers["read"].shape[1]
         if x.ndim == 0 or x.shape[-1] != d:
-            raise ValueError(f"ProjectorBank: x must be [..., {d}], got {list(x.shape)}")
+            raise Refusal("ProjectorBank", "x", f"must be [..., {d}], got {list(x.shape)}")
         n = math.prod(x.shape[:-1])
         # A compiler may not know the sizes yet; the operator checks them again.
         known = not torch.compiler.is_compiling()
         if index.ndim != 1 or (known and index.shape[0] != n):
-            raise ValueError(
-                f"ProjectorBank: index must be [{n}], one for each row, got {list(index.shape)}"
+            raise Refusal(
+                "ProjectorBank",
+                "index",
+                f"must be [{n}], one for each row, got {list(index.shape)}",
             )
         operands = self.factors(x.dtype)
         wide = operands["read"].dtype
@@ -264,7 +269,7 @@ class ProjectorBank(BankRows):
             strength = own.index_select(0, index.clamp(0, own.shape[0] - 1))
         elif isinstance(strength, Real):
             if not 0 <= strength <= 2:
-                raise ValueError(f"ProjectorBank: strength must be in [0, 2], got {strength:g}")
+                raise Refusal("ProjectorBank", "strength", f"must be in [0, 2], got {strength:g}")
             strength = torch.full((), strength, dtype=wide, device=index.device)
         elif isinstance(strength, np.ndarray):
             strength = as_tensor("ProjectorBank", "strength", strength, index.device).to(wide)
@@ -363,7 +368,7 @@ class ProjectorBank(BankRows):
 
     def _entry(self, op: str, name: object, what: str = "name") -> Entry:
         if not isinstance(name, str) or name not in self._entries:
-            raise ValueError(f"{op}: {what} must be in the bank, got {name!r}")
+            raise Refusal(op, what, f"must be in the bank, got {name!r}")
         return self._entries[name]
 
     def _check(
@@ -372,28 +377,29 @@ class ProjectorBank(BankRows):
         if not isinstance(projector, Projector):
             raise TypeError(f"{op}: projector must be a Projector, got {type(projector).__name__}")
         if projector.dim != self.dim:
-            raise ValueError(
-                f"{op}: projector must be of width {self.dim} as the bank is, got {projector.dim}"
+            raise Refusal(
+                op, "projector", f"must be of width {self.dim} as the bank is, got {projector.dim}"
             )
         if projector.side != self.side:
-            raise ValueError(
-                f"{op}: projector must be for {self.side} features as the bank is, got one for "
-                f"{projector.side}; pass projector.T"
+            raise Refusal(
+                op,
+                "projector",
+                f"must be for {self.side} features as the bank is, got one for "
+                f"{projector.side}; pass projector.T",
             )
-        if self.symmetric and not (projector.symmetric and projector.offset is None):
-            kind = "oblique" if projector.offset is None else "affine"
-            raise ValueError(f"{op}: projector must be symmetric as the bank is, got an {kind} one")
+        if self.symmetric and projector.form != "symmetric":
+            kind = projector.form
+            raise Refusal(op, "projector", f"must be symmetric as the bank is, got an {kind} one")
         projector._checked(projector.strength, warn=False)  # it may have been set since
         for part in (projector.read, projector.write, projector.offset):
             if part is not None and not part.isfinite().all():
-                raise ValueError(f"{op}: projector must be finite, got NaN or inf in its factors")
-        source = projector.provenance.get("head_hash")
-        heads = {entry.provenance.get("head_hash") for entry in others} - {None}
-        if source is not None and heads - {source} and not force:
-            raise ValueError(
-                f"{op}: projector must come from the model of the others (head "
-                f"{min(heads)[:12]}), got one of {projector.provenance.get('model')} (head "
-                f"{source[:12]}); force=True takes it anyway"
+                raise Refusal(op, "projector", "must be finite, got NaN or inf in its factors")
+        for entry in () if force else others:
+            projector.require_model(
+                op,
+                entry.provenance.get("head_hash"),
+                model="the model of the others",
+                otherwise="; force=True takes it anyway",
             )
         self._check_capture(op)
 

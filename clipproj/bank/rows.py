@@ -24,6 +24,7 @@ from clipproj import _C
 from clipproj._factors import move_buffers
 from clipproj.bank.free_rows import Space
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _REFUSED = (-1, -1)  # a span that every operator refuses
 
@@ -202,8 +203,10 @@ class BankRows(nn.Module):
             entries = [Entry(**entry) for entry in saved["entries"]]
             for entry in entries:
                 if self.symmetric and not entry.symmetric:
-                    raise ValueError(
-                        f"load_state_dict: bank must not be symmetric for {entry.name!r}, got one"
+                    raise Refusal(
+                        "load_state_dict",
+                        "bank",
+                        f"must not be symmetric for {entry.name!r}, got one",
                     )
                 self._copy(entry)
                 self._write_to(self.strengths, entry.index, entry.strength)
@@ -258,12 +261,12 @@ class BankRows(nn.Module):
         if entry.symmetric and not torch.equal(
             self.read[rows], (self.read if self._write is None else self._write)[rows]
         ):
-            raise ValueError(
-                f"ProjectorBank: write must be read for {entry.name!r}, got other rows"
+            raise Refusal(
+                "ProjectorBank", "write", f"must be read for {entry.name!r}, got other rows"
             )
         if self.offset is not None and not entry.affine and self.offset[rows].any():
-            raise ValueError(
-                f"ProjectorBank: offset must be 0 for {entry.name!r}, got other numbers"
+            raise Refusal(
+                "ProjectorBank", "offset", f"must be 0 for {entry.name!r}, got other numbers"
             )
         return made
 

@@ -36,6 +36,7 @@ from clipproj.editing.edit import undo as _undo
 from clipproj.editing.records import after_undo
 from clipproj.editing.weights import Original, weights_of
 from clipproj.models.encoder import pinned
+from clipproj.refusal import Refusal
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -155,7 +156,7 @@ def check_model(name: str | None, pretrained: str | None) -> None:
 def _check_folder(folder: Path, pretrained: str | None) -> Path:
     """The checkpoint of a folder of transformers."""
     if pretrained:
-        raise ValueError(f"load_model: pretrained must be left out with a folder, got {folder}")
+        raise Refusal("load_model", "pretrained", f"must be left out with a folder, got {folder}")
     return locate(folder)
 
 
@@ -233,7 +234,7 @@ def undo(
             checkpoint is then as it was.
     """
     if out is not None and Path(out).suffix != ".safetensors":
-        raise ValueError(f"undo: out must be a .safetensors file, got {out}")
+        raise Refusal("undo", "out", f"must be a .safetensors file, got {out}")
     checkpoint = locate(checkpoint)
     here = out is None or (Path(out).exists() and checkpoint.samefile(out))
     if here:

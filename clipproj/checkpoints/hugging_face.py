@@ -16,6 +16,7 @@ from clipproj.editing.records import Record
 from clipproj.editing.weights import key_of, keys_of
 from clipproj.models.encoder import context_length, masks_texts, padded, pinned
 from clipproj.models.heads import SINGLE_TOWERS, TRANSFORMERS, find_heads, which_class
+from clipproj.refusal import Refusal
 
 _BESIDE = (  # what transformers keeps beside a model, but for the vocabulary
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
@@ -56,20 +57,22 @@ def load(folder: Path, checkpoint: Path, device: torch.device | str) -> tuple[nn
         model, told = build(folder, dtype="auto", output_loading_info=True, **here)
         missing = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
         if missing:
-            raise ValueError(
-                f"load_model: {folder} must hold all weights of {type(model).__name__}, got none "
-                f"that fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
+            raise Refusal(
+                "load_model",
+                folder,
+                f"must hold all weights of {type(model).__name__}, got none "
+                f"that fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}",
             )
         state = read_state(checkpoint)
         dtypes = {state[key].dtype for key, _ in head_keys("load_model", model, state)}
         if len(dtypes) > 1:
             got = ", ".join(sorted(map(str, dtypes)))
-            raise ValueError(f"load_model: heads of {folder} must have one dtype, got {got}")
+            raise Refusal("load_model", None, f"heads of {folder} must have one dtype, got {got}")
         if dtypes - {model.dtype}:
             model = build(folder, dtype=dtypes.pop(), **here)
     for key, tensor in head_keys("load_model", model, state):
         if not torch.equal(state[key], tensor):
-            raise ValueError(f"load_model: {checkpoint} must hold the head's own bits in {key}")
+            raise Refusal("load_model", checkpoint, f"must hold the head's own bits in {key}")
     processor = transformers.AutoProcessor.from_pretrained(folder, **here)
     _check_words(folder, model, getattr(processor, "tokenizer", processor))
     return model.to(device).eval(), processor
@@ -82,22 +85,26 @@ def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
     """
     if not hasattr(tokenizer, "model_max_length"):
         got = type(tokenizer).__name__
-        raise ValueError(f"load_model: {folder} must have a tokenizer, got {got} alone")
+        raise Refusal("load_model", folder, f"must have a tokenizer, got {got} alone")
     if not hasattr(model, "get_text_features") and not which_class(
         model, "transformers", *SINGLE_TOWERS["text"]
     ):
         return  # nothing reads its texts
     size = getattr(model.config, "text_config", model.config).vocab_size
     if len(tokenizer) > size:
-        raise ValueError(
-            f"load_model: tokenizer of {folder} must fit the {size} tokens of its text tower, "
-            f"got {len(tokenizer)}"
+        raise Refusal(
+            "load_model",
+            None,
+            f"tokenizer of {folder} must fit the {size} tokens of its text tower, "
+            f"got {len(tokenizer)}",
         )
     ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("cat", "dog")]
     if ids[0] == ids[1] or any(not one or tokenizer.unk_token_id in one for one in ids):
-        raise ValueError(
-            f"load_model: {folder} must hold its tokenizer's vocabulary, got one of "
-            f"{len(tokenizer)} tokens that does not know the word cat from dog"
+        raise Refusal(
+            "load_model",
+            folder,
+            f"must hold its tokenizer's vocabulary, got one of "
+            f"{len(tokenizer)} tokens that does not know the word cat from dog",
         )
 
 
@@ -157,9 +164,11 @@ class Pixels:
         self.processor = processor
         made = processor(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
         if set(made) != {"pixel_values"}:
-            raise ValueError(
-                f"Pixels: processor must make pixel_values alone, got {', '.join(made)} of "
-                f"{type(processor).__name__}"
+            raise Refusal(
+                "Pixels",
+                "processor",
+                f"must make pixel_values alone, got {', '.join(made)} of "
+                f"{type(processor).__name__}",
             )
 
     def __call__(self, image: Any) -> Tensor:
@@ -189,14 +198,15 @@ def save(
         if len(keys) != 1 or keys[0] in heads or state[keys[0]].shape != tensor.shape:
             continue
         if not torch.equal(state[keys[0]].to(tensor.dtype), tensor.cpu()):
-            raise ValueError(
-                f"save_model: model must differ from {source} in its heads alone, got other bits "
-                f"in {name}"
+            raise Refusal(
+                "save_model",
+                "model",
+                f"must differ from {source} in its heads alone, got other bits in {name}",
             )
     for key, tensor in heads.items():
         if tensor.dtype != state[key].dtype:
-            raise ValueError(
-                f"save_model: {key} must be {state[key].dtype} as in {source}, got {tensor.dtype}"
+            raise Refusal(
+                "save_model", key, f"must be {state[key].dtype} as in {source}, got {tensor.dtype}"
             )
     write_state(folder / HF_WEIGHTS, state | heads, [])
     for name in names:

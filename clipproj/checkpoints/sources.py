@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipproj.checkpoints.state import CONFIG, INDEX, WEIGHTS, locate, read_state, write_state
+from clipproj.refusal import Refusal
 
 QUICK = "-quickgelu"  # how open_clip's names of architectures that use QuickGELU end
 
@@ -23,17 +24,19 @@ def source_of(name: str | None, pretrained: str | None) -> tuple[str, str, Path 
         from clipproj import demo
 
         if pretrained:
-            raise ValueError("load_model: pretrained must come with a model, got none")
+            raise Refusal("load_model", "pretrained", "must come with a model, got none")
         folder = demo.model_dir()
         return f"local-dir:{folder}", demo.NAME, folder / WEIGHTS
     folder = Path(name.removeprefix("local-dir:"))
     if name.startswith("local-dir:") or folder.is_dir():
         if pretrained:
-            raise ValueError(f"load_model: pretrained must be left out with a folder, got {name}")
+            raise Refusal("load_model", "pretrained", f"must be left out with a folder, got {name}")
         if not (folder / CONFIG).is_file():
-            raise ValueError(
-                f"load_model: model must be a folder with {CONFIG}, or of transformers with "
-                f"config.json, got {folder}"
+            raise Refusal(
+                "load_model",
+                "model",
+                f"must be a folder with {CONFIG}, or of transformers with "
+                f"config.json, got {folder}",
             )
         try:
             return f"local-dir:{folder}", str(folder), locate(folder)
@@ -41,26 +44,31 @@ def source_of(name: str | None, pretrained: str | None) -> tuple[str, str, Path 
             return f"local-dir:{folder}", str(folder), folder
     if name.startswith("hf-hub:"):
         if pretrained:
-            raise ValueError(f"load_model: pretrained must be left out with hf-hub:, got {name}")
+            raise Refusal("load_model", "pretrained", f"must be left out with hf-hub:, got {name}")
         return name, name, None
     known = open_clip.list_models()
     name = name.replace("/", "-")
     if name not in known:
-        raise ValueError(
-            "load_model: model must be a folder, hf-hub:ORG/REPO or an open_clip architecture, got "
-            f"{name!r}{_close(name, known)}"
+        raise Refusal(
+            "load_model",
+            "model",
+            "must be a folder, hf-hub:ORG/REPO or an open_clip architecture, got "
+            f"{name!r}{_close(name, known)}",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
-        raise ValueError(
-            f"load_model: {name} needs pretrained weights, a checkpoint file or {_listed(tags)}"
+        raise Refusal(
+            "load_model",
+            None,
+            f"{name} needs pretrained weights, a checkpoint file or {_listed(tags)}",
         )
     if open_clip.is_pretrained_cfg(name, pretrained):  # first, as open_clip looks
         return name, f"{name} ({pretrained})", None
     if not Path(pretrained).is_file():
-        raise ValueError(
-            f"load_model: pretrained must be a file or {_listed(tags)}, got {pretrained!r}"
-            f"{_close(pretrained, tags)}"
+        raise Refusal(
+            "load_model",
+            "pretrained",
+            f"must be a file or {_listed(tags)}, got {pretrained!r}{_close(pretrained, tags)}",
         )
     return name, f"{name} ({Path(pretrained).name})", Path(pretrained)
 

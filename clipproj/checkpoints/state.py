@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipproj import files
 from clipproj.editing.records import EDITS, Record, held, parse
+from clipproj.refusal import Refusal
 
 WEIGHTS = "open_clip_model.safetensors"  # what open_clip looks for in a `local-dir:`, in its order
 OPEN_CLIP = (WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -43,9 +44,11 @@ def locate(path: str | os.PathLike[str]) -> Path:
     hugging_face = is_hugging_face(path)
     names = HUGGING_FACE if hugging_face else OPEN_CLIP + HUGGING_FACE
     if hugging_face and (named := _json(path / HF_CONFIG).get("transformers_weights")):
-        raise ValueError(
-            f"checkpoint: path must have its weights under a usual name such as {HF_WEIGHTS}, got "
-            f'"transformers_weights": {named!r} in {path / HF_CONFIG}; rename them'
+        raise Refusal(
+            "checkpoint",
+            "path",
+            f"must have its weights under a usual name such as {HF_WEIGHTS}, got "
+            f'"transformers_weights": {named!r} in {path / HF_CONFIG}; rename them',
         )
     found = _first(path, names) or path
     if not found.is_file():
@@ -65,15 +68,19 @@ def check_whole(path: Path) -> None:
             continue
         other = names is HUGGING_FACE and _log_file(path) == path.parent / HF_CONFIG
         if other or path in (_shards(found) or {}):
-            raise ValueError(
-                f"undo: checkpoint must be the whole model of its folder, {found.name}, got {path}"
+            raise Refusal(
+                "undo",
+                "checkpoint",
+                f"must be the whole model of its folder, {found.name}, got {path}",
             )
 
 
 def check_alone(path: Path) -> None:
     """ValueError for a file to write whose log would be another model's: that in a config.json."""
     if (log := _log_file(path)) is not None:
-        raise ValueError(f"undo: out must be a file of its own, got {path}, which {log} describes")
+        raise Refusal(
+            "undo", "out", f"must be a file of its own, got {path}, which {log} describes"
+        )
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
@@ -93,7 +100,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
     for shard, names in shards.items():
         held = _read(shard)
         if missing := sorted(names - held.keys()):
-            raise ValueError(f"read_state: {shard} must hold {missing[0]}, as {path.name} says")
+            raise Refusal("read_state", shard, f"must hold {missing[0]}, as {path.name} says")
         state |= {name: held[name] for name in held if name in names}
     return state
 
@@ -198,7 +205,7 @@ def _log_in(told: dict[str, Any], log: Path) -> dict[str, Any]:
     """The part of such a file that the log is in, under `EDITS`."""
     place = told.setdefault("metadata", {}) if log.name.endswith(INDEX) else told
     if not isinstance(place, dict):
-        raise ValueError(f"read_state: metadata must be a JSON object, got another in {log}")
+        raise Refusal("read_state", "metadata", f"must be a JSON object, got another in {log}")
     return place
 
 
@@ -207,8 +214,8 @@ def _metadata_log(path: Path) -> Any:
         with safe_open(path, framework="pt") as opened:
             return json.loads((opened.metadata() or {}).get(EDITS, "[]"))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"checkpoint: path must be a whole safetensors file, got {path}: {error}"
+        raise Refusal(
+            "checkpoint", "path", f"must be a whole safetensors file, got {path}: {error}"
         ) from error
 
 
@@ -218,11 +225,11 @@ def _shards(path: Path) -> dict[Path, set[str]] | None:
         return None
     places = _json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"read_state: path must be an index with a weight_map, got {path}")
+        raise Refusal("read_state", "path", f"must be an index with a weight_map, got {path}")
     shards: dict[Path, set[str]] = {}
     for name, file in places.items():
         if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
-            raise ValueError(f"read_state: shards must lie beside their index, got {file!r}")
+            raise Refusal("read_state", "shards", f"must lie beside their index, got {file!r}")
         shards.setdefault(path.parent / file, set()).add(name)
     return shards
 
@@ -233,9 +240,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also of bytes that are no UTF-8
-        raise ValueError(f"read_state: path must be JSON, got {path}: {error}") from error
+        raise Refusal("read_state", "path", f"must be JSON, got {path}: {error}") from error
     if not isinstance(told, dict):
-        raise ValueError(f"read_state: path must be a JSON object, got {path}")
+        raise Refusal("read_state", "path", f"must be a JSON object, got {path}")
     return told
 
 
@@ -250,12 +257,12 @@ def _keys(state: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """The file's own key of every tensor, by the name that `read_state` gives it."""
     keys = [key for key, value in state.items() if isinstance(value, Tensor)]
     if not keys:
-        raise ValueError(f"read_state: path must hold a state dict with tensors, got {path}")
+        raise Refusal("read_state", "path", f"must hold a state dict with tensors, got {path}")
     prefix = "module." if str(keys[0]).startswith("module.") else ""
     names = {str(key).removeprefix(prefix): key for key in keys}
     if len(names) != len(keys):
-        raise ValueError(
-            f"read_state: path must hold each tensor once, got two of a name in {path}"
+        raise Refusal(
+            "read_state", "path", f"must hold each tensor once, got two of a name in {path}"
         )
     return names
 
@@ -268,13 +275,15 @@ def _load(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise ValueError(f"read_state: path must be a whole file, got {path}: {error}") from error
+        raise Refusal("read_state", "path", f"must be a whole file, got {path}: {error}") from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # unpickling what is no pickle raises errors of any type
         # not its text: torch advises to load the file without weights_only
-        raise ValueError(
-            f"read_state: path must be .safetensors or a whole torch file of tensors, got {path}"
+        raise Refusal(
+            "read_state",
+            "path",
+            f"must be .safetensors or a whole torch file of tensors, got {path}",
         ) from error
 
 
@@ -283,7 +292,7 @@ def _tensors_of(loaded: Any, path: Path) -> Any:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"read_state: path must hold a state dict, got {path}")
+        raise Refusal("read_state", "path", f"must hold a state dict, got {path}")
     return loaded
 
 

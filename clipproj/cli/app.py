@@ -28,6 +28,7 @@ from clipproj.cli.compare import EPILOG as COMPARE_EPILOG
 from clipproj.cli.compare import compare
 from clipproj.cli.options import HOW, LIMITS, OUTPUT, WHAT
 from clipproj.cli.serve import serve
+from clipproj.refusal import Refusal
 from clipproj_command import OutputError
 
 # What needs open_clip is imported where it is used: --help must not wait for it.
@@ -390,13 +391,13 @@ def _names_in(option: str, file: Path | None) -> list[str]:
     if file is None:
         return []
     if not file.is_file():
-        raise ValueError(f"erase: {option} must be a file, got {file}")
+        raise Refusal("erase", option, f"must be a file, got {file}")
     try:
         text = file.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError as error:
-        raise ValueError(f"erase: {option} must be UTF-8 text, got {file}: {error}") from error
+        raise Refusal("erase", option, f"must be UTF-8 text, got {file}: {error}") from error
     lines = (line.strip() for line in text.splitlines())
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
-        raise ValueError(f"erase: {option} must hold a name on each line, got none in {file}")
+        raise Refusal("erase", option, f"must hold a name on each line, got none in {file}")
     return names

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from clipproj.cli import options, terminal
+from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.audit.suite import Finding
@@ -165,7 +166,7 @@ def run(
     asked.check(plain)
     suite.check_keys(only)
     if request.projector is not None and request.keep:
-        raise ValueError(f"audit: keep must be left out with a projector, got {request.keep}")
+        raise Refusal("audit", "keep", f"must be left out with a projector, got {request.keep}")
     options.writable("audit", request.out, save_features)
     saved = None if request.projector is None else load(request.projector)
     if saved is not None and request.strength is not None:
@@ -198,7 +199,7 @@ def run(
             side=request.tower,
         )
     else:
-        edit = saved if saved.side == request.tower else saved.T  # as `erase` folds it
+        edit = saved.for_tower(request.tower, "audit")  # as `erase` folds it
         _check_same_space(edit, classes, request.force)
     if save_features is not None:
         source.samples.save(save_features)
@@ -240,17 +241,15 @@ def run(
 
 
 def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
-    made, here = edit.provenance.get("head_hash"), classes.head_hash
     if edit.dim != classes.dim:
-        raise ValueError(
-            f"audit: projector must be of width {classes.dim} as the features are, got {edit.dim}"
+        raise Refusal(
+            "audit",
+            "projector",
+            f"must be of width {classes.dim} as the features are, got {edit.dim}",
         )
-    if not force and None not in (made, here) and made != here:
-        raise ValueError(
-            "audit: projector must come from the model that is audited, got one of "
-            f"{edit.provenance.get('model', 'another')} with head {made[:12]}, not {here[:12]}; "
-            "force=True audits it all the same"
-        )
+    if not force:
+        model, otherwise = "the model that is audited", "; force=True audits it all the same"
+        edit.require_model("audit", classes.head_hash, model=model, otherwise=otherwise)
 
 
 def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[str, Any]:

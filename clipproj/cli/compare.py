@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from clipproj.cli import options, terminal
+from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.audit.cache import Journal
@@ -231,19 +232,21 @@ def _facts(contests: Sequence[Contested]) -> dict[str, str]:
 
 def _check(wanted: Wanted) -> None:
     if wanted.protocol not in (None, "lip"):
-        raise ValueError(f"compare: protocol must be lip, got {wanted.protocol!r}")
+        raise Refusal("compare", "protocol", f"must be lip, got {wanted.protocol!r}")
     if wanted.protocol:
         if wanted.images is None:
-            raise ValueError("compare: images must be the folder of the data sets with a protocol")
+            raise Refusal(
+                "compare", "images", "must be the folder of the data sets with a protocol"
+            )
         for option, value in (
             ("names", wanted.names), ("features", wanted.features),
             ("elsewhere", wanted.elsewhere), ("template", wanted.templates),
             ("save-features", wanted.save_features),
         ):  # fmt: skip
             if value:
-                raise ValueError(f"compare: {option} must be left out with a protocol, got {value}")
+                raise Refusal("compare", option, f"must be left out with a protocol, got {value}")
     if wanted.count is not None and wanted.count < 1:
-        raise ValueError(f"compare: count must be at least 1, or 0 for all, got {wanted.count}")
+        raise Refusal("compare", "count", f"must be at least 1, or 0 for all, got {wanted.count}")
 
 
 def _own(
@@ -264,7 +267,7 @@ def _own(
     if wanted.save_features is not None:
         source.samples.save(wanted.save_features)
     if source.loaded is None and wanted.elsewhere:
-        raise ValueError("compare: elsewhere must come with a model, got features from a file")
+        raise Refusal("compare", "elsewhere", "must come with a model, got features from a file")
     others = {
         name: of(
             model=wanted.model, pretrained=wanted.pretrained, images=folder, features=None,
@@ -292,9 +295,10 @@ def _lip(
 
     folders = lip.find_datasets(wanted.images)
     if not folders:
-        raise ValueError(
-            f"compare: images must hold {', '.join(lip.DATASETS)} with protocol lip, got none in "
-            f"{wanted.images}"
+        raise Refusal(
+            "compare",
+            "images",
+            f"must hold {', '.join(lip.DATASETS)} with protocol lip, got none in {wanted.images}",
         )
     missing = [one.title for name, one in lip.DATASETS.items() if name not in folders]
     if missing:

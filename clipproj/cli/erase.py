@@ -32,6 +32,7 @@ from clipproj.models.heads import find_heads, head_tensors
 from clipproj.models.text import Embeddings, embed_classes, generic_keep
 from clipproj.models.words import on_both, simple_templates
 from clipproj.projector import Projector, load
+from clipproj.refusal import Refusal
 from clipproj.report import report
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -226,9 +227,11 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
 def _check_rank(request: Request, names: int, dim: int | None) -> None:
     """ValueError, before any text is embedded, for more names than the head has dimensions."""
     if request.projector is None and request.rank is None and dim is not None and names >= dim:
-        raise ValueError(
-            f"{request.command}: names must be fewer than the {dim} dimensions of the model's "
-            f"features, which a direction each would use up, got {names}; give rank, or fewer"
+        raise Refusal(
+            request.command,
+            "names",
+            f"must be fewer than the {dim} dimensions of the model's "
+            f"features, which a direction each would use up, got {names}; give rank, or fewer",
         )
 
 

@@ -16,6 +16,7 @@ from clipproj.checkpoints.state import locate, read_edits, read_state, size
 from clipproj.editing.receipt import Receipt
 from clipproj.models.heads import TRANSFORMERS
 from clipproj.projector import load
+from clipproj.refusal import Refusal
 
 # Where state dicts keep the last projections; with a model at hand, find_heads knows better.
 _HEADS = (
@@ -40,7 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _checkpoint(file)
     kind = files.read(file).kind
     if kind not in _DESCRIBE:
-        raise ValueError(f"info: file must be of a known kind, got {kind!r} in {file}")
+        raise Refusal("info", "file", f"must be of a known kind, got {kind!r} in {file}")
     return {"file": str(file), "kind": kind} | _DESCRIBE[kind](file)
 
 
@@ -50,11 +51,10 @@ def _projector(file: Path) -> dict[str, Any]:
         "side": projector.side,
         "dim": projector.dim,
         "rank": projector.rank,
-        "form": "affine" if projector.offset is not None
-        else "symmetric" if projector.symmetric else "oblique",
+        "form": projector.form,
         "strength": round(float(projector.strength), 6),
         "hash": projector.content_hash(),
-    } | _history(projector.provenance)  # fmt: skip
+    } | _history(projector.provenance)
 
 
 def _bank(file: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _ours(file: Path) -> bool:
             return (opened.metadata() or {}).get("format", "").startswith("clipproj-")
     except SafetensorError as error:
         if file.suffix == ".safetensors":
-            raise ValueError(f"info: file must be whole, got {file}: {error}") from error
+            raise Refusal("info", "file", f"must be whole, got {file}: {error}") from error
         return False
 
 

@@ -20,6 +20,7 @@ from clipproj.cli.erase import Progress, class_texts, picture_features
 from clipproj.methods import prompts
 from clipproj.models.encoder import encode, evaluating
 from clipproj.models.text import Embeddings
+from clipproj.refusal import Refusal
 from clipproj.report.formatting import count
 
 
@@ -76,12 +77,12 @@ def load(
             ("template", templates or None),
         ):  # fmt: skip
             if value is not None:
-                raise ValueError(f"{command}: {option} must be left out with features, got {value}")
+                raise Refusal(command, option, f"must be left out with features, got {value}")
         samples = Samples.load(features)
         return Source(samples, None, _about(samples, samples.classes.model, features))
     if images is None:
         if model is not None:
-            raise ValueError(f"{command}: images must be a folder of class folders, got none")
+            raise Refusal(command, "images", "must be a folder of class folders, got none")
         from clipproj import demo
 
         images = demo.pictures_dir()
@@ -127,16 +128,18 @@ def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
     Raises ValueError for samples without paths, or a file that fits none.
     """
     if samples.paths is None:
-        raise ValueError("audit: domain must come with pictures, got features without file names")
+        raise Refusal("audit", "domain", "must come with pictures, got features without file names")
     nfc = partial(unicodedata.normalize, "NFC")  # as a keyboard types what a Mac took apart
     found = []
     for path in samples.paths:
         file = nfc(path.name)
         name = next((d for p, d in patterns.items() if fnmatchcase(file, nfc(p))), None)
         if name is None:
-            raise ValueError(
-                f"audit: domain must cover every picture, got none for {path.parent.name}/"
-                f"{path.name}; '*=other' covers the rest"
+            raise Refusal(
+                "audit",
+                "domain",
+                f"must cover every picture, got none for {path.parent.name}/"
+                f"{path.name}; '*=other' covers the rest",
             )
         found.append(name)
     return replace(samples, domains=tuple(found))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clipproj.models.words import canonical, utf8
+from clipproj.refusal import Refusal
 
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
 LIMITS = "What it may cost"
@@ -118,14 +119,14 @@ Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an erro
 def folder(command: str, out: str) -> Path:
     """The output folder. ValueError, in the name of `command`, for one blank or not UTF-8."""
     if not out.strip():
-        raise ValueError(f"{command}: out must be a folder, got {out!r}")
+        raise Refusal(command, "out", f"must be a folder, got {out!r}")
     _check_utf8(command, "out", Path(out))
     return Path(out)
 
 
 def _check_utf8(command: str, option: str, path: Path) -> None:
     if not utf8(os.path.realpath(path)):  # safetensors would write it and not read it back
-        raise ValueError(f"{command}: {option} must be a path in UTF-8, got {str(path)!r}")
+        raise Refusal(command, option, f"must be a path in UTF-8, got {str(path)!r}")
 
 
 def writable(command: str, out: Path, save_features: Path | None) -> None:
@@ -135,11 +136,11 @@ def writable(command: str, out: Path, save_features: Path | None) -> None:
     that is not UTF-8.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{command}: out must be a folder, got the file {out}")
+        raise Refusal(command, "out", f"must be a folder, got the file {out}")
     if save_features is not None:
         _check_utf8(command, "save-features", save_features)
         if not save_features.resolve().parent.is_dir():
-            raise ValueError(f"{command}: save-features must be in a folder, got {save_features}")
+            raise Refusal(command, "save-features", f"must be in a folder, got {save_features}")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -163,7 +164,7 @@ def pairs(command: str, option: str, form: str, given: Sequence[str] | None) -> 
     found: dict[str, str] = {}
     for name, value in split(command, option, form, given):
         if name in found:
-            raise ValueError(f"{command}: {option} must be given once for each, got {name!r} twice")
+            raise Refusal(command, option, f"must be given once for each, got {name!r} twice")
         found[name] = value
     return found
 
@@ -176,6 +177,6 @@ def split(
     for one in given or ():
         name, equals, value = (part.strip() for part in one.partition("="))
         if not (name and equals and value):
-            raise ValueError(f"{command}: {option} must be {form}, got {one!r}")
+            raise Refusal(command, option, f"must be {form}, got {one!r}")
         found.append((name, value))
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clipproj import files
 from clipproj.checkpoints.state import WEIGHTS, locate, read_edits
+from clipproj.refusal import Refusal
 
 _SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
 
@@ -42,13 +43,15 @@ class Output:
             what = "file" if there.exists() else "dangling link"
             below = f"{folder}, below " if there != absolute else ""
             shown = there if below else folder
-            raise ValueError(f"erase: out must be a folder, got {below}the {what} {shown}")
+            raise Refusal("erase", "out", f"must be a folder, got {below}the {what} {shown}")
         self._refuse_replaced()
         home = None if source is None else source if source.is_dir() else source.parent
         if home is not None and folder.exists() and folder.samefile(home):
-            raise ValueError(
-                f"erase: out must be another folder than the model's own, got {folder}; its undo "
-                "and its original weights would be lost"
+            raise Refusal(
+                "erase",
+                "out",
+                f"must be another folder than the model's own, got {folder}; its undo "
+                "and its original weights would be lost",
             )
         self._refuse_taken(sorted(self.names))
 
@@ -85,10 +88,12 @@ class Output:
             try:
                 old.rmdir()
             except OSError:  # it is not empty
-                raise ValueError(
-                    f"erase: out must hold one output, got {self.folder} where a run was killed "
+                raise Refusal(
+                    "erase",
+                    "out",
+                    f"must hold one output, got {self.folder} where a run was killed "
                     f"before it was done: {old} keeps what it had replaced; move that back, or "
-                    "remove it"
+                    "remove it",
                 ) from None
 
     def _checkpoint(self) -> Path | None:
@@ -100,9 +105,10 @@ class Output:
     def _refuse_folders(self, names: Iterable[str]) -> None:
         for name in names:
             if (self.folder / name).is_dir():
-                raise ValueError(
-                    "erase: out must have no folder of the name of a file to write, got "
-                    f"{self.folder / name}"
+                raise Refusal(
+                    "erase",
+                    "out",
+                    f"must have no folder of the name of a file to write, got {self.folder / name}",
                 )
 
     def _refuse_taken(self, names: Iterable[str]) -> None:
@@ -110,11 +116,13 @@ class Output:
         self._refuse_folders(taken)
         other = self._checkpoint()
         if other not in (None, self.folder / self.weights):
-            raise ValueError(f"erase: out must hold no other checkpoint, got {other}")
+            raise Refusal("erase", "out", f"must hold no other checkpoint, got {other}")
         if taken and not (other is not None and read_edits(other)):
-            raise ValueError(
-                f"erase: out must be empty or an earlier output of clipproj, got {self.folder} "
-                f"with {taken[0]}"
+            raise Refusal(
+                "erase",
+                "out",
+                f"must be empty or an earlier output of clipproj, got {self.folder} "
+                f"with {taken[0]}",
             )
 
     def _existing(self) -> Path:

@@ -16,6 +16,7 @@ from clipproj.audit.images import Pictures
 from clipproj.models.text import expand_names
 from clipproj.models.words import canonical, name_fault, name_key, on_both, repeated
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def check(request: Request) -> None:
     ):
         if value not in allowed:
             options = " or ".join(filter(None, allowed))
-            raise ValueError(f"{op}: {option} must be {options}, got {value!r}")
+            raise Refusal(op, option, f"must be {options}, got {value!r}")
     of_ccup = {"forget_weight": request.forget_weight, "keep_weight": request.keep_weight}
     of_nullspace = {"contrast": request.contrast, "rank": request.rank}
     of_making = of_ccup | of_nullspace | {
@@ -113,23 +114,23 @@ def check(request: Request) -> None:
         foreign, why = of_ccup, "method nullspace"
     for option, value in foreign.items():
         if value is not None:
-            raise ValueError(f"{op}: {option} must be left out with {why}, got {value!r}")
+            raise Refusal(op, option, f"must be left out with {why}, got {value!r}")
     if not request.names and request.projector is None:
-        raise ValueError(f"{op}: names must hold at least one class to forget, got none")
+        raise Refusal(op, "names", "must hold at least one class to forget, got none")
     words = [word for given in request.synonyms.values() for word in given]
     for argument, given in (("names", request.names), ("keep", request.keep), ("synonyms", words)):
         for name in given:
             if fault := name_fault(name):
-                raise ValueError(f"{op}: {argument} {fault}, got {name!r}")
+                raise Refusal(op, None, f"{argument} {fault}, got {name!r}")
     for argument, given in (("names", request.names), ("keep", request.keep)):
         if pair := repeated(given):
-            raise ValueError(f"{op}: {argument} must be distinct, got {pair[0]!r} and {pair[1]!r}")
+            raise Refusal(op, argument, f"must be distinct, got {pair[0]!r} and {pair[1]!r}")
     _check_apart(op, request.names, request.keep)
     try:
         torch.empty(0, dtype=torch.float32, device=request.device)
     except (RuntimeError, AssertionError):  # the latter where torch is built without CUDA
-        raise ValueError(
-            f"{op}: device must be one that torch has here, such as cpu, got {request.device!r}"
+        raise Refusal(
+            op, "device", f"must be one that torch has here, such as cpu, got {request.device!r}"
         ) from None
 
 
@@ -169,16 +170,18 @@ def resolve(
         check_known(op, name, classes)
     for name in () if own or keep else unknown:
         if close := difflib.get_close_matches(name_key(name), spelt, n=1, cutoff=0.8):
-            raise ValueError(
-                f"{op}: names must be picture folders or unlike them, got {name!r}, which is close "
-                f"to {spelt[close[0]]!r}; where both are meant, give keep"
+            raise Refusal(
+                op,
+                "names",
+                f"must be picture folders or unlike them, got {name!r}, which is close "
+                f"to {spelt[close[0]]!r}; where both are meant, give keep",
             )
     if unknown:
         warnings.warn(_unmeasured(op, unknown), stacklevel=2)
     gone = set(measured)
     keep = keep or tuple(name for name in classes if name not in gone)
     if not keep:
-        raise ValueError(f"{op}: names must leave a class to keep, got all {len(measured)}")
+        raise Refusal(op, "names", f"must leave a class to keep, got all {len(measured)}")
     return Names((*measured, *unknown), forms, keep)
 
 
@@ -196,7 +199,9 @@ def without_earlier(names: Names, edits: Sequence[Mapping[str, Any]]) -> Names:
         warnings.warn(f"erase: forgotten by an earlier edit and not kept: {shown}", stacklevel=2)
     keep = names.keep and tuple(name for name in names.keep if name not in set(again))
     if keep == ():
-        raise ValueError("erase: names must leave a class to keep, earlier edits forgot the others")
+        raise Refusal(
+            "erase", "names", "must leave a class to keep, earlier edits forgot the others"
+        )
     return replace(names, forget=(*names.forget, *again), keep=keep, earlier=earlier)
 
 
@@ -214,19 +219,19 @@ def _forgotten_by(op: str, saved: Projector | None, names: Sequence[str]) -> tup
         return ()
     own = tuple(saved.provenance.get("forget", {}).get("names", ()))
     if not own and not names:
-        raise ValueError(f"{op}: names must say what the projector forgets, its file does not")
+        raise Refusal(op, "names", "must say what the projector forgets, its file does not")
     known = {name_key(name) for name in own}
     for name in names:
         if own and name_key(name) not in known:
-            raise ValueError(
-                f"{op}: names must be among what the projector forgets, {list(own)}, got {name!r}"
+            raise Refusal(
+                op, "names", f"must be among what the projector forgets, {list(own)}, got {name!r}"
             )
     return own
 
 
 def _check_apart(op: str, forget: Sequence[str], keep: Sequence[str]) -> None:
     if both := on_both(forget, keep):
-        raise ValueError(f"{op}: keep must not hold what is forgotten, got {both} in both")
+        raise Refusal(op, "keep", f"must not hold what is forgotten, got {both} in both")
 
 
 def check_known(op: str, name: str, classes: Sequence[str]) -> None:
@@ -234,7 +239,8 @@ def check_known(op: str, name: str, classes: Sequence[str]) -> None:
     if name_key(name) not in set(map(name_key, classes)):
         close = difflib.get_close_matches(name_key(name), classes, cutoff=0.5) or classes[:12]
         listed = ", ".join(close) + (", ..." if len(close) == 12 < len(classes) else "")
-        raise ValueError(
-            f"{op}: names must be among the {len(classes)} picture folders, got {name!r}; "
-            f"there is {listed}"
+        raise Refusal(
+            op,
+            "names",
+            f"must be among the {len(classes)} picture folders, got {name!r}; there is {listed}",
         )

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from clipproj.cli import terminal
+from clipproj.refusal import Refusal
 from clipproj_command import ENDS
 
 # What needs Ray is imported where it is used: --help must not wait for it.
@@ -217,7 +218,7 @@ def _reason(status: Any, error: Exception) -> str:
 def _check_address(host: str, port: int) -> None:
     """Raises ValueError for an address that cannot be listened on: Ray would only log it."""
     if not 0 < port < 65536:
-        raise ValueError(f"serve: port must be in [1, 65535], got {port}")
+        raise Refusal("serve", "port", f"must be in [1, 65535], got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as one:
@@ -225,8 +226,8 @@ def _check_address(host: str, port: int) -> None:
             one.bind((host, port))
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(
-            f"serve: host and port must be free, got {host}:{port}: {reason}"
+        raise Refusal(
+            "serve", None, f"host and port must be free, got {host}:{port}: {reason}"
         ) from error
 
 

@@ -18,6 +18,7 @@ from clipproj.audit.cache import Journal, code_digest
 from clipproj.audit.samples import Edit, Samples
 from clipproj.compare.task import Contender, Task
 from clipproj.compare.trial import Field, measure
+from clipproj.refusal import Refusal
 
 BASE = "no edit"
 BASE_IN_HALVES = "no edit, in halves"
@@ -38,9 +39,11 @@ def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]
         if int(of_class.sum()) >= PICTURES and float(correct[of_class].double().mean()) >= SEEN:
             found.append(name)
     if not found:
-        raise ValueError(
-            f"known_classes: samples must hold a class with {PICTURES} pictures of which the model "
-            "answers half right, got none; name classes to take others"
+        raise Refusal(
+            "known_classes",
+            "samples",
+            f"must hold a class with {PICTURES} pictures of which the model "
+            "answers half right, got none; name classes to take others",
         )
     found.sort()
     if count is None or count >= len(found):
@@ -81,7 +84,7 @@ def run(
         bases[BASE_IN_HALVES] = Contender(about, _same, learns=True)
     for name in contenders:
         if name in (BASE, BASE_IN_HALVES):
-            raise ValueError(f"run: contenders must have names of their own, got {name!r}")
+            raise Refusal("run", "contenders", f"must have names of their own, got {name!r}")
     contenders = {**bases, **contenders}
     journal = Journal(None) if journal is None else journal
     code, key = code_digest(), _digest(field)

@@ -24,6 +24,7 @@ import torch
 
 from clipproj.audit.images import Pictures
 from clipproj.models.words import name_key
+from clipproj.refusal import Refusal
 from clipproj.report.page import Page, Table
 
 BACKBONES = {"RN50": "OpenAI CLIP RN50, d = 1024", "ViT-B/16": "OpenAI CLIP ViT-B/16, d = 512"}
@@ -127,13 +128,15 @@ class Dataset:
             keys = dict.fromkeys(_key(s) for s in (name, self.spellings.get(name, name)))
             found = [one for key in keys for one in by_key.get(key, ())]
             if len(found) > 1:
-                raise ValueError(f"{self.title}: classes must have {name!r} once, got {found}")
+                raise Refusal(self.title, "classes", f"must have {name!r} once, got {found}")
             if not found:
                 close = [one for key in keys for one in difflib.get_close_matches(key, by_key)]
                 shown = ", ".join(repr(by_key[key][0]) for key in dict.fromkeys(close))
-                raise ValueError(
-                    f"{self.title}: classes must have {name!r}, got {len(classes)} others"
-                    + (f"; close: {shown}" if shown else "")
+                raise Refusal(
+                    self.title,
+                    "classes",
+                    f"must have {name!r}, got {len(classes)} others"
+                    + (f"; close: {shown}" if shown else ""),
                 )
             out.append(found[0])
         return tuple(out)
@@ -221,7 +224,7 @@ def find_datasets(root: str | os.PathLike[str]) -> dict[str, Path]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"find_datasets: root must be a folder, got {root}")
+        raise Refusal("find_datasets", "root", f"must be a folder, got {root}")
     names = {_key(folder): name for name, one in DATASETS.items() for folder in one.folders}
     found: dict[str, Path] = {}
     for path in sorted(root.iterdir()):
@@ -229,9 +232,11 @@ def find_datasets(root: str | os.PathLike[str]) -> dict[str, Path]:
         if name is None or not path.is_dir():
             continue
         if name in found:
-            raise ValueError(
-                f"find_datasets: root must hold each data set once, got {found[name].name!r} and "
-                f"{path.name!r} for {name}"
+            raise Refusal(
+                "find_datasets",
+                "root",
+                f"must hold each data set once, got {found[name].name!r} and "
+                f"{path.name!r} for {name}",
             )
         found[name] = path
     for name, path in found.items():
@@ -257,7 +262,7 @@ class Accuracies:
     def __post_init__(self) -> None:
         for name, value in {"forget": self.forget, "retain": self.retain, **self.others}.items():
             if not (math.isnan(value) or 0 <= value <= 1):
-                raise ValueError(f"Accuracies: {name} must be a share in [0, 1], got {value}")
+                raise Refusal("Accuracies", name, f"must be a share in [0, 1], got {value}")
 
 
 @dataclass(frozen=True)
@@ -291,9 +296,11 @@ def score(before: Accuracies, after: Accuracies) -> Score:
         ValueError: when before and after are not of the same other data sets.
     """
     if before.others.keys() != after.others.keys():
-        raise ValueError(
-            f"score: after must be of the data sets {sorted(before.others)} as before is, got "
-            f"{sorted(after.others)}"
+        raise Refusal(
+            "score",
+            "after",
+            f"must be of the data sets {sorted(before.others)} as before is, got "
+            f"{sorted(after.others)}",
         )
     pairs = {"the class": (before.forget, after.forget), "retained": (before.retain, after.retain)}
     pairs |= {name: (value, after.others[name]) for name, value in before.others.items()}

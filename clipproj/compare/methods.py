@@ -18,6 +18,7 @@ from clipproj.compare.comparison import BASE, BASE_IN_HALVES
 from clipproj.compare.task import Contender, Task
 from clipproj.methods import coreset, nullspace, redirect, rotate
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 def _nullspace(task: Task, contrast: str, strength: float = 1.0) -> Projector:
@@ -108,10 +109,12 @@ def chosen(
         code = code_digest(file.parent) if own else files.sha256(text=file.read_text("utf-8"))
         for name, make in _methods_of(file).items():
             if not isinstance(name, str) or name in (BASE, BASE_IN_HALVES, *known):
-                raise ValueError(f"compare: also must have names of its own, got {name!r}")
+                raise Refusal("compare", "also", f"must have names of its own, got {name!r}")
             if not isinstance(make, Contender):
                 if not callable(make):
-                    raise ValueError(f"compare: METHODS[{name!r}] must be callable, got {make!r}")
+                    raise Refusal(
+                        "compare", None, f"METHODS[{name!r}] must be callable, got {make!r}"
+                    )
                 make = Contender(_first_line(make), make, learns=True)
             known[name] = replace(make, code=code)
     if names is None:
@@ -121,7 +124,7 @@ def chosen(
         if name not in known:
             close = difflib.get_close_matches(name, known, cutoff=0.3) or list(known)
             listed = ", ".join(map(repr, close))
-            raise ValueError(f"compare: method must be known, got {name!r}; there is {listed}")
+            raise Refusal("compare", "method", f"must be known, got {name!r}; there is {listed}")
         picked[name] = known[name]
     return picked
 
@@ -129,7 +132,7 @@ def chosen(
 def _file(path: Path) -> Path:
     file = path / _PACKAGE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"compare: also must be Python or a package folder, got {path}")
+        raise Refusal("compare", "also", f"must be Python or a package folder, got {path}")
     return file
 
 
@@ -137,7 +140,7 @@ def _methods_of(file: Path) -> Mapping[str, Callable | Contender]:
     module = _imported(file)
     methods = getattr(module, "METHODS", None)
     if not isinstance(methods, Mapping) or not methods:
-        raise ValueError(f"compare: also must define METHODS, a dict, got none in {file}")
+        raise Refusal("compare", "also", f"must define METHODS, a dict, got none in {file}")
     return methods
 
 
@@ -153,7 +156,9 @@ def _imported(file: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"compare: also must be Python that runs, got {what} in {file}") from error
+        raise Refusal(
+            "compare", "also", f"must be Python that runs, got {what} in {file}"
+        ) from error
     return module
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipproj.audit.samples import Edit, Samples
 from clipproj.models.text import Embeddings
+from clipproj.refusal import Refusal
 
 Make = Callable[["Task"], Edit]
 
@@ -61,4 +62,4 @@ class Contender:
         if not callable(self.make):
             raise TypeError(f"Contender: make must be callable, got {type(self.make).__name__}")
         if not set(self.needs) <= {"empty", "prompts"}:
-            raise ValueError(f"Contender: needs must be empty or prompts, got {self.needs}")
+            raise Refusal("Contender", "needs", f"must be empty or prompts, got {self.needs}")

@@ -37,6 +37,7 @@ from clipproj.models.heads import (
     unwrap,
 )
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 Target = TypeVar("Target", nn.Module, MutableMapping[str, Tensor])
 
@@ -204,11 +205,11 @@ def edit(
     if not isinstance(strength, Real | Tensor | None):
         raise TypeError(f"edit: strength must be a number, got {type(strength).__name__}")
     if tower not in TOWERS:
-        raise ValueError(f'edit: tower must be "image" or "text", got {tower!r}')
+        raise Refusal("edit", "tower", f'must be "image" or "text", got {tower!r}')
     head = find_heads(model)[tower]
     model = unwrap(model)
     if not head.foldable:
-        raise ValueError(f"edit: tower must have a foldable head, got {tower}: {head.reason}")
+        raise Refusal("edit", "tower", f"must have a foldable head, got {tower}: {head.reason}")
     check_alone(model, head)
     _check_fits(head, projector)
     space = _check_model(model, projector, force)
@@ -216,7 +217,7 @@ def edit(
     with torch.inference_mode(False), torch.no_grad():
         now = head_tensors(model, head)
         folded = projector.scaled(projector.strength if strength is None else strength)
-        folded = (folded if tower == projector.side else folded.T).to(now[0].device)
+        folded = folded.for_tower(tower).to(now[0].device)
         before, after = clone(now), clone(now)
         check_finite(head, before, "before the edit")
         factors = folded.factors(now[0].dtype)
@@ -305,21 +306,17 @@ def edits(model: nn.Module) -> tuple[log.RecordedEdit | Edit, ...]:
 
 def _check_fits(head: Head, projector: Projector) -> None:
     if projector.dim != head.width:
-        raise ValueError(
-            f"edit: projector must be of width {head.width} as the {head.tower} head is, "
-            f"got {projector.dim}"
+        raise Refusal(
+            "edit",
+            "projector",
+            f"must be of width {head.width} as the {head.tower} head is, got {projector.dim}",
         )
-    if projector.offset is None:
-        return
-    if head.tower != projector.side:
-        raise ValueError(
-            f"edit: projector must have no offset to be folded into the {head.tower} head, "
-            f"got an affine one for {projector.side} features"
-        )
-    if head.bias is None:
-        raise ValueError(
-            f"edit: projector must have no offset, because {head.weight} has no bias to hold it, "
-            "got an affine one; call the projector on the features instead"
+    if projector.for_tower(head.tower, "edit").offset is not None and head.bias is None:
+        raise Refusal(
+            "edit",
+            "projector",
+            f"must have no offset, because {head.weight} has no bias to hold it, "
+            "got an affine one; call the projector on the features instead",
         )
 
 
@@ -327,10 +324,7 @@ def _check_model(model: nn.Module, projector: Projector, force: bool) -> str | N
     """The identity of the model's embedding space, from before its first edit."""
     present = head_hash(model)
     space = next((entry.space for entry in log.entries(model)), present)
-    source = projector.provenance.get("head_hash")
-    if source not in (None, present, space) and not force:
-        raise ValueError(
-            f"edit: projector must come from this model (head {str(space)[:12]}), got one of "
-            f"{projector.provenance.get('model')} (head {source[:12]}); force=True folds it anyway"
-        )
+    if not force:
+        otherwise = "; force=True folds it anyway"
+        projector.require_model("edit", space, present, otherwise=otherwise)
     return space

@@ -20,6 +20,7 @@ from clipproj.editing import log
 from clipproj.editing.weights import Weights, rows_of, weights_of
 from clipproj.models.heads import Head
 from clipproj.projector import Projector, stored
+from clipproj.refusal import Refusal
 
 PROBES = 8  # columns of the sketch
 TAIL = 9.0  # |e G| > 9 |e| happens to fewer than one row in 1e11, see _probes
@@ -235,10 +236,10 @@ def _check_shapes(weights: Weights, receipt: Receipt) -> None:
         ("weight", "bias"), weights, ([n, d] if receipt.dim == 1 else [d, n], [d]), strict=True
     ):
         if t is not None and list(t.shape) != want:
-            raise ValueError(f"verify: target must have a {name} {want}, got {list(t.shape)}")
+            raise Refusal("verify", "target", f"must have a {name} {want}, got {list(t.shape)}")
         if t is not None and t.dtype not in DTYPES:
             names = ", ".join(map(_name, DTYPES))
-            raise ValueError(f"verify: target must be one of {names}, got {_name(t.dtype)}")
+            raise Refusal("verify", "target", f"must be one of {names}, got {_name(t.dtype)}")
 
 
 def _compare(

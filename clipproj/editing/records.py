@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clipproj import files
 from clipproj.editing.weights import Original, Weights, weights_of
 from clipproj.models.heads import sign_hash
+from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.editing.receipt import Receipt
@@ -47,12 +48,14 @@ def parse(told: object, where: object) -> list[Record]:
     """The records in what stands under `EDITS`. ValueError, naming `where`, for anything else."""
     found = told.get("edits") if isinstance(told, Mapping) else told
     if not isinstance(found, list):
-        raise ValueError(f"edits: {where} must hold a list of edits, got {_short(told)}")
+        raise Refusal("edits", where, f"must hold a list of edits, got {_short(told)}")
     for one in found:
         fits = isinstance(one, dict) and all(isinstance(one.get(k), v) for k, v in _MUST.items())
         if not fits or not all(isinstance(one[k], v) for k, v in _MAY.items() if k in one):
-            raise ValueError(
-                f"edits: each edit in {where} must have {', '.join(_MUST)}, got {_short(one)}"
+            raise Refusal(
+                "edits",
+                None,
+                f"each edit in {where} must have {', '.join(_MUST)}, got {_short(one)}",
             )
     return list(found)
 

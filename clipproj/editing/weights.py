@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipproj import files
 from clipproj.models.heads import Head, unwrap
+from clipproj.refusal import Refusal
 
 WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DataParallel put into names
 
@@ -37,9 +38,11 @@ class Original:
             if want is not None and (want.shape, want.dtype) != (got.shape, got.dtype):
                 way = f"; cast it back first, .to({want.dtype}), and undo with force=True if that "
                 way += "left other bits: the handle and the undo file hold the original ones"
-                raise ValueError(
-                    f"undo: {name} must be {want.dtype} {list(want.shape)} as it was when edited, "
-                    f"got {got.dtype} {list(got.shape)}{way if want.shape == got.shape else ''}"
+                raise Refusal(
+                    "undo",
+                    name,
+                    f"must be {want.dtype} {list(want.shape)} as it was when edited, "
+                    f"got {got.dtype} {list(got.shape)}{way if want.shape == got.shape else ''}",
                 )
         digest = files.sha256(*now)
         if digest != self.after and not force:
@@ -63,7 +66,9 @@ class Original:
         artefact = files.read(path, "undo")
         meta, weights = artefact.meta, (artefact.tensors["weight"], artefact.tensors.get("bias"))
         if files.sha256(*weights) != meta["before"]:
-            raise ValueError(f"undo: path must hold the head it names, got other tensors in {path}")
+            raise Refusal(
+                "undo", "path", f"must hold the head it names, got other tensors in {path}"
+            )
         told = {f.name: meta[f.name] for f in fields(cls) if f.name in meta}
         return cls(**told | {"names": tuple(meta["names"]), "weights": weights})
 
@@ -89,7 +94,7 @@ def weights_of(
         )
     if len(target) != 1 + (bias is not None):
         want = "a weight alone" if bias is None else "(weight, bias)"
-        raise ValueError(f"{op}: target must be {want}, as the edit's head is, got {len(target)}")
+        raise Refusal(op, "target", f"must be {want}, as the edit's head is, got {len(target)}")
     return target if bias is not None else (target[0], None)
 
 
@@ -97,7 +102,7 @@ def key_of(op: str, state: Mapping[str, Tensor], name: str) -> str:
     """The one of `keys_of`. ValueError, in the name of `op`, for another number of them."""
     keys = keys_of(state, name)
     if len(keys) != 1:
-        raise ValueError(f"{op}: target must hold one {name}, got {len(keys)} among {len(state)}")
+        raise Refusal(op, "target", f"must hold one {name}, got {len(keys)} among {len(state)}")
     return keys[0]
 
 
@@ -132,9 +137,11 @@ def check_alone(model: nn.Module, head: Head) -> None:
         device, first, last = extents[name]
         for other, (where, start, stop) in extents.items():
             if other != name and where == device and start < last and first < stop:
-                raise ValueError(
-                    f"edit: {head.tower} head must not share memory with another parameter, got "
-                    f"{name} tied to {other}; give one of them its own copy first"
+                raise Refusal(
+                    "edit",
+                    None,
+                    f"{head.tower} head must not share memory with another parameter, got "
+                    f"{name} tied to {other}; give one of them its own copy first",
                 )
 
 
@@ -153,8 +160,8 @@ def check_finite(head: Head, weights: Weights, when: str) -> None:
     """Refuse NaN and inf."""
     for name, t in zip((head.weight, head.bias), weights, strict=True):
         if t is not None and not t.isfinite().all():
-            raise ValueError(
-                f"edit: {head.tower} head must be finite, got NaN or inf in {name} {when}"
+            raise Refusal(
+                "edit", None, f"{head.tower} head must be finite, got NaN or inf in {name} {when}"
             )
 
 

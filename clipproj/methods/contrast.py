@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipproj.methods.hull import nearest_mixture
 from clipproj.models.text import Embeddings
+from clipproj.refusal import Refusal
 
 CONTRASTS = ("none", "span", "hull", "mean")
 SPAN_UP_TO = 16  # keeps: beyond it span(keep) holds most of the forgotten class too
@@ -39,7 +40,7 @@ def contrasted(
     """
     if contrast not in ("auto", *CONTRASTS):
         options = '"auto", "none", "span", "hull" or "mean"'
-        raise ValueError(f"{op}: contrast must be {options}, got {contrast!r}")
+        raise Refusal(op, "contrast", f"must be {options}, got {contrast!r}")
     if contrast == "auto":
         contrast = "none" if k is None else "span" if len(k) <= SPAN_UP_TO else "mean"
         if k is None:
@@ -48,14 +49,14 @@ def contrasted(
                 stacklevel=3,
             )
     if contrast != "none" and k is None:
-        raise ValueError(f'{op}: contrast must be "none" without keep, got {contrast!r}')
+        raise Refusal(op, "contrast", f'must be "none" without keep, got {contrast!r}')
     rows = less_keep(f, k, contrast)
     inside = torch.linalg.vector_norm(rows, dim=1) < tol
     if inside.any():
         row = int(inside.nonzero()[0])
         label = f" ({forget.names[row]})" if isinstance(forget, Embeddings) else ""
         where = _WHERE[contrast]
-        raise ValueError(f"{op}: forget must not lie {where}, got row {row}{label} there")
+        raise Refusal(op, "forget", f"must not lie {where}, got row {row}{label} there")
     return rows, contrast
 
 

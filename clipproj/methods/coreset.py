@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipproj.methods.inputs import integer, number, unit_rows
+from clipproj.methods.inputs import integer, number, provenance, unit_rows
+from clipproj.methods.method import Method, Option, Setting, Task
+from clipproj.methods.nullspace import nullspace
 from clipproj.models.text import Embeddings
 from clipproj.models.words import Template, openai_templates, strings, template_strings
+from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _COMPONENTS = 2  # as UPCORE's; more of them are noise in a hundred prompts
 
@@ -96,18 +100,18 @@ def coreset(
     rows = unit_rows(op, "forget", forget).cpu()
     m, share = len(rows), number(op, "share", share)
     if m < 3:
-        raise ValueError(f"{op}: forget must have at least 3 rows, got {m}")
+        raise Refusal(op, "forget", f"must have at least 3 rows, got {m}")
     if not 0 <= share <= 0.5:
-        raise ValueError(f"{op}: share must be in [0, 0.5], got {share}")
+        raise Refusal(op, "share", f"must be in [0, 0.5], got {share}")
     if method not in ("mahalanobis", "isolation_forest"):
         options = '"mahalanobis" or "isolation_forest"'
-        raise ValueError(f"{op}: method must be {options}, got {method!r}")
+        raise Refusal(op, "method", f"must be {options}, got {method!r}")
     level = None if level is None else number(op, "level", level)
     if level is not None and not (method == "mahalanobis" and 0 < level < 1):
-        raise ValueError(f'{op}: level must be in (0, 1) with "mahalanobis", got {level}')
+        raise Refusal(op, "level", f'must be in (0, 1) with "mahalanobis", got {level}')
     seed = integer(op, "seed", seed, least=0)
     if torch.linalg.vector_norm(rows - rows.mean(0), dim=1).max() < 1e-7:  # float32's rounding
-        raise ValueError(f"{op}: forget must have rows that differ, got {m} equal ones")
+        raise Refusal(op, "forget", f"must have rows that differ, got {m} equal ones")
 
     scores = _forest(rows, seed) if method == "isolation_forest" else _distances(rows)
     order = scores.argsort(descending=True, stable=True)
@@ -116,7 +120,7 @@ def coreset(
     else:
         count = int((scores > -2 * math.log1p(-level)).sum())  # two degrees of freedom
         if m - count < 2:
-            raise ValueError(f"{op}: level must leave at least 2 of {m} rows, got {level}")
+            raise Refusal(op, "level", f"must leave at least 2 of {m} rows, got {level}")
     dropped = order[:count].tolist()
     stay = order[count:].sort().values
     named = isinstance(forget, Embeddings)
@@ -143,3 +147,30 @@ def _forest(rows: Tensor, seed: int) -> Tensor:
         ) from error
     fitted = IsolationForest(random_state=seed).fit(rows.numpy())
     return -torch.from_numpy(fitted.score_samples(rows.numpy()))
+
+
+def make(task: Task, share: float = 0.1, rank: int | None = None) -> Projector:
+    """The null space, less the hull of kept texts, of the core of the forgotten names' prompts."""
+    core = coreset(task.prompts, share=share, seed=task.seed)
+    rank = len(task.forget) if rank is None else rank
+    made = nullspace(core.kept.tensor, task.keep.tensor, "hull", rank=rank, side=task.side)
+    told = made.provenance["parameters"] | {"share": share, "dropped_prompts": len(core.dropped)}
+    made.provenance = provenance("coreset", told, task.forget, task.keep)
+    return made
+
+
+METHOD = Method(
+    "coreset",
+    "nullspace with contrast hull of the names' prompts, each by itself, without the outliers",
+    make,
+    options=(
+        Option("share", float, "of the prompts that goes, those farthest out", "0.1", 0, 0.5),
+        Option("rank", int, "at most so many directions", "one a name", low=1),
+    ),
+    needs=frozenset({"prompts"}),
+    symmetric=True,
+    paper="arXiv 2502.15082",
+    settings=(
+        Setting("coreset, hull", "hull on UPCORE's core of the class's prompts, rank 1"),
+    ),
+)  # fmt: skip

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from clipproj.audit.evaluate import compare
-from clipproj.audit.gate import Limits
-from clipproj.audit.standins import stand_ins
 from clipproj.methods.ccup import ccup
 from clipproj.methods.contrast import SPAN_UP_TO
 from clipproj.methods.nullspace import nullspace
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 MEAN_STRENGTH = 1.5  # of one direction less a mean of many names; 1 leaves up to a third of a class
 
@@ -48,12 +46,12 @@ def make(
     if method == "ccup":
         options, others = others, options
     elif method not in (None, "nullspace"):
-        raise ValueError(f'make: method must be "nullspace" or "ccup", got {method!r}')
+        raise Refusal("make", "method", f'must be "nullspace" or "ccup", got {method!r}')
     for name, value in others.items():
         if value is not None:
             known = " or ".join(options)
-            raise ValueError(
-                f'make: options of "{method or "nullspace"}" must be {known}, got {name}'
+            raise Refusal(
+                "make", None, f'options of "{method or "nullspace"}" must be {known}, got {name}'
             )
     if method == "ccup":
         lam = 10.0 if forget_weight is None else forget_weight
@@ -73,9 +71,11 @@ def make(
 def scaled(op: str, projector: Projector, strength: float) -> Projector:
     """At another strength. ValueError, in the name of `op`, above 1 for several directions."""
     if strength > 1 and projector.rank > 1:
-        raise ValueError(
-            f"{op}: strength must be at most 1 for the {projector.rank} directions of several "
-            f"names, where reflections cross and ruin the rest, got {strength:g}"
+        raise Refusal(
+            op,
+            "strength",
+            f"must be at most 1 for the {projector.rank} directions of several "
+            f"names, where reflections cross and ruin the rest, got {strength:g}",
         )
     return projector.scaled(strength)
 
@@ -87,6 +87,10 @@ def _against_closed_list(
 
     Hull leaves nothing by construction, but for a tie where the nearest mixture is one kept text.
     """
+    from clipproj.audit.evaluate import compare
+    from clipproj.audit.gate import Limits
+    from clipproj.audit.standins import stand_ins
+
     hull = nullspace(forget, keep, "hull", rank=rank, side=side)
     if len(keep) > SPAN_UP_TO:
         return hull

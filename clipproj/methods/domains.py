@@ -12,6 +12,7 @@ from clipproj.methods.contrast import less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import unit_rows
 from clipproj.models.text import Embeddings
 from clipproj.models.words import strings
+from clipproj.refusal import Refusal
 
 _GAINS = (0.2, 1.0)  # few pictures may measure nonsense; pictures show no more than texts do
 _SAME_DOMAIN = 1e-6  # of the contrast of the class
@@ -41,9 +42,7 @@ class Cells:
         for label in ("names", "domains"):
             values = strings("Cells", label, getattr(self, label))
             if len(values) != len(rows):
-                raise ValueError(
-                    f"Cells: {label} must be {len(rows)}, one a row, got {len(values)}"
-                )
+                raise Refusal("Cells", label, f"must be {len(rows)}, one a row, got {len(values)}")
             object.__setattr__(self, label, values)
         object.__setattr__(self, "rows", rows.float())
 
@@ -80,9 +79,10 @@ class Space:
         for domain in (*domains, *keep_domains):
             for one in classes.names:
                 if (one, domain) not in places:
-                    raise ValueError(
-                        "selective: cells must hold each class in each domain, got no row of "
-                        f"{one!r} in {domain!r}"
+                    raise Refusal(
+                        "selective",
+                        "cells",
+                        f"must hold each class in each domain, got no row of {one!r} in {domain!r}",
                     )
                 grid.append(rows[places[one, domain]].mean(dim=0))
         self.grid = torch.stack(grid).view(-1, len(classes), classes.dim)
@@ -101,9 +101,10 @@ class Space:
         q, level = self.contrast(self.served), self.contrast(self.grid.mean(dim=0))
         level = level @ q
         if level <= 0:
-            raise ValueError(
-                f"selective: cells must lie with their class, got those of {self.name!r} "
-                "nearer to the others"
+            raise Refusal(
+                "selective",
+                "cells",
+                f"must lie with their class, got those of {self.name!r} nearer to the others",
             )
         # what all scores move by alike changes no answer, so the class moves by 1 against the rest
         write = _dual(self.served[self.row], self.served[self.others])
@@ -117,8 +118,8 @@ class Space:
         forgotten, kept = gain * off[:m].mean(dim=0), gain * off[m:].mean(dim=0)
         apart = (forgotten - kept) @ g
         if apart <= _SAME_DOMAIN * level:
-            raise ValueError(
-                "selective: domains must differ from keep_domains, got texts that do not"
+            raise Refusal(
+                "selective", "domains", "must differ from keep_domains, got texts that do not"
             )
         equations = torch.stack([
             torch.stack([level + forgotten @ q, forgotten @ g]),
@@ -136,9 +137,11 @@ class Space:
         rows = pictures.rows.double().to(self.served.device)
         forgotten = pictures.where(None, self.domains).to(rows.device)
         if forgotten.all() or not forgotten.any():
-            raise ValueError(
-                "selective: prototypes must be of forgotten and of kept domains, got "
-                f"{len(forgotten)} of one kind; or give domain_gain"
+            raise Refusal(
+                "selective",
+                "prototypes",
+                "must be of forgotten and of kept domains, got "
+                f"{len(forgotten)} of one kind; or give domain_gain",
             )
         shared = self.of_domain().mean(dim=0)
         shown = rows @ shared
@@ -149,9 +152,11 @@ class Space:
         as_texts = ((cells[own] - cells.mean(dim=0)) * q).sum(dim=1).mean()
         seen = (rows * q).sum(dim=1).mean() / as_texts
         if not (domain > 0 and seen > 0):
-            raise ValueError(
-                "selective: prototypes must show their class and their domain as texts do, got "
-                f"{float(seen):.3g} and {float(domain):.3g} times; or give domain_gain"
+            raise Refusal(
+                "selective",
+                "prototypes",
+                "must show their class and their domain as texts do, got "
+                f"{float(seen):.3g} and {float(domain):.3g} times; or give domain_gain",
             )
         return min(max(float(domain / seen), _GAINS[0]), _GAINS[1])
 
@@ -172,14 +177,16 @@ class Space:
             rows = torch.cat([rows, less_keep(domain[:m] - domain.mean(dim=0), retained, "span")])
         basis, singular, _ = row_basis(rows, tol)
         if singular[0] < tol:
-            raise ValueError(
-                "selective: domains must differ from keep_domains, got texts that do not"
+            raise Refusal(
+                "selective", "domains", "must differ from keep_domains, got texts that do not"
             )
         basis = basis[:rank]
         if len(basis) == rows.shape[1]:
-            raise ValueError(
-                f"selective: domains must leave something of the {len(basis)} dimensions, got "
-                "rows that span all of them; give rank"
+            raise Refusal(
+                "selective",
+                "domains",
+                f"must leave something of the {len(basis)} dimensions, got "
+                "rows that span all of them; give rank",
             )
         return basis
 

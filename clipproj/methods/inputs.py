@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import warnings
-from datetime import datetime, timezone
 from numbers import Real
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj._provenance import made_by
 from clipproj._tensors import as_tensor
-from clipproj._version import __version__
 from clipproj.models.text import Embeddings
 from clipproj.models.words import name_key
+from clipproj.refusal import Refusal
 
 SAME = 1 - 1e-6  # cosine from which two texts are one
 
@@ -32,7 +32,7 @@ def above_zero(op: str, name: str, value: Any) -> float:
     """A finite number above 0; ValueError for another."""
     value = number(op, name, value)
     if not 0 < value < float("inf"):
-        raise ValueError(f"{op}: {name} must be finite and above 0, got {value:g}")
+        raise Refusal(op, name, f"must be finite and above 0, got {value:g}")
     return value
 
 
@@ -40,7 +40,7 @@ def at_least_zero(op: str, name: str, value: Any) -> float:
     """A finite number that is not negative; ValueError for another."""
     value = number(op, name, value)
     if not 0 <= value < float("inf"):
-        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value:g}")
+        raise Refusal(op, name, f"must be finite and at least 0, got {value:g}")
     return value
 
 
@@ -52,7 +52,7 @@ def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
         got = type(value).__name__
         raise TypeError(f"{op}: {name} must be an integer, got {got}") from None
     if least is not None and value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+        raise Refusal(op, name, f"must be at least {least}, got {value}")
     return value
 
 
@@ -62,7 +62,7 @@ def rank_and_tol(op: str, rank: Any, tol: Any) -> tuple[int | None, float]:
         rank = integer(op, "rank", rank, least=1)
     tol = number(op, "tol", tol)
     if not 0 < tol < 1:
-        raise ValueError(f"{op}: tol must be in (0, 1), got {tol:g}")
+        raise Refusal(op, "tol", f"must be in (0, 1), got {tol:g}")
     return rank, tol
 
 
@@ -76,7 +76,7 @@ def unit_rows(op: str, name: str, value: Embeddings | Tensor | np.ndarray) -> Te
         got = rows.dtype if isinstance(rows, Tensor) else type(value).__name__
         raise TypeError(f"{op}: {name} must be Embeddings or a floating point tensor, got {got}")
     if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(f"{op}: {name} must be [m, d] with m >= 1, got {list(rows.shape)}")
+        raise Refusal(op, name, f"must be [m, d] with m >= 1, got {list(rows.shape)}")
     rows = rows.detach().double()
     lengths = torch.linalg.vector_norm(rows, dim=1)
     # the length of a row of float64's largest numbers is inf too
@@ -85,9 +85,7 @@ def unit_rows(op: str, name: str, value: Embeddings | Tensor | np.ndarray) -> Te
             row = int(wrong.nonzero()[0])
             label = f" ({value.names[row]})" if isinstance(value, Embeddings) else ""
             kind = "nonzero rows" if what == "a zero vector" else "finite rows"
-            raise ValueError(
-                f"{op}: {name} must be [m, d] with {kind}, got {what} in row {row}{label}"
-            )
+            raise Refusal(op, name, f"must be [m, d] with {kind}, got {what} in row {row}{label}")
     return rows / lengths[:, None]
 
 
@@ -100,7 +98,7 @@ def forget_and_keep(
         return f, None
     k = unit_rows(op, "keep", keep).to(f.device)
     if f.shape[1] != k.shape[1]:
-        raise ValueError(f"{op}: keep must be [m, {f.shape[1]}] as forget is, got {list(k.shape)}")
+        raise Refusal(op, "keep", f"must be [m, {f.shape[1]}] as forget is, got {list(k.shape)}")
     one_model(op, "keep", keep, forget)
     if isinstance(forget, Embeddings) and isinstance(keep, Embeddings):
         if forget.templates != keep.templates:
@@ -113,7 +111,7 @@ def forget_and_keep(
         kept = {name_key(name) for name in keep.names}
         both = [name for name in forget.names if name_key(name) in kept]
         if both:
-            raise ValueError(f"{op}: keep must not name what forget names, got {both} in both")
+            raise Refusal(op, "keep", f"must not name what forget names, got {both} in both")
     apart(op, "keep", k, f)
     return f, k
 
@@ -123,9 +121,11 @@ def one_model(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings
     if isinstance(forget, Embeddings) and isinstance(value, Embeddings):
         theirs, ours = value.head_hash, forget.head_hash
         if None not in (theirs, ours) and theirs != ours:
-            raise ValueError(
-                f"{op}: {name} must come from the model that forget comes from, got {value.model} "
-                f"with head {theirs[:12]}, not {forget.model} with head {ours[:12]}"
+            raise Refusal(
+                op,
+                name,
+                f"must come from the model that forget comes from, got {value.model} "
+                f"with head {theirs[:12]}, not {forget.model} with head {ours[:12]}",
             )
 
 
@@ -134,18 +134,14 @@ def apart(op: str, name: str, rows: Tensor, f: Tensor) -> None:
     same = (f @ rows.T > SAME).nonzero()
     if len(same):
         i, j = same[0].tolist()
-        raise ValueError(
-            f"{op}: forget must differ from {name}, got row {i} equal to {name} row {j}"
-        )
+        raise Refusal(op, "forget", f"must differ from {name}, got row {i} equal to {name} row {j}")
 
 
 def provenance(
     method: str, parameters: dict[str, Any], forget: Any = None, keep: Any = None
 ) -> dict[str, Any]:
     """What a projector's file says of where it comes from; plain JSON."""
-    out: dict[str, Any] = {"method": method, "parameters": parameters, "clipproj": __version__}
-    out["torch"] = torch.__version__
-    out["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    out = made_by(method, parameters)
     for name, value in (("forget", forget), ("keep", keep)):
         if isinstance(value, Embeddings):
             out[name] = {"names": list(value.names), "templates": list(value.templates)}

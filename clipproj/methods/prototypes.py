@@ -15,6 +15,7 @@ from clipproj.methods.inputs import above_zero, integer, unit_rows
 from clipproj.models.encoder import check_tower, evaluating, pixel_dtype, tower_features
 from clipproj.models.heads import check_module, unwrap
 from clipproj.models.text import Progress
+from clipproj.refusal import Refusal
 
 # Lip's recipe is for 224 pixels: a step of length 25 where noise has length sqrt(3) * 224, and
 # jitter of 16 pixels. Both scale with the picture.
@@ -94,7 +95,7 @@ def synthesize(
     if not isinstance(texts, Cells):
         raise TypeError(f"{op}: texts must be Cells, got {type(texts).__name__}")
     if space not in ("feature", "pixel"):
-        raise ValueError(f'{op}: space must be "feature" or "pixel", got {space!r}')
+        raise Refusal(op, "space", f'must be "feature" or "pixel", got {space!r}')
     steps = (10 if space == "feature" else 200) if steps is None else steps
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         integer(op, name, value, least=1)
@@ -102,7 +103,7 @@ def synthesize(
     if space == "feature":
         return replace(texts, rows=_climb_features(texts.rows, start, steps, rate, seed, progress))
     if start is not None:
-        raise ValueError(f'{op}: start must be None in space "pixel", which begins with noise')
+        raise Refusal(op, "start", 'must be None in space "pixel", which begins with noise')
     frame = _frame(model, preprocess)
     total = steps * -(-len(texts) // batch_size)
     done = 0
@@ -130,7 +131,7 @@ def _climb_features(
         start = _noise((width,), seed)
     if not isinstance(start, Tensor) or start.shape != (width,):
         got = list(start.shape) if isinstance(start, Tensor) else type(start).__name__
-        raise ValueError(f"synthesize: start must be [{width}] as the texts are, got {got}")
+        raise Refusal("synthesize", "start", f"must be [{width}] as the texts are, got {got}")
     z = unit_rows("synthesize", "start", start[None]).to(targets.device)
     z, targets = z.expand(len(targets), -1), targets.double()
     for step in range(steps):
@@ -168,10 +169,12 @@ def _frame(model: nn.Module, preprocess: Any) -> _Frame:
             mean = getattr(source, "image_mean", mean)
             std = getattr(source, "image_std", std)
     if None in (size, mean, std):
-        raise ValueError(
-            "synthesize: preprocess must tell mean and standard deviation of the pixels, as "
+        raise Refusal(
+            "synthesize",
+            "preprocess",
+            "must tell mean and standard deviation of the pixels, as "
             "open_clip's transform or a Hugging Face image processor does, and the model its image "
-            f"size, got {type(preprocess).__name__} for {type(model).__name__}"
+            f"size, got {type(preprocess).__name__} for {type(model).__name__}",
         )
     height, width = size if isinstance(size, tuple | list) else (size, size)
     parameter = next(model.parameters())
@@ -200,9 +203,11 @@ def _climb_pixels(
     def encoded(pixels: Tensor) -> Tensor:
         out = tower_features("synthesize", model, "image", {"pixel_values": pixels.to(dtype)})
         if out.shape != targets.shape:
-            raise ValueError(
-                f"synthesize: texts must have the width of the model's image features, got "
-                f"{list(targets.shape)} for features {list(out.shape)}"
+            raise Refusal(
+                "synthesize",
+                "texts",
+                f"must have the width of the model's image features, got "
+                f"{list(targets.shape)} for features {list(out.shape)}",
             )
         return F.normalize(out.float(), dim=1)
 

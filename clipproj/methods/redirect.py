@@ -22,10 +22,12 @@ from clipproj.methods.inputs import (
     provenance,
     unit_rows,
 )
+from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.encoder import encode, evaluating
 from clipproj.models.heads import check_module, unwrap
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 LOGIT_SCALE = 100.0  # CLIP's, at which the model's own answers are drawn
 
@@ -93,23 +95,23 @@ def redirect(
     """
     f, k = forget_and_keep("redirect", forget, keep)
     if len(f) > f.shape[1]:
-        raise ValueError(f"redirect: forget must be [m, d] with m <= d, got {list(f.shape)}")
+        raise Refusal("redirect", "forget", f"must be [m, d] with m <= d, got {list(f.shape)}")
     lam = above_zero("redirect", "forget_weight", forget_weight)
     share = 0.0 if k is None else 100.0 / len(k)
     mu = share if keep_weight is None else at_least_zero("redirect", "keep_weight", keep_weight)
     margin = number("redirect", "margin", margin)
     if not 0 <= margin <= 1:
-        raise ValueError(f"redirect: margin must be in [0, 1], got {margin:g}")
+        raise Refusal("redirect", "margin", f"must be in [0, 1], got {margin:g}")
     length = 1 - margin
     parameters: dict[str, Any] = {"forget_weight": lam, "keep_weight": mu, "margin": margin}
 
     if isinstance(target, str):
         if target != "self":
-            raise ValueError(f'redirect: target must be rows or "self", got {target!r}')
+            raise Refusal("redirect", "target", f'must be rows or "self", got {target!r}')
         if k is None:
-            raise ValueError('redirect: keep must be given for the target "self", got None')
+            raise Refusal("redirect", "keep", 'must be given for the target "self", got None')
         if length == 0:
-            raise ValueError('redirect: margin must be below 1 for the target "self", got 1')
+            raise Refusal("redirect", "margin", 'must be below 1 for the target "self", got 1')
         drawing = {
             "samples": integer("redirect", "samples", samples, least=1),
             "temperature": above_zero("redirect", "temperature", temperature),
@@ -150,7 +152,7 @@ def empty_text(model: nn.Module, tokenizer: Callable[..., Any]) -> Tensor:
     parameter = next(model.parameters(), None)
     if parameter is None:
         got = type(model).__name__
-        raise ValueError(f"empty_text: model must have parameters, got {got} with none")
+        raise Refusal("empty_text", "model", f"must have parameters, got {got} with none")
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         row = encode(model, tokenizer, [""], parameter.device)
         return unit_rows("empty_text", "the feature", row).float()
@@ -190,7 +192,52 @@ def _targets(target: Embeddings | Tensor, f: Tensor, forget: Embeddings | Tensor
     rows = unit_rows("redirect", "target", target).to(f.device)
     if len(rows) not in (1, len(f)) or rows.shape[1] != f.shape[1]:
         wanted = f"[{len(f)}, {f.shape[1]}]" + (f" or [1, {f.shape[1]}]" if len(f) > 1 else "")
-        raise ValueError(f"redirect: target must be {wanted}, got {list(rows.shape)}")
+        raise Refusal("redirect", "target", f"must be {wanted}, got {list(rows.shape)}")
     one_model("redirect", "target", target, forget)
     apart("redirect", "target", rows, f)
     return rows
+
+
+def make(task: Task, target: str = "self", **options: Any) -> Projector:
+    """`redirect` of names, to a kept name where the target is one."""
+    to: Embeddings | Tensor | str = target
+    if target == "empty":
+        to = task.empty[None]
+    elif target in task.keep.names:
+        to = task.keep.select([target])
+    elif target != "self":
+        raise Refusal("redirect", "target", f"must be self, empty or a kept name, got {target!r}")
+    return redirect(task.forget, to, task.keep, seed=task.seed, side=task.side, **options)
+
+
+METHOD = Method(
+    "redirect",
+    "gives the names the score of something else, less a margin",
+    make,
+    options=(
+        Option(
+            "target", str, "self (the model's own likely kept labels), empty (the empty prompt) or "
+            "a kept name", "self", needs={"empty": "empty"},
+        ),
+        Option("forget_weight", float, "lambda; larger forgets more", "100", above=0),
+        Option(
+            "keep_weight", float, "mu; larger moves kept texts less",
+            "100 shared among the kept names", low=0,
+        ),
+        Option("margin", float, "by which share the score is lowered", "0.5", 0, 1),
+        Option("samples", int, "labels drawn a round, of self", "5", low=1),
+        Option("temperature", float, "of the draw, of self", "1.25", above=0),
+        Option("rounds", int, "at most, of self", "10", low=1),
+    ),
+    paper="arXiv 2507.04219; UCE, 2308.14761",
+    settings=(
+        Setting(
+            "redirect, self", "to the model's own likely kept labels (Partial Model Collapse)",
+            {"target": "self"},
+        ),
+        Setting(
+            "redirect, empty", "to the empty prompt (TIA's target, in closed form)",
+            {"target": "empty"},
+        ),
+    ),
+)  # fmt: skip

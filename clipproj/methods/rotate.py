@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from clipproj.methods.contrast import contrasted, less_keep, ridge_less, row_basis
+from clipproj.methods.contrast import CONTRASTS, contrasted, less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
+from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _TOL = 1e-4  # relative, of singular values: directions below it are one with the others
 _AVOID = 100.0  # how much the neutral direction stays away from kept texts
@@ -73,14 +75,16 @@ def rotate(
     f, k = forget_and_keep("rotate", forget, keep)
     angle = number("rotate", "angle", angle)
     if not 0 < angle <= 180:
-        raise ValueError(f"rotate: angle must be in (0, 180] degrees, got {angle:g}")
+        raise Refusal("rotate", "angle", f"must be in (0, 180] degrees, got {angle:g}")
     seed = integer("rotate", "seed", seed)
     if target is None and k is None:
-        raise ValueError("rotate: target or keep must be given, got None for both")
+        raise Refusal("rotate", None, "target or keep must be given, got None for both")
     t = None if target is None else unit_rows("rotate", "target", target).to(f.device)
     if t is not None and t.shape != f.shape:
-        raise ValueError(
-            f"rotate: target must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}"
+        raise Refusal(
+            "rotate",
+            "target",
+            f"must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}",
         )
 
     rows, contrast = contrasted(
@@ -93,10 +97,12 @@ def rotate(
     # takes out its sign, which linear algebra libraries choose as they like.
     b = _orthonormal_to(a, (rows @ a.T / singular[: len(a)]).T @ neutral)
     if b is None:
-        raise ValueError(
-            f"rotate: forget{'' if k is None else ' and keep'} must leave {len(a)} of the "
+        raise Refusal(
+            "rotate",
+            None,
+            f"forget{'' if k is None else ' and keep'} must leave {len(a)} of the "
             f"{f.shape[1]} dimensions to "
-            + ("neutral directions, got none" if t is None else "target, got a target inside them")
+            + ("neutral directions, got none" if t is None else "target, got a target inside them"),
         )
 
     basis, turned = plane_rotation(a, b, math.radians(angle))
@@ -127,9 +133,11 @@ def unrotate(projector: Projector) -> Projector:
     matrix = eye - one["strength"] * (one["read"] @ inside).T @ (one["write"] @ inside)
     off = float((matrix @ matrix.T - eye).abs().amax()) if len(matrix) else 0.0
     if one["offset"] is not None or not off < 1e-5:
-        raise ValueError(
-            "unrotate: projector must keep every length, got one that changes squared lengths by "
-            f"up to {off:.3g}" + ("" if one["offset"] is None else " and has an offset")
+        raise Refusal(
+            "unrotate",
+            "projector",
+            "must keep every length, got one that changes squared lengths by "
+            f"up to {off:.3g}" + ("" if one["offset"] is None else " and has an offset"),
         )
     swapped = None if projector.symmetric else projector.read
     history = projector.provenance | {"undoes": projector.content_hash()}
@@ -167,3 +175,34 @@ def _orthonormal_to(a: Tensor, rows: Tensor) -> Tensor | None:
     if len(singular) < len(rows) or not singular[-1] > _TOL * before:
         return None
     return left @ right
+
+
+def make(task: Task, angle: float = 120.0, contrast: str = "auto") -> Projector:
+    """`rotate` of names, into directions that kept texts avoid."""
+    return rotate(
+        task.forget, keep=task.keep, angle=angle, contrast=contrast, seed=task.seed,
+        side=task.side,
+    )  # fmt: skip
+
+
+METHOD = Method(
+    "rotate",
+    "turns the names' directions into neutral ones; at strength 1 no length changes",
+    make,
+    options=(
+        Option("angle", float, "degrees to turn by", "120", above=0, high=180),
+        Option(
+            "contrast", str, "what the names are told apart from",
+            "span(keep) up to 16 names, else mean(keep)",
+            choices=(*CONTRASTS, "auto"),
+        ),
+    ),
+    promise="an orthogonal map with an exact inverse",
+    paper="arXiv 2407.08374",
+    settings=(
+        Setting(
+            "rotate",
+            "turned into the neutral direction, no length changed (OrthSR's Cayley form)",
+        ),
+    ),
+)  # fmt: skip

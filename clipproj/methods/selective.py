@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import nn
 
 from clipproj.methods.domains import Cells, Space
 from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol
+from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings, Progress, embed_classes
 from clipproj.models.words import Template, openai_templates, strings, template_strings
 from clipproj.projector import SIDES, Projector
+from clipproj.refusal import Refusal
 
 MODES = ("global", "domain", "complete")
 FORMS = ("reader", "subspace")
@@ -208,30 +210,30 @@ class _Task:
             if values or label != "keep_domains":
                 values = strings(op, label, values)
             if len(set(values)) != len(values):
-                raise ValueError(f"{op}: {label} must be distinct, got {list(values)}")
+                raise Refusal(op, label, f"must be distinct, got {list(values)}")
             object.__setattr__(self, label, values)
         if self.name in self.keep:
-            raise ValueError(f"{op}: keep must not hold the class to forget, got {self.name!r}")
+            raise Refusal(op, "keep", f"must not hold the class to forget, got {self.name!r}")
         both = [domain for domain in self.domains if domain in self.keep_domains]
         if both:
-            raise ValueError(
-                f"{op}: domains must not name what keep_domains names, got {both} in both"
+            raise Refusal(
+                op, "domains", f"must not name what keep_domains names, got {both} in both"
             )
         for label, options in (("mode", MODES), ("form", FORMS), ("side", SIDES)):
             if getattr(self, label) not in options:
                 known = " or ".join(f'"{option}"' for option in options)
-                raise ValueError(f"{op}: {label} must be {known}, got {getattr(self, label)!r}")
+                raise Refusal(op, label, f"must be {known}, got {getattr(self, label)!r}")
         if (self.mode == "global") == bool(self.keep_domains):
             want = "be empty" if self.mode == "global" else "hold at least one domain"
             got = list(self.keep_domains)
-            raise ValueError(f'{op}: keep_domains must {want} in mode "{self.mode}", got {got}')
+            raise Refusal(op, "keep_domains", f'must {want} in mode "{self.mode}", got {got}')
         rank, tol = rank_and_tol(op, self.rank, self.tol)
         numbers = {"rank": rank, "tol": tol, "strength": number(op, "strength", self.strength)}
         for label in ("depth", "domain_gain"):
             if getattr(self, label) is not None:
                 numbers[label] = above_zero(op, label, getattr(self, label))
         if not 0 <= numbers["strength"] <= 2:
-            raise ValueError(f"{op}: strength must be in [0, 2], got {self.strength}")
+            raise Refusal(op, "strength", f"must be in [0, 2], got {self.strength}")
         for label, value in numbers.items():
             object.__setattr__(self, label, value)
         if self.prototypes is None:
@@ -242,8 +244,8 @@ class _Task:
         names, everywhere = (self.name, *self.keep), (*self.domains, *self.keep_domains)
         for pair in zip(self.prototypes.names, self.prototypes.domains, strict=True):
             if pair[0] not in names or pair[1] not in everywhere:
-                raise ValueError(
-                    f"{op}: prototypes must be of the classes and domains given, got {pair}"
+                raise Refusal(
+                    op, "prototypes", f"must be of the classes and domains given, got {pair}"
                 )
 
 
@@ -252,9 +254,10 @@ def _projector(
 ) -> Projector:
     for label, given in (("cells", cells), ("prototypes", task.prototypes)):
         if given is not None and given.rows.shape[1] != classes.dim:
-            raise ValueError(
-                f"selective: {label} must have rows of width {classes.dim} as classes has, got "
-                f"{given.rows.shape[1]}"
+            raise Refusal(
+                "selective",
+                label,
+                f"must have rows of width {classes.dim} as classes has, got {given.rows.shape[1]}",
             )
     space = Space(classes, cells, task.name, task.domains, task.keep_domains)
     told = {
@@ -282,7 +285,57 @@ def _domain_templates(templates: Iterable[str]) -> tuple[str, ...]:
     templates = strings("selective", "templates", templates)
     for text in templates:
         if text.count("{domain}") != 1 or text.count("{}") != 1:
-            raise ValueError(
-                f"selective: templates must hold {{domain}} and {{}} exactly once, got {text!r}"
+            raise Refusal(
+                "selective",
+                "templates",
+                f"must hold {{domain}} and {{}} exactly once, got {text!r}",
             )
     return templates
+
+
+def make(task: Task, domains: str = "", keep_domains: str = "", **options: Any) -> Projector:
+    """`selective` of one name; domains and keep_domains are lists with commas between."""
+    if len(task.forget) > 1:
+        raise Refusal("selective", "names", f"must be one class, got {list(task.forget.names)}")
+    there, elsewhere = (
+        tuple(filter(None, (one.strip() for one in text.split(","))))
+        for text in (domains, keep_domains)
+    )
+    strings("selective", "domains", there)  # now, not after all the texts
+    name, names = task.forget.names[0], (*task.forget.names, *task.keep.names)
+    rows = [
+        task.embed(names, [text.replace("{domain}", domain) for text in TEMPLATES]).tensor
+        for domain in (*there, *elsewhere)
+    ]
+    labels = names * len(rows), tuple(d for d in (*there, *elsewhere) for _ in names)
+    classes = replace(
+        task.keep, tensor=torch.cat([task.forget.tensor, task.keep.tensor]), names=names
+    )
+    cells = Cells(torch.cat(rows), *labels)
+    return selective_rows(classes, cells, name, there, elsewhere, side=task.side, **options)
+
+
+METHOD = Method(
+    "selective",
+    "forgets a name in some domains (sketch, photo) and keeps it in others",
+    make,
+    options=(
+        Option("domains", str, "where the name is forgotten, with commas between", "must be given"),
+        Option("keep_domains", str, "where it is kept, with commas between", "none"),
+        Option(
+            "mode", str, "complete: the name also loses the sign of the domain; global: forgotten "
+            "everywhere, without keep_domains", "domain", choices=MODES,
+        ),
+        Option("form", str, "reader has one direction, subspace is orthogonal", "reader",
+               choices=FORMS),
+        Option("depth", float, "how far the name falls, of reader", "1.1", above=0),
+        Option(
+            "domain_gain", float, "how much weaker images show domains than texts do", "0.55",
+            above=0,
+        ),
+        Option("rank", int, "at most so many directions, of subspace", "all", low=1),
+    ),
+    needs=frozenset({"embed"}),
+    paper="arXiv 2512.14113",
+    settings=(),  # images of every domain would be needed
+)  # fmt: skip

@@ -15,8 +15,10 @@ from clipproj.methods.inputs import (
     provenance,
     unit_rows,
 )
+from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 _TOL = 1e-4  # directions with a singular value below it, relative, are rounding
 _RATIO = 2.0  # prompts in 80 templates: the subgroup's directions have 3 to 10, others below 2
@@ -95,13 +97,14 @@ def subgroup(
     ridge = above_zero(op, "ridge", ridge)
     for name, value in (("features_forget", features_forget), ("statistics", statistics)):
         if value is not None and features_keep is None:
-            raise ValueError(f"{op}: features_keep must be given with {name}, got None")
+            raise Refusal(op, "features_keep", f"must be given with {name}, got None")
     zf = None if features_forget is None else _like(op, "features_forget", features_forget, f)
     zk = None if features_keep is None else _like(op, "features_keep", features_keep, f)
     if zf is None and len(q) == 1:
-        raise ValueError(
-            f"{op}: parent must have at least 2 rows, such as the siblings', without features of "
-            "both, got 1"
+        raise Refusal(
+            op,
+            "parent",
+            "must have at least 2 rows, such as the siblings', without features of both, got 1",
         )
     if statistics is not None:
         zk = _aligned(op, zk, statistics)
@@ -119,14 +122,18 @@ def subgroup(
         chosen &= energy == best
     u = candidates[chosen]
     if not len(u):
-        raise ValueError(
-            f"{op}: ratio must be below the largest relative energy of a direction, {best:.3g}, "
-            f"got {least:g}; the texts of forget do not tell it from what is kept"
+        raise Refusal(
+            op,
+            "ratio",
+            f"must be below the largest relative energy of a direction, {best:.3g}, "
+            f"got {least:g}; the texts of forget do not tell it from what is kept",
         )
     if len(u) == f.shape[1]:
-        raise ValueError(
-            f"{op}: ratio must leave something of the {len(u)} dimensions, got {least:g}, which "
-            "every one exceeds"
+        raise Refusal(
+            op,
+            "ratio",
+            f"must leave something of the {len(u)} dimensions, got {least:g}, which "
+            "every one exceeds",
         )
     parameters = {
         "ratio": least,
@@ -175,12 +182,12 @@ def _aligned(op: str, rows: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor
     for name, value in zip(("mean", "std"), statistics, strict=True):
         if not isinstance(value, Tensor) or value.shape != rows.shape[1:]:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{op}: statistics must have a {name} [{rows.shape[1]}], got {got}")
+            raise Refusal(op, "statistics", f"must have a {name} [{rows.shape[1]}], got {got}")
         if not value.isfinite().all() or (name == "std" and (value < 0).any()):
             kind = "finite" if name == "mean" else "finite and at least 0"
-            raise ValueError(f"{op}: statistics must have a {name} that is {kind}, got another")
+            raise Refusal(op, "statistics", f"must have a {name} that is {kind}, got another")
     if len(rows) < 2:
-        raise ValueError(f"{op}: features_keep must have at least 2 rows with statistics, got 1")
+        raise Refusal(op, "features_keep", "must have at least 2 rows with statistics, got 1")
     mean, std = (value.to(rows) for value in statistics)
     own = rows.std(0)
     scale = torch.where(own > _TOL * own.max(), std / own, 1)  # a constant has nothing to scale
@@ -191,9 +198,7 @@ def _like(op: str, name: str, value: Embeddings | Tensor, f: Tensor) -> Tensor:
     """Unit rows of `value`, of the width and on the device of those to forget."""
     rows = unit_rows(op, name, value).to(f.device)
     if rows.shape[1] != f.shape[1]:
-        raise ValueError(
-            f"{op}: {name} must be [n, {f.shape[1]}] as forget is, got {list(rows.shape)}"
-        )
+        raise Refusal(op, name, f"must be [n, {f.shape[1]}] as forget is, got {list(rows.shape)}")
     return rows
 
 
@@ -205,4 +210,25 @@ def _check_texts(
     inside = (torch.linalg.vector_norm(f - q.mean(0), dim=1) < _TOL).nonzero()
     if len(inside):
         row = int(inside[0])
-        raise ValueError(f"{op}: forget must differ from the mean of parent, got row {row} there")
+        raise Refusal(op, "forget", f"must differ from the mean of parent, got row {row} there")
+
+
+def make(task: Task, ratio: float | None = None) -> Projector:
+    """`subgroup` of names alone: the kept ones are the siblings."""
+    return subgroup(task.forget, task.keep, ratio=ratio, side=task.side)
+
+
+METHOD = Method(
+    "subgroup",
+    "forgets one kind of a class whose other kinds, the kept names, stay",
+    make,
+    options=(
+        Option(
+            "ratio", float, "energy that a direction must have, relative to the kept names",
+            "2, or the best direction alone", low=0,
+        ),
+    ),
+    symmetric=True,
+    paper="arXiv 2506.03117",
+    settings=(),  # of one name it is "nullspace, mean"
+)  # fmt: skip

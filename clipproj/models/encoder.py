@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipproj.models.heads import SINGLE_TOWERS, which_class
 from clipproj.models.tokens import cut_tokens, too_long
+from clipproj.refusal import Refusal
 
 
 def features(output: object) -> Tensor:
@@ -160,8 +161,8 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     n = len(first)
     if rows.ndim != 2 or len(rows) != n:
         what = "prompts" if tower == "text" else "pictures"
-        raise ValueError(
-            f"{op}: model must give one feature row for each of {n} {what}, got {list(rows.shape)}"
+        raise Refusal(
+            op, "model", f"must give one feature row for each of {n} {what}, got {list(rows.shape)}"
         )
     return rows
 
@@ -169,9 +170,11 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
 def _check_length(long: list[tuple[str, int]], limit: int, cut: list[str] | None) -> None:
     if long and cut is None:
         prompt, count = long[0]
-        raise ValueError(
-            f"embed_classes: prompts must fit the model's {limit} tokens, got {count} in "
-            f"{prompt!r}; truncate=True cuts them"
+        raise Refusal(
+            "embed_classes",
+            "prompts",
+            f"must fit the model's {limit} tokens, got {count} in "
+            f"{prompt!r}; truncate=True cuts them",
         )
     if cut is not None:
         cut += [prompt for prompt, _ in long]

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from clipproj import files
+from clipproj.refusal import Refusal
 
 TOWERS = ("image", "text")
 
@@ -102,7 +103,7 @@ class Heads:
 
     def __getitem__(self, tower: str) -> Head:
         if tower not in TOWERS:
-            raise ValueError(f'find_heads: tower must be "image" or "text", got {tower!r}')
+            raise Refusal("find_heads", "tower", f'must be "image" or "text", got {tower!r}')
         return self.image if tower == "image" else self.text
 
     def __iter__(self) -> Iterator[Head]:
@@ -140,16 +141,19 @@ def find_heads(model: nn.Module) -> Heads:
         single = name in SINGLE_TOWERS["image"] + SINGLE_TOWERS["text"]
         call = "forward(), its {}_embeds" if single else "get_{}_features()"
     else:
-        raise ValueError(
-            "find_heads: model must be CLIP, CustomTextCLIP or CoCa of open_clip, CLIP of OpenAI's "
-            f"clip, or {', '.join(TRANSFORMERS)} of transformers, got {_describe(model)}"
+        raise Refusal(
+            "find_heads",
+            "model",
+            "must be CLIP, CustomTextCLIP or CoCa of open_clip, CLIP of OpenAI's "
+            f"clip, or {', '.join(TRANSFORMERS)} of transformers, got {_describe(model)}",
         )
     heads = [_inspect(model, "image", image), _inspect(model, "text", text)]
     widths = {head.width for head in heads} - {None}
     if len(widths) > 1:
-        raise ValueError(
-            "find_heads: model must embed images and texts in one width, "
-            f"got {heads[0].width} and {heads[1].width}"
+        raise Refusal(
+            "find_heads",
+            "model",
+            f"must embed images and texts in one width, got {heads[0].width} and {heads[1].width}",
         )
     width = widths.pop() if widths else None
     return Heads(*(_finish(head, width, call.format(head.tower)) for head in heads))
@@ -173,7 +177,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 def head_tensors(model: nn.Module, head: Head) -> tuple[nn.Parameter, nn.Parameter | None]:
     """The weight and the bias that `head` names in `model`. ValueError when it names no weight."""
     if head.weight is None:
-        raise ValueError(f"head_tensors: head must have a weight, got {head}")
+        raise Refusal("head_tensors", "head", f"must have a weight, got {head}")
     model = unwrap(model)
     bias = None if head.bias is None else model.get_parameter(head.bias)
     return model.get_parameter(head.weight), bias

@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from clipproj.refusal import Refusal
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -66,7 +68,7 @@ def open_picture(source: Source, formats: Sequence[str] | None = None) -> Image:
             image.load()
             return _upright(_on_white(image), _orientation(image))
         except Exception as error:  # Pillow's decoders raise what they like on damaged data
-            raise ValueError(f"open_picture: cannot decode {source}: {error}") from error
+            raise Refusal("open_picture", None, f"cannot decode {source}: {error}") from error
 
 
 def _pillow() -> ModuleType:
@@ -91,14 +93,16 @@ def _opened(source: Source, formats: Sequence[str] | None) -> Iterator[Image]:
         except Exception as error:  # OSError for a foreign file, anything for a damaged header
             foreign = isinstance(error, pillow.UnidentifiedImageError)
             why = "Pillow cannot identify it" if foreign else error
-            raise ValueError(
-                f"open_picture: a picture must be readable, got {source}: {why}"
+            raise Refusal(
+                "open_picture", None, f"a picture must be readable, got {source}: {why}"
             ) from error
         with image:
             if not _white_is_known(image):
-                raise ValueError(
-                    "open_picture: a picture must have 8 bits a channel, or 16 with black at 0, "
-                    f"got {source} of Pillow's mode {image.mode}; convert it"
+                raise Refusal(
+                    "open_picture",
+                    None,
+                    "a picture must have 8 bits a channel, or 16 with black at 0, "
+                    f"got {source} of Pillow's mode {image.mode}; convert it",
                 )
             yield image
 

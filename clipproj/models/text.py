@@ -27,6 +27,7 @@ from clipproj.models.words import (
     strings,
     template_strings,
 )
+from clipproj.refusal import Refusal
 
 __all__ = ["Embeddings", "embed_classes", "expand_names", "generic_keep"]
 
@@ -69,17 +70,20 @@ class Embeddings:
         rows = rows.detach()
         names = distinct("Embeddings", strings("Embeddings", "names", self.names))
         if rows.ndim != 2 or rows.shape[0] != len(names):
-            raise ValueError(
-                f"Embeddings: tensor must be [m, d] with a row for each of the {len(names)} names, "
-                f"got {list(rows.shape)}"
+            raise Refusal(
+                "Embeddings",
+                "tensor",
+                f"must be [m, d] with a row for each of the {len(names)} names, "
+                f"got {list(rows.shape)}",
             )
         off = (rows.norm(dim=1) - 1).abs()
         bad = (~(off <= 1e-4)).nonzero().flatten().tolist()  # NaN too
         if bad:
             row, length = bad[0], float(rows[bad[0]].norm())
-            raise ValueError(
-                f"Embeddings: tensor must have unit rows, got length {length:.4g} in row {row} "
-                f"({names[row]!r})"
+            raise Refusal(
+                "Embeddings",
+                "tensor",
+                f"must have unit rows, got length {length:.4g} in row {row} ({names[row]!r})",
             )
         object.__setattr__(self, "tensor", rows)
         object.__setattr__(self, "names", names)
@@ -109,7 +113,7 @@ class Embeddings:
         """All other rows, order kept. ValueError for a name not embedded, or when none is left."""
         gone = set(self._indices("drop", strings("drop", "names", names)))
         if len(gone) == len(self):
-            raise ValueError(f"drop: names must leave at least one row, got all {len(self)}")
+            raise Refusal("drop", "names", f"must leave at least one row, got all {len(self)}")
         return self._rows([i for i in range(len(self)) if i not in gone])
 
     def to(self, device: torch.device | str) -> Embeddings:
@@ -122,8 +126,8 @@ class Embeddings:
             if name not in index:
                 close = ", ".join(map(repr, difflib.get_close_matches(name, self.names)))
                 hint = f"; close: {close}" if close else ""
-                raise ValueError(
-                    f"{op}: names must be among the {len(self)} embedded, got {name!r}{hint}"
+                raise Refusal(
+                    op, "names", f"must be among the {len(self)} embedded, got {name!r}{hint}"
                 )
         return [index[name] for name in names]
 
@@ -181,11 +185,11 @@ def embed_classes(
     if not isinstance(batch_size, int):
         raise TypeError(f"{op}: batch_size must be an integer, got {batch_size!r}")
     if batch_size < 1:
-        raise ValueError(f"{op}: batch_size must be at least 1, got {batch_size}")
+        raise Refusal(op, "batch_size", f"must be at least 1, got {batch_size}")
     model = unwrap(model)
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise ValueError(f"{op}: model must have parameters, got {type(model).__name__} with none")
+        raise Refusal(op, "model", f"must have parameters, got {type(model).__name__} with none")
     device = parameter.device
     at_once = max(1, batch_size // len(templates))
     blocks = [names[start : start + at_once] for start in range(0, len(names), at_once)]
@@ -249,12 +253,14 @@ def generic_keep(
     if not isinstance(forget, Embeddings):
         raise TypeError(f"{op}: forget must be Embeddings, got {type(forget).__name__}")
     if not -1 <= threshold <= 1:
-        raise ValueError(f"{op}: threshold must be a cosine in [-1, 1], got {threshold}")
+        raise Refusal(op, "threshold", f"must be a cosine in [-1, 1], got {threshold}")
     known = {forget.head_hash, _space(model)} - {None}
     if len(known) > 1:
-        raise ValueError(
-            f"{op}: forget must be embedded by this model, got embeddings of {forget.model!r}, "
-            "whose text head differs"
+        raise Refusal(
+            op,
+            "forget",
+            f"must be embedded by this model, got embeddings of {forget.model!r}, "
+            "whose text head differs",
         )
     if templates is None:
         few = len(forget.templates) <= _GENERIC_TEMPLATES_MAX
@@ -284,9 +290,11 @@ def generic_keep(
     nearest = (keep.tensor.cpu().double() @ forget.tensor.cpu().double().T).amax(dim=1)
     close = [name for name, near in zip(names, nearest.tolist(), strict=True) if near > threshold]
     if len(close) == len(names):
-        raise ValueError(
-            f"{op}: threshold must leave at least one of {len(names)} names, got {threshold} and a "
-            f"lowest cosine of {float(nearest.min()):.3f}"
+        raise Refusal(
+            op,
+            "threshold",
+            f"must leave at least one of {len(names)} names, got {threshold} and a "
+            f"lowest cosine of {float(nearest.min()):.3f}",
         )
     return keep.drop(close) if close else keep
 
@@ -309,8 +317,10 @@ def _unit(rows: Tensor, texts: Sequence[str]) -> Tensor:
     lengths = rows.norm(dim=1)
     bad = (~(lengths > 0) | lengths.isinf()).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(
-            "embed_classes: features must be finite and not zero, got length "
-            f"{float(lengths[bad[0]]):g} for {texts[bad[0]]!r}"
+        raise Refusal(
+            "embed_classes",
+            "features",
+            "must be finite and not zero, got length "
+            f"{float(lengths[bad[0]]):g} for {texts[bad[0]]!r}",
         )
     return F.normalize(rows, dim=1)

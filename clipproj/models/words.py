@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 
+from clipproj.refusal import Refusal
+
 Template = str | Callable[[str], str]
 
 
@@ -40,7 +42,7 @@ def expand_names(
     for name, words in (synonyms or {}).items():
         key = name_key(name)
         if key not in known:
-            raise ValueError(f"{op}: synonyms must belong to one of the names, got {name!r}")
+            raise Refusal(op, "synonyms", f"must belong to one of the names, got {name!r}")
         others[key] = (*others.get(key, ()), *strings(op, f"synonyms of {name!r}", words))
     plural = _pluralizer() if plurals else None
     expanded: dict[str, str] = {}
@@ -170,15 +172,15 @@ def strings(op: str, argument: str, values: Iterable[str]) -> tuple[str, ...]:
         raise TypeError(f"{op}: {argument} must be a list of strings, got {type(values).__name__}")
     values = tuple(values)
     if not values:
-        raise ValueError(f"{op}: {argument} must hold at least one string, got none")
+        raise Refusal(op, argument, "must hold at least one string, got none")
     for i, value in enumerate(values):
         if not isinstance(value, str):
             got = type(value).__name__
             raise TypeError(f"{op}: {argument} must be a list of strings, got {got} at index {i}")
         if not value.strip():
-            raise ValueError(f"{op}: {argument} must not be blank, got {value!r} at index {i}")
+            raise Refusal(op, argument, f"must not be blank, got {value!r} at index {i}")
         if not utf8(value):
-            raise ValueError(f"{op}: {argument} must be UTF-8 text, got {value!r} at index {i}")
+            raise Refusal(op, argument, f"must be UTF-8 text, got {value!r} at index {i}")
     return values
 
 
@@ -187,7 +189,7 @@ def distinct(op: str, names: tuple[str, ...]) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{op}: names must be distinct, got {name!r} twice")
+            raise Refusal(op, "names", f"must be distinct, got {name!r} twice")
         seen.add(name)
     return names
 
@@ -202,7 +204,7 @@ def template_strings(
     texts = tuple(make("{}") if callable(make) else make for make in given)
     for make, text in zip(given, strings(op, "templates", texts), strict=True):
         if text.count("{}") != 1:
-            raise ValueError(f"{op}: templates must hold {{}} exactly once, got {text!r}")
+            raise Refusal(op, "templates", f"must hold {{}} exactly once, got {text!r}")
         if callable(make) and any(make(name) != text.replace("{}", name) for name in names):
-            raise ValueError(f"{op}: templates must put the name in unchanged, got {text!r}")
+            raise Refusal(op, "templates", f"must put the name in unchanged, got {text!r}")
     return texts

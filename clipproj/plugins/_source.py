@@ -21,6 +21,7 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.bank import ProjectorBank
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 Name = str | tuple[str, ...] | None  # of a bank's entry, of several at once, or of none
 
@@ -35,6 +36,27 @@ _ROWS: ContextVar[Mapping[int, _Rows]] = ContextVar("clipproj_plugins_rows")
 _KEYS = itertools.count()
 
 
+def check_projector(op: str, projector: object) -> None:
+    """TypeError, in the name of `op`, for what is neither a projector nor a bank."""
+    if not isinstance(projector, Projector | ProjectorBank):
+        got = type(projector).__name__
+        raise TypeError(f"{op}: projector must be a Projector or a ProjectorBank, got {got}")
+
+
+def on_tower(
+    op: str, projector: Projector | ProjectorBank, tower: str
+) -> Projector | ProjectorBank:
+    """What edits a tower's features: a projector's form for it, or a bank of its side.
+
+    ValueError, in the name of `op`, for a bank of the other side, an affine projector of it.
+    """
+    if isinstance(projector, Projector):
+        return projector.for_tower(tower, op)
+    if projector.side != tower:
+        raise Refusal(op, "bank", f"must be of side {tower!r}, got {projector.side!r}")
+    return projector
+
+
 class Source:
     """A projector or a bank, and what the current context chose from it.
 
@@ -45,9 +67,7 @@ class Source:
     """
 
     def __init__(self, op: str, projector: Projector | ProjectorBank) -> None:
-        if not isinstance(projector, Projector | ProjectorBank):
-            got = type(projector).__name__
-            raise TypeError(f"{op}: projector must be a Projector or a ProjectorBank, got {got}")
+        check_projector(op, projector)
         self.projector = projector
         self._key = next(_KEYS)
 
@@ -174,14 +194,15 @@ def strengths(strength: object, index: Tensor) -> Tensor | None:
                 got = type(number).__name__
                 raise TypeError(f"rows: strength must be numbers or a tensor, got {got}")
             if not 0 <= number <= 2:
-                raise ValueError(f"rows: strength must be in [0, 2], got {number:g}")
+                raise Refusal("rows", "strength", f"must be in [0, 2], got {number:g}")
         numbers = [float(number) for number in numbers]
         given = torch.tensor(numbers, dtype=torch.float32, device=index.device)
         given = given if isinstance(strength, Sequence) else given[0]
     if given.ndim and given.shape != index.shape:
-        raise ValueError(
-            f"rows: strength must be 0-dim or {list(index.shape)} as rows is, "
-            f"got {list(given.shape)}"
+        raise Refusal(
+            "rows",
+            "strength",
+            f"must be 0-dim or {list(index.shape)} as rows is, got {list(given.shape)}",
         )
     return given.to(index.device)
 

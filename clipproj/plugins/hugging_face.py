@@ -16,8 +16,10 @@ from torch import nn
 from clipproj.bank import ProjectorBank
 from clipproj.editing import log
 from clipproj.models import heads
+from clipproj.plugins._source import check_projector, on_tower
 from clipproj.plugins.head import ProjectedHead
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 # Image towers without a projection: the module whose result is the features. Of the others,
 # `find_heads` knows the projection.
@@ -106,30 +108,30 @@ def attach(
             projector of the other side; a projector of another model (without force).
     """
     heads.check_module("attach", model)
-    if not isinstance(projector, Projector | ProjectorBank):
-        got = type(projector).__name__
-        raise TypeError(f"attach: projector must be a Projector or a ProjectorBank, got {got}")
+    check_projector("attach", projector)
     if tower not in heads.TOWERS:
-        raise ValueError(f'attach: tower must be "image" or "text", got {tower!r}')
+        raise Refusal("attach", "tower", f'must be "image" or "text", got {tower!r}')
     found = heads.find_heads(model)[tower]
     model = heads.unwrap(model)
     known = heads.which_class(model, "transformers", *heads.TRANSFORMERS)
     if known is None:
-        raise ValueError(
-            "attach: model must be one of transformers', got "
+        raise Refusal(
+            "attach",
+            "model",
+            "must be one of transformers', got "
             f"{type(model).__module__}.{type(model).__qualname__}; apply the projector to the "
-            f"result of encode_{tower}(), or fold it with clipproj.edit"
+            f"result of encode_{tower}(), or fold it with clipproj.edit",
         )
     path, channels = _ENDS.get(known, ("", False)) if tower == "image" else ("", False)
     if not path:
         if not found.foldable:
-            raise ValueError(f"attach: tower must have a head, got {tower}: {found.reason}")
+            raise Refusal("attach", "tower", f"must have a head, got {tower}: {found.reason}")
         path = found.weight.removesuffix(".weight")
     owner, name = _place(model, path)
     end = owner._modules.get(name)
     if not isinstance(end, nn.Module) or isinstance(end, ProjectedHead):
         got = "nothing" if end is None else "one attached before: detach that first"
-        raise ValueError(f"attach: {path} must be the model's own module, got {got}")
+        raise Refusal("attach", path, f"must be the model's own module, got {got}")
     projector = _fitting(model, projector, tower, found.width, force)
     module = ProjectedHead(end, projector, channels=channels)
     owner._modules[name] = module
@@ -152,9 +154,11 @@ def _place(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     end = owner._modules.get(name)
     if any(module is not None and heads.unwrap(module) is not module for module in (owner, end)):
         # the wrapper has taken hold of the module's code: it would go on without us
-        raise ValueError(
-            f"attach: {path} must not be compiled or wrapped by itself, got one that is; compile "
-            "the model, after attaching or before"
+        raise Refusal(
+            "attach",
+            path,
+            "must not be compiled or wrapped by itself, got one that is; compile "
+            "the model, after attaching or before",
         )
     return owner, name
 
@@ -167,26 +171,12 @@ def _fitting(
     force: bool,
 ) -> Projector | ProjectorBank:
     if projector.dim != width:
-        raise ValueError(
-            f"attach: projector must be of width {width} as the {tower} features are, "
-            f"got {projector.dim}"
+        raise Refusal(
+            "attach",
+            "projector",
+            f"must be of width {width} as the {tower} features are, got {projector.dim}",
         )
-    if isinstance(projector, ProjectorBank):
-        if projector.side != tower:
-            raise ValueError(f"attach: bank must be of side {tower!r}, got {projector.side!r}")
-        return projector
-    source = projector.provenance.get("head_hash")
-    spaces = {heads.head_hash(model), *(entry.space for entry in log.entries(model))}
-    if source not in {None, *spaces} and not force:
-        raise ValueError(
-            f"attach: projector must come from this model, got one of "
-            f"{projector.provenance.get('model')} (head {source[:12]}); force=True takes it anyway"
-        )
-    if projector.side == tower:
-        return projector
-    if projector.offset is not None:
-        raise ValueError(
-            f"attach: projector must have no offset on the {tower} tower, got an affine one for "
-            f"{projector.side} features"
-        )
-    return projector.T
+    if isinstance(projector, Projector) and not force:
+        spaces = [heads.head_hash(model), *(entry.space for entry in log.entries(model))]
+        projector.require_model("attach", *spaces, otherwise="; force=True takes it anyway")
+    return on_tower("attach", projector, tower)

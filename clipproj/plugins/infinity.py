@@ -28,8 +28,9 @@ from torch import Tensor
 from clipproj.bank import ProjectorBank
 from clipproj.models.encoder import features
 from clipproj.models.heads import TOWERS, find_heads
-from clipproj.plugins._source import Asked, Name, serve, strengths
+from clipproj.plugins._source import Asked, Name, check_projector, on_tower, serve, strengths
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 
 class _Text(str):
@@ -165,27 +166,26 @@ def install(engine: Any, projector: Projector | ProjectorBank, tower: str = "ima
             not name the tenant, or quantises them.
         RuntimeError: an engine that is running, or has been installed into.
     """
-    if not isinstance(projector, Projector | ProjectorBank):
-        got = type(projector).__name__
-        raise TypeError(f"install: projector must be a Projector or a ProjectorBank, got {got}")
+    check_projector("install", projector)
     if tower not in TOWERS:
-        raise ValueError(f'install: tower must be "image" or "text", got {tower!r}')
+        raise Refusal("install", "tower", f'must be "image" or "text", got {tower!r}')
     _check_stopped(engine)
     args = engine.engine_args
     if args.vector_disk_cache_path:
-        raise ValueError(
-            "install: engine must not cache vectors, whose keys do not name the tenant, got "
-            f"vector_disk_cache_path={args.vector_disk_cache_path!r}"
+        raise Refusal(
+            "install",
+            "engine",
+            "must not cache vectors, whose keys do not name the tenant, got "
+            f"vector_disk_cache_path={args.vector_disk_cache_path!r}",
         )
     if args.embedding_dtype.value != "float32":
-        raise ValueError(
-            "install: engine must give float32 vectors, whose NaN can be told, got "
-            f"embedding_dtype={args.embedding_dtype.value!r}"
+        raise Refusal(
+            "install",
+            "engine",
+            "must give float32 vectors, whose NaN can be told, got "
+            f"embedding_dtype={args.embedding_dtype.value!r}",
         )
-    if projector.side != tower:
-        if isinstance(projector, ProjectorBank):
-            raise ValueError(f"install: bank must be of side {tower!r}, got {projector.side!r}")
-        projector = projector.T
+    projector = on_tower("install", projector, tower)
     for replica in engine._model_replicas:
         _check_replica(replica, projector, tower)
     installed = Installed(engine, projector, tower)
@@ -223,10 +223,12 @@ def _check_replica(replica: Any, projector: Projector | ProjectorBank, tower: st
         raise RuntimeError("install: engine must be as infinity made it, got one installed into")
     width = find_heads(replica.model)[tower].width
     if projector.dim != width:
-        raise ValueError(f"install: projector must be of width {width}, got {projector.dim}")
+        raise Refusal("install", "projector", f"must be of width {width}, got {projector.dim}")
     if isinstance(projector, ProjectorBank):
         device = projector.index([None]).device
         if device != replica.model.device:
-            raise ValueError(
-                f"install: bank must be on the model's device, {replica.model.device}, got {device}"
+            raise Refusal(
+                "install",
+                "bank",
+                f"must be on the model's device, {replica.model.device}, got {device}",
             )

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 import clipproj
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Name, Source, strengths
+from clipproj.plugins._source import Name, check_projector, on_tower, strengths
 from clipproj.projector import SIDES, Projector
+from clipproj.refusal import Refusal
 
 _FILES = {"projector": "projector.safetensors", "bank": "bank.safetensors"}
 _UNSAID = object()  # None is a name: of rows that stay as they are
@@ -63,22 +64,11 @@ class Projection(Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        Source("Projection", projector)  # raises for what is no projector
+        check_projector("Projection", projector)
         modality = projector.side if modality is None else modality
         if modality not in SIDES:
-            raise ValueError(f'Projection: modality must be "image" or "text", got {modality!r}')
-        if modality != projector.side:
-            if isinstance(projector, ProjectorBank):
-                raise ValueError(
-                    f"Projection: bank must be of side {modality!r}, got {projector.side!r}"
-                )
-            if projector.offset is not None:
-                raise ValueError(
-                    "Projection: projector must have no offset for the other modality, got an "
-                    f"affine one for {projector.side} features"
-                )
-            projector = projector.T
-        self.projector = projector
+            raise Refusal("Projection", "modality", f'must be "image" or "text", got {modality!r}')
+        self.projector = on_tower("Projection", projector, modality)
         self.modality = modality
         self.normalize = bool(normalize)
 
@@ -107,12 +97,13 @@ class Projection(Module):
         # A text pipeline need not say so; of pictures it must be known that they are.
         modality = features.get("modality", "text" if self.modality == "text" else None)
         if modality not in SIDES:
-            raise ValueError(f'Projection: modality must be "image" or "text", got {modality!r}')
+            raise Refusal("Projection", "modality", f'must be "image" or "text", got {modality!r}')
         if _RAW.get():
             if modality != self.modality:
-                raise ValueError(
-                    f"encode_rows: inputs must all be of modality {self.modality!r}, "
-                    f"got {modality!r}"
+                raise Refusal(
+                    "encode_rows",
+                    "inputs",
+                    f"must all be of modality {self.modality!r}, got {modality!r}",
                 )
             return features
         self._check(tenant)
@@ -140,9 +131,10 @@ class Projection(Module):
 
     def _project(self, z: Tensor, tenant: Name, strength: Any) -> Tensor:
         if z.ndim != 2 or z.shape[-1] != self.projector.dim:
-            raise ValueError(
-                f"Projection: sentence_embedding must be [n, {self.projector.dim}], "
-                f"got {list(z.shape)}"
+            raise Refusal(
+                "Projection",
+                "sentence_embedding",
+                f"must be [n, {self.projector.dim}], got {list(z.shape)}",
             )
         if self.kind == "projector":
             return self.projector(z, strength, self.normalize)
@@ -168,9 +160,11 @@ class Projection(Module):
         config = cls.load_config(model_name_or_path, **hub)
         kind = config.get("kind")
         if kind not in _FILES:
-            raise ValueError(
-                f"Projection: config must name a projector or a bank, got kind {kind!r} in "
-                f"{os.path.join(model_name_or_path, subfolder)}"
+            raise Refusal(
+                "Projection",
+                "config",
+                f"must name a projector or a bank, got kind {kind!r} in "
+                f"{os.path.join(model_name_or_path, subfolder)}",
             )
         path = cls.load_file_path(model_name_or_path, _FILES[kind], **hub)
         if path is None:
@@ -215,9 +209,10 @@ def encode_rows(
         got = type(last).__name__
         raise TypeError(f"encode_rows: model must end with a Projection of a bank, got {got}")
     if isinstance(inputs, str) or isinstance(tenants, str) or len(inputs) != len(tenants):
-        raise ValueError(
-            f"encode_rows: tenants must be a list of one name for each of {len(inputs)} inputs, "
-            f"got {len(tenants)}"
+        raise Refusal(
+            "encode_rows",
+            "tenants",
+            f"must be a list of one name for each of {len(inputs)} inputs, got {len(tenants)}",
         )
     taken = {"tenant", "output_value", "precision", "pool", "convert_to_numpy", "truncate_dim"}
     taken |= {"convert_to_tensor", "normalize_embeddings"}

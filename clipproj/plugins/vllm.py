@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Asked, blank, has, serve
+from clipproj.plugins._source import Asked, blank, check_projector, has, serve
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 
 KEY = "clipproj"  # in PoolingParams.extra_kwargs
 
@@ -62,17 +63,13 @@ class PoolingHead(nn.Module):
         on_error: str = "nan",
     ) -> None:
         super().__init__()
-        if not isinstance(projector, Projector | ProjectorBank):
-            got = type(projector).__name__
-            raise TypeError(
-                f"PoolingHead: projector must be a Projector or a ProjectorBank, got {got}"
-            )
+        check_projector("PoolingHead", projector)
         if on_error not in ("raise", "nan"):
-            raise ValueError(f'PoolingHead: on_error must be "raise" or "nan", got {on_error!r}')
+            raise Refusal("PoolingHead", "on_error", f'must be "raise" or "nan", got {on_error!r}')
         if isinstance(head_dtype, str):
             head_dtype = getattr(torch, head_dtype.removeprefix("torch."), None)
             if not isinstance(head_dtype, torch.dtype):
-                raise ValueError("PoolingHead: head_dtype must name a dtype of torch")
+                raise Refusal("PoolingHead", "head_dtype", "must name a dtype of torch")
         self.projector = projector
         self.head = head
         self.head_dtype = head_dtype
@@ -121,9 +118,10 @@ class PoolingHead(nn.Module):
         """
         params = pooling_metadata.pooling_params
         if len(pooled_data) != len(params):
-            raise ValueError(
-                f"PoolingHead: pooled_data must have a row for each of {len(params)} requests, "
-                f"got {len(pooled_data)}"
+            raise Refusal(
+                "PoolingHead",
+                "pooled_data",
+                f"must have a row for each of {len(params)} requests, got {len(pooled_data)}",
             )
         if not isinstance(pooled_data, Tensor):
             pooled_data = torch.stack(list(pooled_data))
@@ -131,8 +129,8 @@ class PoolingHead(nn.Module):
             pooled_data = pooled_data.to(self.head_dtype)
         rows = pooled_data if self.head is None else self.head(pooled_data)
         if rows.ndim != 2 or len(rows) != len(params):
-            raise ValueError(
-                f"PoolingHead: head must give [{len(params)}, d] rows, got {list(rows.shape)}"
+            raise Refusal(
+                "PoolingHead", "head", f"must give [{len(params)}, d] rows, got {list(rows.shape)}"
             )
 
         cuts = [param.dimensions for param in params]
@@ -172,7 +170,7 @@ class PoolingHead(nn.Module):
             edited, lost = serve(self.projector, rows, asked, normalize)
             if lost and strict:
                 tenants = [params[i].extra_kwargs[KEY]["tenant"] for i in lost]
-                raise ValueError(f"PoolingHead: bank must have room for {tenants}, got none")
+                raise Refusal("PoolingHead", "bank", f"must have room for {tenants}, got none")
             return edited
         numbers = [
             torch.nan if one is None or one.strength is None else one.strength for one in asked
@@ -190,13 +188,15 @@ class PoolingHead(nn.Module):
             got = type(said).__name__
             raise TypeError(f'PoolingHead: extra_kwargs["{KEY}"] must be a dict, got {got}')
         if unknown := sorted(set(said) - {"tenant", "strength"}, key=str):
-            raise ValueError(
-                f'PoolingHead: extra_kwargs["{KEY}"] may hold tenant and strength, got {unknown}'
+            raise Refusal(
+                "PoolingHead",
+                None,
+                f'extra_kwargs["{KEY}"] may hold tenant and strength, got {unknown}',
             )
         size = params.dimensions
         if size is not None and not 1 <= size <= self.projector.dim:
-            raise ValueError(
-                f"PoolingHead: dimensions must be in [1, {self.projector.dim}], got {size}"
+            raise Refusal(
+                "PoolingHead", "dimensions", f"must be in [1, {self.projector.dim}], got {size}"
             )
         strength = said.get("strength")
         if strength is not None:
@@ -204,23 +204,26 @@ class PoolingHead(nn.Module):
                 got = type(strength).__name__
                 raise TypeError(f"PoolingHead: strength must be a number, got {got}")
             if not 0 <= strength <= 2:
-                raise ValueError(f"PoolingHead: strength must be in [0, 2], got {strength:g}")
+                raise Refusal("PoolingHead", "strength", f"must be in [0, 2], got {strength:g}")
             strength = float(strength)
         if bank is None:
             if "tenant" in said:
-                raise ValueError(
-                    f"PoolingHead: tenant must come with a bank, got {said['tenant']!r} and one "
-                    "Projector"
+                raise Refusal(
+                    "PoolingHead",
+                    "tenant",
+                    f"must come with a bank, got {said['tenant']!r} and one Projector",
                 )
             return Asked(None, strength)
         if "tenant" not in said:
-            raise ValueError(
-                f'PoolingHead: extra_kwargs["{KEY}"] must name a tenant, or None for none, got none'
+            raise Refusal(
+                "PoolingHead",
+                None,
+                f'extra_kwargs["{KEY}"] must name a tenant, or None for none, got none',
             )
         tenant = said["tenant"]
         tenant = tuple(tenant) if isinstance(tenant, list) else tenant
         if not isinstance(tenant, str | tuple | None) or not has(bank, tenant):
-            raise ValueError(f"PoolingHead: tenant must be in the bank, got {tenant!r}")
+            raise Refusal("PoolingHead", "tenant", f"must be in the bank, got {tenant!r}")
         return Asked(tenant, strength)
 
 

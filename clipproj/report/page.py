@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from clipproj.audit.stats import Measured, plain
+from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
@@ -39,8 +40,10 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(
-                    f"Table: rows must have {len(self.columns)} cells, got {len(row)} in {row[:1]}"
+                raise Refusal(
+                    "Table",
+                    "rows",
+                    f"must have {len(self.columns)} cells, got {len(row)} in {row[:1]}",
                 )
 
 

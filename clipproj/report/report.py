@@ -17,6 +17,7 @@ from clipproj.editing.receipt import Receipt, Verdict
 from clipproj.models.text import Embeddings
 from clipproj.models.words import name_key
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.report import formatting
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def write_report(
     gallery = bars = None
     if comparison is not None:
         if pictures is None or classes is None:
-            raise ValueError("write_report: a comparison must come with its pictures and classes")
+            raise Refusal(
+                "write_report", None, "a comparison must come with its pictures and classes"
+            )
         gallery, bars = _gallery(comparison, pictures, classes), _bars(comparison)
     provenance = projector.provenance
     names = provenance.get("forget", {}).get("names") or [receipt.label]

@@ -19,6 +19,7 @@ from clipproj.models.heads import head_hash
 from clipproj.models.text import embed_classes
 from clipproj.models.words import canonical, simple_templates
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.inputs import Prepared, Preparer, Request, check_prompts
 from clipproj.serve.store import Changes, from_bytes
@@ -69,7 +70,7 @@ class Engine:
         self.dtype = pixel_dtype(self.model)
         if not hasattr(self.model, "logit_scale"):
             got = type(self.model).__name__
-            raise ValueError(f"serve: model must have a logit_scale, got {got} without")
+            raise Refusal("serve", "model", f"must have a logit_scale, got {got} without")
         context = getattr(loaded.tokenizer, "context_length", None)
         preprocess = loaded.preprocess
         if not hasattr(self.model, "encode_image"):
@@ -98,15 +99,10 @@ class Engine:
         """Raises ValueError for a projector that this model's features cannot have."""
         if projector.dim != self.dim:
             got = projector.dim
-            raise ValueError(f"serve: {what} must be of width {self.dim} as the model, got {got}")
+            raise Refusal("serve", what, f"must be of width {self.dim} as the model, got {got}")
         if projector.side != "image":
-            raise ValueError(f"serve: {what} must be of side image, got text; save its .T")
-        source = projector.provenance.get("head_hash")
-        if None not in (source, self.head) and source != self.head:
-            raise ValueError(
-                f"serve: {what} must come from this model (head {self.head[:12]}), got one of "
-                f"{projector.provenance.get('model')} (head {source[:12]})"
-            )
+            raise Refusal("serve", what, "must be of side image, got text; save its .T")
+        projector.require_model("serve", self.head, argument=what)
 
     def classes(self, request: Request) -> Tensor | None:
         """[C, d] float32 unit rows for a request's classes, or None; kept, the oldest go first."""

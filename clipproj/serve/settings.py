@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clipproj import demo
+from clipproj.refusal import Refusal
 
 TOKEN = "CLIPPROJ_ADMIN_TOKEN"  # environment variable
 SHORTEST_TOKEN = 16  # a shorter one could be guessed, and its digest be reversed
@@ -103,7 +104,7 @@ class Settings(BaseModel):
             name = ".".join(map(str, first["loc"]))
             # a token in the wrong place must not be printed
             got = "something else" if name == "token_digest" else repr(given.get(name))
-            raise ValueError(f"serve: {name}: {first['msg']}, got {got}") from None
+            raise Refusal("serve", None, f"{name}: {first['msg']}, got {got}") from None
 
 
 def read_token(path: str | os.PathLike[str]) -> str:
@@ -111,18 +112,18 @@ def read_token(path: str | os.PathLike[str]) -> str:
     try:
         token = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"serve: token-file must be a readable file, got {path}: {error}"
+        raise Refusal(
+            "serve", "token-file", f"must be a readable file, got {path}: {error}"
         ) from error
     if not token:
-        raise ValueError(f"serve: token-file must hold a token, got an empty file {path}")
+        raise Refusal("serve", "token-file", f"must hold a token, got an empty file {path}")
     return token
 
 
 def digest(token: str) -> str:
     """SHA-256 hex of a token. ValueError for one that is too short to be safe."""
     if len(token) < SHORTEST_TOKEN:
-        raise ValueError(
-            f"serve: token must have at least {SHORTEST_TOKEN} characters, got {len(token)}"
+        raise Refusal(
+            "serve", "token", f"must have at least {SHORTEST_TOKEN} characters, got {len(token)}"
         )
     return hashlib.sha256(token.encode()).hexdigest()

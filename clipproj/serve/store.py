@@ -15,6 +15,7 @@ from typing import Any
 
 from clipproj import files
 from clipproj.projector import Projector, load
+from clipproj.refusal import Refusal
 from clipproj.serve.errors import ServiceError, bad
 
 SUFFIX = ".safetensors"
@@ -68,7 +69,7 @@ def from_bytes(data: bytes) -> Projector:
             return load(path)
         except (ValueError, KeyError, TypeError) as error:  # safetensors of another kind
             reason = str(error).replace(str(path), "the file")
-            raise ValueError(f"load: the file must hold a projector: {reason}") from error
+            raise Refusal("load", None, f"the file must hold a projector: {reason}") from error
 
 
 def describe(name: str, projector: Projector) -> dict[str, Any]:
@@ -78,11 +79,11 @@ def describe(name: str, projector: Projector) -> dict[str, Any]:
     return {
         "name": name,
         "hash": projector.content_hash(),
-        "text_hash": None if affine else projector.T.content_hash(),
+        "text_hash": None if affine else projector.for_tower("text").content_hash(),
         "rank": projector.rank,
         "dim": projector.dim,
         "strength": float(projector.strength),
-        "form": "affine" if affine else "symmetric" if projector.symmetric else "oblique",
+        "form": projector.form,
         "method": history.get("method"),
         "parameters": history.get("parameters"),
         "forget": (history.get("forget") or {}).get("names"),
@@ -120,7 +121,7 @@ class Store:
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             name = path.name.removesuffix(SUFFIX).rpartition(".")[0]
             if path != self._path(name):
-                raise ValueError(f"store: a file must be named as the store does, got {path}")
+                raise Refusal("store", None, f"a file must be named as the store does, got {path}")
             projector = load(path)
             self._set(name, path.read_bytes(), describe(name, projector))
 
@@ -239,7 +240,7 @@ def _next_epoch(path: Path) -> int:
     try:
         last = int(path.read_text()) if path.exists() else 0
     except ValueError as error:
-        raise ValueError(f"store: {path} must hold a number, got something else") from error
+        raise Refusal("store", path, "must hold a number, got something else") from error
     epoch = max(last + 1, time.time_ns())
     with files.atomic(path) as part:
         part.write_text(str(epoch))

@@ -37,7 +37,7 @@ RUIN = Projector(torch.eye(8)[:4])
 @pytest.mark.parametrize("name", ["max_loss", "max_found"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_limits_are_shares(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} must be a share in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=rf"^Limits: {name} must be a share in \[0, 1\], got"):
         Limits(**{name: value})
 
 

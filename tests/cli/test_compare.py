@@ -190,7 +190,7 @@ def test_charts_that_cannot_be_drawn_are_said_so_at_once(
         ("METHODS = {'no edit': print}", "names of its own, got 'no edit'"),
         ("METHODS = {'x': 3}", "METHODS['x'] must be callable, got 3"),
         ("METHODS = {'x': lambda task: None}", "method 'x' on 'cat': TypeError"),
-        ("METHODS = {'x': lambda task: lambda rows: rows / 0}", "method 'x' on 'cat': ValueError"),
+        ("METHODS = {'x': lambda task: lambda rows: rows / 0}", "method 'x' on 'cat': Refusal"),
     ],
 )
 def test_foreign_code_that_fails_is_named(

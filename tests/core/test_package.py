@@ -1,5 +1,7 @@
 """The package as a stranger meets it: light to import, complete, typed."""
 
+import ast
+import json
 import subprocess
 import sys
 from importlib import metadata
@@ -7,43 +9,93 @@ from pathlib import Path
 
 import clipproj
 
-CORE = ("clipproj", "torch", "numpy", "safetensors")
-HEAVY = (
-    "open_clip",
-    "transformers",
-    "timm",
-    "torchvision",
-    "typer",
-    "rich",
-    "matplotlib",
-    "jinja2",
-)
-HEAVY += ("PIL", "inflect", "pytest", "faiss", "ray")
+LINES_AT_MOST = 7500
+ROOMS = {"bank", "editing", "models", "ops"}  # folders that `import clipproj` may read from
+LATER = ("audit", "cli", "compare", "demo", "methods", "plugins", "recipe", "report", "serve")
 
 
 def run(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    """What the code prints in an interpreter of its own, read as JSON."""
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(made.stdout)
 
 
-def test_import_needs_torch_numpy_and_safetensors_alone():
-    code = f"""
+def test_import_is_light():
+    found = run("""
+import json, sys, time
+import numpy, safetensors.torch, torch
+before, start = set(sys.modules), time.perf_counter()
+import clipproj
+seconds = time.perf_counter() - start
+new = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before}
+print(json.dumps({"seconds": seconds, "new": new}))
+""")
+    ours = {name: file for name, file in found["new"].items() if name.split(".")[0] == "clipproj"}
+    lines = sum(len(Path(f).read_text().splitlines()) for f in ours.values() if f.endswith(".py"))
+    told = (
+        f"{len(ours)} modules, {lines} lines, {found['seconds']:.2f} s over torch: {sorted(ours)}"
+    )
+    print(told)
+    folders = {parts[1] for name in ours if len(parts := name.split(".")) > 2}
+    assert folders <= ROOMS, sorted(ours)
+    assert not {f"clipproj.{name}" for name in LATER} & ours.keys(), sorted(ours)
+    assert lines <= LINES_AT_MOST, told
+    others = {name.split(".")[0] for name in found["new"].keys() - ours.keys()}
+    assert others <= sys.stdlib_module_names, others - sys.stdlib_module_names
+
+
+def test_methods_need_torch_numpy_and_safetensors_alone():
+    code = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {HEAVY}:
+        if name.partition(".")[0] not in allowed:
             raise ImportError(name + " must not be needed")
+import torch, numpy, safetensors.torch  # may look for optional packages of their own
+allowed = {name.partition(".")[0] for name in sys.modules} | sys.stdlib_module_names | {"clipproj"}
 sys.meta_path.insert(0, Refuse())
-import torch  # may look for optional packages of its own
-before = set(sys.modules)
 import clipproj
 p = clipproj.nullspace(torch.randn(1, 8), contrast="none")
 p(torch.randn(2, 8))
-assert "torch.distributed.tensor" not in sys.modules
-print(*sorted({{m.partition(".")[0] for m in set(sys.modules) - before}} - sys.stdlib_module_names))
+print(int("torch.distributed.tensor" in sys.modules))
 """
-    assert set(run(code)) <= set(CORE)
+    assert run(code) == 0
+
+
+def test_names_that_are_loaded_later_are_found():
+    found = run("""
+import json, pickle, sys
+import clipproj
+before = {name for name in ("clipproj.audit", "clipproj.methods") if name in sys.modules}
+listed = set(dir(clipproj))  # what completes names in a shell
+from clipproj import nullspace
+same = nullspace is clipproj.methods.nullspace is clipproj.nullspace
+again = pickle.loads(pickle.dumps(nullspace)) is nullspace
+print(json.dumps({
+    "before": sorted(before),
+    "unlisted": sorted(set(clipproj.__all__) - listed),
+    "same": same and again,
+    "modules": [clipproj.audit.__name__, clipproj.methods.__name__, clipproj.reference.__name__],
+    "unknown": hasattr(clipproj, "nullspaces"),
+}))
+""")
+    assert found == {
+        "before": [],
+        "unlisted": [],
+        "same": True,
+        "modules": ["clipproj.audit", "clipproj.methods", "clipproj.reference"],
+        "unknown": False,
+    }
+
+
+def test_type_checkers_are_told_of_the_same_names():
+    tree = ast.parse(Path(clipproj.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    homes = {name.name: node.module for node in block.body for name in node.names}
+    modules = {name for name, home in homes.items() if home == "clipproj"}
+    assert modules == set(clipproj._MODULES)
+    assert {name: homes[name] for name in homes.keys() - modules} == clipproj._HOMES
+    assert homes.keys() <= set(clipproj.__all__)
 
 
 def test_public_names_exist_and_are_documented():

@@ -177,8 +177,8 @@ def test_walks_the_configurations_of_open_clip(name: str) -> None:
 
 
 def test_imports_no_model_library() -> None:
-    found = "{'open_clip', 'transformers', 'timm'} & {*sys.modules}"
-    code = f"import sys, clipproj.models.heads; print({found})"
+    code = "import sys, clipproj.models.heads; "
+    code += "print({'open_clip', 'transformers', 'timm'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

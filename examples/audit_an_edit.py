@@ -1,0 +1,28 @@
+"""Ask what an edit did and did not do: answers, search, other words, classifiers, calibration."""
+
+import open_clip
+
+import clipproj
+from clipproj import audit, demo
+
+place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the package
+model, _, preprocess = open_clip.create_model_and_transforms(place)
+tokenizer = open_clip.get_tokenizer(place)
+texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
+forget, keep = texts.select(["cat"]), texts.drop(["cat"])
+projector = clipproj.nullspace(forget, keep, "hull")
+
+# From names alone, before anything is written: may it be done? `clipproj erase` refuses what may
+# not. Mixtures of two class texts stand in for pictures.
+verdict = audit.judge(projector, forget, keep, closed=True)
+print("refused:", verdict.refused, *verdict.alarms, *verdict.notes)
+
+pictures = audit.load_pictures(demo.pictures_dir())
+features = audit.image_features(model, preprocess, pictures)
+samples = audit.Samples.of_pictures(features, pictures, texts)
+subject = audit.Subject(samples, projector, ("cat",))
+
+# accuracy: the class, all others, the nearest of them, and a probe. retrieval: search. recover: do
+# classifiers find the class in edited features? (They do.) Without `only` all of them are run.
+for finding in audit.audit(subject, only=["accuracy", "retrieval", "recover", "drift"]):
+    print(f"\n{finding.page.title}\n{finding.page.lead}")
