@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipproj.methods.contrast import ridge_less
+from clipproj.methods.contrast import SPAN_UP_TO, ridge_less
 from clipproj.methods.inputs import above_zero, at_least_zero, forget_and_keep, provenance
+from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -67,3 +68,30 @@ def pull(f: Tensor, k: Tensor | None, lam: float, mu: float) -> Tensor:
     b = f if k is None else ridge_less(f, k, mu)
     eye = torch.eye(len(f), dtype=f.dtype, device=f.device)
     return torch.linalg.solve(eye + lam * f @ b.T, lam * b)
+
+
+def make(task: Task, forget_weight: float = 10.0, keep_weight: float | None = None) -> Projector:
+    """`ccup` of names; above 16 names a keep_weight of 100 would protect the class with them."""
+    if keep_weight is None:
+        keep_weight = 100.0 if len(task.keep) <= SPAN_UP_TO else 1.0
+    return ccup(task.forget, task.keep, forget_weight, keep_weight, side=task.side)
+
+
+METHOD = Method(
+    "ccup",
+    "moves forgotten texts to nothing and kept ones as little as their weights say",
+    make,
+    options=(
+        Option("forget_weight", float, "lambda; larger forgets more", "10", above=0),
+        Option(
+            "keep_weight", float, "mu; larger moves kept texts less",
+            "100, above 16 kept names 1", low=0,
+        ),
+    ),
+    paper="arXiv 2512.14137",
+    settings=(
+        Setting(
+            "ccup", "the full objective of 2512.14137, lambda 10, mu by the default rules"
+        ),
+    ),
+)  # fmt: skip

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipproj.methods.inputs import integer, number, unit_rows
+from clipproj.methods.inputs import integer, number, provenance, unit_rows
+from clipproj.methods.method import Method, Option, Setting, Task
+from clipproj.methods.nullspace import nullspace
 from clipproj.models.text import Embeddings
 from clipproj.models.words import Template, openai_templates, strings, template_strings
+from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
 _COMPONENTS = 2  # as UPCORE's; more of them are noise in a hundred prompts
@@ -144,3 +147,30 @@ def _forest(rows: Tensor, seed: int) -> Tensor:
         ) from error
     fitted = IsolationForest(random_state=seed).fit(rows.numpy())
     return -torch.from_numpy(fitted.score_samples(rows.numpy()))
+
+
+def make(task: Task, share: float = 0.1, rank: int | None = None) -> Projector:
+    """The null space, less the hull of kept texts, of the core of the forgotten names' prompts."""
+    core = coreset(task.prompts, share=share, seed=task.seed)
+    rank = len(task.forget) if rank is None else rank
+    made = nullspace(core.kept.tensor, task.keep.tensor, "hull", rank=rank, side=task.side)
+    told = made.provenance["parameters"] | {"share": share, "dropped_prompts": len(core.dropped)}
+    made.provenance = provenance("coreset", told, task.forget, task.keep)
+    return made
+
+
+METHOD = Method(
+    "coreset",
+    "nullspace with contrast hull of the names' prompts, each by itself, without the outliers",
+    make,
+    options=(
+        Option("share", float, "of the prompts that goes, those farthest out", "0.1", 0, 0.5),
+        Option("rank", int, "at most so many directions", "one a name", low=1),
+    ),
+    needs=frozenset({"prompts"}),
+    symmetric=True,
+    paper="arXiv 2502.15082",
+    settings=(
+        Setting("coreset, hull", "hull on UPCORE's core of the class's prompts, rank 1"),
+    ),
+)  # fmt: skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from clipproj.audit.evaluate import compare
-from clipproj.audit.gate import Limits
-from clipproj.audit.standins import stand_ins
 from clipproj.methods.ccup import ccup
 from clipproj.methods.contrast import SPAN_UP_TO
 from clipproj.methods.nullspace import nullspace
@@ -90,6 +87,10 @@ def _against_closed_list(
 
     Hull leaves nothing by construction, but for a tie where the nearest mixture is one kept text.
     """
+    from clipproj.audit.evaluate import compare
+    from clipproj.audit.gate import Limits
+    from clipproj.audit.standins import stand_ins
+
     hull = nullspace(forget, keep, "hull", rank=rank, side=side)
     if len(keep) > SPAN_UP_TO:
         return hull

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipproj.methods.inputs import provenance
+from clipproj.methods.method import Method, Task
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
@@ -47,3 +49,39 @@ def from_leace(eraser: Any, side: str = "image") -> Projector:
     offset = None if bias is None else read @ bias.detach().double()
     history = provenance("leace", {"rank": len(read), "affine": bias is not None})
     return Projector(read, write, offset, side=side, provenance=history)
+
+
+def make(task: Task) -> Projector:
+    """The eraser that the authors' package fits to which images show what is forgotten.
+
+    Raises ValueError without images of the forgotten or of kept names; ImportError without
+    concept-erasure.
+    """
+    fit = task.fit
+    rows = [fit.names.index(name) for name in task.forget.names if name in fit.names]
+    concept = fit.labels[:, None] == torch.tensor(rows, dtype=torch.int64)
+    shown = concept.any(1)
+    for whose, there in (("forgotten", shown), ("kept", ~shown)):
+        if not there.any():
+            raise Refusal("leace", "task.fit", f"must have images of {whose} names, got none")
+    try:
+        from concept_erasure import LeaceFitter
+    except ImportError as error:
+        raise ImportError(
+            "leace: its fit comes from concept-erasure: pip install concept-erasure"
+        ) from error
+    made = from_leace(LeaceFitter.fit(fit.features.double(), concept.double()).eraser)
+    made.provenance |= provenance("leace", made.provenance["parameters"], task.forget, task.keep)
+    return made
+
+
+METHOD = Method(
+    "leace",
+    "takes out what a linear probe finds of the names in labelled images",
+    make,
+    needs=frozenset({"fit"}),
+    foldable=False,
+    promise="no linear probe finds the label that it was fitted to",
+    paper="arXiv 2306.03819",
+    settings=(),  # of a package that is not needed elsewhere
+)

@@ -22,6 +22,7 @@ from clipproj.methods.inputs import (
     provenance,
     unit_rows,
 )
+from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.encoder import encode, evaluating
 from clipproj.models.heads import check_module, unwrap
 from clipproj.models.text import Embeddings
@@ -195,3 +196,48 @@ def _targets(target: Embeddings | Tensor, f: Tensor, forget: Embeddings | Tensor
     one_model("redirect", "target", target, forget)
     apart("redirect", "target", rows, f)
     return rows
+
+
+def make(task: Task, target: str = "self", **options: Any) -> Projector:
+    """`redirect` of names, to a kept name where the target is one."""
+    to: Embeddings | Tensor | str = target
+    if target == "empty":
+        to = task.empty[None]
+    elif target in task.keep.names:
+        to = task.keep.select([target])
+    elif target != "self":
+        raise Refusal("redirect", "target", f"must be self, empty or a kept name, got {target!r}")
+    return redirect(task.forget, to, task.keep, seed=task.seed, side=task.side, **options)
+
+
+METHOD = Method(
+    "redirect",
+    "gives the names the score of something else, less a margin",
+    make,
+    options=(
+        Option(
+            "target", str, "self (the model's own likely kept labels), empty (the empty prompt) or "
+            "a kept name", "self", needs={"empty": "empty"},
+        ),
+        Option("forget_weight", float, "lambda; larger forgets more", "100", above=0),
+        Option(
+            "keep_weight", float, "mu; larger moves kept texts less",
+            "100 shared among the kept names", low=0,
+        ),
+        Option("margin", float, "by which share the score is lowered", "0.5", 0, 1),
+        Option("samples", int, "labels drawn a round, of self", "5", low=1),
+        Option("temperature", float, "of the draw, of self", "1.25", above=0),
+        Option("rounds", int, "at most, of self", "10", low=1),
+    ),
+    paper="arXiv 2507.04219; UCE, 2308.14761",
+    settings=(
+        Setting(
+            "redirect, self", "to the model's own likely kept labels (Partial Model Collapse)",
+            {"target": "self"},
+        ),
+        Setting(
+            "redirect, empty", "to the empty prompt (TIA's target, in closed form)",
+            {"target": "empty"},
+        ),
+    ),
+)  # fmt: skip

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from clipproj.methods.contrast import contrasted, less_keep, ridge_less, row_basis
+from clipproj.methods.contrast import CONTRASTS, contrasted, less_keep, ridge_less, row_basis
 from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
+from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -174,3 +175,34 @@ def _orthonormal_to(a: Tensor, rows: Tensor) -> Tensor | None:
     if len(singular) < len(rows) or not singular[-1] > _TOL * before:
         return None
     return left @ right
+
+
+def make(task: Task, angle: float = 120.0, contrast: str = "auto") -> Projector:
+    """`rotate` of names, into directions that kept texts avoid."""
+    return rotate(
+        task.forget, keep=task.keep, angle=angle, contrast=contrast, seed=task.seed,
+        side=task.side,
+    )  # fmt: skip
+
+
+METHOD = Method(
+    "rotate",
+    "turns the names' directions into neutral ones; at strength 1 no length changes",
+    make,
+    options=(
+        Option("angle", float, "degrees to turn by", "120", above=0, high=180),
+        Option(
+            "contrast", str, "what the names are told apart from",
+            "span(keep) up to 16 names, else mean(keep)",
+            choices=(*CONTRASTS, "auto"),
+        ),
+    ),
+    promise="an orthogonal map with an exact inverse",
+    paper="arXiv 2407.08374",
+    settings=(
+        Setting(
+            "rotate",
+            "turned into the neutral direction, no length changed (OrthSR's Cayley form)",
+        ),
+    ),
+)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from clipproj.methods.domains import Cells, Space
 from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol
+from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings, Progress, embed_classes
 from clipproj.models.words import Template, openai_templates, strings, template_strings
 from clipproj.projector import SIDES, Projector
@@ -290,3 +291,51 @@ def _domain_templates(templates: Iterable[str]) -> tuple[str, ...]:
                 f"must hold {{domain}} and {{}} exactly once, got {text!r}",
             )
     return templates
+
+
+def make(task: Task, domains: str = "", keep_domains: str = "", **options: Any) -> Projector:
+    """`selective` of one name; domains and keep_domains are lists with commas between."""
+    if len(task.forget) > 1:
+        raise Refusal("selective", "names", f"must be one class, got {list(task.forget.names)}")
+    there, elsewhere = (
+        tuple(filter(None, (one.strip() for one in text.split(","))))
+        for text in (domains, keep_domains)
+    )
+    strings("selective", "domains", there)  # now, not after all the texts
+    name, names = task.forget.names[0], (*task.forget.names, *task.keep.names)
+    rows = [
+        task.embed(names, [text.replace("{domain}", domain) for text in TEMPLATES]).tensor
+        for domain in (*there, *elsewhere)
+    ]
+    labels = names * len(rows), tuple(d for d in (*there, *elsewhere) for _ in names)
+    classes = replace(
+        task.keep, tensor=torch.cat([task.forget.tensor, task.keep.tensor]), names=names
+    )
+    cells = Cells(torch.cat(rows), *labels)
+    return selective_rows(classes, cells, name, there, elsewhere, side=task.side, **options)
+
+
+METHOD = Method(
+    "selective",
+    "forgets a name in some domains (sketch, photo) and keeps it in others",
+    make,
+    options=(
+        Option("domains", str, "where the name is forgotten, with commas between", "must be given"),
+        Option("keep_domains", str, "where it is kept, with commas between", "none"),
+        Option(
+            "mode", str, "complete: the name also loses the sign of the domain; global: forgotten "
+            "everywhere, without keep_domains", "domain", choices=MODES,
+        ),
+        Option("form", str, "reader has one direction, subspace is orthogonal", "reader",
+               choices=FORMS),
+        Option("depth", float, "how far the name falls, of reader", "1.1", above=0),
+        Option(
+            "domain_gain", float, "how much weaker images show domains than texts do", "0.55",
+            above=0,
+        ),
+        Option("rank", int, "at most so many directions, of subspace", "all", low=1),
+    ),
+    needs=frozenset({"embed"}),
+    paper="arXiv 2512.14113",
+    settings=(),  # images of every domain would be needed
+)  # fmt: skip

@@ -15,6 +15,7 @@ from clipproj.methods.inputs import (
     provenance,
     unit_rows,
 )
+from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -210,3 +211,24 @@ def _check_texts(
     if len(inside):
         row = int(inside[0])
         raise Refusal(op, "forget", f"must differ from the mean of parent, got row {row} there")
+
+
+def make(task: Task, ratio: float | None = None) -> Projector:
+    """`subgroup` of names alone: the kept ones are the siblings."""
+    return subgroup(task.forget, task.keep, ratio=ratio, side=task.side)
+
+
+METHOD = Method(
+    "subgroup",
+    "forgets one kind of a class whose other kinds, the kept names, stay",
+    make,
+    options=(
+        Option(
+            "ratio", float, "energy that a direction must have, relative to the kept names",
+            "2, or the best direction alone", low=0,
+        ),
+    ),
+    symmetric=True,
+    paper="arXiv 2506.03117",
+    settings=(),  # of one name it is "nullspace, mean"
+)  # fmt: skip

@@ -27,8 +27,7 @@ from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.http import Gateway, make_api
-from clipproj.serve.inputs import Job, Prepared
-from clipproj.serve.schema import TenantSpec
+from clipproj.serve.inputs import Job, Prepared, Spec
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, Store, to_bytes
 
@@ -149,14 +148,14 @@ class Replica:
         self.failed = self.failed + 1 if all(broken) else 0
         return out
 
-    async def make(self, given: TenantSpec | bytes) -> bytes | ServiceError:
+    async def make(self, given: Spec | bytes) -> bytes | ServiceError:
         """A projector's file from names, or from another file, after its checks."""
         try:
             return await self._in(self.texts, self._make, given)
         except ServiceError as error:
             return error
 
-    def _make(self, given: TenantSpec | bytes) -> bytes:
+    def _make(self, given: Spec | bytes) -> bytes:
         if isinstance(given, bytes):
             return to_bytes(make.from_file(self.engine, given))
         return to_bytes(make.from_spec(self.engine.loaded, given, self.settings.max_prompts))

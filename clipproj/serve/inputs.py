@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj.audit.gate import Limits
+from clipproj.methods.registry import DEFAULT
 from clipproj.models.encoder import pinned
 from clipproj.models.image_files import open_picture, picture_size
 from clipproj.models.tokens import counts, cut_tokens, too_long
@@ -71,6 +73,28 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Spec:
+    """How to make a tenant's projector.
+
+    Attributes:
+        forget, keep: class names in their one spelling; keep None: the embedded model's classes,
+            else names in general.
+        templates: None: OpenAI's 80, or 7 with names in general.
+        method: of the registry. options: of the method, those that are given.
+        strength: None for the method's own.
+        limits: what the edit may cost and leave, else it is refused.
+    """
+
+    forget: tuple[str, ...]
+    keep: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    method: str = DEFAULT
+    options: Mapping[str, Any] = field(default_factory=dict)
+    strength: float | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A job as tensors: of each kind the places of its inputs, and their rows, on the CPU.
 
@@ -114,9 +138,7 @@ class Preparer:
         that are not the model's."""
         if job.dimensions not in (None, self.dim):
             text = f"dimensions must be left out or {self.dim}, the width of the model, got "
-            text += (
-                f"{job.dimensions}; the model's numbers are not in order of importance, and "
-            )
+            text += f"{job.dimensions}; the model's numbers are not in order of importance, and "
             text += "what is erased from all of them is not erased from some"
             raise bad(text, "dimensions")
         places: dict[str, list[int]] = {}
@@ -129,9 +151,7 @@ class Preparer:
             if kind == "text":
                 with pinned("cpu"):
                     tensors[kind] = cut_tokens(self.tokenizer, values)
-                    cut = (
-                        [] if job.truncate else too_long(self.tokenizer, values, tensors[kind])
-                    )
+                    cut = [] if job.truncate else too_long(self.tokenizer, values, tensors[kind])
                 tokens = sum(counts(self.tokenizer, tensors[kind]))
                 for place, whole in cut:
                     i = where[place]

@@ -12,12 +12,11 @@ from clipproj.models.words import name_key, on_both, openai_templates, simple_te
 from clipproj.projector import Projector
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
-from clipproj.serve.inputs import check_prompts
-from clipproj.serve.schema import TenantSpec
+from clipproj.serve.inputs import Spec, check_prompts
 from clipproj.serve.store import from_bytes
 
 
-def from_spec(loaded: Loaded, spec: TenantSpec, max_prompts: int) -> Projector:
+def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
     """As `clipproj erase` makes it, with its price in the provenance.
 
     Raises ServiceError: 400 for names or options that make none, 422 for an edit that costs more or
@@ -29,10 +28,7 @@ def from_spec(loaded: Loaded, spec: TenantSpec, max_prompts: int) -> Projector:
             forget,
             keep,
             spec.method,
-            contrast=spec.contrast,
-            rank=spec.rank,
-            forget_weight=spec.forget_weight,
-            keep_weight=spec.keep_weight,
+            **spec.options,
             strength=spec.strength,
             closed=closed,
         )
@@ -63,7 +59,7 @@ def from_file(engine: Engine, data: bytes) -> Projector:
     return projector
 
 
-def _texts(loaded: Loaded, spec: TenantSpec, max_prompts: int) -> tuple[Embeddings, Embeddings, bool]:
+def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Embeddings, bool]:
     """Texts to forget and to keep, and whether the latter are all names that compete."""
     keep = spec.keep
     # what edits that the model has already forgot is not kept unless it is asked for

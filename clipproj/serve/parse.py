@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from clipproj.audit.gate import Limits
+from clipproj.methods.registry import DEFAULT
 from clipproj.models.words import canonical, on_both, repeated
 from clipproj.serve.errors import ServiceError, bad, shown
-from clipproj.serve.inputs import Item, Job
+from clipproj.serve.inputs import Item, Job, Spec
 from clipproj.serve.schema import (
     KINDS,
+    SPECS,
     TAGS,
     Body,
     ClassifyRequest,
@@ -47,35 +50,35 @@ MOST_FAULTS = 100  # each takes its time, and only unknown fields can be so many
 
 def embeddings(body: bytes, settings: Settings) -> tuple[Job, str]:
     """The request of `/v1/embeddings`, and "float" or "base64"."""
-    asked = _read(EmbeddingsRequest, body, settings)
+    asked = _checked(EmbeddingsRequest, _object(body), settings)
     return _job(asked, settings, dimensions=asked.dimensions), asked.encoding_format or "float"
 
 
 def classify(body: bytes, settings: Settings) -> tuple[Job, int | None]:
     """The request of `/v1/classify`, and how many classes of each input are asked for."""
-    asked = _read(ClassifyRequest, body, settings)
+    asked = _checked(ClassifyRequest, _object(body), settings)
     _check_prompts(len(asked.classes) * len(asked.templates or range(7)), settings)
     return _job(asked, settings, classes=asked.classes, templates=asked.templates), asked.top
 
 
-def spec(body: bytes, settings: Settings) -> TenantSpec:
-    """How to make a tenant's projector, names in the one spelling that is embedded.
-
-    What it is made of is checked where it is made.
-    """
-    asked = _read(TenantSpec, body, settings)
+def spec(body: bytes, settings: Settings) -> Spec:
+    """How to make a tenant's projector; what it is made of is checked where it is made."""
+    data = _object(body)
+    method = DEFAULT if data.get("method") is None else data["method"]
+    if method not in list(SPECS):
+        raise bad(f"method must be {' or '.join(SPECS)}, got {shown(method)}", "method")
+    asked = _checked(SPECS[method], data, settings)
     if both := on_both(asked.forget, asked.keep or ()):
         raise bad(f"keep must not hold what is forgotten, got {shown(both[0])} in both", "keep")
-    foreign = ("contrast", "rank") if asked.method == "ccup" else ("forget_weight", "keep_weight")
-    for name in foreign:
-        if getattr(asked, name) is not None:
-            raise bad(f"{name} must be left out with method {asked.method or 'nullspace'}", name)
     if asked.templates and asked.keep:
         prompts = (len(asked.forget) + len(asked.keep)) * len(asked.templates)
         _check_prompts(prompts, settings)
-    names = {"forget": asked.forget, "keep": asked.keep}
-    spelt = {field: tuple(map(canonical, own)) for field, own in names.items() if own is not None}
-    return asked.model_copy(update=spelt)
+    given = asked.model_dump(exclude_none=True, exclude={"method"})
+    for name in {"forget", "keep"} & given.keys():
+        given[name] = tuple(map(canonical, given[name]))  # as the command line embeds them
+    common = {name: given.pop(name) for name in TenantSpec.model_fields if name in given}
+    limits = {name: common.pop(name) for name in ("max_loss", "max_found") if name in common}
+    return Spec(**common, method=method, options=given, limits=Limits(**limits))
 
 
 def _check_prompts(prompts: int, settings: Settings) -> None:
@@ -110,8 +113,8 @@ def _job(asked: EmbeddingsRequest | ClassifyRequest, settings: Settings, **optio
     return Job(tuple(items), bool(asked.receipt), truncate=bool(asked.truncate), **options)
 
 
-def _read(model: type[Model], body: bytes, settings: Settings) -> Model:
-    """The body as a model. ServiceError for what is not JSON, or does not fit the model."""
+def _object(body: bytes) -> dict[str, Any]:
+    """A body's JSON object. ServiceError for anything else, and a field that stands twice."""
     try:
         data = from_json(body)  # a NaN gets an error that says where it is
         # It silently keeps the last of two fields of one name. json shows both, but takes what it
@@ -123,6 +126,11 @@ def _read(model: type[Model], body: bytes, settings: Settings) -> Model:
         raise bad(f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(data, dict):
         raise bad("the body must be a JSON object", code="invalid_json")
+    return data
+
+
+def _checked(model: type[Model], data: dict[str, Any], settings: Settings) -> Model:
+    """The object as a model. ServiceError for the first thing that does not fit."""
     try:
         return model.model_validate(data, context=settings)
     except ValidationError as error:

@@ -18,12 +18,12 @@ from pydantic import (
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    create_model,
 )
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from clipproj.audit.gate import Limits
-from clipproj.methods.contrast import CONTRASTS
+from clipproj.methods.registry import DEFAULT, METHODS, STRENGTH, Method, Option
 from clipproj.models.words import name_fault, name_key, repeated
 from clipproj.serve.encoded import float32_row, image_bytes
 from clipproj.serve.errors import shown
@@ -95,9 +95,9 @@ Tenants = Annotated[
     Listed,
     WrapValidator(_tenants, json_schema_input_type=str | list[str]),
 ]
-Strength = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Strength = Annotated[float, Field(ge=STRENGTH.low, le=STRENGTH.high, allow_inf_nan=False)]
 Base64 = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
 Numbers = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, fail_fast=True)
@@ -252,25 +252,40 @@ class TenantSpec(Body):
     """Names that stay; null is the embedded model's classes, else names in general."""
     templates: Templates | None = None
     """Prompts, each with {} once for the name; null is OpenAI's 80, or 7 with names in general."""
-    method: Literal["nullspace", "ccup"] | None = None
-    """null is nullspace."""
-    contrast: Literal["auto", *CONTRASTS] | None = None
-    """Of nullspace: what is kept out of the forgotten directions."""
-    rank: Count | None = None
-    """Of nullspace: directions at most; null is all."""
     strength: Strength | None = None
-    """null is the method's own; above 1 for a single direction alone."""
-    forget_weight: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Of ccup."""
-    keep_weight: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Of ccup."""
+    """In place of the method's own; above 1 for a single direction alone."""
     max_loss: Share | None = None
     """By how much accuracy on all other classes may fall; null is 0.02, 1 allows everything."""
     max_found: Share | None = None
     """Which share of the forgotten may still be found; null is 0.01, 1 allows everything."""
 
-    @property
-    def limits(self) -> Limits:
-        """What the edit may cost and leave, else it is refused."""
-        given = {"max_loss": self.max_loss, "max_found": self.max_found}
-        return Limits(**{name: share for name, share in given.items() if share is not None})
+
+def _spec_of(method: Method) -> type[TenantSpec]:
+    """A tenant's spec with this method's name and options."""
+    named: Any = Literal[method.name]
+    fields: dict[str, Any] = {
+        "method": (named | None, None) if method.name == DEFAULT else (named, ...)
+    }
+    for one in method.options:
+        text = f"{one.help[0].upper()}{one.help[1:]}; null is {one.default}."
+        fields[one.name] = (Annotated[_values(one) | None, Field(description=text)], None)
+    return create_model(
+        f"{method.name.title()}Spec",
+        __base__=TenantSpec,
+        __doc__=f"Method {method.name}: {method.about} ({method.paper}).",
+        **fields,
+    )
+
+
+def _values(option: Option) -> Any:
+    """The values of a method's option, as a type with its range."""
+    if option.choices:
+        return Literal[option.choices]
+    if option.kind is str:
+        return Text
+    ends = {"ge": option.low, "le": option.high, "gt": option.above}
+    finite = {"allow_inf_nan": False} if option.kind is float else {}
+    return Annotated[option.kind, Field(**ends, **finite)]
+
+
+SPECS = {name: _spec_of(METHODS[name]) for name in ("nullspace", "ccup")}

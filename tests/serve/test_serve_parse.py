@@ -14,8 +14,7 @@ pytest.importorskip("pydantic")
 from clipproj.audit import Limits
 from clipproj.serve import parse
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Job
-from clipproj.serve.schema import TenantSpec
+from clipproj.serve.inputs import Job, Spec
 from clipproj.serve.settings import Settings
 
 SETTINGS = Settings()
@@ -27,7 +26,7 @@ def embeddings(**body: Any) -> tuple[Job, str]:
     return parse.embeddings(json.dumps({"input": "a cat"} | body).encode(), SETTINGS)
 
 
-def spec(**body: Any) -> TenantSpec:
+def spec(**body: Any) -> Spec:
     return parse.spec(json.dumps({"forget": ["cat"]} | body).encode(), SETTINGS)
 
 
