@@ -25,8 +25,9 @@ from clipproj.checkpoints.state import WEIGHTS, read_state, size
 from clipproj.cli.output import Output
 from clipproj.cli.request import Names, Request, check, resolve, without_earlier
 from clipproj.editing import log
-from clipproj.editing.edit import Edit, edit
-from clipproj.editing.receipt import Verdict, verify
+from clipproj.editing.edit import edit
+from clipproj.editing.log import Edit
+from clipproj.editing.verify import Verdict, verify
 from clipproj.methods import defaults
 from clipproj.models.heads import find_heads, head_tensors
 from clipproj.models.text import Embeddings, embed_classes, generic_keep

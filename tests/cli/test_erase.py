@@ -23,7 +23,8 @@ from clipproj.checkpoints.state import CONFIG, WEIGHTS, read_edits
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.request import Request, resolve
-from clipproj.editing.receipt import Receipt, verify
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import verify
 from clipproj.models.heads import head_hash
 
 

@@ -22,7 +22,8 @@ from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.output import Output
 from clipproj.cli.request import Request
-from clipproj.editing.receipt import Receipt, Verdict
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import Verdict
 
 
 def test_the_output_must_not_be_the_model(ask: Callable[..., Request], model: Path) -> None:
