@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from clipproj import __version__, demo
-from clipproj.serve.errors import bad
+from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.schema import SPECS, Body, ClassifyRequest, EmbeddingsRequest
 from clipproj.serve.store import NAME
 
@@ -47,6 +47,28 @@ ASKED: dict[str, dict[str, Any]] = {
         **{name: {"forget": ["cat"], "keep": ["dog", "whale"], "method": name} for name in SPECS},
     },
 }  # fmt: skip
+ANSWERED: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/v1/embeddings"): {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.6, 0.0, -0.8]}],
+        "model": demo.NAME,
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+    },
+    ("POST", "/v1/classify"): {
+        "object": "list",
+        "data": [{"object": "classification", "index": 0,
+                  "classes": [{"class": "cat", "probability": 0.97, "logit": 23.1}]}],
+        "model": demo.NAME,
+        "usage": {"prompt_tokens": 0, "total_tokens": 0},
+    },
+    ("GET", "/v1/models"): {
+        "object": "list", "data": [{"id": demo.NAME, "object": "model", "owned_by": "clipproj"}],
+    },
+    ("GET", "/v1/tenants"): {"object": "list", "data": [{"object": "tenant", "name": "acme"}]},
+    ("DELETE", "/v1/tenants/{name}"): {"object": "tenant", "name": "acme", "deleted": True},
+}  # fmt: skip
+BLANK = bad("input[1].text must be a string that is not blank, got ''", "input[1].text")
+BUSY = ServiceError(504, "no answer within 30 seconds", None, "deadline_exceeded")
 
 
 class _Error(BaseModel):
@@ -77,13 +99,16 @@ def route(method: str, path: str) -> dict[str, Any]:
         if len(refs) > 1:
             content[PROJECTOR] = {"schema": {"type": "string", "format": "binary"}}
         extra["requestBody"] = {"required": True, "content": content}
-    example = bad("input[1].text must be a string that is not blank, got ''", "input[1].text")
-    wrong = {"model": Error, "content": {"application/json": {"example": example.body()}}}
     responses = {
-        "4XX": wrong | {"description": "The request cannot be met."},
-        "5XX": wrong | {"description": "The service cannot answer now."},
+        200: {"description": "The answer.", "content": _json(ANSWERED.get((method, path)))},
+        "4XX": {"description": "Not as asked.", "model": Error, "content": _json(BLANK.body())},
+        "5XX": {"description": "Not now.", "model": Error, "content": _json(BUSY.body())},
     }
     return {"openapi_extra": extra, "responses": responses}
+
+
+def _json(example: dict[str, Any] | None) -> dict[str, Any]:
+    return {"application/json": {} if example is None else {"example": example}}
 
 
 def document(api: FastAPI) -> dict[str, Any]:
