@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from clipproj.audit.registry import audits
 from clipproj.cli import options, terminal
 from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
-    from clipproj.audit.suite import Finding
+    from clipproj.audit.suite import AuditResult
     from clipproj.cli.inputs import Source
     from clipproj.cli.request import Request
     from clipproj.models.text import Embeddings
@@ -77,8 +78,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="AUDIT",
-            help="accuracy, tune, tagging, retrieval, paraphrase, recover, relearn, leak, "
-            "relevance, domains, drift or calibration; repeat. Default: all.",
+            help=f"{', '.join(audits())}; repeat. Default: all.",
             rich_help_panel=options.HOW,
         ),
     ] = None,
@@ -96,7 +96,7 @@ def audit(
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Measure what an edit did and what it did not: twelve audits, each with a page.
+    """Measure what an edit did and what it did not: an audit a page.
 
     The edit is applied to features; the model itself stays as it is. Writes audit.html and
     audit.json.
@@ -123,7 +123,7 @@ def audit(
         command="audit",
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
-        source, edit, findings = run(
+        source, edit, results = run(
             request,
             features=features,
             only=only,
@@ -134,9 +134,9 @@ def audit(
         )
     with terminal.done(request.out):
         if as_json:
-            print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
+            print(json.dumps(_as_dict(source, edit, results) | {"notes": notes}, indent=2))
         else:
-            _show(findings, request.out)
+            _show(results, request.out)
 
 
 def run(
@@ -148,16 +148,18 @@ def run(
     seed: int = 0,
     save_features: Path | None = None,
     progress: Any = None,
-) -> tuple[Source, Projector, list[Finding]]:
+) -> tuple[Source, Projector, list[AuditResult]]:
     """The command without a terminal. Raises as `erase` and `suite.audit` do."""
     from clipproj.audit import suite
     from clipproj.audit.cache import Journal
+    from clipproj.audit.registry import AuditInput
     from clipproj.cli import inputs
     from clipproj.cli import request as asked
     from clipproj.methods import defaults
     from clipproj.projector import load
     from clipproj.report.page import need_charts
     from clipproj.report.pages import write_pages
+    from clipproj.report.sections import kept, page_of
 
     say = progress or (lambda *_: None)
     need_charts()
@@ -204,8 +206,8 @@ def run(
     if save_features is not None:
         source.samples.save(save_features)
     loaded = source.loaded
-    findings = suite.audit(
-        suite.Subject(
+    results = suite.audit(
+        AuditInput(
             samples=source.samples,
             projector=edit,
             forget=names.forget,
@@ -217,6 +219,7 @@ def run(
             seed=seed,
         ),
         only,
+        words=kept,
         journal=Journal(request.out / "audits.jsonl"),
         progress=lambda done, total: say("audits", done, total),
     )
@@ -230,14 +233,14 @@ def run(
 
     write_pages(
         request.out / "audit.html",
-        [finding.page for finding in findings],
+        [page_of(one) for one in results],
         title=f"Erasing {listed(names.forget)}: the audits",
         eyebrow="clipproj audit",
         facts=facts,
     )
     with atomic(request.out / "audit.json") as part:
-        part.write_text(json.dumps(_as_dict(source, edit, findings), indent=2), encoding="utf-8")
-    return source, edit, findings
+        part.write_text(json.dumps(_as_dict(source, edit, results), indent=2), encoding="utf-8")
+    return source, edit, results
 
 
 def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
@@ -252,7 +255,9 @@ def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None
         edit.require_model("audit", classes.head_hash, model=model, otherwise=otherwise)
 
 
-def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[str, Any]:
+def _as_dict(source: Source, edit: Projector, results: list[AuditResult]) -> dict[str, Any]:
+    from clipproj.report.sections import page_of
+
     return {
         "source": source.about,
         "projector": edit.content_hash(),
@@ -261,16 +266,19 @@ def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[s
         "rank": edit.rank,
         "strength": round(float(edit.strength), 6),
         "audits": {
-            f.key: {"title": f.page.title, "lead": f.page.lead, "numbers": f.numbers}
-            for f in findings
+            one.key: {"title": page.title, "lead": page.lead, "numbers": one.numbers}
+            for one, page in ((one, page_of(one)) for one in results)
         },
     }
 
 
-def _show(findings: list[Finding], out: Path) -> None:
+def _show(results: list[AuditResult], out: Path) -> None:
+    from clipproj.report.sections import page_of
+
     screen = terminal.console()
-    for finding in findings:
-        screen.print(Text(finding.page.title, style="bold"))
-        screen.print(Text(finding.page.lead, style="yellow" if finding.skipped else ""))
+    for one in results:
+        page = page_of(one)
+        screen.print(Text(page.title, style="bold"))
+        screen.print(Text(page.lead, style="yellow" if one.refused else ""))
         screen.print()
     screen.print(Text(f"written to {out}: audit.html, audit.json"))

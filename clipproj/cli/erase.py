@@ -35,6 +35,7 @@ from clipproj.models.words import on_both, simple_templates
 from clipproj.projector import Projector, load
 from clipproj.refusal import Refusal
 from clipproj.report import report
+from clipproj.report.sections import gate
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -114,8 +115,8 @@ class Outcome:
             "scores": measured,
             "texts": evaluate.as_dict(self.judged.texts, every=False),
             "refused": self.judged.refused,
-            "measured": self.judged.as_dict(),
-            "advice": list(self.judged.advice),
+            "measured": gate.as_dict(self.judged),
+            "advice": list(gate.advice(self.judged)),
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -201,7 +202,7 @@ def erase(request: Request, progress: Progress | None = None) -> Outcome:
         spent=sum(one.get("loss", 0) for one in earlier),
     )
     handle.record["loss"] = max(0.0, judged.price.loss - judged.price.spent)
-    projector.provenance |= {"measured": judged.as_dict()}  # of this strength, on this model
+    projector.provenance |= {"measured": gate.as_dict(judged)}  # of this strength, on this model
     outcome = Outcome(
         model=loaded.name,
         tower=request.tower,
@@ -390,8 +391,8 @@ def _write(
             files={f"edited model, as {loaded.library} loads it": loaded.weights} | ABOUT,
             undo_command=outcome.undo_command,
             texts=outcome.judged.texts,
-            alarms=outcome.judged.alarms,
-            notes=outcome.judged.notes,
+            alarms=gate.alarms(outcome.judged),
+            notes=gate.notes(outcome.judged),
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

@@ -10,6 +10,7 @@ from clipproj.methods import defaults
 from clipproj.models.text import Embeddings, embed_classes, generic_keep
 from clipproj.models.words import name_key, on_both, openai_templates, simple_templates
 from clipproj.projector import Projector
+from clipproj.report.sections import gate
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import Spec, check_prompts
@@ -42,10 +43,13 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
     if judged.refused:
-        help = f" What may help: {'; '.join(judged.advice)}." if judged.advice else ""
-        text = f"refused: {' '.join(judged.alarms)}{help} max_loss and max_found set the limits."
+        advice = gate.advice(judged)
+        help = f" What may help: {'; '.join(advice)}." if advice else ""
+        text = (
+            f"refused: {' '.join(gate.alarms(judged))}{help} max_loss and max_found set the limits."
+        )
         raise ServiceError(422, text, None, "edit_refused")
-    made.provenance |= {"measured": judged.as_dict()}
+    made.provenance |= {"measured": gate.as_dict(judged)}
     return made
 
 
