@@ -224,18 +224,18 @@ def test_rows_of_any_length(library: build.Library, dtype: torch.dtype, rows: in
 
 
 DEVICES = {
-    "sm_75": build.Device(7, 40, 65536, 65536),
-    "sm_80": build.Device(8, 108, 166912, 167936),
-    "sm_86": build.Device(8, 84, 101376, 102400),
-    "sm_90": build.Device(9, 132, 232448, 233472),
-    "sm_120": build.Device(12, 170, 101376, 102400),
+    "sm_75": build.DeviceProperties(7, 40, 65536, 65536),
+    "sm_80": build.DeviceProperties(8, 108, 166912, 167936),
+    "sm_86": build.DeviceProperties(8, 84, 101376, 102400),
+    "sm_90": build.DeviceProperties(9, 132, 232448, 233472),
+    "sm_120": build.DeviceProperties(12, 170, 101376, 102400),
 }
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_plans_fit_the_device(
-    library: build.Library, device: build.Device, dtype: torch.dtype
+    library: build.Library, device: build.DeviceProperties, dtype: torch.dtype
 ) -> None:
     for d, k in [(1, 1), (500, 50), (512, 8), (768, 64), (1152, 256), (4096, 4096)]:
         for normalize in (False, True):
