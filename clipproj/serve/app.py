@@ -27,8 +27,7 @@ from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.http import Gateway, make_api
-from clipproj.serve.inputs import Prepared, Request
-from clipproj.serve.parse import Spec
+from clipproj.serve.inputs import Job, Prepared, Spec
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, Store, to_bytes
 
@@ -96,13 +95,13 @@ class Replica:
         # Tenants that this model cannot have: better known now than at their first request.
         self.engine.apply(await store.changes.remote(0, 0))
 
-    async def answer(self, request: Request) -> Answer | ServiceError:
-        """One request, answered in a batch with others."""
+    async def answer(self, job: Job) -> Answer | ServiceError:
+        """One job, answered in a batch with others."""
         try:
-            prepared = await self._in(self.readers, self.engine.prepare, request)
+            prepared = await self._in(self.readers, self.engine.prepare, job)
             classes = None
-            if request.classes is not None:
-                classes = await self._in(self.texts, self.engine.classes, request)
+            if job.classes is not None:
+                classes = await self._in(self.texts, self.engine.classes, job)
             return await self.batcher((prepared, classes))
         except ServiceError as error:
             return error
@@ -142,7 +141,7 @@ class Replica:
         self.known.set(len(tenants))
         for prepared, one in zip(requests, out, strict=True):
             if isinstance(one, Answer):
-                kinds = Counts((i.kind, i.projector is not None) for i in prepared.request.inputs)
+                kinds = Counts((i.kind, bool(i.projector)) for i in prepared.job.inputs)
                 for (kind, edited), count in kinds.items():
                     self.rows.inc(count, tags={"kind": kind, "edited": str(edited).lower()})
         broken = [isinstance(o, ServiceError) and o.code == "model_failed" for o in out]

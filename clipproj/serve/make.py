@@ -12,8 +12,7 @@ from clipproj.models.words import name_key, on_both, openai_templates, simple_te
 from clipproj.projector import Projector
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
-from clipproj.serve.inputs import check_prompts
-from clipproj.serve.parse import Spec
+from clipproj.serve.inputs import Spec, check_prompts
 from clipproj.serve.store import from_bytes
 
 
@@ -29,10 +28,7 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
             forget,
             keep,
             spec.method,
-            contrast=spec.contrast,
-            rank=spec.rank,
-            forget_weight=spec.forget_weight,
-            keep_weight=spec.keep_weight,
+            **spec.options,
             strength=spec.strength,
             closed=closed,
         )

@@ -12,6 +12,7 @@ import plugin_models
 import pytest
 import torch
 from plugin_models import bank, clip_folder, picture, projector
+from vllm_pooler import EmbeddingPoolerHead, Metadata, Params, Pooler, PoolerNormalize
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -25,7 +26,7 @@ def scope(tmp_path: Path) -> dict[str, Any]:
         "bank": bank(),
         "path": str(clip_folder(tmp_path / "clip")),
         "folder": str(tmp_path / "saved"),
-        "pictures": [picture(i, size) for i, size in enumerate((32, 48, 40))],
+        "images": [picture(i, size) for i, size in enumerate((32, 48, 40))],
         "pixel_values": torch.randn(3, 3, 32, 32),
         "input_ids": torch.randint(3, 64, (2, 8)),
     }
@@ -63,8 +64,6 @@ def test_sentence_transformers(scope: dict[str, Any]) -> None:
 
 
 def test_vllm(scope: dict[str, Any]) -> None:
-    from test_plugins_vllm import EmbeddingPoolerHead, Metadata, Params, Pooler, PoolerNormalize
-
     scope["PoolingParams"] = Params
     scope["pooler"] = Pooler(EmbeddingPoolerHead(None, torch.float32, PoolerNormalize()))
     run("vllm", scope)
@@ -77,5 +76,5 @@ def test_vllm(scope: dict[str, Any]) -> None:
 def test_infinity(scope: dict[str, Any]) -> None:
     plugin_models.infinity()
     run("infinity", scope)
-    vectors = asyncio.run(scope["serve"](scope["pictures"]))
+    vectors = asyncio.run(scope["serve"](scope["images"]))
     assert np.isfinite(np.stack(vectors)).all()
