@@ -174,6 +174,10 @@ class Method:
         """Whether it promises something whatever the images are."""
         return bool(self.promise)
 
+    def option(self, name: str) -> Option | None:
+        """Its option of this name; None where it has none."""
+        return next((one for one in self.options if one.name == name), None)
+
     def needed(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The fields of `NEEDS` that it takes at these options, sorted."""
         by_value = {one.needs.get(options.get(one.name)) for one in self.options}
