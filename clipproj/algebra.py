@@ -23,9 +23,8 @@ def union(p: Projector, q: Projector) -> Projector:
     """
     _check_pair("union", p, q)
     for name, one in (("p", p), ("q", q)):
-        if not one.symmetric or one.offset is not None:
-            kind = "oblique" if one.offset is None else "affine"
-            raise Refusal("union", name, f"must be symmetric, got an {kind} one; use compose()")
+        if one.form != "symmetric":
+            raise Refusal("union", name, f"must be symmetric, got an {one.form} one; use compose()")
     if p.strength != q.strength:
         raise Refusal(
             "union",
@@ -90,9 +89,8 @@ def _check_pair(op: str, p: Projector, q: Projector) -> None:
         raise Refusal(op, "q", f"must be of side {p.side!r} as p is, got {q.side!r}; use .T")
     if p.dim != q.dim:
         raise Refusal(op, "q", f"must be of width {p.dim} as p is, got {q.dim}")
-    heads = {one.provenance.get("head_hash") for one in (p, q)} - {None}
-    if len(heads) > 1:
-        raise Refusal(op, "q", "must come from the model that p comes from, got another head")
+    theirs = p.provenance.get("head_hash")
+    q.require_model(op, theirs, argument="q", model="the model that p comes from")
 
 
 def _history(method: str, p: Projector, q: Projector) -> dict:

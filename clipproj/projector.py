@@ -107,6 +107,13 @@ class Projector(nn.Module):
         return self._write is None
 
     @property
+    def form(self) -> str:
+        """ "affine" with an offset, else "symmetric" or "oblique" (read and write differ)."""
+        if self.offset is not None:
+            return "affine"
+        return "symmetric" if self.symmetric else "oblique"
+
+    @property
     def rank(self) -> int:
         """k, the number of directions."""
         return self.read.shape[0]
@@ -220,6 +227,51 @@ class Projector(nn.Module):
         other = "text" if self.side == "image" else "image"
         swapped = None if self._write is None else self.read
         return self._like(self.write, swapped, strength=self.strength, side=other)
+
+    def for_tower(self, tower: str, op: str = "for_tower") -> Projector:
+        """The form that edits the features of `tower`: itself, or `.T` on the other one.
+
+        ValueError, in the name of `op`, for a tower that is neither "image" nor "text", and for a
+        projector with an offset on the other one.
+        """
+        if tower not in SIDES:
+            raise Refusal(op, "tower", f'must be "image" or "text", got {tower!r}')
+        if tower == self.side:
+            return self
+        if self.offset is not None:
+            raise Refusal(
+                op,
+                "projector",
+                f"must have no offset on the {tower} tower, got an affine one for "
+                f"{self.side} features",
+            )
+        return self.T
+
+    def require_model(
+        self,
+        op: str,
+        *heads: str | None,
+        argument: str = "projector",
+        model: str = "this model",
+        otherwise: str = "",
+    ) -> None:
+        """ValueError, in the name of `op`, for a projector that comes from another model.
+
+        Args:
+            heads: what the model's embedding space was or is called (`head_hash`); the projector
+                must come from one of these. What is not known, here or there, is not held
+                against it.
+            argument, model: what the error calls the two.
+            otherwise: how its sentence ends, such as the way past it.
+        """
+        source, known = self.provenance.get("head_hash"), [head for head in heads if head]
+        if source is not None and known and source not in known:
+            raise Refusal(
+                op,
+                argument,
+                f"must come from {model} (head {known[0][:12]}), got one of "
+                f"{self.provenance.get('model') or 'another'} (head {source[:12]}){otherwise}",
+            )
 
     def scaled(self, strength: float | Tensor) -> Projector:
         """The same projector with another strength of its own: `p.scaled(s)(x)` is `p(x, s)`."""
@@ -357,8 +409,7 @@ class Projector(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        kind = "symmetric" if self.symmetric else "oblique" if self.offset is None else "affine"
-        text = f"dim={self.dim}, rank={self.rank}, {kind}, side={self.side!r}"
+        text = f"dim={self.dim}, rank={self.rank}, {self.form}, side={self.side!r}"
         text += "" if self.strength.is_meta else f", strength={float(self.strength):g}"
         names = self.provenance.get("forget", {}).get("names")
         return f"{text}, forget={names}" if names else text

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every refusal of the operators, in one place. clipproj/ops/ repeats the ones that metadata
-// allow, with the same words, for fake tensors; tests/test_errors.py holds the two together.
+// Every refusal of the operators, in one place. clipproj/ops/_checks.py repeats those that need no
+// data, in the same words, for fake tensors; tests/ops/test_errors.py holds the two together.
 #pragma once
 #include <algorithm>
 #include <cctype>
@@ -217,7 +217,6 @@ inline int64_t check_linear(const char* op, const Tensor& x, const Tensor& weigh
 
 inline void check_logits(const char* op, const Tensor& x, const Tensor& classes,
                          const Tensor& scale, const std::optional<Tensor>& bias,
-                         const std::optional<Tensor>& write_classes, int64_t k,
                          const std::optional<ScalarType>& dtype) {
   const ScalarType type = x.scalar_type();
   const ScalarType want = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -236,13 +235,6 @@ inline void check_logits(const char* op, const Tensor& x, const Tensor& classes,
             "bias must be 0-dim or [C] with C=", c, ", got ", Shape{*bias});
     check_dtype(op, "bias", *bias, type, want);
     check_place(op, "bias", *bias, place);
-  }
-  if (write_classes) {
-    require(write_classes->dim() == 2 && write_classes->size(0) == k && write_classes->size(1) == c,
-            op, "write_classes must be [k, C] with k=", k, " and C=", c, ", got ",
-            Shape{*write_classes});
-    check_dtype(op, "write_classes", *write_classes, type, want);
-    check_place(op, "write_classes", *write_classes, place);
   }
   require(!dtype || *dtype == type || *dtype == want, op, "dtype must be None, ", Dtype{type},
           " or ", Dtype{want}, " for ", Dtype{type}, " features, got ",

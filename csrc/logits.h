@@ -2,10 +2,9 @@
 // scale * normalize(project(x)) @ classes.T + bias: a chunk of rows is projected, normalised and
 // scaled (one rounding) into a workspace that stays in cache, and multiplied from there.
 //
-// The identity x'.t = x.t - s c.(W t), with W t = write_classes at hand, would make logits of the
-// unprojected rows and correct them. It needs the length of x' all the same, which comes from the
-// projected row itself, for x.x - 2 s c.(W x) + ... cancels where most of a row is taken out. So
-// the projection is never saved, and write_classes only checked.
+// The identity x'.t = x.t - s c.(W t) would make logits of the unprojected rows and correct them.
+// It needs the length of x' all the same, which comes from the projected row itself, for
+// x.x - 2 s c.(W x) + ... cancels where most of a row is taken out. So it would save nothing.
 #pragma once
 #include "gemm.h"
 #include "host.h"
@@ -17,13 +16,12 @@ template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = ne
 Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const Tensor& write,
               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
               const Tensor& scale, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& write_classes, const std::optional<Tensor>& spans,
-              const std::optional<Tensor>& index, std::optional<ScalarType> dtype,
-              const std::optional<Tensor>& flag) {
+              const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
+              std::optional<ScalarType> dtype, const std::optional<Tensor>& flag) {
   const int64_t d = check_features("logits", x), n = x.numel() / d;
   Factors f = check_factors("logits", "x", x, read, write, offset, strength, d, n);
   check_bank("logits", x, spans, index, flag, n, &f);
-  check_logits("logits", x, classes, scale, bias, write_classes, f.k, dtype);
+  check_logits("logits", x, classes, scale, bias, dtype);
   f.scale = scale;
   const ScalarType type = x.scalar_type(), result = dtype.value_or(type);
   const int64_t c = classes.size(0);
@@ -70,25 +68,21 @@ template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = ne
 Tensor logits_unflagged(const Tensor& x, const Tensor& classes, const Tensor& read,
                         const Tensor& write, const std::optional<Tensor>& offset,
                         const std::optional<Tensor>& strength, const Tensor& scale,
-                        const std::optional<Tensor>& bias,
-                        const std::optional<Tensor>& write_classes,
-                        const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
-                        std::optional<ScalarType> dtype) {
-  return logits<launch, multiply, chunk_of, widens, make>(x, classes, read, write, offset, strength,
-                                                          scale, bias, write_classes, spans, index,
-                                                          dtype, std::nullopt);
+                        const std::optional<Tensor>& bias, const std::optional<Tensor>& spans,
+                        const std::optional<Tensor>& index, std::optional<ScalarType> dtype) {
+  return logits<launch, multiply, chunk_of, widens, make>(
+      x, classes, read, write, offset, strength, scale, bias, spans, index, dtype, std::nullopt);
 }
 
 template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
 Tensor logits_flagged(const Tensor& x, const Tensor& classes, const Tensor& read,
                       const Tensor& write, const std::optional<Tensor>& offset,
                       const std::optional<Tensor>& strength, const Tensor& scale,
-                      const std::optional<Tensor>& bias, const std::optional<Tensor>& write_classes,
-                      const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
-                      std::optional<ScalarType> dtype, const Tensor& flag) {
+                      const std::optional<Tensor>& bias, const std::optional<Tensor>& spans,
+                      const std::optional<Tensor>& index, std::optional<ScalarType> dtype,
+                      const Tensor& flag) {
   return logits<launch, multiply, chunk_of, widens, make>(x, classes, read, write, offset, strength,
-                                                          scale, bias, write_classes, spans, index,
-                                                          dtype, flag);
+                                                          scale, bias, spans, index, dtype, flag);
 }
 
 }  // namespace clipproj

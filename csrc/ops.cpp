@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The schemas of torch.ops.clipproj, once. Kernels register themselves in cpu/ and cuda/;
-// fake kernels and autograd live in clipproj/ops/.
+// The schemas of torch.ops.clipproj, once. Kernels for the CPU and for CUDA are registered in cpu/
+// and cuda/; fake kernels and derivatives in Python, in clipproj/ops/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(clipproj, m) {
@@ -29,14 +29,12 @@ STABLE_TORCH_LIBRARY(clipproj, m) {
       "Tensor? index=None, Tensor(a!) flag) -> Tensor");
   m.def(
       "logits(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
-      "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
-      "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None) -> "
-      "Tensor");
+      "Tensor? strength, Tensor scale, Tensor? bias=None, *, Tensor? spans=None, "
+      "Tensor? index=None, ScalarType? dtype=None) -> Tensor");
   m.def(
       "logits.flag(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
-      "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
-      "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None, Tensor(a!) flag) -> "
-      "Tensor");
+      "Tensor? strength, Tensor scale, Tensor? bias=None, *, Tensor? spans=None, "
+      "Tensor? index=None, ScalarType? dtype=None, Tensor(a!) flag) -> Tensor");
   m.def(
       "fold_(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
       "Tensor? strength=None, *, int dim) -> ()");

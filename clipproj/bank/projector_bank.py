@@ -387,22 +387,19 @@ class ProjectorBank(BankRows):
                 f"must be for {self.side} features as the bank is, got one for "
                 f"{projector.side}; pass projector.T",
             )
-        if self.symmetric and not (projector.symmetric and projector.offset is None):
-            kind = "oblique" if projector.offset is None else "affine"
+        if self.symmetric and projector.form != "symmetric":
+            kind = projector.form
             raise Refusal(op, "projector", f"must be symmetric as the bank is, got an {kind} one")
         projector._checked(projector.strength, warn=False)  # it may have been set since
         for part in (projector.read, projector.write, projector.offset):
             if part is not None and not part.isfinite().all():
                 raise Refusal(op, "projector", "must be finite, got NaN or inf in its factors")
-        source = projector.provenance.get("head_hash")
-        heads = {entry.provenance.get("head_hash") for entry in others} - {None}
-        if source is not None and heads - {source} and not force:
-            raise Refusal(
+        for entry in () if force else others:
+            projector.require_model(
                 op,
-                "projector",
-                f"must come from the model of the others (head "
-                f"{min(heads)[:12]}), got one of {projector.provenance.get('model')} (head "
-                f"{source[:12]}); force=True takes it anyway",
+                entry.provenance.get("head_hash"),
+                model="the model of the others",
+                otherwise="; force=True takes it anyway",
             )
         self._check_capture(op)
 

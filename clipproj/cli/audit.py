@@ -199,7 +199,7 @@ def run(
             side=request.tower,
         )
     else:
-        edit = saved if saved.side == request.tower else saved.T  # as `erase` folds it
+        edit = saved.for_tower(request.tower, "audit")  # as `erase` folds it
         _check_same_space(edit, classes, request.force)
     if save_features is not None:
         source.samples.save(save_features)
@@ -241,21 +241,15 @@ def run(
 
 
 def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
-    made, here = edit.provenance.get("head_hash"), classes.head_hash
     if edit.dim != classes.dim:
         raise Refusal(
             "audit",
             "projector",
             f"must be of width {classes.dim} as the features are, got {edit.dim}",
         )
-    if not force and None not in (made, here) and made != here:
-        raise Refusal(
-            "audit",
-            "projector",
-            "must come from the model that is audited, got one of "
-            f"{edit.provenance.get('model', 'another')} with head {made[:12]}, not {here[:12]}; "
-            "force=True audits it all the same",
-        )
+    if not force:
+        model, otherwise = "the model that is audited", "; force=True audits it all the same"
+        edit.require_model("audit", classes.head_hash, model=model, otherwise=otherwise)
 
 
 def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[str, Any]:

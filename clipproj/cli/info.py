@@ -51,11 +51,10 @@ def _projector(file: Path) -> dict[str, Any]:
         "side": projector.side,
         "dim": projector.dim,
         "rank": projector.rank,
-        "form": "affine" if projector.offset is not None
-        else "symmetric" if projector.symmetric else "oblique",
+        "form": projector.form,
         "strength": round(float(projector.strength), 6),
         "hash": projector.content_hash(),
-    } | _history(projector.provenance)  # fmt: skip
+    } | _history(projector.provenance)
 
 
 def _bank(file: Path) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def edit(
     with torch.inference_mode(False), torch.no_grad():
         now = head_tensors(model, head)
         folded = projector.scaled(projector.strength if strength is None else strength)
-        folded = (folded if tower == projector.side else folded.T).to(now[0].device)
+        folded = folded.for_tower(tower).to(now[0].device)
         before, after = clone(now), clone(now)
         check_finite(head, before, "before the edit")
         factors = folded.factors(now[0].dtype)
@@ -311,16 +311,7 @@ def _check_fits(head: Head, projector: Projector) -> None:
             "projector",
             f"must be of width {head.width} as the {head.tower} head is, got {projector.dim}",
         )
-    if projector.offset is None:
-        return
-    if head.tower != projector.side:
-        raise Refusal(
-            "edit",
-            "projector",
-            f"must have no offset to be folded into the {head.tower} head, "
-            f"got an affine one for {projector.side} features",
-        )
-    if head.bias is None:
+    if projector.for_tower(head.tower, "edit").offset is not None and head.bias is None:
         raise Refusal(
             "edit",
             "projector",
@@ -333,12 +324,7 @@ def _check_model(model: nn.Module, projector: Projector, force: bool) -> str | N
     """The identity of the model's embedding space, from before its first edit."""
     present = head_hash(model)
     space = next((entry.space for entry in log.entries(model)), present)
-    source = projector.provenance.get("head_hash")
-    if source not in (None, present, space) and not force:
-        raise Refusal(
-            "edit",
-            "projector",
-            f"must come from this model (head {str(space)[:12]}), got one of "
-            f"{projector.provenance.get('model')} (head {source[:12]}); force=True folds it anyway",
-        )
+    if not force:
+        otherwise = "; force=True folds it anyway"
+        projector.require_model("edit", space, present, otherwise=otherwise)
     return space

@@ -143,7 +143,7 @@ def _apply_linear(call: Callable[[], Tensor], given: dict[str, Any]) -> Tensor:
 
 
 def _apply_logits(call: Callable[[], Tensor], given: dict[str, Any]) -> Tensor:
-    names = ("classes", "scale", "bias", "write_classes")
+    names = ("classes", "scale", "bias")
     _autograd._refuse_tracked("logits", names, [given[name] for name in names], _TRAIN_CLASSES)
     x, *factors = _operands(given)
     return _Logits.apply(call, x, given["classes"], given["scale"], *factors)

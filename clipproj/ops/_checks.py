@@ -257,8 +257,6 @@ def logits(
     classes: Tensor,
     scale: Tensor,
     bias: Tensor | None,
-    write_classes: Tensor | None,
-    k: Size,
     dtype: torch.dtype | None,
 ) -> None:
     """What `logits` takes beside x and the factors, which are checked before."""
@@ -277,17 +275,6 @@ def logits(
             lambda: f"{op}: bias must be 0-dim or [C] with C={c}, got {_shape(bias)}",
         )
         _factor(op, "bias", bias, x)
-    if write_classes is not None:
-        torch._check(
-            write_classes.dim() == 2
-            and write_classes.shape[0] == k
-            and write_classes.shape[1] == c,
-            lambda: (
-                f"{op}: write_classes must be [k, C] with k={k} and C={c}, "
-                f"got {_shape(write_classes)}"
-            ),
-        )
-        _factor(op, "write_classes", write_classes, x)
     torch._check(
         dtype is None or dtype == x.dtype or dtype == want,
         lambda: (

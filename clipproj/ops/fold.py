@@ -1,4 +1,4 @@
-"""`fold_`."""
+"""Folding an edit into a projection weight or its bias, in place."""
 
 import torch
 from torch import Tensor

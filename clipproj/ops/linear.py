@@ -1,4 +1,4 @@
-"""`linear`."""
+"""A linear head whose rows are projected: `project(x @ weight.T + bias)`."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""`logits`."""
+"""Class logits of projected features: `scale * normalize(project(x)) @ classes.T + bias`."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ def _(
     strength: Tensor | None,
     scale: Tensor,
     bias: Tensor | None = None,
-    write_classes: Tensor | None = None,
     *,
     spans: Tensor | None = None,
     index: Tensor | None = None,
@@ -33,7 +32,7 @@ def _(
 ) -> Tensor:
     _checks.features("logits", x, read, write, offset, strength)
     _checks.bank("logits", x, spans, index, flag)
-    _checks.logits("logits", x, classes, scale, bias, write_classes, read.shape[0], dtype)
+    _checks.logits("logits", x, classes, scale, bias, dtype)
     return x.new_empty((*x.shape[:-1], classes.shape[0]), dtype=dtype or x.dtype)
 
 
@@ -46,7 +45,6 @@ def logits(
     strength: Tensor | None,
     scale: Tensor,
     bias: Tensor | None = None,
-    write_classes: Tensor | None = None,
     *,
     spans: Tensor | None = None,
     index: Tensor | None = None,
@@ -65,10 +63,6 @@ def logits(
         read, write, offset, strength: as in `project`.
         scale: 0-dim, like `read`; already exponentiated.
         bias: like `read`, 0-dim (SigLIP's) or `[C]`; None means zero.
-        write_classes: `[k, C]`, like `read`: `write @ classes.T`. It is checked and otherwise
-            unused. With it the products could be had as `x @ classes.T` less a rank-k term, without
-            projected rows; but their length has to be measured on the projected row, as the
-            identity for it cancels, so the projection is never saved.
         spans, index: None, or both as in `project_rows`: each row by the projector of its own.
         flag: None, or as in `project_rows`, with spans and index.
         dtype: of the result; None means that of x, and `torch.float32` is there for half types.
@@ -83,7 +77,7 @@ def logits(
     """
     _checks.strength("logits", strength)
     _checks.scale("logits", scale)
-    args = x, classes, read, write, offset, strength, scale, bias, write_classes
+    args = x, classes, read, write, offset, strength, scale, bias
     options = {"spans": spans, "index": index, "dtype": dtype}
     if flag is None:
         return _autograd.call(_logits, *args, **options)

@@ -1,4 +1,4 @@
-"""`project` and its forms that write where they are told."""
+"""Projecting rows: into a new tensor, over the old one, or into one that is given."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""`project_rows`."""
+"""Projecting each row by a projector of its own, out of a bank of many."""
 
 import torch
 from torch import Tensor

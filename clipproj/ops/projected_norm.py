@@ -1,4 +1,4 @@
-"""`projected_norm`."""
+"""The lengths of projected rows, without the rows."""
 
 import torch
 from torch import Tensor

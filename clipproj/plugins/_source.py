@@ -36,6 +36,27 @@ _ROWS: ContextVar[Mapping[int, _Rows]] = ContextVar("clipproj_plugins_rows")
 _KEYS = itertools.count()
 
 
+def check_projector(op: str, projector: object) -> None:
+    """TypeError, in the name of `op`, for what is neither a projector nor a bank."""
+    if not isinstance(projector, Projector | ProjectorBank):
+        got = type(projector).__name__
+        raise TypeError(f"{op}: projector must be a Projector or a ProjectorBank, got {got}")
+
+
+def on_tower(
+    op: str, projector: Projector | ProjectorBank, tower: str
+) -> Projector | ProjectorBank:
+    """What edits a tower's features: a projector's form for it, or a bank of its side.
+
+    ValueError, in the name of `op`, for a bank of the other side, an affine projector of it.
+    """
+    if isinstance(projector, Projector):
+        return projector.for_tower(tower, op)
+    if projector.side != tower:
+        raise Refusal(op, "bank", f"must be of side {tower!r}, got {projector.side!r}")
+    return projector
+
+
 class Source:
     """A projector or a bank, and what the current context chose from it.
 
@@ -46,9 +67,7 @@ class Source:
     """
 
     def __init__(self, op: str, projector: Projector | ProjectorBank) -> None:
-        if not isinstance(projector, Projector | ProjectorBank):
-            got = type(projector).__name__
-            raise TypeError(f"{op}: projector must be a Projector or a ProjectorBank, got {got}")
+        check_projector(op, projector)
         self.projector = projector
         self._key = next(_KEYS)
 

@@ -16,6 +16,7 @@ from torch import nn
 from clipproj.bank import ProjectorBank
 from clipproj.editing import log
 from clipproj.models import heads
+from clipproj.plugins._source import check_projector, on_tower
 from clipproj.plugins.head import ProjectedHead
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -107,9 +108,7 @@ def attach(
             projector of the other side; a projector of another model (without force).
     """
     heads.check_module("attach", model)
-    if not isinstance(projector, Projector | ProjectorBank):
-        got = type(projector).__name__
-        raise TypeError(f"attach: projector must be a Projector or a ProjectorBank, got {got}")
+    check_projector("attach", projector)
     if tower not in heads.TOWERS:
         raise Refusal("attach", "tower", f'must be "image" or "text", got {tower!r}')
     found = heads.find_heads(model)[tower]
@@ -177,26 +176,7 @@ def _fitting(
             "projector",
             f"must be of width {width} as the {tower} features are, got {projector.dim}",
         )
-    if isinstance(projector, ProjectorBank):
-        if projector.side != tower:
-            raise Refusal("attach", "bank", f"must be of side {tower!r}, got {projector.side!r}")
-        return projector
-    source = projector.provenance.get("head_hash")
-    spaces = {heads.head_hash(model), *(entry.space for entry in log.entries(model))}
-    if source not in {None, *spaces} and not force:
-        raise Refusal(
-            "attach",
-            "projector",
-            f"must come from this model, got one of "
-            f"{projector.provenance.get('model')} (head {source[:12]}); force=True takes it anyway",
-        )
-    if projector.side == tower:
-        return projector
-    if projector.offset is not None:
-        raise Refusal(
-            "attach",
-            "projector",
-            f"must have no offset on the {tower} tower, got an affine one for "
-            f"{projector.side} features",
-        )
-    return projector.T
+    if isinstance(projector, Projector) and not force:
+        spaces = [heads.head_hash(model), *(entry.space for entry in log.entries(model))]
+        projector.require_model("attach", *spaces, otherwise="; force=True takes it anyway")
+    return on_tower("attach", projector, tower)

@@ -28,7 +28,7 @@ from torch import Tensor
 from clipproj.bank import ProjectorBank
 from clipproj.models.encoder import features
 from clipproj.models.heads import TOWERS, find_heads
-from clipproj.plugins._source import Asked, Name, serve, strengths
+from clipproj.plugins._source import Asked, Name, check_projector, on_tower, serve, strengths
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
@@ -166,9 +166,7 @@ def install(engine: Any, projector: Projector | ProjectorBank, tower: str = "ima
             not name the tenant, or quantises them.
         RuntimeError: an engine that is running, or has been installed into.
     """
-    if not isinstance(projector, Projector | ProjectorBank):
-        got = type(projector).__name__
-        raise TypeError(f"install: projector must be a Projector or a ProjectorBank, got {got}")
+    check_projector("install", projector)
     if tower not in TOWERS:
         raise Refusal("install", "tower", f'must be "image" or "text", got {tower!r}')
     _check_stopped(engine)
@@ -187,10 +185,7 @@ def install(engine: Any, projector: Projector | ProjectorBank, tower: str = "ima
             "must give float32 vectors, whose NaN can be told, got "
             f"embedding_dtype={args.embedding_dtype.value!r}",
         )
-    if projector.side != tower:
-        if isinstance(projector, ProjectorBank):
-            raise Refusal("install", "bank", f"must be of side {tower!r}, got {projector.side!r}")
-        projector = projector.T
+    projector = on_tower("install", projector, tower)
     for replica in engine._model_replicas:
         _check_replica(replica, projector, tower)
     installed = Installed(engine, projector, tower)

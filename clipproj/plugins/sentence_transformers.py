@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import clipproj
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Name, Source, strengths
+from clipproj.plugins._source import Name, check_projector, on_tower, strengths
 from clipproj.projector import SIDES, Projector
 from clipproj.refusal import Refusal
 
@@ -64,24 +64,11 @@ class Projection(Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        Source("Projection", projector)  # raises for what is no projector
+        check_projector("Projection", projector)
         modality = projector.side if modality is None else modality
         if modality not in SIDES:
             raise Refusal("Projection", "modality", f'must be "image" or "text", got {modality!r}')
-        if modality != projector.side:
-            if isinstance(projector, ProjectorBank):
-                raise Refusal(
-                    "Projection", "bank", f"must be of side {modality!r}, got {projector.side!r}"
-                )
-            if projector.offset is not None:
-                raise Refusal(
-                    "Projection",
-                    "projector",
-                    "must have no offset for the other modality, got an "
-                    f"affine one for {projector.side} features",
-                )
-            projector = projector.T
-        self.projector = projector
+        self.projector = on_tower("Projection", projector, modality)
         self.modality = modality
         self.normalize = bool(normalize)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Asked, blank, has, serve
+from clipproj.plugins._source import Asked, blank, check_projector, has, serve
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
@@ -63,11 +63,7 @@ class PoolingHead(nn.Module):
         on_error: str = "nan",
     ) -> None:
         super().__init__()
-        if not isinstance(projector, Projector | ProjectorBank):
-            got = type(projector).__name__
-            raise TypeError(
-                f"PoolingHead: projector must be a Projector or a ProjectorBank, got {got}"
-            )
+        check_projector("PoolingHead", projector)
         if on_error not in ("raise", "nan"):
             raise Refusal("PoolingHead", "on_error", f'must be "raise" or "nan", got {on_error!r}')
         if isinstance(head_dtype, str):

@@ -102,14 +102,7 @@ class Engine:
             raise Refusal("serve", what, f"must be of width {self.dim} as the model, got {got}")
         if projector.side != "image":
             raise Refusal("serve", what, "must be of side image, got text; save its .T")
-        source = projector.provenance.get("head_hash")
-        if None not in (source, self.head) and source != self.head:
-            raise Refusal(
-                "serve",
-                what,
-                f"must come from this model (head {self.head[:12]}), got one of "
-                f"{projector.provenance.get('model')} (head {source[:12]})",
-            )
+        projector.require_model("serve", self.head, argument=what)
 
     def classes(self, request: Request) -> Tensor | None:
         """[C, d] float32 unit rows for a request's classes, or None; kept, the oldest go first."""

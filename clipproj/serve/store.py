@@ -79,11 +79,11 @@ def describe(name: str, projector: Projector) -> dict[str, Any]:
     return {
         "name": name,
         "hash": projector.content_hash(),
-        "text_hash": None if affine else projector.T.content_hash(),
+        "text_hash": None if affine else projector.for_tower("text").content_hash(),
         "rank": projector.rank,
         "dim": projector.dim,
         "strength": float(projector.strength),
-        "form": "affine" if affine else "symmetric" if projector.symmetric else "oblique",
+        "form": projector.form,
         "method": history.get("method"),
         "parameters": history.get("parameters"),
         "forget": (history.get("forget") or {}).get("names"),

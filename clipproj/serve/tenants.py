@@ -271,6 +271,6 @@ class Tenants:
 
 def _form(projector: Projector, side: str) -> Projector | None:
     """What is applied on a side; None for an affine projector's texts."""
-    if side == "image":
-        return projector
-    return None if projector.offset is not None else projector.T
+    if projector.offset is not None and side != projector.side:
+        return None
+    return projector.for_tower(side)

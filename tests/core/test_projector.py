@@ -149,6 +149,37 @@ def test_transpose_moves_the_edit_to_the_other_tower():
         _ = affine().T
 
 
+@pytest.mark.parametrize("make", [symmetric, oblique, affine])
+def test_for_tower_is_the_form_that_edits_that_tower(make):
+    p = make()
+    assert p.for_tower("image") is p
+    assert p.form == make.__name__
+    if make is affine:
+        with pytest.raises(ValueError, match="edit: projector must have no offset on the text tow"):
+            p.for_tower("text", "edit")
+    else:
+        assert p.for_tower("text").content_hash() == p.T.content_hash()
+        assert p.T.for_tower("image").content_hash() == p.content_hash()
+    with pytest.raises(
+        ValueError, match='for_tower: tower must be "image" or "text", got \'audio\''
+    ):
+        p.for_tower("audio")
+
+
+def test_require_model_holds_only_what_is_known_against_a_projector():
+    p = symmetric()
+    p.require_model("edit", "a" * 64)
+    p.provenance |= {"head_hash": "b" * 64, "model": "RN50"}
+    p.require_model("edit")
+    p.require_model("edit", None)
+    p.require_model("edit", "a" * 64, "b" * 64)
+    with pytest.raises(ValueError, match=r"^edit: projector must come from this model \(head "
+                       r"aaaaaaaaaaaa\), got one of RN50 \(head bbbbbbbbbbbb\)$"):  # fmt: skip
+        p.require_model("edit", None, "a" * 64)
+    with pytest.raises(ValueError, match=r"add: q must come from theirs .*; force=True adds"):
+        p.require_model("add", "a", argument="q", model="theirs", otherwise="; force=True adds")
+
+
 def test_residual_is_the_share_along_the_erased_span():
     p = symmetric(2)
     inside, outside = p.read[0].double(), basis(3)[2]

@@ -149,7 +149,7 @@ def test_a_text_edit_warns_that_it_can_vanish(model: nn.Module) -> None:
         (
             {"projector": projector("affine"), "tower": "text"},
             ValueError,
-            "must have no offset to be folded into the text head, got an affine one for image",
+            "must have no offset on the text tower, got an affine one for image",
         ),
         (
             {"projector": projector(head_hash="f" * 64, model="ViT-B-32")},

@@ -176,18 +176,6 @@ CLASSES: list[tuple[dict[str, Any], str]] = [
         "bias must be float32 for float32 features, got float64",
     ),
     (
-        {"write_classes": lambda: t(2, 3)},
-        "write_classes must be [k, C] with k=2 and C=4, got [2, 3]",
-    ),
-    (
-        {"write_classes": lambda: t(8)},
-        "write_classes must be [k, C] with k=2 and C=4, got [8]",
-    ),
-    (
-        {"write_classes": lambda: t(2, 4, dtype=torch.float16)},
-        "write_classes must be float32 for float32 features, got float16",
-    ),
-    (
         {
             "x": lambda: t(3, 8, dtype=torch.bfloat16),
             "classes": lambda: t(4, 8, dtype=torch.bfloat16),
@@ -287,7 +275,6 @@ def test_devices_must_agree(name: str) -> None:
         ("logits", "classes", (4, 8)),
         ("logits", "scale", ()),
         ("logits", "bias", 4),
-        ("logits", "write_classes", (2, 4)),
     ],
 )
 def test_devices_of_a_product_must_agree(name: str, argument: str, shape: Any) -> None:

@@ -147,13 +147,6 @@ def test_rows_almost_all_within_the_erased_span(device: str, dtype: torch.dtype)
     assert bound.isfinite().all()
 
 
-def test_write_classes_change_nothing(device: str, dtype: torch.dtype) -> None:
-    x, classes = features(5, 32, dtype, device), class_rows(7, 32, dtype, device)
-    given, scale = factors("per-row", 5, 32, 4, dtype, device), number(100.0, dtype, device)
-    write_classes = given["write"] @ classes.to(given["write"].dtype).T
-    assert_bits(run(x, classes, given, scale, None, write_classes), run(x, classes, given, scale))
-
-
 @pytest.mark.parametrize("per_row", [False, True])
 def test_nan_stays_in_its_row(device: str, dtype: torch.dtype, per_row: bool) -> None:
     x, classes = features(300, 512, dtype, device), class_rows(10, 512, dtype, device)

@@ -31,10 +31,10 @@ SCHEMAS = {
     "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
     "Tensor? index=None, Tensor(a!) flag) -> Tensor",
     "logits": "(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
-    "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
+    "Tensor? strength, Tensor scale, Tensor? bias=None, *, "
     "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None) -> Tensor",
     "logits.flag": "(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
-    "Tensor? strength, Tensor scale, Tensor? bias=None, Tensor? write_classes=None, *, "
+    "Tensor? strength, Tensor scale, Tensor? bias=None, *, "
     "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None, Tensor(a!) flag) -> Tensor",
     "fold_": "(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
     "Tensor? strength=None, *, int dim) -> ()",

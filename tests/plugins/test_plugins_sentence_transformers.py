@@ -173,7 +173,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Projection(bank(), modality="text")
     with pytest.raises(ValueError, match='must be "image" or "text"'):
         Projection(projector(), modality="audio")
-    with pytest.raises(ValueError, match="no offset for the other modality"):
+    with pytest.raises(ValueError, match="no offset on the text tower"):
         Projection(Projector(torch.eye(WIDTH)[:1], offset=torch.ones(1)), modality="text")
     with pytest.raises(TypeError, match="to_dense: projector must be a Projector"):
         to_dense(bank())
