@@ -172,13 +172,11 @@ def methods_help() -> str:
     """Every method with its options, as `--help` shows them at its end."""
     told = []
     for one in METHODS.values():
-        options = "; ".join(
-            f"{option.name}, {option.help} ({'|'.join(option.choices) or 'default'}"
-            f"{': ' if not option.choices else '; default: '}{option.default})"
-            for option in one.options
-        )
-        more = f" Options: {options}." if options else ""
-        told.append(f"  [bold]{one.name}[/bold] {escape(one.about)}.{escape(more)}")
+        told.append(f"  [bold]{one.name}[/bold]: {escape(one.about)}.")
+        for option in one.options:
+            values = f", {'|'.join(option.choices)}" if option.choices else ""
+            text = f"{option.name}{values}: {option.help}. Default: {option.default}."
+            told.append(f"  - {escape(text)}")
     return "[bold]Methods[/bold]\n\n" + "\n\n".join(told) + "\n"
 
 

@@ -9,7 +9,7 @@
 from clipproj.recipe.names import Names, check_known, resolve, without_earlier
 from clipproj.recipe.project import make, project, scaled
 from clipproj.recipe.record import Recipe, check
-from clipproj.recipe.run import Outcome, Ready, forget, image_rows, prepare
+from clipproj.recipe.run import Outcome, Ready, forget, image_rows, judged_edit, prepare
 from clipproj.recipe.texts import Embedder, Progress, Texts, embed, silent
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "embed",
     "forget",
     "image_rows",
+    "judged_edit",
     "make",
     "prepare",
     "project",

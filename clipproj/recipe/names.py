@@ -1,4 +1,4 @@
-"""Which names are meant: as the images' folders spell them, and without what was forgotten before."""
+"""Which names are meant: as image folders spell them, and without what was forgotten before."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from clipproj.audit.samples import Samples
 from clipproj.checkpoints.state import WEIGHTS, read_edits
 from clipproj.cli import erase as job
 from clipproj.cli.erase import erase
-from clipproj.cli.request import resolve
+from clipproj.recipe import resolve
 
 ALL = Limits(1, 1)
 
@@ -280,14 +280,14 @@ def test_limits_lifted_the_report_says_so_at_the_top(
 def test_names_without_pictures_are_forgotten_and_said_to_be_unmeasured(
     ask: Callable[..., Any],
 ) -> None:
-    with pytest.warns(UserWarning, match="no pictures of 'zebra': forgotten all the same, "):
+    with pytest.warns(UserWarning, match="no images of 'zebra': forgotten all the same, "):
         outcome = erase(ask("zebra", out=None))
     assert outcome.comparison.forget == ()
     assert outcome.comparison.unmeasured == ("zebra",)
     assert outcome.as_dict()["scores"]["unmeasured"] == ["zebra"]
     assert outcome.as_dict()["scores"]["before"]["forget"] is None
     assert outcome.judged.price.as_dict()["found"]["on"] == "mixture of texts"
-    with pytest.warns(UserWarning, match="no pictures of 'zebra'"):
+    with pytest.warns(UserWarning, match="no images of 'zebra'"):
         outcome = erase(ask("cat", "zebra", out=None))
     assert outcome.comparison.forget == ("cat",)
     assert outcome.comparison.unmeasured == ("zebra",)
@@ -297,7 +297,7 @@ def test_a_name_spelt_much_like_a_folder_is_no_other_class(ask: Callable[..., An
     for name in ("cats", "fishh"):
         with pytest.raises(ValueError, match=f"got '{name}', which is close to '{name[:-1]}'; wh"):
             erase(ask(name, out=None))
-    with pytest.warns(UserWarning, match="no pictures of 'cats'"):
+    with pytest.warns(UserWarning, match="no images of 'cats'"):
         outcome = erase(ask("cats", keep=["cat", "dog"], out=None))
     assert outcome.forget.names == ("cats",)
     folders = Pictures((), torch.empty(0, dtype=torch.int64), ("Cat", "Dog"))
@@ -331,7 +331,9 @@ def test_a_saved_projector_tells_what_was_measured_last(ask: Callable[..., Any],
 
 
 def test_forms_of_a_name_are_looked_for_in_texts(ask: Callable[..., Any]) -> None:
-    outcome = erase(ask("cat", synonyms={"cat": ["feline", "mouser"]}, rank=1, out=None))
+    outcome = erase(
+        ask("cat", synonyms={"cat": ["feline", "mouser"]}, options={"rank": 1}, out=None)
+    )
     assert outcome.comparison.forget == ("cat",)
     assert outcome.judged.texts.forget == ("cat", "feline", "mouser")
     on = outcome.comparison.after.found, outcome.judged.texts.after.found

@@ -129,9 +129,9 @@ def test_what_is_left_out_is_told(
     assert result.exit_code == 0
     assert result.stderr.startswith(f"note: {said}")
     numbers = json.loads(Path("clipproj-out/report.json").read_text())
-    assert numbers["pictures"] == {"count": 18, "skipped": {".heic": 1}}
+    assert numbers["images"] == {"count": 18, "skipped": {".heic": 1}}
     told = json.loads(run("audit", "cat", *usual, "--only", "accuracy", "--json").stdout)
-    assert told["source"]["pictures"] == "18 from shown; 1 other file left out"
+    assert told["source"]["images"] == "18 from shown; 1 other file left out"
     assert told["notes"][0].startswith(said)
 
 
@@ -214,7 +214,7 @@ def test_a_note_is_told_though_an_error_follows(run: Run, pictures: Path) -> Non
     result = run(*arguments)
     *lines, error = result.stderr.splitlines()
     note = " ".join(" ".join(lines).split())
-    assert note.startswith("note: erase: there are no pictures of 'unicorn'")
+    assert note.startswith("note: erase: there are no images of 'unicorn'")
     assert error.startswith("erase: model must be a folder")
     said = json.loads(run(*arguments, "--json").stdout)
     assert said == {"error": error, "notes": [note.removeprefix("note: ")]}

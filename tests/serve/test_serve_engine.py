@@ -357,13 +357,13 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
         assert refused.value.status == 400
 
 
-@pytest.mark.filterwarnings("ignore:erase. there are no pictures of 'gi raffe'")
+@pytest.mark.filterwarnings("ignore:erase. there are no images of 'gi raffe'")
 def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
     engine: Engine,
 ) -> None:
     pytest.importorskip("rich")
     from clipproj.cli.erase import erase
-    from clipproj.cli.request import Request as Job
+    from clipproj.recipe import Recipe as Job
 
     names, lifted = ["gi_raffe"], Limits(1, 1)  # of no picture folder: embedded as it is given
     theirs = erase(Job(names, templates=("a {}",), limits=lifted)).projector
