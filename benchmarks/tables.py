@@ -1,10 +1,10 @@
 """Tables of result files, and the comparison of two.
 
     python benchmarks/tables.py FILE.json                 # every problem beside every peer
-    python benchmarks/tables.py FILE.json --markdown      # for a README: us · best ratio
+    python benchmarks/tables.py FILE.json --markdown      # for a text: us · best ratio
     python benchmarks/tables.py FILE.json --keep FOLDER   # ... and keep the small form of the file
     python benchmarks/tables.py --compare OLD.json NEW.json
-    python benchmarks/tables.py --fill README.md ...      # renew the tables that a text marks
+    python benchmarks/tables.py --fill docs/operators.md  # renew the tables that a text marks
 
 A ratio is a peer's time over clipproj's: below 1 clipproj is slower, and the row is marked `<`.
 `%roof` is the least possible time (roofline.py) over the time taken. `%busy` says how long threads
@@ -205,7 +205,7 @@ def filled(text: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--markdown", action="store_true", help="the short form, for a README")
+    parser.add_argument("--markdown", action="store_true", help="the short form, for a text")
     parser.add_argument("--keep", metavar="FOLDER", help="write the small form of FILE there")
     parser.add_argument("--compare", action="store_true", help="two files: old and new")
     parser.add_argument("--anyway", action="store_true", help="compare across machines or threads")

@@ -22,13 +22,13 @@ except ImportError as error:
 import torch
 
 from clipproj.checkpoints.checkpoint import load_model
+from clipproj.recipe import Recipe
 from clipproj.serve import make
 from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.http import Gateway, make_api
-from clipproj.serve.inputs import Prepared, Request
-from clipproj.serve.parse import Spec
+from clipproj.serve.inputs import Job, Prepared
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, Store, to_bytes
 
@@ -96,13 +96,13 @@ class Replica:
         # Tenants that this model cannot have: better known now than at their first request.
         self.engine.apply(await store.changes.remote(0, 0))
 
-    async def answer(self, request: Request) -> Answer | ServiceError:
-        """One request, answered in a batch with others."""
+    async def answer(self, job: Job) -> Answer | ServiceError:
+        """One job, answered in a batch with others."""
         try:
-            prepared = await self._in(self.readers, self.engine.prepare, request)
+            prepared = await self._in(self.readers, self.engine.prepare, job)
             classes = None
-            if request.classes is not None:
-                classes = await self._in(self.texts, self.engine.classes, request)
+            if job.classes is not None:
+                classes = await self._in(self.texts, self.engine.classes, job)
             return await self.batcher((prepared, classes))
         except ServiceError as error:
             return error
@@ -142,24 +142,24 @@ class Replica:
         self.known.set(len(tenants))
         for prepared, one in zip(requests, out, strict=True):
             if isinstance(one, Answer):
-                kinds = Counts((i.kind, i.projector is not None) for i in prepared.request.inputs)
+                kinds = Counts((i.kind, bool(i.projector)) for i in prepared.job.inputs)
                 for (kind, edited), count in kinds.items():
                     self.rows.inc(count, tags={"kind": kind, "edited": str(edited).lower()})
         broken = [isinstance(o, ServiceError) and o.code == "model_failed" for o in out]
         self.failed = self.failed + 1 if all(broken) else 0
         return out
 
-    async def make(self, given: Spec | bytes) -> bytes | ServiceError:
+    async def make(self, given: Recipe | bytes) -> bytes | ServiceError:
         """A projector's file from names, or from another file, after its checks."""
         try:
             return await self._in(self.texts, self._make, given)
         except ServiceError as error:
             return error
 
-    def _make(self, given: Spec | bytes) -> bytes:
+    def _make(self, given: Recipe | bytes) -> bytes:
         if isinstance(given, bytes):
             return to_bytes(make.from_file(self.engine, given))
-        return to_bytes(make.from_spec(self.engine.loaded, given, self.settings.max_prompts))
+        return to_bytes(make.from_names(self.engine.loaded, given, self.settings.max_prompts))
 
     async def status(self) -> dict[str, Any]:
         """What runs here."""

@@ -21,7 +21,7 @@ from clipproj.models.words import canonical, simple_templates
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Prepared, Preparer, Request, check_prompts
+from clipproj.serve.inputs import Job, Prepared, Preparer, check_prompts
 from clipproj.serve.store import Changes, from_bytes
 from clipproj.serve.tenants import Plan, Tenants
 
@@ -104,12 +104,12 @@ class Engine:
             raise Refusal("serve", what, "must be of side image, got text; save its .T")
         projector.require_model("serve", self.head, argument=what)
 
-    def classes(self, request: Request) -> Tensor | None:
-        """[C, d] float32 unit rows for a request's classes, or None; kept, the oldest go first."""
-        if request.classes is None:
+    def classes(self, job: Job) -> Tensor | None:
+        """[C, d] float32 unit rows for a job's classes, or None; kept, the oldest go first."""
+        if job.classes is None:
             return None
-        templates = request.templates or simple_templates()
-        names = tuple(map(canonical, request.classes))  # the answer has them as they were spelt
+        templates = job.templates or simple_templates()
+        names = tuple(map(canonical, job.classes))  # the answer has them as they were spelt
         key = (names, templates)
         with self._classes_lock:
             if key in self._classes:
@@ -129,12 +129,12 @@ class Engine:
     def _kept_rows(self) -> int:
         return sum(len(rows) for rows in self._classes.values())
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer | ServiceError]:
-        """All of it for a batch of requests; a bad one has its error in its place."""
+    def answer(self, jobs: Sequence[Job]) -> list[Answer | ServiceError]:
+        """All of it for a batch of jobs; a bad one has its error in its place."""
         out: list[Any] = []
-        for request in requests:
+        for job in jobs:
             try:
-                out.append((self.prepare(request), self.classes(request)))
+                out.append((self.prepare(job), self.classes(job)))
             except ServiceError as error:
                 out.append(error)
         live = [i for i, one in enumerate(out) if not isinstance(one, ServiceError)]
@@ -224,11 +224,11 @@ class Engine:
         for i, one in enumerate(batch):
             if out[i] is None:
                 try:
-                    plans[i] = self.tenants.find(one.request.inputs)
+                    plans[i] = self.tenants.find(one.job.inputs)
                 except ServiceError as error:
                     out[i] = error
         edited = self._edited(
-            [i for i in plans if texts[i] is None or batch[i].request.receipt], batch, rows, plans
+            [i for i in plans if texts[i] is None or batch[i].job.receipt], batch, rows, plans
         )
         logits = self._logits([i for i in plans if texts[i] is not None], batch, texts, rows, plans)
         sigmoid = self.scale()[1] is not None
@@ -237,8 +237,8 @@ class Engine:
             if i in logits:
                 shown = logits[i].sigmoid() if sigmoid else logits[i].softmax(1)
             receipts = None
-            if batch[i].request.receipt:
-                inputs = batch[i].request.inputs
+            if batch[i].job.receipt:
+                inputs = batch[i].job.inputs
                 receipts = self.tenants.receipts(inputs, plan, edited[i], rows[i].cpu())
             out[i] = _answer(batch[i], logits.get(i, edited.get(i)), shown, receipts)
         return out
@@ -255,7 +255,7 @@ class Engine:
             return {}
         x = torch.cat([rows[i] for i in which])
         plan = [one for i in which for one in plans[i]]
-        sides = [one.side for i in which for one in batch[i].request.inputs]
+        sides = [one.side for i in which for one in batch[i].job.inputs]
         out = torch.empty_like(x)
         for side in sorted(set(sides)):
             where = [n for n, own in enumerate(sides) if own == side]
@@ -281,7 +281,7 @@ class Engine:
         }
         groups: dict[tuple[int, str], dict[int, list[int]]] = {}
         for i in which:
-            for j, one in enumerate(batch[i].request.inputs):
+            for j, one in enumerate(batch[i].job.inputs):
                 group = groups.setdefault((id(texts[i]), one.side), {})
                 group.setdefault(i, []).append(j)
         for (_, side), group in groups.items():

@@ -61,3 +61,13 @@ class ServiceError(Exception):
 def bad(message: str, param: str | None = None, code: str = "invalid_value") -> ServiceError:
     """A request that can't be met as it is."""
     return ServiceError(400, message, param, code)
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """What was given, for a message: at most so many characters of it."""
+    if isinstance(value, list | tuple | dict):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    whole = repr(value[:most] if isinstance(value, str) else value)
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."

@@ -21,25 +21,23 @@ MAX_ASPECT = 100  # a row of pixels, resized to the model's height, would be mil
 PICTURES = 4  # times max_pixels in one request
 SHORTEST = 1e-6  # length of an embedding; below, float32 loses its direction on the way
 
-Name = str | tuple[str, ...]
-
 
 @dataclass(frozen=True)
-class Input:
-    """One row to come.
+class Item:
+    """One input of a request: a row to come.
 
     Attributes:
         kind: "text", "image" or "embedding".
-        value: a string; the bytes of a picture file; or numbers, an array [d] float32.
-        projector: a tenant's name, several that are applied together, or None.
+        value: a string; the bytes of an image file; or numbers, an array [d] float32.
+        projector: names of the tenants whose projectors are applied together; none for nothing.
         strength: in place of the projector's own, or None.
         side: "image" or "text", which of a tenant's two forms is applied; None: that of the kind,
-            and of pictures for an embedding.
+            and of images for an embedding.
     """
 
     kind: str
     value: Any
-    projector: Name | None = None
+    projector: tuple[str, ...] = ()
     strength: float | None = None
     side: str | None = None
 
@@ -49,8 +47,8 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one call asks for.
+class Job:
+    """What one request asks the engine for.
 
     Attributes:
         inputs: at least one.
@@ -61,7 +59,7 @@ class Request:
         dimensions: numbers asked for in a row, which must be those the model has; None: these.
     """
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[Item, ...]
     receipt: bool = False
     classes: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
@@ -74,21 +72,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request as tensors: of each kind the places of its inputs, and their rows, on the CPU.
+    """A job as tensors: of each kind the places of its inputs, and their rows, on the CPU.
 
     Attributes:
-        places: kind to positions in `request.inputs`.
+        places: kind to positions in `job.inputs`.
         tensors: kind to tensors: tokens [n, context], pixels [n, 3, h, w], features [n, d].
         tokens: tokens in all texts, without padding.
     """
 
-    request: Request
+    job: Job
     places: dict[str, list[int]]
     tensors: dict[str, Tensor]
     tokens: int
 
     def __len__(self) -> int:
-        return len(self.request)
+        return len(self.job)
 
 
 class Preparer:
@@ -111,29 +109,25 @@ class Preparer:
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.dim, self.context, self.max_pixels = dim, context, max_pixels
 
-    def __call__(self, request: Request) -> Prepared:
+    def __call__(self, job: Job) -> Prepared:
         """Raises ServiceError, naming the input, for one that cannot be read; for `dimensions`
         that are not the model's."""
-        if request.dimensions not in (None, self.dim):
+        if job.dimensions not in (None, self.dim):
             text = f"dimensions must be left out or {self.dim}, the width of the model, got "
-            text += (
-                f"{request.dimensions}; the model's numbers are not in order of importance, and "
-            )
+            text += f"{job.dimensions}; the model's numbers are not in order of importance, and "
             text += "what is erased from all of them is not erased from some"
             raise bad(text, "dimensions")
         places: dict[str, list[int]] = {}
-        for i, one in enumerate(request.inputs):
+        for i, one in enumerate(job.inputs):
             places.setdefault(one.kind, []).append(i)
         tensors: dict[str, Tensor] = {}
         tokens = 0
         for kind, where in places.items():
-            values = [request.inputs[i].value for i in where]
+            values = [job.inputs[i].value for i in where]
             if kind == "text":
                 with pinned("cpu"):
                     tensors[kind] = cut_tokens(self.tokenizer, values)
-                    cut = (
-                        [] if request.truncate else too_long(self.tokenizer, values, tensors[kind])
-                    )
+                    cut = [] if job.truncate else too_long(self.tokenizer, values, tensors[kind])
                 tokens = sum(counts(self.tokenizer, tensors[kind]))
                 for place, whole in cut:
                     i = where[place]
@@ -154,7 +148,7 @@ class Preparer:
             else:
                 rows = [self._given(v, i) for v, i in zip(values, where, strict=True)]
                 tensors[kind] = torch.stack(rows)
-        return Prepared(request, places, tensors, tokens)
+        return Prepared(job, places, tensors, tokens)
 
     def _size(self, data: bytes, i: int) -> int:
         """Pixels of a picture, from its header."""

@@ -23,31 +23,15 @@ from clipproj.recipe import (
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import check_prompts
-from clipproj.serve.parse import Spec
 from clipproj.serve.store import from_bytes
 
 
-def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
+def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
     """As `clipproj erase` makes it, with its price in the provenance.
 
     Raises ServiceError: 400 for names or options that make none, 422 for an edit that costs more or
-    leaves more than the limits of `spec` allow.
+    leaves more than the limits of `recipe` allow.
     """
-    recipe = Recipe(
-        names=spec.forget,
-        keep=spec.keep or (),
-        templates=spec.templates or (),
-        method=spec.method,
-        options={
-            "contrast": spec.contrast,
-            "rank": spec.rank,
-            "forget_weight": spec.forget_weight,
-            "keep_weight": spec.keep_weight,
-        },
-        strength=spec.strength,
-        limits=spec.limits,
-        command="make",
-    )
     earlier = log.records(loaded.model)
     try:
         check(recipe)

@@ -14,7 +14,7 @@ from clipproj import ops
 from clipproj.bank import BankFull, ProjectorBank
 from clipproj.projector import SIDES, Projector
 from clipproj.serve.errors import ServiceError, bad
-from clipproj.serve.inputs import Input
+from clipproj.serve.inputs import Item
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Tenants:
             for name, form in self._forms[side].items():
                 bank.add(name, form.projector, force=True)
 
-    def find(self, inputs: Sequence[Input]) -> list[Plan]:
+    def find(self, inputs: Sequence[Item]) -> list[Plan]:
         """What to apply to each input. Hold `lock` until it is applied.
 
         Raises ServiceError: 404 for a tenant that does not exist, 400 for one without a text form
@@ -134,10 +134,10 @@ class Tenants:
         """
         return [self._find(one, i) for i, one in enumerate(inputs)]
 
-    def _find(self, one: Input, i: int) -> Plan:
-        if one.projector is None:
+    def _find(self, one: Item, i: int) -> Plan:
+        if not one.projector:
             return Plan()
-        names = (one.projector,) if isinstance(one.projector, str) else one.projector
+        names = one.projector
         param = f"input[{i}].projector"
         for name in names:
             if name not in self._forms["image"]:
@@ -219,7 +219,7 @@ class Tenants:
         return torch.where(asked.isnan(), own, asked)
 
     def receipts(
-        self, inputs: Sequence[Input], plans: Sequence[Plan], rows: Tensor, unedited: Tensor
+        self, inputs: Sequence[Item], plans: Sequence[Plan], rows: Tensor, unedited: Tensor
     ) -> list[dict[str, Any]]:
         """For each returned row [n, d], what was applied, and how much of that it still has,
         beside what the row that was not edited had.
@@ -228,17 +228,16 @@ class Tenants:
         """
         out = []
         for one, plan, row, was in zip(inputs, plans, rows, unedited, strict=True):
-            receipt = {"projector": one.projector, "side": one.side, "hash": None,
+            receipt = {"projector": None, "side": one.side, "hash": None,
                        "strength": None, "residual": None, "before": None}  # fmt: skip
             if plan.names:
                 strength = self._strengths(one.side, self._index(one.side, [plan]), [plan])
-                several = isinstance(one.projector, tuple)
-                names = one.projector if several else plan.names
-                forms = [self._forms[one.side][name] for name in names]
+                several = len(one.projector) > 1
+                forms = [self._forms[one.side][name] for name in one.projector]
                 hashes = [form.hash for form in forms]
                 left, before = ([form.residual(z) for form in forms] for z in (row, was))
                 receipt |= {
-                    "projector": list(names) if several else names[0],
+                    "projector": list(one.projector) if several else one.projector[0],
                     "hash": hashes if several else hashes[0],
                     "strength": float(strength),
                     "residual": left if several else left[0],

@@ -173,7 +173,7 @@ def test_a_suite_runs_and_prints(tmp_path: Path) -> None:
     assert "eager" in tables.report(content)
 
 
-@pytest.mark.parametrize("name", ["README.md", "benchmarks/NOTES.md"])
+@pytest.mark.parametrize("name", ["docs/operators.md", "benchmarks/NOTES.md"])
 def test_tables_of_texts_are_those_of_the_results(name: str) -> None:
     text = (tables.ROOT / name).read_text()
     assert tables.MARKED.search(text)

@@ -44,7 +44,7 @@ from clipproj.models.encoder import features
 from clipproj.models.heads import find_heads
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Input, Request
+from clipproj.serve.inputs import Item, Job
 
 Run = Callable[..., Any]
 MODELS = {name: one for name, one in FAMILIES.items() if hasattr(transformers, name)}
@@ -583,31 +583,29 @@ def test_a_folder_is_served(engine: Engine, folder: Path) -> None:
     shown = picture(3)
     data = io.BytesIO()
     shown.save(data, "PNG")
-    inputs = (*(Input("text", one) for one in texts), Input("image", data.getvalue()))
-    (answer,) = engine.answer([Request(inputs)])
+    inputs = (*(Item("text", one) for one in texts), Item("image", data.getvalue()))
+    (answer,) = engine.answer([Job(inputs)])
     assert isinstance(answer, Answer), answer
     with torch.no_grad():
         pixels = processor(images=[shown], return_tensors="pt")
         seen = features(model.get_image_features(**pixels))
     want = F.normalize(torch.cat([features_of(model, processor.tokenizer, texts), seen]))
     np.testing.assert_allclose(answer.rows, want.numpy(), atol=1e-5)
-    (classified,) = engine.answer(
-        [Request(inputs[-1:], classes=("cat", "dog"), templates=("a {}",))]
-    )
+    (classified,) = engine.answer([Job(inputs[-1:], classes=("cat", "dog"), templates=("a {}",))])
     classes = embed_classes(model, processor, ["cat", "dog"], ["a {}"]).tensor
     logits = model.logit_scale.detach().exp() * F.normalize(seen) @ classes.T
     np.testing.assert_allclose(classified.probabilities, logits.softmax(1).numpy(), atol=1e-4)
 
 
 def test_the_service_refuses_long_texts_of_a_folder(engine: Engine) -> None:
-    long = Request((Input("text", "a cat and a dog in it"),))
+    long = Job((Item("text", "a cat and a dog in it"),))
     (refused,) = engine.answer([long])
     assert isinstance(refused, ServiceError)
     assert (refused.status, refused.code) == (400, "text_too_long")
-    (cut,) = engine.answer([Request(long.inputs, truncate=True)])
+    (cut,) = engine.answer([Job(long.inputs, truncate=True)])
     assert isinstance(cut, Answer)
     named = {"classes": ("sailing boat",), "templates": ("a {} here",)}
-    (refused,) = engine.answer([Request((Input("text", "a cat"),), **named)])
+    (refused,) = engine.answer([Job((Item("text", "a cat"),), **named)])
     assert (refused.code, refused.param) == ("text_too_long", "classes[0]")
 
 

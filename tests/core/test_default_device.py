@@ -207,13 +207,13 @@ def test_texts_and_pictures(elsewhere: Callable[[], Any], pictures: Path) -> Non
 def test_the_service(elsewhere: Callable[[], Any]) -> None:
     pytest.importorskip("pydantic")
     from clipproj.serve.engine import Engine
-    from clipproj.serve.inputs import Input, Request
+    from clipproj.serve.inputs import Item, Job
     from clipproj.serve.store import Changes, to_bytes
 
     store = {"acme": to_bytes(projector(dim=128))}
     requests = [
-        Request((Input("text", "a cat", "acme", strength=0.5),), receipt=True),
-        Request((Input("text", "a dog"),), classes=("cat", "dog"), templates=("a {}.",)),
+        Job((Item("text", "a cat", ("acme",), strength=0.5),), receipt=True),
+        Job((Item("text", "a dog"),), classes=("cat", "dog"), templates=("a {}.",)),
     ]
 
     def answers() -> list[Any]:

@@ -71,7 +71,7 @@ def test_figures_of_methods_are_those_kept(row: list[str]) -> None:
     name, *cells = row
     keys = ("forget", "retain", "neighbours", "retrieval", "probe", "ranpac", "cosine")
     kinds = [NAMES.get(name, name)]
-    if name.endswith("on pictures · made up"):
+    if name.endswith("on images · made up"):
         kind = name.partition(",")[0].lower()
         kinds = [kind, f"{kind}, synthetic"]
     for i, kind in enumerate(kinds):
@@ -104,7 +104,7 @@ def test_figures_of_several_names_are_those_kept() -> None:
         "generic list, 1.5 for all": "generic, mean, strength 1.5",
         "mean, 1.5 for all": "closed, mean, strength 1.5",
     }
-    rows = table("pictures, names forgotten")
+    rows = table("images, names forgotten")
     assert len(rows) > 15
     for place, edit, *cells in rows:
         title, number = re.fullmatch(r"([^\s,]+).*: (\d+)", place).groups()

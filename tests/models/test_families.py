@@ -199,9 +199,9 @@ def test_an_edit_shows_in_texts_and_pictures_is_verified_and_undone(
         assert torch.equal(rows(head.tower), before)
 
 
-def test_the_table_of_the_readme_is_the_table_of_find_heads() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    lines = [line.split("|")[1:4] for line in readme.splitlines() if line.startswith("| tr")]
+def test_the_table_of_the_docs_is_the_table_of_find_heads() -> None:
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| tr")]
     table = {name: [image, text] for names, image, text in lines
              for name in re.findall(r"`(\w+)`", names)}  # fmt: skip
     assert set(table) == set(TRANSFORMERS)

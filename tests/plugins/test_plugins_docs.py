@@ -25,7 +25,7 @@ def scope(tmp_path: Path) -> dict[str, Any]:
         "bank": bank(),
         "path": str(clip_folder(tmp_path / "clip")),
         "folder": str(tmp_path / "saved"),
-        "pictures": [picture(i, size) for i, size in enumerate((32, 48, 40))],
+        "images": [picture(i, size) for i, size in enumerate((32, 48, 40))],
         "pixel_values": torch.randn(3, 3, 32, 32),
         "input_ids": torch.randint(3, 64, (2, 8)),
     }
@@ -77,5 +77,5 @@ def test_vllm(scope: dict[str, Any]) -> None:
 def test_infinity(scope: dict[str, Any]) -> None:
     plugin_models.infinity()
     run("infinity", scope)
-    vectors = asyncio.run(scope["serve"](scope["pictures"]))
+    vectors = asyncio.run(scope["serve"](scope["images"]))
     assert np.isfinite(np.stack(vectors)).all()

@@ -21,12 +21,12 @@ import clipproj
 from clipproj import reference
 from clipproj.audit import Limits
 from clipproj.checkpoints.checkpoint import load_model
+from clipproj.recipe import Recipe
 from clipproj.serve import parse
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Input, Request
-from clipproj.serve.make import from_file, from_spec
-from clipproj.serve.parse import Spec
+from clipproj.serve.inputs import Item, Job
+from clipproj.serve.make import from_file, from_names
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, describe, from_bytes, to_bytes
 
@@ -84,21 +84,21 @@ def test_each_row_of_a_mixed_batch_has_its_own_projector(
     both = clipproj.union(p["sym1"], p["sym5"])
     mixed = clipproj.compose(clipproj.compose(p["sym1"], p["oblique"]), p["sym2"])
     rows = [  # an input, and what it must be edited by
-        (Input("embedding", given(0), "sym1"), p["sym1"]),
-        (Input("embedding", given(1)), None),
-        (Input("text", "a red circle", "sym2"), p["sym2"].T),
-        (Input("image", png((250, 10, 10)), "oblique"), p["oblique"]),
-        (Input("text", "a fish", "oblique", 0.5), p["oblique"].T),
-        (Input("image", png((10, 10, 250)), "affine"), p["affine"]),
-        (Input("embedding", given(2), "sym5", 0.25), p["sym5"]),
-        (Input("embedding", given(2), "oblique", side="text"), p["oblique"].T),
-        (Input("image", png((10, 200, 10))), None),
-        (Input("embedding", given(3), ("sym1", "sym5")), both),
-        (Input("embedding", given(3), ("sym1", "oblique", "sym2")), mixed),
-        (Input("text", "a cat", ("sym1", "oblique", "sym2")), mixed.T),
+        (Item("embedding", given(0), ("sym1",)), p["sym1"]),
+        (Item("embedding", given(1)), None),
+        (Item("text", "a red circle", ("sym2",)), p["sym2"].T),
+        (Item("image", png((250, 10, 10)), ("oblique",)), p["oblique"]),
+        (Item("text", "a fish", ("oblique",), 0.5), p["oblique"].T),
+        (Item("image", png((10, 10, 250)), ("affine",)), p["affine"]),
+        (Item("embedding", given(2), ("sym5",), 0.25), p["sym5"]),
+        (Item("embedding", given(2), ("oblique",), side="text"), p["oblique"].T),
+        (Item("image", png((10, 200, 10))), None),
+        (Item("embedding", given(3), ("sym1", "sym5")), both),
+        (Item("embedding", given(3), ("sym1", "oblique", "sym2")), mixed),
+        (Item("text", "a cat", ("sym1", "oblique", "sym2")), mixed.T),
     ]
     # three requests whose kinds and sides are interleaved
-    requests = [Request(tuple(one for one, _ in rows[i::3])) for i in range(3)]
+    requests = [Job(tuple(one for one, _ in rows[i::3])) for i in range(3)]
     raw = engine.forward([engine.prepare(request) for request in requests])
     answers = engine.answer(requests)
     for i, answer in enumerate(answers):
@@ -117,13 +117,13 @@ def test_logits_and_probabilities(
 ) -> None:
     classes, templates = ("cat", "dog", "whale"), ("a {}",)
     inputs = (
-        Input("embedding", given(0), "sym1"),
-        Input("text", "a cat", "oblique", 0.5),
-        Input("image", png((250, 10, 10))),
+        Item("embedding", given(0), ("sym1",)),
+        Item("text", "a cat", ("oblique",), 0.5),
+        Item("image", png((250, 10, 10))),
     )
-    request = Request(inputs, True, classes, templates)
-    other = Request(inputs[::-1], False, ("owl", "cat"), templates)
-    same = Request(inputs[1:], False, classes, templates)
+    request = Job(inputs, True, classes, templates)
+    other = Job(inputs[::-1], False, ("owl", "cat"), templates)
+    same = Job(inputs[1:], False, classes, templates)
     texts = clipproj.embed_classes(engine.model, engine.loaded.tokenizer, classes, templates)
     (raw,) = engine.forward([engine.prepare(request)])
     answer, reversed_, shared = engine.answer([request, other, same])
@@ -149,7 +149,7 @@ def test_logits_and_probabilities(
 
 
 def test_a_model_with_a_bias_answers_with_sigmoids(engine: Engine) -> None:
-    request = Request((Input("embedding", given(0)),), False, ("cat", "dog"), ("a {}",))
+    request = Job((Item("embedding", given(0)),), False, ("cat", "dog"), ("a {}",))
     (plain,) = engine.answer([request])
     engine.model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
     try:
@@ -161,32 +161,32 @@ def test_a_model_with_a_bias_answers_with_sigmoids(engine: Engine) -> None:
 
 
 BAD = {
-    "nan": (Input("embedding", np.full(D, np.nan, np.float32)), 400, "invalid_value"),
-    "one inf": (Input("embedding", np.r_[given(0)[1:], np.float32("inf")]), 400, "invalid_value"),
-    "zero": (Input("embedding", np.zeros(D, np.float32)), 400, "invalid_value"),
-    "width": (Input("embedding", given(0)[1:]), 400, "wrong_dimension"),
-    "not a picture": (Input("image", b"GIF89a?"), 400, "invalid_image"),
-    "cut picture": (Input("image", png((1, 2, 3), (200, 200))[:-60]), 400, "invalid_image"),
-    "format": (Input("image", png((1, 2, 3), form="TIFF")), 400, "invalid_image"),
-    "bomb": (Input("image", png((0, 0, 0), (9000, 9000))), 400, "image_too_large"),
+    "nan": (Item("embedding", np.full(D, np.nan, np.float32)), 400, "invalid_value"),
+    "one inf": (Item("embedding", np.r_[given(0)[1:], np.float32("inf")]), 400, "invalid_value"),
+    "zero": (Item("embedding", np.zeros(D, np.float32)), 400, "invalid_value"),
+    "width": (Item("embedding", given(0)[1:]), 400, "wrong_dimension"),
+    "not a picture": (Item("image", b"GIF89a?"), 400, "invalid_image"),
+    "cut picture": (Item("image", png((1, 2, 3), (200, 200))[:-60]), 400, "invalid_image"),
+    "format": (Item("image", png((1, 2, 3), form="TIFF")), 400, "invalid_image"),
+    "bomb": (Item("image", png((0, 0, 0), (9000, 9000))), 400, "image_too_large"),
     # more than twice the pixels that Pillow opens
-    "vast bomb": (Input("image", png((0, 0, 0), (14000, 14000))), 400, "image_too_large"),
-    "strip": (Input("image", png((0, 0, 0), (2000, 1))), 400, "invalid_image"),
-    "long text": (Input("text", "cat " * 60), 400, "text_too_long"),
+    "vast bomb": (Item("image", png((0, 0, 0), (14000, 14000))), 400, "image_too_large"),
+    "strip": (Item("image", png((0, 0, 0), (2000, 1))), 400, "invalid_image"),
+    "long text": (Item("text", "cat " * 60), 400, "text_too_long"),
     # the token of this "!" is 0, which is also what texts are padded with
-    "long text of zeros": (Input("text", "!$ " * 60), 400, "text_too_long"),
-    "no tenant": (Input("embedding", given(0), "nobody"), 404, "tenant_not_found"),
-    "one of two": (Input("embedding", given(0), ("sym1", "nobody")), 404, "tenant_not_found"),
-    "affine text": (Input("text", "a cat", "affine"), 400, "no_text_form"),
+    "long text of zeros": (Item("text", "!$ " * 60), 400, "text_too_long"),
+    "no tenant": (Item("embedding", given(0), ("nobody",)), 404, "tenant_not_found"),
+    "one of two": (Item("embedding", given(0), ("sym1", "nobody")), 404, "tenant_not_found"),
+    "affine text": (Item("text", "a cat", ("affine",)), 400, "no_text_form"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_request_fails_alone(engine: Engine, case: str) -> None:
     bad, status, code = BAD[case]
-    good = Request((Input("embedding", given(7), "sym1"), Input("embedding", given(8))))
+    good = Job((Item("embedding", given(7), ("sym1",)), Item("embedding", given(8))))
     (alone,) = engine.answer([good])
-    before, failed, after = engine.answer([good, Request((good.inputs[0], bad)), good])
+    before, failed, after = engine.answer([good, Job((good.inputs[0], bad)), good])
     assert isinstance(failed, ServiceError)
     assert (failed.status, failed.code) == (status, code)
     assert failed.message.startswith("input 1: ")  # the input is named
@@ -202,14 +202,14 @@ def test_a_picture_is_embedded_as_it_is_shown(engine: Engine) -> None:
     tags = Image.Exif()
     tags[0x112] = 6
     picture.transpose(Image.Transpose.ROTATE_90).save(stored, "PNG", exif=tags)
-    inputs = tuple(Input("image", file.getvalue()) for file in (shown, stored))
-    (answer,) = engine.answer([Request(inputs)])
+    inputs = tuple(Item("image", file.getvalue()) for file in (shown, stored))
+    (answer,) = engine.answer([Job(inputs)])
     np.testing.assert_allclose(answer.rows[0], answer.rows[1], atol=1e-6)
 
 
 def test_a_long_text_can_be_cut(engine: Engine) -> None:
-    inputs = (Input("text", "cat " * 60), Input("text", "cat " * 40))
-    (answer,) = engine.answer([Request(inputs, truncate=True)])
+    inputs = (Item("text", "cat " * 60), Item("text", "cat " * 40))
+    (answer,) = engine.answer([Job(inputs, truncate=True)])
     assert np.array_equal(answer.rows[0], answer.rows[1])
     assert answer.tokens == 48
 
@@ -225,7 +225,7 @@ def test_a_request_that_breaks_the_model_fails_alone(
         return encode(pixels)
 
     monkeypatch.setattr(engine.model, "encode_image", breaks)
-    red, blue = (Request((Input("image", png(c)),)) for c in ((255, 0, 0), (0, 0, 255)))
+    red, blue = (Job((Item("image", png(c)),)) for c in ((255, 0, 0), (0, 0, 255)))
     first, failed, last = engine.answer([blue, red, blue])
     assert isinstance(failed, ServiceError)
     assert (failed.status, failed.code) == (500, "model_failed")
@@ -237,13 +237,13 @@ def test_receipts_say_what_was_applied(
     engine: Engine, projectors: dict[str, clipproj.Projector]
 ) -> None:
     inputs = (
-        Input("embedding", given(0), "sym1"),
-        Input("text", "a cat", "sym2", 1.0),
-        Input("embedding", given(1), "sym1", 0.5),
-        Input("embedding", given(1)),
-        Input("embedding", given(1), ("oblique", "sym5")),
+        Item("embedding", given(0), ("sym1",)),
+        Item("text", "a cat", ("sym2",), 1.0),
+        Item("embedding", given(1), ("sym1",), 0.5),
+        Item("embedding", given(1)),
+        Item("embedding", given(1), ("oblique", "sym5")),
     )
-    (answer,) = engine.answer([Request(inputs, receipt=True)])
+    (answer,) = engine.answer([Job(inputs, receipt=True)])
     first, text, half, none, both = answer.receipts
     p = projectors["sym1"]
     left = float(p.residual(torch.from_numpy(answer.rows[0])))
@@ -270,10 +270,10 @@ def test_receipts_say_what_was_applied(
 
 def test_changes_replace_and_remove(projectors: dict[str, clipproj.Projector]) -> None:
     engine = Engine(load_model(), capacity=8)
-    request = Request((Input("embedding", given(0), "a"),))
+    request = Job((Item("embedding", given(0), ("a",)),))
 
     def hash_of() -> str:
-        (answer,) = engine.answer([Request(request.inputs, receipt=True)])
+        (answer,) = engine.answer([Job(request.inputs, receipt=True)])
         return answer.receipts[0]["hash"]
 
     p, q = projectors["sym1"], projectors["sym5"]
@@ -311,7 +311,7 @@ def test_news_that_comes_late_puts_nothing_back(
         assert len(engine.tenants) == 2
     engine.apply(Changes(2, 0, {"a": to_bytes(q)}, full=True))
     engine.apply(Changes(1, 4, {"a": to_bytes(p)}))  # from the store before the present one
-    request = Request((Input("embedding", given(0), "a"),), receipt=True)
+    request = Job((Item("embedding", given(0), ("a",)),), receipt=True)
     (answer,) = engine.answer([request])
     assert answer.receipts[0]["hash"] == q.content_hash()
     assert (engine.tenants.epoch, engine.tenants.version) == (2, 0)
@@ -329,31 +329,41 @@ def test_combinations_that_fill_the_bank_make_room(
             if i == j:
                 continue
             pair = (f"t{i}", f"t{j}")
-            (answer,) = engine.answer([Request((Input("embedding", given(0), pair),))])
+            (answer,) = engine.answer([Job((Item("embedding", given(0), pair),))])
             both = clipproj.union(*(tenants[name] for name in pair))
             want, _ = expected(torch.from_numpy(given(0))[None], both, None)
             np.testing.assert_allclose(answer.rows[0], want.numpy(), atol=2e-6)
 
 
+LIFTED = Limits(1, 1)  # of a tiny model, made for six names
+
+
+def tenant(forget: str, keep: tuple[str, ...] | None = None, **options: Any) -> Recipe:
+    """With one short template."""
+    templates = options.pop("templates", ("a {}",))
+    return Recipe((forget,), keep or (), templates, command="make", **options)
+
+
 def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
     loaded = load_model(str(model))  # tiny, and not the embedded one: it has no list of its own
-    lifted = Limits(1, 1)  # it was made for six names, not for a thousand
-    made = from_spec(loaded, Spec(("cat",), templates=("a {}",), limits=lifted), 10_000)
+    made = from_names(loaded, tenant("cat", limits=LIFTED), 10_000)
     keep = made.provenance["keep"]["names"]
     assert len(keep) > 900
     assert "cat" not in keep
     assert made.provenance["parameters"]["contrast"] == "mean"
     assert float(made.strength) == 1.5
-    closed = Spec(("cat",), ("dog", "owl"), ("a {}",), "ccup", keep_weight=1.0, strength=0.5)
-    made = from_spec(loaded, closed, 10_000)
+    closed = tenant(
+        "cat", ("dog", "owl"), method="ccup", options={"keep_weight": 1.0}, strength=0.5
+    )
+    made = from_names(loaded, closed, 10_000)
     assert made.provenance["parameters"] == {"forget_weight": 10.0, "keep_weight": 1.0}
     assert float(made.strength) == 0.5
     for spec in (
-        Spec(("cat",), ("cat",), ("a {}",)),
-        Spec(("cat",), templates=("a {}",) * 11),  # of a thousand names
+        tenant("cat", ("cat",)),
+        tenant("cat", templates=("a {}",) * 11),  # of a thousand names
     ):
         with pytest.raises(ServiceError) as refused:
-            from_spec(loaded, spec, 10_000)
+            from_names(loaded, spec, 10_000)
         assert refused.value.status == 400
 
 
@@ -363,13 +373,12 @@ def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
 ) -> None:
     pytest.importorskip("rich")
     from clipproj.cli.erase import erase
-    from clipproj.recipe import Recipe as Job
 
     names, lifted = ["gi_raffe"], Limits(1, 1)  # of no picture folder: embedded as it is given
-    theirs = erase(Job(names, templates=("a {}",), limits=lifted)).projector
+    theirs = erase(Recipe(names, templates=("a {}",), limits=lifted)).projector
     body = {"forget": names, "templates": ["a {}"], "max_loss": 1, "max_found": 1}
     spec = parse.spec(json.dumps(body).encode(), Settings())
-    made = from_spec(engine.loaded, spec, 10_000)
+    made = from_names(engine.loaded, spec, 10_000)
     assert made.content_hash() == theirs.content_hash()
     assert made.provenance["forget"] == theirs.provenance["forget"]
     assert spec == parse.spec(json.dumps(body | {"forget": [" gi  raffe"]}).encode(), Settings())
@@ -377,14 +386,14 @@ def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
 
 def test_classes_are_embedded_in_one_spelling(engine: Engine) -> None:
     spelt, plain = ("red_panda", " owl"), ("red panda", "owl")
-    requests = [Request((Input("text", "a"),), classes=names) for names in (spelt, plain)]
+    requests = [Job((Item("text", "a"),), classes=names) for names in (spelt, plain)]
     one, other = (engine.classes(request) for request in requests)
     assert torch.equal(one, other)
     assert requests[0].classes == spelt  # as the answer has them
 
 
 def test_the_embedded_models_names_are_known_in_any_spelling(engine: Engine) -> None:
-    made = from_spec(engine.loaded, Spec(("Ice_Cream",), templates=("a {}",)), 10_000)
+    made = from_names(engine.loaded, tenant("Ice_Cream"), 10_000)
     keep = made.provenance["keep"]["names"]
     assert "cat" in keep
     assert "ice cream" not in keep
@@ -394,16 +403,16 @@ def test_a_projector_that_costs_too_much_is_refused_and_a_good_one_tells_its_pri
     model: Path,
 ) -> None:
     loaded = load_model(str(model))
-    weak = Spec(("cat",), ("dog", "owl"), ("a {}",), strength=0.05)
+    weak = tenant("cat", ("dog", "owl"), strength=0.05)
     with pytest.raises(ServiceError, match=r"^refused: Of the forgotten names 100") as refused:
-        from_spec(loaded, weak, 10_000)
+        from_names(loaded, weak, 10_000)
     assert (refused.value.status, refused.value.code) == (422, "edit_refused")
     assert refused.value.message.endswith(
         "What may help: strength 1. max_loss and max_found set the limits."
     )
-    allowed = from_spec(loaded, replace(weak, limits=Limits(1, 1)), 10_000)
+    allowed = from_names(loaded, replace(weak, limits=LIFTED), 10_000)
     assert describe("acme", allowed)["measured"]["found"]["after"] > 0.5
-    good = from_bytes(to_bytes(from_spec(loaded, replace(weak, strength=None), 10_000)))
+    good = from_bytes(to_bytes(from_names(loaded, replace(weak, strength=None), 10_000)))
     measured = describe("acme", good)["measured"]
     assert measured["found"] == {"before": 1, "after": 0, "of": 2, "on": "mixture of texts"}
 
@@ -412,7 +421,7 @@ def test_what_the_served_model_forgot_before_is_not_kept(model: Path) -> None:
     loaded = load_model(str(model))
     history = {"forget": {"names": ["goldfish"]}}
     clipproj.edit(loaded.model, clipproj.Projector(torch.eye(16)[:1], provenance=history))
-    made = from_spec(loaded, Spec(("cat",), templates=("a {}",), limits=Limits(1, 1)), 10_000)
+    made = from_names(loaded, tenant("cat", limits=LIFTED), 10_000)
     keep = made.provenance["keep"]["names"]
     assert len(keep) > 900
     assert "goldfish" not in keep
@@ -449,41 +458,41 @@ def test_an_integer_too_large_for_a_float_is_refused() -> None:
 
 def test_prompts_that_the_model_would_cut_are_refused(engine: Engine) -> None:
     long = "dog " * 90
-    request = Request((Input("text", "a cat"),), classes=("cat", long), templates=("a {}.",))
+    request = Job((Item("text", "a cat"),), classes=("cat", long), templates=("a {}.",))
     (refused,) = engine.answer([request])
     assert (refused.status, refused.code, refused.param) == (400, "text_too_long", "classes[1]")
-    for spec in (Spec((long,), ("cat",), ("a {}",)), Spec(("cat",), ("dog", long), ("a {}",))):
+    for spec in (tenant(long, ("cat",)), tenant("cat", ("dog", long))):
         with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in 'a \{\}' has 9\d tokens"):
-            from_spec(engine.loaded, spec, 10_000)
+            from_names(engine.loaded, spec, 10_000)
 
 
 def test_a_strength_replaces_that_of_each_part_or_is_refused(engine: Engine) -> None:
     x = given(3)
     for names in (("sym1", "sym2"), ("sym1", "oblique")):  # of strengths 1 and 1.5; of two kinds
-        (refused,) = engine.answer([Request((Input("embedding", x, names, 1.0),))])
+        (refused,) = engine.answer([Job((Item("embedding", x, names, 1.0),))])
         assert (refused.status, refused.param) == (400, "input[0].strength")
-    (answer,) = engine.answer([Request((Input("embedding", x, ("sym1", "sym5"), 0.5),))])
+    (answer,) = engine.answer([Job((Item("embedding", x, ("sym1", "sym5"), 0.5),))])
     both = clipproj.union(*(engine.tenants._forms["image"][n].projector for n in ("sym1", "sym5")))
     want, _ = expected(torch.from_numpy(x)[None], both, 0.5)
     np.testing.assert_allclose(answer.rows[0], want.numpy(), atol=2e-6)
 
 
 def test_a_strength_above_one_is_for_one_direction(engine: Engine) -> None:
-    for names, fine in (("sym1", True), ("sym2", False), (("sym1", "sym5"), False)):
-        (answer,) = engine.answer([Request((Input("embedding", given(3), names, 1.5),))])
+    for names, fine in ((("sym1",), True), (("sym2",), False), (("sym1", "sym5"), False)):
+        (answer,) = engine.answer([Job((Item("embedding", given(3), names, 1.5),))])
         assert isinstance(answer, Answer) == fine
         if not fine:
             assert (answer.status, answer.param) == (400, "input[0].strength")
             assert "where reflections cross, got 1.5" in answer.message
     both = ("namesa", "namesb")  # of a single name each, and 1.5, as against names in general
-    (refused,) = engine.answer([Request((Input("embedding", given(3), both),))])
+    (refused,) = engine.answer([Job((Item("embedding", given(3), both),))])
     assert "at most 1 for the 2 directions of namesa, namesb" in refused.message
-    (answer,) = engine.answer([Request((Input("embedding", given(3), both, 1.0),))])
+    (answer,) = engine.answer([Job((Item("embedding", given(3), both, 1.0),))])
     assert isinstance(answer, Answer)
 
 
 def test_receipts_of_affine_projectors_claim_nothing(engine: Engine) -> None:
-    request = Request((Input("embedding", given(4), "affine"),), receipt=True)
+    request = Job((Item("embedding", given(4), ("affine",)),), receipt=True)
     (answer,) = engine.answer([request])
     assert answer.receipts[0]["residual"] is answer.receipts[0]["before"] is None
     assert answer.receipts[0]["hash"]
@@ -509,16 +518,16 @@ def test_tenants_that_fit_are_taken_in_whatever_was_there_before() -> None:
     gone: dict[str, bytes | None] = dict.fromkeys(engine.tenants._forms["image"])
     large = {f"b{i}": rank(31, 90 + i) for i in range(2)}
     apply(large | gone)  # those to come before those to go
-    request = Request((Input("embedding", given(0), "b1"), Input("embedding", given(1), "b0")))
+    request = Job((Item("embedding", given(0), ("b1",)), Item("embedding", given(1), ("b0",))))
     (answer,) = engine.answer([request])
     assert isinstance(answer, Answer)
     assert len(engine.tenants) == 2
 
 
 def test_dimensions_other_than_the_models_are_refused(engine: Engine) -> None:
-    inputs = (Input("embedding", given(0), "sym1"), Input("text", "a cat"))
+    inputs = (Item("embedding", given(0), ("sym1",)), Item("text", "a cat"))
     plain, same, fewer, more = engine.answer(
-        [Request(inputs, dimensions=n) for n in (None, D, D // 2, 2 * D)]
+        [Job(inputs, dimensions=n) for n in (None, D, D // 2, 2 * D)]
     )
     assert np.array_equal(same.rows, plain.rows)
     for refused in (fewer, more):
@@ -527,20 +536,20 @@ def test_dimensions_other_than_the_models_are_refused(engine: Engine) -> None:
 
 
 def test_the_drawings_class_is_not_kept_in_another_spelling(engine: Engine) -> None:
-    made = from_spec(engine.loaded, Spec(("Ice_Cream",), templates=("a {}",)), 10_000)
+    made = from_names(engine.loaded, tenant("Ice_Cream"), 10_000)
     keep = made.provenance["keep"]["names"]
     assert len(keep) == 53
     assert "ice cream" not in keep
 
 
 def test_inputs_that_would_cost_too_much_or_mean_nothing(engine: Engine) -> None:
-    (refused,) = engine.answer([Request((Input("embedding", np.full(D, 1e-14, np.float32)),))])
+    (refused,) = engine.answer([Job((Item("embedding", np.full(D, 1e-14, np.float32)),))])
     assert refused.status == 400
     assert "longer than" in refused.message
     picture = io.BytesIO()
     Image.new("L", (6000, 6000)).save(picture, "PNG")  # 36 million pixels in 40 kB
-    many = tuple(Input("image", picture.getvalue()) for _ in range(6))
-    (refused,) = engine.answer([Request(many)])
+    many = tuple(Item("image", picture.getvalue()) for _ in range(6))
+    (refused,) = engine.answer([Job(many)])
     assert (refused.status, refused.code) == (400, "image_too_large")
     with pytest.raises(ServiceError, match="at most 2048 letters"):
         parse.embeddings(json.dumps({"input": "a" * 3000}).encode(), Settings())

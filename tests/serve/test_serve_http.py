@@ -27,7 +27,7 @@ from serving import ADMIN, Client, answered, error, png, rows
 from clipproj import Projector, demo, nullspace, reference
 from clipproj.checkpoints.checkpoint import load_model
 from clipproj.serve.engine import Engine
-from clipproj.serve.inputs import Input, Request
+from clipproj.serve.inputs import Item, Job
 from clipproj.serve.settings import Settings, digest
 from clipproj.serve.store import Changes, from_bytes, to_bytes
 
@@ -400,7 +400,7 @@ def test_a_replica_that_does_not_hear_from_the_store_answers_nothing() -> None:
     replica.batches = ThreadPoolExecutor(1)
     replica.engine = Engine(load_model())
     replica.engine.apply(Changes(1, 1, {"t": to_bytes(Projector(torch.eye(1, D)))}))
-    request = Request((Input("embedding", np.ones(D, np.float32), "t"),))
+    request = Job((Item("embedding", np.ones(D, np.float32), ("t",)),))
     batch = [(replica.engine.prepare(request), None)] * 2
     answers = asyncio.run(Replica._batch(replica, batch))
     assert [(one.status, one.code) for one in answers] == [(503, "store_unreachable")] * 2

@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("pydantic")
 
 from clipproj.audit import Limits
+from clipproj.recipe import Recipe
 from clipproj.serve import parse
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Request
+from clipproj.serve.inputs import Job
 from clipproj.serve.settings import Settings
 
 SETTINGS = Settings()
@@ -22,15 +23,15 @@ DATA = bytes(range(256)) + b"\xff\xfe"  # as base64 with + and /, and one digit 
 TWO = bytes.fromhex("fbff")  # "+/8="
 
 
-def embeddings(**body: Any) -> tuple[Request, str]:
+def embeddings(**body: Any) -> tuple[Job, str]:
     return parse.embeddings(json.dumps({"input": "a cat"} | body).encode(), SETTINGS)
 
 
-def spec(**body: Any) -> parse.Spec:
+def spec(**body: Any) -> Recipe:
     return parse.spec(json.dumps({"forget": ["cat"]} | body).encode(), SETTINGS)
 
 
-def classify(**body: Any) -> tuple[Request, int | None]:
+def classify(**body: Any) -> tuple[Job, int | None]:
     return parse.classify(json.dumps({"input": "a"} | body).encode(), SETTINGS)
 
 
