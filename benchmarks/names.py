@@ -145,7 +145,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:
-        p = make("names", Task(forget, keep, kind != "generic"), method("names", None))
+        p = make("names", Task(forget, keep, closed=kind != "generic"), method("names", None))
     seen = compare(samples, samples.edited(p), names, probe=False)
     told = {"closed": kind != "generic"}
     judged = judge(p, forget, keep, **told, pictures=seen)

@@ -41,7 +41,7 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
-    source = {"images": "other classes of the images", "given": "given", "generic": "generic names"}
+    source = {"images": "other image classes", "given": "given", "generic": "generic names"}
     screen = console()
     screen.print(
         Text.assemble(

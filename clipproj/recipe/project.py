@@ -32,7 +32,7 @@ def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Projecto
         have["empty"] = embedder.empty()
     if "embed" in needs:
         have["embed"] = embedder.for_method
-    task = Task(forget, texts.keep, texts.closed, recipe.tower, **have)
+    task = Task(forget, texts.keep, closed=texts.closed, side=recipe.tower, **have)
     return make(recipe.command, task, method, options, recipe.strength)
 
 

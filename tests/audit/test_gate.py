@@ -12,12 +12,10 @@ import torch.nn.functional as F
 
 from clipproj import Embeddings, Projector, load, nullspace
 from clipproj.audit import Judgement, Limits, compare, judge
-from clipproj.audit.images import Pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoints.state import WEIGHTS, read_edits
-from clipproj.cli import erase as job
 from clipproj.cli.erase import erase
-from clipproj.recipe import resolve
+from clipproj.recipe import resolve, run
 
 ALL = Limits(1, 1)
 
@@ -300,9 +298,8 @@ def test_a_name_spelt_much_like_a_folder_is_no_other_class(ask: Callable[..., An
     with pytest.warns(UserWarning, match="no images of 'cats'"):
         outcome = erase(ask("cats", keep=["cat", "dog"], out=None))
     assert outcome.forget.names == ("cats",)
-    folders = Pictures((), torch.empty(0, dtype=torch.int64), ("Cat", "Dog"))
     with pytest.raises(ValueError, match="got 'cats', which is close to 'Cat'"):
-        resolve(ask("cats"), None, folders)
+        resolve(ask("cats"), None, ("Cat", "Dog"))
 
 
 def test_what_an_earlier_edit_forgot_is_not_kept(ask: Callable[..., Any], tmp_path) -> None:
@@ -344,7 +341,7 @@ def test_forms_of_a_name_are_looked_for_in_texts(ask: Callable[..., Any]) -> Non
 def test_more_names_than_dimensions_are_refused_before_work(
     ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "embed_classes", lambda *a, **k: pytest.fail("texts were embedded"))
+    monkeypatch.setattr(run, "embed", lambda *a, **k: pytest.fail("texts were embedded"))
     names = [f"thing {i}" for i in range(16)]
     with pytest.raises(ValueError, match=r"names must be fewer than the 16 dimensions .* got 16"):
         erase(ask(*names, images=None, out=None))

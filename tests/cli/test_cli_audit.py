@@ -200,7 +200,7 @@ def test_domains_are_told_by_file_names(run: Run, usual: list[str]) -> None:
     assert [r["forget_after"]["value"] for r in rows] == [0, 0]
     missing = run(*args, "--domain", "0.*=first")
     assert missing.exit_code == 2
-    assert "domain must cover every picture, got none for" in missing.stdout
+    assert "domain must cover every image, got none for" in missing.stdout
     assert "needs to be told" in json.loads(run(*args).stdout)["audits"]["domains"]["lead"]
 
 

@@ -21,8 +21,9 @@ from clipproj.checkpoints.state import CONFIG, WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.output import Output
+from clipproj.editing.edit import Edit
 from clipproj.editing.receipt import Receipt, Verdict
-from clipproj.recipe import Recipe
+from clipproj.recipe import Recipe, run
 
 
 def test_the_output_must_not_be_the_model(ask: Callable[..., Recipe], model: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_folder_where_a_file_is_to_be_is_found_before_the_work(
     (request.out / FILES["undo"]).unlink()
     (request.out / FILES["undo"]).mkdir()
     before = tree(request.out)
-    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
+    monkeypatch.setattr(run, "embed", None)  # would be called if it came to that
     with pytest.raises(ValueError, match=r"out must have no folder .* got .*undo.safetensors"):
         erase(ask("dog"))
     assert tree(request.out) == before
@@ -326,7 +327,7 @@ def test_whatever_cannot_be_written_nothing_is(
     owner, name = {
         "checkpoint": (job, "save_model"),
         "projector": (Projector, "save"),
-        "undo": (job.Edit, "save_undo"),
+        "undo": (Edit, "save_undo"),
         "receipt": (Receipt, "save"),
         "report": (job.report, "write_report"),
     }[what]
@@ -340,7 +341,7 @@ def test_room_is_asked_for_before_the_work(
     ask: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
-    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
+    monkeypatch.setattr(run, "embed", None)  # would be called if it came to that
     with pytest.raises(OSError, match=r"needs \d+ MiB on the disk .* which has 0") as error:
         erase(ask("cat"))
     assert error.value.errno == errno.ENOSPC

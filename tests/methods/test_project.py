@@ -23,7 +23,7 @@ def make(
 ) -> Projector:
     one = method("make", name)
     options = check_options("make", one, options)
-    return made_by("make", Task(forget, keep, closed), one, options, strength)
+    return made_by("make", Task(forget, keep, closed=closed), one, options, strength)
 
 
 def lists(m: int, seed: int = 2) -> Embeddings:

@@ -137,7 +137,7 @@ def test_a_name_that_erase_would_refuse_is_named_by_its_place(name: Any) -> None
 
 def test_names_have_one_spelling_but_in_answers() -> None:
     made = spec(forget=[" red_panda"], keep=["polar  bear"])
-    assert (made.forget, made.keep) == (("red panda",), ("polar bear",))
+    assert (made.names, made.keep) == (("red panda",), ("polar bear",))
     assert classify(classes=["red_panda", "owl"])[0].classes == ("red_panda", "owl")
 
 
