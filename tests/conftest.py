@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES
+from projectors import MAKES, D, symmetric
 
-from clipproj import _C
+from clipproj import _C, Projector, ProjectorBank
 
 torch.set_num_threads(1)  # matrices here are small: a busy pool costs more than it gives
 
@@ -134,3 +135,22 @@ def edited(run: Callable[..., Any], usual: list[str]) -> Path:
     """The output folder of an erased cat."""
     assert run("erase", "cat", *usual).exit_code == 0
     return Path("clipproj-out")
+
+
+# Projectors and a bank of them (projectors.py).
+
+
+@pytest.fixture
+def bank() -> ProjectorBank:
+    """One projector of each kind, and one of no direction."""
+    bank = ProjectorBank(D, capacity=32)
+    for name, make in MAKES.items():
+        bank.add(name, make())
+    bank.add("empty", symmetric(0))
+    return bank
+
+
+@pytest.fixture
+def projectors() -> dict[str, Projector]:
+    """What `bank` holds, by name."""
+    return {name: make() for name, make in MAKES.items()} | {"empty": symmetric(0)}

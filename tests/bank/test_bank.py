@@ -10,23 +10,11 @@ import threading
 import pytest
 import torch
 from cases import DTYPES, assert_bits, factor_dtype
-from test_projector import D, affine, oblique, rows, symmetric
+from projectors import NAMES, D, affine, oblique, rows, symmetric
 
 import clipproj
 from clipproj import _C, Projector, ProjectorBank
 from clipproj.bank import BankFull
-
-MAKES = {"a": symmetric, "b": oblique, "c": affine, "d": lambda: symmetric(2, strength=1.5)}
-NAMES = ["a", None, "b", "c", "a", "d", None, "empty"]
-
-
-@pytest.fixture
-def bank():
-    bank = ProjectorBank(D, capacity=32)
-    for name, make in MAKES.items():
-        bank.add(name, make())
-    bank.add("empty", symmetric(0))
-    return bank
 
 
 def each(projectors, names, x, strength=None, normalize=False):
@@ -37,11 +25,6 @@ def each(projectors, names, x, strength=None, normalize=False):
         s = None if strength is None else strength[i]
         out.append(p(x[i], s, normalize))
     return torch.stack(out)
-
-
-@pytest.fixture
-def projectors():
-    return {name: make() for name, make in MAKES.items()} | {"empty": symmetric(0)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -22,7 +22,7 @@ import transformers
 from families import FAMILIES, WIDTH
 from plugin_models import clip_folder, picture, projector
 from safetensors import safe_open
-from test_families import WORDS, hugging_face_tokenizer
+from word_tokenizers import WORDS, hugging_face_tokenizer
 
 import clipproj
 from clipproj import RecordedEdit, edit, edits, embed_classes, undo

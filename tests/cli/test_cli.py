@@ -14,7 +14,6 @@ import sys
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from threading import Semaphore
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import Run
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -35,8 +35,6 @@ from clipproj.editing.receipt import Verdict
 from clipproj.models.text import Embeddings
 from clipproj.recipe import run as carrying_out
 from clipproj_command import OutputError
-
-Run = Callable[..., Any]  # a result with exit_code, stdout, stderr, exception
 
 
 def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path: Path) -> None:

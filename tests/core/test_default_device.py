@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from command import Run
 from editing import bits, projector
 from families import FAMILIES, ROWS, WIDTH
 from plugin_models import clip_folder
-from test_cli import Run
 from torch import Tensor
 
 import clipproj

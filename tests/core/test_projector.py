@@ -7,44 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from projectors import KINDS, D, affine, basis, by_hand, oblique, rows, symmetric
 from safetensors.torch import load_file, save_file
 
 import clipproj
 from clipproj import Projector, files
-
-D = 24
-
-
-def basis(k, d=D, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(k, d, generator=g, dtype=torch.float64).T)[0].T
-
-
-def symmetric(k=3, **options):
-    return Projector(basis(k), **options)
-
-
-def oblique(k=3, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    return Projector(torch.randn(k, D, generator=g), torch.randn(k, D, generator=g) / D)
-
-
-def affine(k=3):
-    p = oblique(k)
-    return Projector(p.read, p.write, torch.linspace(-1, 1, k))
-
-
-KINDS = [symmetric, oblique, affine, lambda: symmetric(strength=1.5), lambda: symmetric(0)]
-
-
-def rows(*shape, dtype=torch.float32):
-    return torch.randn(*shape, D, generator=torch.Generator().manual_seed(7)).to(dtype)
-
-
-def by_hand(p, x, s=None):
-    s = p.strength.double() if s is None else s
-    c = 0 if p.offset is None else p.offset.double()
-    return x.double() - s * ((x.double() @ p.read.double().T - c) @ p.write.double())
 
 
 @pytest.mark.parametrize("make", KINDS)

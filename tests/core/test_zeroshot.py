@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from cases import assert_bits, factor_dtype
 from editing import projector
 from families import FAMILIES, WIDTH
-from test_bank import MAKES, NAMES, bank, projectors  # noqa: F401  fixtures
-from test_projector import D, affine, oblique, rows, symmetric
+from projectors import NAMES, D, affine, oblique, rows, symmetric
 
 import clipproj
 from clipproj import ProjectorBank, ZeroShotHead
@@ -37,7 +36,7 @@ def test_logits_are_those_of_the_formula(classes, make, dtype, bias):
         assert held is None or held.dtype == torch.float32
 
 
-def test_rows_of_a_bank_get_the_logits_of_their_own(classes, bank, projectors):  # noqa: F811
+def test_rows_of_a_bank_get_the_logits_of_their_own(classes, bank, projectors):
     head, x = ZeroShotHead(classes, bank, scale=100.0), rows(len(NAMES))
     logits = head(x, bank.index(NAMES))
     for i, name in enumerate(NAMES):

@@ -73,7 +73,7 @@ def test_shows_what_is_printed(tmp_path, monkeypatch):
 
     def lines(text):
         text = text.replace("\N{NO-BREAK SPACE}", " ")
-        text = re.sub(r"[\d.]+ \ws *$", "TIME", text, flags=re.MULTILINE)
+        text = re.sub(r" +[\d.]+ \ws *$", " TIME", text, flags=re.MULTILINE)
         return [line for line in map(str.rstrip, text.splitlines()) if line]
 
     assert lines(shown) == lines(printed)[: len(lines(shown))]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 import clipproj
 from clipproj.checkpoints.checkpoint import load_model
@@ -19,16 +16,6 @@ from clipproj.projector import Projector
 
 DOC = Path(__file__).parents[2] / "docs" / "compile.md"
 WIDTH, SIZE = 128, 64  # of the embedded model: its features and its pictures
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Nothing compiled before a test, and no gradients in it; for the files that import this."""
-    torch._dynamo.reset()
-    counters.clear()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
 
 
 def sections() -> dict[str, str]:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from embeddings import CIFAR, cone, vitb32
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import CIFAR, cone, vitb32
 
 from clipproj import nullspace
 from clipproj.methods import hull

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import D, cone, texts
+from embeddings import D, cone, texts
 
 import clipproj
 from clipproj import Embeddings, ccup, nullspace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_methods import cone, texts
+from embeddings import cone, texts
 
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import compare, stand_ins

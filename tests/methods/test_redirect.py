@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import CIFAR, cone, texts, vitb32
+from embeddings import CIFAR, cone, texts, vitb32
 from torch import nn
 
 import clipproj

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_methods import cone, texts
+from embeddings import cone, texts
 
 from clipproj import Embeddings, methods
 from clipproj.methods.contrast import CONTRASTS

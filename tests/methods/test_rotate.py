@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from test_methods import CIFAR, D, cone, texts, vitb32
+from embeddings import CIFAR, D, cone, texts, vitb32
 
 import clipproj
 from clipproj import ccup, compose, nullspace

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
@@ -20,14 +19,12 @@ from editing import bits, projector
 from families import FAMILIES, Family
 from PIL import Image
 from torch import Tensor, nn
+from word_tokenizers import NAMES, hugging_face_tokenizer, one_tensor
 
 import clipproj
 from clipproj.audit.images import Pictures, image_features
 from clipproj.models.encoder import encode, picture_inputs
 from clipproj.models.heads import TRANSFORMERS, find_heads
-
-NAMES = ["cat", "small sports car", "teapot"]  # of different lengths: some are padded
-WORDS = ["<bos>", "<pad>", "<eos>", "<unk>", *" ".join(NAMES).split()]
 
 
 def build(family: Family) -> nn.Module:
@@ -40,26 +37,6 @@ def build(family: Family) -> nn.Module:
             elif parameter.ndim and not parameter.any():  # layers that begin as nothing
                 parameter.fill_(1)
     return model
-
-
-def hugging_face_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A real one over a handful of words, with the special tokens of families.py."""
-    ids = {word: i for i, word in enumerate(WORDS)}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 2)]
-    )
-    special = {f"{kind}_token": f"<{kind}>" for kind in ("pad", "bos", "eos", "unk")}
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, model_max_length=16, **special
-    )
-
-
-def one_tensor(texts: list[str]) -> Tensor:
-    """As open_clip's tokenizers: of one length, the end has the highest number."""
-    rows = [[62, *(WORDS.index(word) for word in text.split()), 63] for text in texts]
-    return torch.tensor([row + [0] * (8 - len(row)) for row in rows])
 
 
 def to_pixels(image: Image.Image) -> Tensor:

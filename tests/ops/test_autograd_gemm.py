@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import HALF, OPTIONS, factors, features
-from test_autograd import TRANSFORMS, dual_tangent, index_of, plain, spans_of
+from derivatives import TRANSFORMS, dual_tangent, index_of, plain, spans_of
 from torch import Tensor, func
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional

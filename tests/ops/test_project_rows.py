@@ -290,7 +290,7 @@ def test_a_flag_changes_no_bits_and_stays_down(device: str, dtype: torch.dtype) 
         assert flag.item() == raised
 
 
-# The CPU's refusals of what only the run can know; those of a GPU are in test_cuda_errors.py.
+# The CPU's refusals of what only the run can know; those of a GPU are in tests/cuda.
 
 
 def refused(x: Tensor, given_bank: dict[str, Tensor], text: str) -> None:

@@ -6,7 +6,6 @@ package is absent skip: the `bench` extra has them all.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -14,19 +13,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peers
+import peers_fold  # noqa: F401  each registers its peers
+import peers_project  # noqa: F401
+import peers_projected_norm  # noqa: F401
 import pytest
+import results
+import shapes
+import tables
 import torch
 
 ROOT = Path(__file__).parents[2]
-# Behind this folder, which has files of the same names, and before installed packages.
-sys.path.insert(sys.path.index(str(ROOT / "tests")) + 1, str(ROOT / "benchmarks"))
 
-peers = importlib.import_module("peers")
-results = importlib.import_module("results")
-shapes = importlib.import_module("shapes")
-tables = importlib.import_module("tables")
-for op in ("project", "projected_norm", "fold"):
-    importlib.import_module(f"peers_{op}")
 
 CONTESTANTS = [
     pytest.param(op, name, dim, id=f"{op}-{name}{'-linear' if dim == 0 else ''}")

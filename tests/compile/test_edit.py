@@ -7,7 +7,6 @@ import recipes
 import torch
 from editing import bits
 from families import FAMILIES
-from recipes import fresh_compiler  # noqa: F401
 from torch import nn
 from torch._dynamo.utils import counters
 

@@ -9,7 +9,6 @@ import recipes
 import torch
 from editing import projector
 from families import FAMILIES
-from recipes import fresh_compiler  # noqa: F401
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 

@@ -1,24 +1,22 @@
-"""docs/methods.md: its commands exist, its Python runs, its figures are those that were kept."""
+"""docs/methods.md: its Python runs, its figures are those that were kept."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
-from pathlib import Path
+from functools import partial
 
+import documents
 import pytest
 import torch
 import torch.nn.functional as F
-import typer
+from documents import ROOT
 
 import clipproj
 from clipproj import audit
 from clipproj.audit.suite import AUDITS
-from clipproj.cli.app import app
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+PAGE = ROOT / "docs/methods.md"
 KEPT = json.loads((ROOT / "benchmarks/results/forgetting.json").read_text(encoding="utf-8"))
 NAMES = {  # as the page calls them, where it does not as the table
     "nullspace, plain (the paper's)": "nullspace, plain",
@@ -32,22 +30,7 @@ NAMES = {  # as the page calls them, where it does not as the table
     "Lip": "lip",
     "LEACE, told every label": "leace",
 }
-
-
-def table(heading: str) -> list[list[str]]:
-    """The rows of the table whose heading starts so."""
-    lines = TEXT[TEXT.index(f"| {heading}") :].splitlines()[2:]
-    end = next(i for i, line in enumerate(lines) if not line)
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in lines[:end]]
-
-
-def test_commands_and_their_options_exist() -> None:
-    commands = {c.name: c for c in typer.main.get_command(app).commands.values()}
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL):
-        for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            known = {name for p in commands[words[1]].params for name in p.opts}
-            assert {word for word in words if word.startswith("--")} <= known
+table = partial(documents.table, PAGE)
 
 
 def test_python_runs() -> None:
@@ -57,7 +40,7 @@ def test_python_runs() -> None:
     samples = audit.Samples(rows.repeat(3, 1), torch.arange(4).repeat(3), classes)
     p = clipproj.nullspace(classes.select(["a"]), classes.drop(["a"]))
     scope = {"clipproj": clipproj, "p": p, "samples": samples}
-    for block in re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL):
+    for block in documents.blocks(PAGE, "python"):
         exec(block, scope)
     assert scope["tuned"].met
 

@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from test_cli import Run
+from command import Page, Run
 
 import clipproj
 from clipproj.audit import AUDITS, Samples, evaluate, suite
 from clipproj.cli.inputs import in_domains
 
 QUICK = ["--only", "accuracy", "--only", "drift", "--only", "leak"]
-
-
-class Page(HTMLParser):
-    """Ids, links to them, and everything that would be loaded."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.ids, self.every, self.links, self.loads, self.text = [], [], [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        if "id" in found:
-            self.every.append(found["id"])
-        if "id" in found and tag == "section":
-            self.ids.append(found["id"])
-        if (found.get("href") or "").startswith("#") and tag == "a":
-            self.links.append(found["href"][1:])
-        for name in ("src", "href", "xlink:href"):
-            value = found.get(name) or ""
-            if value and not value.startswith(("#", "data:")):
-                self.loads.append(value)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_every_audit_has_a_page_and_numbers(run: Run, usual: list[str]) -> None:

@@ -407,7 +407,7 @@ def test_a_replica_that_does_not_hear_from_the_store_answers_nothing() -> None:
 
 
 def test_the_load_test_finds_no_wrong_row(client: Client, tenants: dict[str, Projector]) -> None:
-    from test_serve_load import load
+    import serve_load as load
 
     known = client.http.get("/v1/tenants").json()
     sizes = {"rows": 600, "per_request": 8, "clients": 4, "rounds": 2, "tenants": 8}

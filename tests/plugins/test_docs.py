@@ -12,6 +12,7 @@ import plugin_models
 import pytest
 import torch
 from plugin_models import bank, clip_folder, picture, projector
+from vllm_pooler import EmbeddingPoolerHead, Metadata, Params, Pooler, PoolerNormalize
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -63,8 +64,6 @@ def test_sentence_transformers(scope: dict[str, Any]) -> None:
 
 
 def test_vllm(scope: dict[str, Any]) -> None:
-    from test_plugins_vllm import EmbeddingPoolerHead, Metadata, Params, Pooler, PoolerNormalize
-
     scope["PoolingParams"] = Params
     scope["pooler"] = Pooler(EmbeddingPoolerHead(None, torch.float32, PoolerNormalize()))
     run("vllm", scope)

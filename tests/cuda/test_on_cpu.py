@@ -12,26 +12,18 @@ import pytest
 import torch
 from cases import HALF, OPTIONS, assert_bits, assert_reference, factors, features
 from cuda_on_cpu import build
+from cuda_on_cpu.inputs import DEVICES, HALF_KERNEL, PATHS, SEEDS, layouts, poisoned
 from torch import Tensor
 from torch.nn import functional
 
 from clipproj import reference
 
-# By which kernel: the rows of its tile, 0 for the plain one, 17 for project_half_kernel.
-HALF_KERNEL = 17
-PATHS = [(torch.float32, rows) for rows in (0, 16, 32)]
-PATHS += [(half, rows) for half in HALF for rows in (0, 16, HALF_KERNEL, 32, 48)]
 each_path = pytest.mark.parametrize(("dtype", "rows"), PATHS, ids=lambda one: str(one))
 
 ROWS = [1, 3, 17, 200]
 DIMS = [1, 2, 7, 33, 256, 500, 512, 640, 768, 1024, 1152]
 RANKS = [0, 1, 3, 8, 16, 50, 64, 100]
-SEEDS = range(8)
 LEAST_SPLIT = 256  # kLeastSplit of project_plan.h
-
-
-def poisoned(x: Tensor) -> Tensor:
-    return torch.full_like(x, torch.nan)
 
 
 def shapes(d: int) -> Iterator[tuple[int, int]]:
@@ -86,19 +78,6 @@ def test_measuring_writes_lengths_only(
     assert_lengths(norm, x, rows, **given)
     library.project(x, **given, out=poisoned(x), norm=beside, rows=rows, normalize=True)
     assert_bits(norm, beside)
-
-
-def layouts(dtype: torch.dtype, d: int) -> dict[str, Tensor]:
-    block = features(40, 2 * d, dtype)
-    return {
-        "slice": block[1:34, 3 : 3 + d],
-        "slice of whole packs": block[1:34, 8 : 8 + d],
-        "every other": block[:, 1::2],
-        "every other row": block[::2, 1 : 1 + d],
-        "transposed": features(d, 33, dtype).T,
-        "transposed slice": features(2 * d, 40, dtype)[1 : 1 + d, 2:35].T,
-        "one column": features(d, 5, dtype)[:, 2][None],
-    }
 
 
 @each_path
@@ -221,15 +200,6 @@ def test_rows_of_any_length(library: build.Library, dtype: torch.dtype, rows: in
         out = poisoned(x)
         library.project(x, **given, out=out, rows=rows, normalize=True)
         assert_reference(out, x, **given, normalize=True)
-
-
-DEVICES = {
-    "sm_75": build.Device(7, 40, 65536, 65536),
-    "sm_80": build.Device(8, 108, 166912, 167936),
-    "sm_86": build.Device(8, 84, 101376, 102400),
-    "sm_90": build.Device(9, 132, 232448, 233472),
-    "sm_120": build.Device(12, 170, 101376, 102400),
-}
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)

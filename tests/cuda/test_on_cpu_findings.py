@@ -10,8 +10,7 @@ import pytest
 import torch
 from cases import assert_bits, factors, features
 from cuda_on_cpu import build
-from test_cuda_on_cpu import HALF_KERNEL, PATHS, SEEDS, poisoned
-from test_cuda_on_cpu_rows import BANKED, ROOM, Bank, random_index
+from cuda_on_cpu.inputs import BANKED, HALF_KERNEL, PATHS, ROOM, SEEDS, Bank, poisoned, random_index
 from torch import Tensor
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "cuda"

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torch.multiprocessing
-from test_projector import D, rows
+from projectors import D, rows
 
 from clipproj import Projector, ProjectorBank, ops
 

@@ -4,7 +4,7 @@ import threading
 import time
 
 import torch
-from test_projector import D, oblique, symmetric
+from projectors import D, oblique, symmetric
 
 from clipproj import ProjectorBank
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import Run
-from test_cli_audit import Page
+from command import Page, Run
 
 from clipproj.compare import comparison
 from clipproj.compare.comparison import BASE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -12,21 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu
+import gpu_cases
+import gpu_clock
+import gpu_fused
+import gpu_grid
+import gpu_tables
+import peers
 import pytest
+import results
+import tables
 import torch
-from test_benchmarks import ROOT  # also makes its imports find the suite
+from shapes import Shape
 
-gpu = importlib.import_module("gpu")
-gpu_cases = importlib.import_module("gpu_cases")
-gpu_clock = importlib.import_module("gpu_clock")
-gpu_fused = importlib.import_module("gpu_fused")
-gpu_grid = importlib.import_module("gpu_grid")
-gpu_tables = importlib.import_module("gpu_tables")
-peers = importlib.import_module("peers")
-results = importlib.import_module("results")
-tables = importlib.import_module("tables")
-Shape = importlib.import_module("shapes").Shape
-
+ROOT = Path(__file__).parents[2]
 CEILINGS = {
     "copy_gb_per_s": 3000.0,
     "read_gb_per_s": 2800.0,

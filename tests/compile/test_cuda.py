@@ -11,7 +11,6 @@ import recipes
 import torch
 from cases import assert_bits
 from editing import projector
-from recipes import fresh_compiler  # noqa: F401
 from torch import Tensor
 from torch._dynamo.utils import counters
 

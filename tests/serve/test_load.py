@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import serve_load as load
 import torch
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("pydantic")
 
-ROOT = Path(__file__).parents[2]
-# Behind this folder, which has files of the same names, and before installed packages.
-sys.path.insert(sys.path.index(str(ROOT / "tests")) + 1, str(ROOT / "benchmarks"))
-load = importlib.import_module("serve_load")
 
 D, TENANTS = 64, 12
 

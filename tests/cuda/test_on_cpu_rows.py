@@ -2,68 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from cases import assert_bits, assert_reference, features
 from cuda_on_cpu import build
-from test_cuda_on_cpu import DEVICES, HALF_KERNEL, PATHS, SEEDS, layouts, poisoned
+from cuda_on_cpu.inputs import (
+    BANKED,
+    DEVICES,
+    NAN,
+    ROOM,
+    SEEDS,
+    WIDEST,
+    Bank,
+    layouts,
+    poisoned,
+    random_index,
+)
 from torch import Tensor
 from torch.nn import functional
 
-# project_wide_kernel comes without banks.
-BANKED = [
-    (dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or rows in (0, HALF_KERNEL)
-]
 each_path = pytest.mark.parametrize(("dtype", "rows"), BANKED, ids=lambda one: str(one))
 
 RANKS = [3, 0, 8, 1, 16, 50, 64, 100]
-ROOM, WIDEST = 128, 4096  # kRoom, kWidest of project_plan.h
 BAD = [9, 2**31 - 1, -2, -(2**31)]  # as index of a bank of fewer projectors
-NAN = float("nan")
-
-
-@dataclass
-class Bank:
-    """Projectors of some ranks. Directions between them belong to nobody and are NaN: a kernel
-    that reads one tells."""
-
-    read: Tensor
-    write: Tensor
-    offset: Tensor
-    spans: Tensor
-
-    @classmethod
-    def random(cls, ranks: list[int], d: int) -> Bank:
-        gaps = [1 + i % 3 for i in range(len(ranks))]
-        starts = [sum(ranks[:i]) + sum(gaps[: i + 1]) for i in range(len(ranks))]
-        k = sum(ranks) + sum(gaps) + 1
-        read, write, offset = (torch.full(size, NAN) for size in [(k, d), (k, d), (k,)])
-        for start, rank in zip(starts, ranks, strict=True):
-            own = slice(start, start + rank)
-            read[own] = torch.randn(rank, d) / d**0.5
-            write[own] = torch.randn(rank, d) / d**0.5
-            offset[own] = torch.randn(rank)
-        spans = torch.tensor([*zip(starts, ranks, strict=True)], dtype=torch.int32)
-        return cls(read, write, offset, spans.reshape(-1, 2))
-
-    def given(self, index: Tensor) -> dict[str, Tensor]:
-        return {**vars(self), "index": index}
-
-    def alone(self, which: int) -> dict[str, Tensor]:
-        """What the operator of one projector takes for this one, -1 for none."""
-        start, rank = (0, 0) if which == -1 else self.spans[which].tolist()
-        own = slice(start, start + rank)
-        return {"read": self.read[own], "write": self.write[own], "offset": self.offset[own]}
 
 
 def indices(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
-
-
-def random_index(n: int, m: int) -> Tensor:
-    return torch.randint(-1, m, (n,), dtype=torch.int32)
 
 
 @each_path

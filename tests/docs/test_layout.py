@@ -1,0 +1,39 @@
+"""Where tests keep what they share: in tests/helpers and conftest.py, never in each other."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+FILES = sorted(TESTS.rglob("test_*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The names of all modules that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_no_test_file_imports_another() -> None:
+    names = {path.stem for path in FILES} | {"conftest"}
+    found = {
+        f"{path.relative_to(TESTS)} imports {module}"
+        for path in [*FILES, *(TESTS / "helpers").rglob("*.py"), *TESTS.rglob("conftest.py")]
+        for module in imported(path)
+        if names & {*module.split(".")}
+    }
+    assert found == set()
+
+
+def test_a_file_does_not_repeat_its_folder() -> None:
+    found = [
+        str(path.relative_to(TESTS))
+        for path in FILES
+        if path.stem.startswith(f"test_{path.parent.name}_")
+    ]
+    assert found == []

@@ -1,0 +1,88 @@
+"""Inputs for the CUDA kernels on the CPU: which kernels there are, devices, layouts, banks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from cases import HALF, features
+from cuda_on_cpu.build import Device
+from torch import Tensor
+
+# By which kernel: the rows of its tile, 0 for the plain one, 17 for project_half_kernel.
+HALF_KERNEL = 17
+PATHS = [(torch.float32, rows) for rows in (0, 16, 32)]
+PATHS += [(half, rows) for half in HALF for rows in (0, 16, HALF_KERNEL, 32, 48)]
+SEEDS = range(8)
+
+
+def poisoned(x: Tensor) -> Tensor:
+    return torch.full_like(x, torch.nan)
+
+
+def layouts(dtype: torch.dtype, d: int) -> dict[str, Tensor]:
+    block = features(40, 2 * d, dtype)
+    return {
+        "slice": block[1:34, 3 : 3 + d],
+        "slice of whole packs": block[1:34, 8 : 8 + d],
+        "every other": block[:, 1::2],
+        "every other row": block[::2, 1 : 1 + d],
+        "transposed": features(d, 33, dtype).T,
+        "transposed slice": features(2 * d, 40, dtype)[1 : 1 + d, 2:35].T,
+        "one column": features(d, 5, dtype)[:, 2][None],
+    }
+
+
+DEVICES = {
+    "sm_75": Device(7, 40, 65536, 65536),
+    "sm_80": Device(8, 108, 166912, 167936),
+    "sm_86": Device(8, 84, 101376, 102400),
+    "sm_90": Device(9, 132, 232448, 233472),
+    "sm_120": Device(12, 170, 101376, 102400),
+}
+
+
+# project_wide_kernel comes without banks.
+BANKED = [
+    (dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or rows in (0, HALF_KERNEL)
+]
+ROOM, WIDEST = 128, 4096  # kRoom, kWidest of project_plan.h
+NAN = float("nan")
+
+
+@dataclass
+class Bank:
+    """Projectors of some ranks. Directions between them belong to nobody and are NaN: a kernel
+    that reads one tells."""
+
+    read: Tensor
+    write: Tensor
+    offset: Tensor
+    spans: Tensor
+
+    @classmethod
+    def random(cls, ranks: list[int], d: int) -> Bank:
+        gaps = [1 + i % 3 for i in range(len(ranks))]
+        starts = [sum(ranks[:i]) + sum(gaps[: i + 1]) for i in range(len(ranks))]
+        k = sum(ranks) + sum(gaps) + 1
+        read, write, offset = (torch.full(size, NAN) for size in [(k, d), (k, d), (k,)])
+        for start, rank in zip(starts, ranks, strict=True):
+            own = slice(start, start + rank)
+            read[own] = torch.randn(rank, d) / d**0.5
+            write[own] = torch.randn(rank, d) / d**0.5
+            offset[own] = torch.randn(rank)
+        spans = torch.tensor([*zip(starts, ranks, strict=True)], dtype=torch.int32)
+        return cls(read, write, offset, spans.reshape(-1, 2))
+
+    def given(self, index: Tensor) -> dict[str, Tensor]:
+        return {**vars(self), "index": index}
+
+    def alone(self, which: int) -> dict[str, Tensor]:
+        """What the operator of one projector takes for this one, -1 for none."""
+        start, rank = (0, 0) if which == -1 else self.spans[which].tolist()
+        own = slice(start, start + rank)
+        return {"read": self.read[own], "write": self.write[own], "offset": self.offset[own]}
+
+
+def random_index(n: int, m: int) -> Tensor:
+    return torch.randint(-1, m, (n,), dtype=torch.int32)
