@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from clipproj.audit.registry import audits
 from clipproj.cli import options, terminal
 from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
-    from clipproj.audit.suite import Finding
+    from clipproj.audit.suite import AuditResult
     from clipproj.cli.inputs import Source
     from clipproj.models.text import Embeddings
     from clipproj.projector import Projector
@@ -79,8 +80,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="AUDIT",
-            help="accuracy, tune, tagging, retrieval, paraphrase, recover, relearn, leak, "
-            "relevance, domains, drift or calibration; repeat. Default: all.",
+            help=f"{', '.join(audits())}; repeat. Default: all.",
             rich_help_panel=options.HOW,
         ),
     ] = None,
@@ -98,7 +98,7 @@ def audit(
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Measure what an edit did and what it did not: twelve audits, each with a page.
+    """Measure what an edit did and what it did not: an audit a page.
 
     The edit is applied to features; the model itself stays as it is. Writes audit.html and
     audit.json.
@@ -125,7 +125,7 @@ def audit(
         command="audit",
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
-        source, edit, findings = run(
+        source, edit, results = run(
             recipe,
             features=features,
             only=only,
@@ -136,9 +136,9 @@ def audit(
         )
     with terminal.done(recipe.out):
         if as_json:
-            print(json.dumps(_as_dict(source, edit, findings) | {"notes": notes}, indent=2))
+            print(json.dumps(_as_dict(source, edit, results) | {"notes": notes}, indent=2))
         else:
-            _show(findings, recipe.out)
+            _show(results, recipe.out)
 
 
 def run(
@@ -150,16 +150,18 @@ def run(
     seed: int = 0,
     save_features: Path | None = None,
     progress: Any = None,
-) -> tuple[Source, Projector, list[Finding]]:
+) -> tuple[Source, Projector, list[AuditResult]]:
     """The command without a terminal. Raises as `erase` and `suite.audit` do."""
     from clipproj.audit import suite
     from clipproj.audit.cache import Journal
+    from clipproj.audit.registry import AuditInput
     from clipproj.cli import inputs
     from clipproj.projector import load
     from clipproj.recipe import Embedder, Texts, check, check_known, project, resolve, silent
     from clipproj.recipe.record import OF_A_MODEL
     from clipproj.report.page import need_charts
     from clipproj.report.pages import write_pages
+    from clipproj.report.sections import kept, page_of
 
     say = progress or silent
     need_charts()
@@ -190,8 +192,8 @@ def run(
         _check_same_space(edit, classes, recipe.force)
     if save_features is not None:
         source.samples.save(save_features)
-    findings = suite.audit(
-        suite.Subject(
+    results = suite.audit(
+        AuditInput(
             samples=source.samples,
             projector=edit,
             forget=names.forget,
@@ -203,6 +205,7 @@ def run(
             seed=seed,
         ),
         only,
+        words=kept,
         journal=Journal(recipe.out / "audits.jsonl"),
         progress=lambda done, total: say("audits", done, total),
     )
@@ -216,14 +219,14 @@ def run(
 
     write_pages(
         recipe.out / "audit.html",
-        [finding.page for finding in findings],
+        [page_of(one) for one in results],
         title=f"Erasing {listed(names.forget)}: the audits",
         eyebrow="clipproj audit",
         facts=facts,
     )
     with atomic(recipe.out / "audit.json") as part:
-        part.write_text(json.dumps(_as_dict(source, edit, findings), indent=2), encoding="utf-8")
-    return source, edit, findings
+        part.write_text(json.dumps(_as_dict(source, edit, results), indent=2), encoding="utf-8")
+    return source, edit, results
 
 
 def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
@@ -238,7 +241,9 @@ def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None
         edit.require_model("audit", classes.head_hash, model=model, otherwise=otherwise)
 
 
-def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[str, Any]:
+def _as_dict(source: Source, edit: Projector, results: list[AuditResult]) -> dict[str, Any]:
+    from clipproj.report.sections import page_of
+
     return {
         "source": source.about,
         "projector": edit.content_hash(),
@@ -247,16 +252,19 @@ def _as_dict(source: Source, edit: Projector, findings: list[Finding]) -> dict[s
         "rank": edit.rank,
         "strength": round(float(edit.strength), 6),
         "audits": {
-            f.key: {"title": f.page.title, "lead": f.page.lead, "numbers": f.numbers}
-            for f in findings
+            one.key: {"title": page.title, "lead": page.lead, "numbers": one.numbers}
+            for one, page in ((one, page_of(one)) for one in results)
         },
     }
 
 
-def _show(findings: list[Finding], out: Path) -> None:
+def _show(results: list[AuditResult], out: Path) -> None:
+    from clipproj.report.sections import page_of
+
     screen = terminal.console()
-    for finding in findings:
-        screen.print(Text(finding.page.title, style="bold"))
-        screen.print(Text(finding.page.lead, style="yellow" if finding.skipped else ""))
+    for one in results:
+        page = page_of(one)
+        screen.print(Text(page.title, style="bold"))
+        screen.print(Text(page.lead, style="yellow" if one.refused else ""))
         screen.print()
     screen.print(Text(f"written to {out}: audit.html, audit.json"))

@@ -12,6 +12,7 @@ from clipproj.cli.output import Output
 from clipproj.editing.receipt import verify
 from clipproj.recipe import Outcome, Progress, Recipe, forget, prepare, silent
 from clipproj.report import report
+from clipproj.report.sections import gate
 
 FILES = {
     "checkpoint": WEIGHTS,
@@ -88,8 +89,8 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             files={f"edited model, as {loaded.library} loads it": loaded.weights} | ABOUT,
             undo_command=outcome.undo_command,
             texts=outcome.judged.texts,
-            alarms=outcome.judged.alarms,
-            notes=outcome.judged.notes,
+            alarms=gate.alarms(outcome.judged),
+            notes=gate.notes(outcome.judged),
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

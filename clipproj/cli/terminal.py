@@ -38,6 +38,7 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
     from clipproj.report import tables
     from clipproj.report.formatting import listed
+    from clipproj.report.sections import gate
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
@@ -54,14 +55,14 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         )
     )
     judged = outcome.judged
-    if judged.alarms:
+    if alarms := gate.alarms(judged):
         what = "Refused" if judged.refused else "This edit is not good"
-        screen.print(Text(f"{what}. {' '.join(judged.alarms)}", style="bold red"))
-        if judged.advice:
-            screen.print(Text(f"What may help: {'; '.join(judged.advice)}.", style="red"))
+        screen.print(Text(f"{what}. {' '.join(alarms)}", style="bold red"))
+        if advice := gate.advice(judged):
+            screen.print(Text(f"What may help: {'; '.join(advice)}.", style="red"))
     measured = outcome.comparison or judged.texts
     screen.print(tables.table(measured, outcome.edit_seconds, judged.texts))
-    for note in judged.notes:
+    for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
     style = "green" if outcome.verdict else "bold red"
     screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))

@@ -23,6 +23,7 @@ from clipproj.audit.tradeoff import area
 from clipproj.compare.task import Contender, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal, refusal
 
 HALVES = 2
 TOP = 10  # pictures a query for the class's text brings up
@@ -81,8 +82,8 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     elsewhere: accuracy on each other data set.
     rank, distance (Frobenius norm of the edit's matrix less the identity), seconds to make it.
 
-    A method that refuses the class (ValueError when made), or needs what is not at hand or not
-    installed, has {"refused": why}.
+    A method that refuses the class (`clipproj.refusal.Refusal` when made), or needs what is not at
+    hand or not installed, has {"refused": why}; any other error of it is a bug and is raised.
     """
     missing = [need for need in contender.needs if not _at_hand(field, need)]
     if missing:
@@ -91,8 +92,8 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     started = time.perf_counter()
     try:
         made = _made(field, contender, forget, seed)
-    except (ValueError, ImportError) as error:
-        return {"refused": str(error)}
+    except (Refusal, ImportError) as error:
+        return {"refused": refusal(error)}
     seconds = (time.perf_counter() - started) / len(made)
     parts = []
     for edit, rows in made:

@@ -28,6 +28,7 @@ from clipproj.recipe.names import Names, resolve, without_earlier
 from clipproj.recipe.project import project, scaled
 from clipproj.recipe.record import Recipe, check, check_rank
 from clipproj.recipe.texts import Embedder, Progress, Texts, embed, silent
+from clipproj.report.sections import gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +130,8 @@ class Outcome:
             "scores": measured,
             "texts": evaluate.as_dict(self.judged.texts, every=False),
             "refused": self.judged.refused,
-            "measured": self.judged.as_dict(),
-            "advice": list(self.judged.advice),
+            "measured": gate.as_dict(self.judged),
+            "advice": list(gate.advice(self.judged)),
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -203,7 +204,7 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
         comparison = evaluate.compare(before, after, texts.gone)
     judged = judged_edit(recipe, texts, handle.projector, ready.earlier, comparison)
     handle.record["loss"] = max(0.0, judged.price.loss - judged.price.spent)
-    projector.provenance |= {"measured": judged.as_dict()}  # of this strength, on this model
+    projector.provenance |= {"measured": gate.as_dict(judged)}  # of this strength, on this model
     return Outcome(
         model=loaded.name,
         tower=recipe.tower,

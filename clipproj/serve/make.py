@@ -20,6 +20,7 @@ from clipproj.recipe import (
     resolve,
     without_earlier,
 )
+from clipproj.report.sections import gate
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, bad
 from clipproj.serve.inputs import check_prompts
@@ -44,10 +45,13 @@ def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
     if judged.refused:
-        help = f" What may help: {'; '.join(judged.advice)}." if judged.advice else ""
-        text = f"refused: {' '.join(judged.alarms)}{help} max_loss and max_found set the limits."
+        advice = gate.advice(judged)
+        help = f" What may help: {'; '.join(advice)}." if advice else ""
+        text = (
+            f"refused: {' '.join(gate.alarms(judged))}{help} max_loss and max_found set the limits."
+        )
         raise ServiceError(422, text, None, "edit_refused")
-    made.provenance |= {"measured": judged.as_dict()}
+    made.provenance |= {"measured": gate.as_dict(judged)}
     return made
 
 
