@@ -30,3 +30,23 @@ class Refusal(ValueError):
     def text(self) -> str:
         """The message without its operation."""
         return self.why if self.argument is None else f"{self.argument} {self.why}"
+
+
+def refusal(error: ValueError | ImportError) -> str:
+    """The message of an error that refuses: a Refusal, or an extra that is not installed.
+
+    Any other is a bug, which must not look like a refusal: it is raised again.
+
+    Example:
+        >>> try:
+        ...     projector = method(task)
+        ... except (Refusal, ImportError) as error:
+        ...     refused = refusal(error)
+    """
+    root = error
+    while isinstance(root.__cause__, ImportError):  # "install clipproj[audit]", from what it lacks
+        root = root.__cause__
+    foreign = isinstance(root, ModuleNotFoundError) and not str(root.name).startswith("clipproj")
+    if isinstance(error, Refusal) or foreign:
+        return str(error)
+    raise error

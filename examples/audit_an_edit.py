@@ -3,7 +3,7 @@
 import open_clip
 
 import clipproj
-from clipproj import audit, demo
+from clipproj import audit, demo, report
 
 place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the package
 model, _, preprocess = open_clip.create_model_and_transforms(place)
@@ -15,14 +15,16 @@ projector = clipproj.nullspace(forget, keep, "hull")
 # From names alone, before anything is written: may it be done? `clipproj erase` refuses what may
 # not. Mixtures of two class texts stand in for pictures.
 verdict = audit.judge(projector, forget, keep, closed=True)
-print("refused:", verdict.refused, *verdict.alarms, *verdict.notes)
+print(f"refused: {verdict.refused}, the others lose {verdict.price.loss:.1%}")
 
 pictures = audit.load_pictures(demo.pictures_dir())
 features = audit.image_features(model, preprocess, pictures)
 samples = audit.Samples.of_pictures(features, pictures, texts)
-subject = audit.Subject(samples, projector, ("cat",))
+given = audit.AuditInput(samples, projector, ("cat",))
 
 # accuracy: the class, all others, the nearest of them, and a probe. retrieval: search. recover: do
 # classifiers find the class in edited features? (They do.) Without `only` all of them are run.
-for finding in audit.audit(subject, only=["accuracy", "retrieval", "recover", "drift"]):
-    print(f"\n{finding.page.title}\n{finding.page.lead}")
+only = ["accuracy", "retrieval", "recover", "drift"]
+for result in audit.audit(given, only, words=report.kept):
+    page = report.page_of(result)
+    print(f"\n{page.title}\n{page.lead}")

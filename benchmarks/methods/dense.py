@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from clipproj.refusal import Refusal
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -27,7 +29,7 @@ class Dense:
         if m.ndim != 2 or m.shape[0] != m.shape[1]:
             raise ValueError(f"Dense: matrix must be [d, d], got {list(m.shape)}")
         if not m.isfinite().all():
-            raise ValueError("Dense: matrix must be finite, got a NaN or inf")
+            raise Refusal("Dense", "matrix", "must be finite, got a NaN or inf")
         if self.side not in ("image", "text"):
             raise ValueError(f'Dense: side must be "image" or "text", got {self.side!r}')
         object.__setattr__(self, "matrix", m.detach())

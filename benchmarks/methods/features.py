@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.refusal import Refusal
+
 if TYPE_CHECKING:
     from clipproj.compare.task import Task
 
@@ -67,17 +69,17 @@ def to_learn(op: str, task: Task, classes: Classes, synthetic: bool) -> Tensor:
 def forgotten_pictures(op: str, task: Task) -> Tensor:
     """[n] bool: which of the fit pictures are of a class to forget.
 
-    Raises ValueError without pictures to learn from, or with none of these classes.
+    Raises Refusal without pictures to learn from, or with none of these classes.
     """
     if task.fit is None:
-        raise ValueError(f"{op}: task.fit must be labelled pictures, got None")
+        raise Refusal(op, "task.fit", "must be labelled pictures, got None")
     # Other forms of a name (plurals, synonyms) have a text of their own and no class.
     known = [name for name in task.forget.names if name in task.fit.names]
     shown = task.fit.of(known) if known else torch.zeros(len(task.fit), dtype=torch.bool)
     if not shown.any():
         names = ", ".join(map(repr, task.forget.names[:3]))
-        raise ValueError(
-            f"{op}: task.fit must have pictures of what is forgotten, got none of {names}"
+        raise Refusal(
+            op, "task.fit", f"must have pictures of what is forgotten, got none of {names}"
         )
     return shown
 

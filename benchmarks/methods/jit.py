@@ -36,7 +36,7 @@ _SAMPLES = 10 * COUNT  # seen at most
 
 def make(task: Task, *, synthetic: bool = False) -> Dense:
     """The map that JiT trains, from pictures of the class or (without any, or if asked) made-up
-    ones. ValueError for pictures among which none is of the class."""
+    ones. Refusal for pictures among which none is of the class."""
     classes = Classes.of(task)
     rows = to_learn("jit", task, classes, synthetic)
     generator = torch.Generator().manual_seed(task.seed + 1)

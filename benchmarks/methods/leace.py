@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clipproj import Projector, from_leace
+from clipproj.refusal import Refusal
 
 from .features import forgotten_pictures
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def make(task: Task) -> Projector:
     """An affine Projector of rank at most m, for features as the model gives them.
 
-    Raises ValueError without pictures, with none of the class or none of others; ImportError
+    Raises Refusal without pictures, with none of the class or none of others; ImportError
     without concept-erasure.
     """
     try:
@@ -34,7 +35,7 @@ def make(task: Task) -> Projector:
 
     shown = forgotten_pictures("leace", task)
     if shown.all():
-        raise ValueError("leace: task.fit must have pictures of kept classes, got none")
+        raise Refusal("leace", "task.fit", "must have pictures of kept classes, got none")
     rows = [task.fit.names.index(n) for n in task.forget.names if n in task.fit.names]
     concept = (task.fit.labels[:, None] == torch.tensor(rows)).double()
     return from_leace(LeaceFitter.fit(task.fit.features.double(), concept).eraser)

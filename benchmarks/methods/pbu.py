@@ -34,7 +34,7 @@ _BATCH = 64
 
 def make(task: Task, *, synthetic: bool = False) -> Dense:
     """The map that PBU trains, from pictures of the class or (without any, or if asked) made-up
-    ones. ValueError for pictures among which none is of the class."""
+    ones. Refusal for pictures among which none is of the class."""
     classes = Classes.of(task)
     rows = to_learn("pbu", task, classes, synthetic)
     _, fisher = gradient_and_fisher(classes, rows)

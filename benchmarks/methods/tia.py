@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipproj.refusal import Refusal
+
 from .dense import Dense
 
 if TYPE_CHECKING:
@@ -42,9 +44,9 @@ _FALL, _MORE, _TRIES = 0.7, 0.05, 10  # the code tries 100 times
 
 
 def make(task: Task, renormalize: bool = True) -> Dense:
-    """The map of text features that TIA trains. ValueError without the text of the empty prompt."""
+    """The map of text features that TIA trains. Refusal without the text of the empty prompt."""
     if task.empty is None:
-        raise ValueError("tia: task.empty must be the empty prompt's text, got None")
+        raise Refusal("tia", "task.empty", "must be the empty prompt's text, got None")
     forget, keep = task.forget.tensor.float().cpu(), task.keep.tensor.float().cpu()
     generator = torch.Generator().manual_seed(task.seed)
     target = _away(task.empty.float().cpu(), forget, keep, generator)

@@ -1,4 +1,4 @@
-"""What an edit did and what it did not: audits of one edit, and methods side by side."""
+"""What an edit did and what it did not, in numbers; their words are in `clipproj.report`."""
 
 from clipproj.audit.calibration import calibration
 from clipproj.audit.domains import domains
@@ -19,48 +19,41 @@ from clipproj.audit.paraphrase import paraphrase
 from clipproj.audit.probe import probe_recall
 from clipproj.audit.ranpac import RanPAC
 from clipproj.audit.recover import recover
+from clipproj.audit.registry import Audit, AuditInput, audits
 from clipproj.audit.relearn import relearn
 from clipproj.audit.relevance import relevance
 from clipproj.audit.retrieval import retrieval, wrong_side
 from clipproj.audit.samples import Samples
 from clipproj.audit.standins import stand_ins
 from clipproj.audit.stats import Measured
-from clipproj.audit.suite import AUDITS, Subject, audit
+from clipproj.audit.suite import AuditResult, audit
 from clipproj.audit.tagging import tagging
 from clipproj.audit.tradeoff import area
 from clipproj.audit.tune import Tuned, text_proxies, tune
-from clipproj.compare.comparison import known_classes
-from clipproj.compare.task import Contender, Task
-from clipproj.compare.trial import Field
-from clipproj.report.page import Page
-from clipproj.report.report import write_report
 
 __all__ = [
-    "AUDITS",
+    "Audit",
+    "AuditInput",
+    "AuditResult",
     "Comparison",
-    "Contender",
     "CurvePoint",
-    "Field",
     "Judgement",
     "Limits",
     "Measured",
-    "Page",
     "Pictures",
     "RanPAC",
     "Samples",
     "Scores",
-    "Subject",
-    "Task",
     "Tuned",
     "area",
     "audit",
+    "audits",
     "calibration",
     "compare",
     "domains",
     "drift",
     "image_features",
     "judge",
-    "known_classes",
     "leak",
     "load_pictures",
     "nearest",
@@ -77,6 +70,5 @@ __all__ = [
     "tagging",
     "text_proxies",
     "tune",
-    "write_report",
     "wrong_side",
 ]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, listed, percent
-from clipproj.report.page import Page, Table
 
 
 @dataclass(frozen=True)
@@ -43,25 +42,6 @@ class DomainsResult:
     forget: tuple[str, ...]
     domains: tuple[Domain, ...]
 
-    def page(self) -> Page:
-        """The matrix as a page of a report."""
-        seen = [d for d in self.domains if d.forget_before.n]
-        names = listed(self.forget)
-        lead = f"No domain has a picture of {names}: where it went was not measured."
-        if seen:
-            told = (
-                f"{d.name}, {percent(d.forget_before)} to {percent(d.forget_after)} of "
-                f"{count(d.forget_after.n, 'picture')}"
-                for d in sorted(seen, key=lambda d: d.forget_after - d.forget_before)
-            )
-            lead = f"Accuracy on {names}, where it fell most first: {'; '.join(told)}."
-        columns = ("domain", "forgotten before %", "after %", "others before %", "after %")
-        rows = tuple(
-            (d.name, d.forget_before, d.forget_after, d.retain_before, d.retain_after)
-            for d in self.domains
-        )
-        return Page("domains", "Domain by domain", lead, (Table(columns, rows),))
-
 
 def domains(samples: Samples, edit: Edit, forget: Sequence[str]) -> DomainsResult:
     """Accuracy on forgotten and other classes before and after, in each domain of the pictures.
@@ -88,3 +68,12 @@ def domains(samples: Samples, edit: Edit, forget: Sequence[str]) -> DomainsResul
         for name, i in of.items()
     )
     return DomainsResult(tuple(forget), found)
+
+
+AUDIT = Audit(
+    key="domains",
+    title="Domain by domain",
+    place=100,
+    run=lambda given: domains(*given.edit),
+    needs={"domains": "needs to be told which picture is of which domain"},
+)

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from clipproj.audit.calibration import log_probabilities
 from clipproj.audit.groups import class_groups
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import cosine, count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
 
 _ROUNDING = 1e-40  # of rows that do not differ, relative to (sum |x|^2)^2
-_SHARES = [i / 20 for i in range(21)]
+SHARES = [i / 20 for i in range(21)]
 
 
 @dataclass(frozen=True)
@@ -62,64 +61,6 @@ class DriftResult:
     neighbours: tuple[str, ...]
     side: str
     moved: dict[str, Moved]
-
-    def page(self) -> Page:
-        """The audit in a report."""
-        rows = tuple(
-            (name, one.cosine, one.length, one.shortest, one.longest, one.cka, one.agreement,
-             one.divergence)
-            for name, one in self.moved.items()
-        )  # fmt: skip
-        near = ""
-        if self.neighbours:
-            near = f" Neighbours are pictures of {listed(self.neighbours, 5)}."
-        table = Table(
-            ("rows", "cosine", "length", "shortest", "longest", "CKA", "same answer %", "KL, nats"),
-            rows,
-            "Each compares after with before: 1, 1, 1, 1, 1, 100 % and 0 are no change. Length is "
-            "relative. CKA is the likeness of how rows lie to each other, KL how far the "
-            f"probabilities of the classes moved.{near}",
-        )
-        series = {
-            name: (_SHARES, one.cosines)
-            for name, one in self.moved.items()
-            if not math.isnan(one.cosines[0])
-        }
-        figure = lines(
-            series,
-            "share of rows",
-            "cosine between before and after, at most",
-            alt="Cosines between rows before and after the edit, from the lowest to the highest.",
-            caption="Cosines between before and after, from the row that moved most.",
-            y_range=None,
-        )
-        figures = (figure,) if series else ()
-        return Page("drift", "Drift", self._lead(), (table,), figures)
-
-    def _lead(self) -> str:
-        kept, gone = self.moved["retained pictures"], self.moved["forgotten pictures"]
-        rows, what = kept, "Retained pictures"
-        if self.side == "text":
-            rows, what = (
-                self.moved["kept texts"],
-                "No picture moves, as the edit is of texts. Kept texts",
-            )
-        lead = "There is no retained picture: its drift was not measured."
-        if kept.agreement.n:
-            lead = (
-                f"{what} keep a mean cosine of {cosine(rows.cosine)} with what they were. "
-                f"{percent(kept.agreement)} of {count(kept.agreement.n, 'retained picture')} keep "
-                "their answer, right or wrong."
-            )
-        elif self.side == "text":
-            lead = "There is no retained picture, and no picture moves: the edit is of texts."
-        if gone.agreement.n and self.side == "image":
-            lead += (
-                f" Pictures of {listed(self.forget)} keep a mean cosine of {cosine(gone.cosine)}: "
-                "the edit moves them, and what it leaves of each may still tell the class, aligned "
-                f"with {either(self.forget, 'its text', 'their texts')} or not."
-            )
-        return lead
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -199,8 +140,8 @@ def _moved(old: Tensor, new: Tensor, before: Samples, after: Samples, renormaliz
     ratio = new[live].norm(dim=1) / lengths[live]
     logs = [log_probabilities(one, renormalize) for one in (before, after)]
     divergence = (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).clamp_min(0)  # rounding
-    at = torch.tensor(_SHARES, dtype=torch.float64, device="cpu")
-    quantiles = torch.quantile(cosines, at).tolist() if live.any() else [math.nan] * len(_SHARES)
+    at = torch.tensor(SHARES, dtype=torch.float64, device="cpu")
+    quantiles = torch.quantile(cosines, at).tolist() if live.any() else [math.nan] * len(SHARES)
     ends = (float(ratio.min()), float(ratio.max())) if live.any() else (math.nan, math.nan)
     return Moved(
         mean(cosines, (-1, 1)),
@@ -226,3 +167,11 @@ def _hsic(x: Tensor, y: Tensor) -> float:
     trace = both - square[0] @ square[1]
     total = sums[0].sum() * sums[1].sum() / ((n - 1) * (n - 2))
     return float(trace + total - 2 / (n - 2) * (sums[0] @ sums[1]))
+
+
+AUDIT = Audit(
+    key="drift",
+    title="Drift",
+    place=110,
+    run=lambda given: drift(*given.edit),
+)

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from clipproj.audit.groups import class_groups, nearest
 from clipproj.audit.probe import probe_recall
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import NO_ANSWER, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
-from clipproj.report import formatting
-from clipproj.report.page import Page, Table
 
 __all__ = ["NO_ANSWER", "Comparison", "CurvePoint", "Scores", "compare", "nearest", "score"]
 
@@ -98,35 +97,6 @@ class Comparison:
     def names(self) -> tuple[str, ...]:
         """All forgotten names, with samples or without."""
         return (*self.forget, *self.unmeasured)
-
-    def page(self) -> Page:
-        """The accuracies as a page of a report, the nearest and the worst hit classes below."""
-        before, after = self.before, self.after
-        names = (
-            ("forgotten", "forget"), ("all others", "retain"), ("nearest others", "neighbours"),
-            ("the rest", "others"),
-        )  # fmt: skip
-        rows = [(title, getattr(before, key), getattr(after, key)) for title, key in names]
-        rows.append(("a linear probe finds of the forgotten", before.probe, after.probe))
-        fell = sorted(after.per_class, key=lambda c: after.per_class[c] - before.per_class[c])
-        fell = [c for c in fell if c not in self.forget and c not in self.nearest][:5]
-        classes = [(c, before.per_class[c], after.per_class[c]) for c in (*self.nearest, *fell)]
-        changed, pictures = "", len(before.predictions)
-        if pictures:
-            changed = f" Of {formatting.count(pictures, 'answer')} {len(self.changed)} changed."
-        return Page(
-            "accuracy",
-            "Zero-shot accuracy",
-            f"{formatting.result(self)} {formatting.caveat(self)}{changed}",
-            (
-                Table(("pictures", "before %", "after %"), tuple(rows)),
-                Table(
-                    ("class", "before %", "after %"),
-                    tuple(classes),
-                    "The nearest classes, then the five others that fell most.",
-                ),
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -341,3 +311,11 @@ def _score(samples: Samples, groups: Groups, probe: bool = True) -> Scores:
     recall = groups.probe(samples.features) if probe else share([])
     total = share(found[groups.gone])
     return Scores(forget, total, *rest, recall, per_class, found_of, predictions)
+
+
+AUDIT = Audit(
+    key="accuracy",
+    title="Zero-shot accuracy",
+    place=10,
+    run=lambda given: compare(given.samples, given.samples.edited(given.projector), given.forget),
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,22 +12,16 @@ from clipproj.audit.stats import Measured, plain
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, listed, percent
 
 FEW_PICTURED = 10  # other classes with pictures; with fewer, names in general are measured too
 NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
 # lose is about what pictures lose; of a thousand names it is diluted tenfold
 GENERAL_PROMPTS = ("a {}",)  # they are a thousand, and only measured on
 ONE_NAME = 10  # times `max_found` may be found of one forgotten name
-_FALL = 0.25  # loss of a class, or of the nearest ones, from which on it is worth a word
 _TURNED = 0.6  # mean cosine of the others to what they were, below which they are not themselves
-_KNOWN = 0.1  # accuracy below which a loss in points says nothing
+KNOWN = 0.1  # accuracy below which a loss in points says nothing
 _TOLD_APART = 0.8  # the same, of names in general, which a model of few classes does not know
-_UNKNOWN = (
-    "Only the kept names were measured, not what else the model knew: names in general were not "
-    "given, or this model does not tell them apart."
-)
-_ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
+ROUNDING = 1e-9  # 0.80 - 0.78 is above 0.02 in floats
 
 
 @dataclass(frozen=True)
@@ -123,84 +116,49 @@ class Price:
     @property
     def worst(self) -> Comparison:
         """Where the others lose most."""
-        return max(self.others, key=_loss)
+        return max(self.others, key=lost)
 
     @property
     def most(self) -> Comparison:
         """Where most is found."""
-        return max(self.found, key=self._share)
+        return max(self.found, key=self.share)
 
     @property
     def loss(self) -> float:
         """By how much accuracy on all other classes fell, with earlier edits; below 0: it rose."""
-        return _loss(self.worst) + self.spent
+        return lost(self.worst) + self.spent
 
     def loses(self, limits: Limits) -> bool:
         """Whether the others lose more than allowed, or nobody can tell."""
-        return limits.max_loss < 1 and (not self.told or self._beyond_loss(limits) is not None)
+        return limits.max_loss < 1 and (not self.told or self.beyond_loss(limits) is not None)
 
     def finds(self, limits: Limits) -> bool:
         """Whether a forgotten name still answers more than allowed, or nobody can tell."""
-        return limits.max_found < 1 and (not self.told or self._beyond_found(limits) is not None)
+        return limits.max_found < 1 and (not self.told or self.beyond_found(limits) is not None)
 
-    def _beyond_loss(self, limits: Limits) -> Comparison | None:
-        for one in sorted(self.others, key=_loss, reverse=True):
-            kept = one.before.retain >= _KNOWN and one.cosine >= _TURNED
-            if not (kept and _loss(one) + self.spent <= limits.max_loss + _ROUNDING):
+    def beyond(self, limits: Limits) -> bool:
+        """Whether it is beyond the limits."""
+        return self.loses(limits) or self.finds(limits)
+
+    def beyond_loss(self, limits: Limits) -> Comparison | None:
+        """Where the others lose more than allowed, or what they lose means nothing; else None."""
+        for one in sorted(self.others, key=lost, reverse=True):
+            kept = one.before.retain >= KNOWN and one.cosine >= _TURNED
+            if not (kept and lost(one) + self.spent <= limits.max_loss + ROUNDING):
                 return one
         return None
 
-    def _beyond_found(self, limits: Limits) -> Comparison | None:
-        for one in sorted(self.found, key=self._share, reverse=True):
+    def beyond_found(self, limits: Limits) -> Comparison | None:
+        """Where more than allowed is found, of all forgotten names or of one; else None."""
+        for one in sorted(self.found, key=self.share, reverse=True):
             most = limits.max_found
-            if not (self._share(one) <= most and _whole(one)[1] <= ONE_NAME * most):
+            if not (self.share(one) <= most and whole(one)[1] <= ONE_NAME * most):
                 return one
         return None
 
-    def _share(self, measured: Comparison) -> Measured:
+    def share(self, measured: Comparison) -> Measured:
         """What is found of this edit's names; those of earlier edits would dilute it."""
         return measured.after.found_among(self.names)
-
-    def beyond(self, limits: Limits) -> tuple[str, ...]:
-        """In which ways it is beyond the limits, a sentence each; empty where it is not."""
-        loses, finds = self.loses(limits), self.finds(limits)
-        if not self.told:
-            text = "What an affine edit costs is told by pictures alone, of all classes."
-            return (text,) if loses or finds else ()
-        said = [self._lost(limits)] if loses else []
-        return (*said, self._left(limits)) if finds else tuple(said)
-
-    def _lost(self, limits: Limits) -> str:
-        one = self._beyond_loss(limits)
-        before, after = one.before.retain, one.after.retain
-        of = count(after.n, one.unit)
-        if before < _KNOWN:
-            return (
-                f"Before the edit {percent(before)} of {of} of other classes are answered right: "
-                "what they lose can't be told. The classes may have other names for this model."
-            )
-        if _loss(one) + self.spent <= limits.max_loss + _ROUNDING:
-            return (
-                f"All other classes are turned to a mean cosine of {one.cosine:.2f} to what they "
-                f"were, on {of}."
-            )
-        return (
-            f"All other classes fall from {percent(before)} to {percent(after)} of {of}"
-            f"{f', and fell by {percent(self.spent)} before' if self.spent else ''}: more than "
-            f"{percent(limits.max_loss)} is lost."
-        )
-
-    def _left(self, limits: Limits) -> str:
-        one = self._beyond_found(limits)
-        after, most, whose = self._share(one), limits.max_found, "the forgotten names"
-        before = one.before.found_among(self.names)
-        if after <= most:
-            name, after = _whole(one)
-            before, most, whose = one.before.found_of[name], ONE_NAME * most, listed([name])
-        return (
-            f"Of {whose} {percent(after)} of {count(after.n, one.unit)} are still answered by a "
-            f"forgotten name ({percent(before)} before), more than {percent(most)}."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,27 +167,39 @@ class Judgement:
 
     Attributes:
         texts: the edit on `stand_ins`.
+        pictures: what it does to pictures, where there are some.
         price: what decides.
         limits: what was asked for.
-        refused: beyond these limits.
-        alarms: in which ways it is beyond them or, where they allow it, beyond the default ones; a
-            sentence each.
-        advice: what may help.
-        notes: what else is worth a word: classes that lose much, what could not be measured.
+        projector: as it was applied.
+        names, kept: how many texts are forgotten and kept.
+        closed: whether the kept names are those that compete, not names in general.
+        unknown: nobody measured what else the model knew, or it does not tell names in general
+            apart.
     """
 
     texts: Comparison
+    pictures: Comparison | None
     price: Price
     limits: Limits
-    refused: bool
-    alarms: tuple[str, ...]
-    advice: tuple[str, ...]
-    notes: tuple[str, ...]
+    projector: Projector
+    names: int
+    kept: int
+    closed: bool
+    unknown: bool
+
+    @property
+    def refused(self) -> bool:
+        """Beyond its limits."""
+        return self.price.beyond(self.limits)
+
+    @property
+    def held_against(self) -> Limits:
+        """The limits it is beyond, where it is: those asked for, else the default ones."""
+        return self.limits if self.refused else Limits()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, kept in the projector's provenance as what was measured."""
-        told = {"alarms": list(self.alarms), "notes": list(self.notes)}
-        return self.price.as_dict() | {"limits": asdict(self.limits)} | told
+        """Plain JSON."""
+        return self.price.as_dict() | {"limits": asdict(self.limits)}
 
 
 def judge(
@@ -270,69 +240,18 @@ def judge(
         near = general.select(nearest(general, forget, NEAR))
         wide = on_texts(near, "mixture of names in general")
     price = Price.of(projector, forget, keep, texts, pictures, wide, spent)
-    refused = price.beyond(limits)
-    alarms = refused or price.beyond(Limits())
-    held = limits if refused else Limits()
-    advice = _advice(price, held, projector, len(forget), len(keep), closed) if alarms else ()
-    notes = () if price.loses(held) else _falls(pictures or texts)
     unseen = closed and wide is None and pictures is None
-    if unseen or (wide is not None and wide.before.retain < _TOLD_APART):
-        notes += (_UNKNOWN,)
-    return Judgement(texts, price, limits, bool(refused), alarms, advice, notes)
+    unknown = unseen or (wide is not None and wide.before.retain < _TOLD_APART)
+    return Judgement(
+        texts, pictures, price, limits, projector, len(forget), len(keep), closed, unknown
+    )
 
 
-def _loss(measured: Comparison) -> float:
+def lost(measured: Comparison) -> float:
+    """By how much accuracy on all other classes fell."""
     return measured.before.retain - measured.after.retain
 
 
-def _whole(measured: Comparison) -> tuple[str, Measured]:
+def whole(measured: Comparison) -> tuple[str, Measured]:
     """The forgotten name of which most is found, and how much."""
     return max(measured.after.found_of.items(), key=lambda one: one[1])
-
-
-def _advice(
-    price: Price, limits: Limits, projector: Projector, names: int, kept: int, closed: bool
-) -> tuple[str, ...]:
-    """What may help, most promising first."""
-    if not price.told:
-        return ("pictures in class folders",)
-    history = projector.provenance
-    contrast = (history.get("parameters") or {}).get("contrast")
-    strength = float(projector.strength)
-    said = []
-    if not closed:
-        said.append("the names that compete, or pictures of them in class folders")
-    elif price.loses(limits):
-        said.append("more of the names that compete")
-    if price.finds(limits):
-        if strength < 1:
-            said.append("strength 1")
-        elif history.get("method") == "ccup":
-            said.append("a smaller keep weight, or method nullspace")
-        elif contrast == "span" and kept > 1:
-            said.append("contrast hull")
-    if price.loses(limits) and names > 1:
-        said.append("fewer names at once")
-    if price.loses(limits) and strength > 1:
-        said.append("strength 1")
-    return tuple(said)
-
-
-def _falls(measured: Comparison) -> tuple[str, ...]:
-    """Sentences on the nearest classes, and on the one that falls most, where that is much."""
-
-    def fall(names: Sequence[str], before: Measured, after: Measured) -> str:
-        of = count(after.n, measured.unit)
-        verb = "falls" if len(names) == 1 else "fall"
-        return f"{listed(names, 5)} {verb} from {percent(before)} to {percent(after)} of {of}."
-
-    before, after = measured.before, measured.after
-    said = []
-    if before.neighbours - after.neighbours > _FALL:
-        said.append(fall(measured.nearest, before.neighbours, after.neighbours))
-    others = [name for name in after.per_class if name not in measured.forget]
-    lost = {name: before.per_class[name] - after.per_class[name] for name in others}
-    worst = max(lost, key=lost.get, default=None)
-    if not said and worst is not None and lost[worst] > _FALL and after.per_class[worst].n > 1:
-        said.append(fall([worst], before.per_class[worst], after.per_class[worst]))
-    return tuple(said)

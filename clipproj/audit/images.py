@@ -18,7 +18,6 @@ from clipproj.models.heads import unwrap
 from clipproj.models.image_files import PHONE, open_picture, picture_size, readable_suffixes
 from clipproj.models.words import canonical, name_fault, name_key
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count
 
 Progress = Callable[[int, int], None]
 
@@ -93,9 +92,10 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
             )
         skipped += others
     if skipped:
-        files = count(skipped.total(), "file")
+        left = skipped.total()
         warnings.warn(
-            f"load_pictures: left out {files} of {root}: {_listed(skipped)}", stacklevel=2
+            f"load_pictures: left out {left} file{'s' * (left != 1)} of {root}: {_listed(skipped)}",
+            stacklevel=2,
         )
     classes = tuple(sorted(by_name))
     paths = tuple(path for name in classes for path in by_name[name])

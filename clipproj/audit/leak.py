@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _CHUNK = 1024  # pictures compared with the memory at once
@@ -80,77 +79,6 @@ class LeakResult:
     beta: float
     gamma: float
     curve: tuple[LeakPoint, ...]
-
-    @property
-    def lead(self) -> str:
-        """What came of it, in words."""
-        names, none, leak = listed(self.forget), self.none.forget, self.unedited.forget
-        if none.n == 0:
-            return f"No picture of {names} was given: what a memory gives back was not measured."
-        if self.entries_forget == 0:
-            other = " other" if self.left_out else ""
-            return (
-                f"The memory holds {count(self.entries, 'picture')} and no{other} one of {names}: "
-                "whether one that does brings the class back was not measured."
-            )
-        found = (
-            f"accuracy on {count(none.n, 'picture')} goes from {percent(none)} without a memory to "
-            f"{percent(leak)} with an unedited one"
-        )
-        if leak > none:
-            verdict = f"An unedited retrieval memory leaks {names}: {found}"
-        else:
-            verdict = (
-                f"At this weight no leak of {names} from an unedited retrieval memory was seen: "
-                f"{found}"
-            )
-            worst = max(self.curve, key=lambda point: point.unedited)
-            if worst.unedited > none:
-                verdict += f", but to {percent(worst.unedited)} at weight {worst.gamma:g}"
-        return (
-            f"{verdict} ({percent(self.before_memory.forget)} with it before the edit). Passing "
-            f"the memory through the edit gives {percent(self.edited.forget)}, purging it of the "
-            f"{either(self.forget, 'class', 'classes')} {percent(self.purged.forget)}."
-        )
-
-    def page(self) -> Page:
-        """The numbers as a page of a report. Raises ImportError without matplotlib."""
-        rows = (
-            ("before the edit, no memory", self.before),
-            ("before the edit, memory", self.before_memory),
-            ("after, no memory", self.none),
-            ("after, memory unedited", self.unedited),
-            ("after, memory edited", self.edited),
-            ("after, memory purged of the class", self.purged),
-        )
-        memory = f"{count(self.entries, 'picture')} with the texts of their classes"
-        if self.left_out:
-            memory += ", never the picture that is asked about"
-        table = Table(
-            ("", "forgotten %", "all others %"),
-            tuple((name, one.forget, one.retain) for name, one in rows),
-            f"The memory: {memory}; of forgotten classes: {self.entries_forget}. The nearest "
-            f"pictures, {self.k} at most, give their texts, which are added to the feature with "
-            f"weight {self.gamma:g}.",
-        )
-        figures = ()
-        if self.none.forget.n:
-            x = [point.gamma for point in self.curve]
-            series = {
-                "before the edit": (x, [point.before for point in self.curve]),
-                "memory unedited": (x, [point.unedited for point in self.curve]),
-                "memory edited": (x, [point.edited for point in self.curve]),
-                "memory purged": (x, [point.purged for point in self.curve]),
-            }
-            figures = (
-                lines(
-                    series, "weight of the memory", "accuracy on the forgotten", marked=self.gamma,
-                    alt=f"Accuracy on {listed(self.forget)} over the weight of the memory, by what "
-                    "became of the memory",
-                ),
-            )  # fmt: skip
-        return Page("leak", "Does a retrieval memory bring the class back?", self.lead, (table,),
-                    figures)  # fmt: skip
 
 
 def leak(
@@ -286,3 +214,11 @@ def _looked_up(
             weights = torch.softmax(logits, dim=1).nan_to_num(0.0)
             found.append(torch.einsum("nk,nkd->nd", weights, values[at]))
     return [F.normalize(torch.cat(found), dim=1) for found in parts]
+
+
+AUDIT = Audit(
+    key="leak",
+    title="Does a retrieval memory bring the class back?",
+    place=80,
+    run=lambda given: leak(*given.edit),
+)

@@ -7,7 +7,7 @@ one half of the pictures and measured on the other, and run on the unedited mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
+from clipproj.audit.registry import Audit, Embed
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.synonyms import known_words, misspellings
 from clipproj.audit.text_attack import ALL, HALVES, Found, Target, Text
@@ -27,10 +28,7 @@ from clipproj.models.words import (
     template_strings,
 )
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, listed, percent
-from clipproj.report.page import Page, Table
 
-Embed = Callable[[Sequence[str]], Tensor]
 Tried = list[list[list[int]]]  # [before, after][half 0, half 1, all]: rows of texts
 
 OTHER_TEMPLATES = (
@@ -40,7 +38,7 @@ OTHER_TEMPLATES = (
 _PLAIN = "a photo of a {}."  # how words of the vocabulary are first tried
 _WORDS_ON = 8  # words of the vocabulary that are then tried in every template
 _AT_ONCE = 512  # prompts embedded at once
-_VECTORS = ("mix of texts", "any vector")
+VECTORS = ("mix of texts", "any vector")
 
 
 @dataclass(frozen=True)
@@ -86,124 +84,6 @@ class ParaphraseResult:
     attacks: tuple[Attack, ...]
     unknown: tuple[Text, ...]
     level: float
-
-    def page(self) -> Page:
-        """The strongest of each kind, and what it would have been before the edit."""
-        parts = [self._lead(own) for own in self.own]
-        fitted = [a.held_out.auroc for a in self.attacks if a.kind == "any vector"]
-        if any(auroc.low > 0.5 for auroc in fitted):
-            parts.append(
-                "A fitted vector that tells the pictures from others shows that they still differ, "
-                "whatever the texts say."
-            )
-        elif any(auroc.n for auroc in fitted):
-            parts.append(
-                "That so few pictures do not show a vector to tell them from others does not show "
-                "that there is none."
-            )
-        rows = [
-            ("the class's own name", own.text, 1, own.before.answered, own.after.answered,
-             own.after.taken, own.before.auroc, own.after.auroc, None, None)
-            for own in self.own
-        ]  # fmt: skip
-        for a in self.attacks:
-            s = a.strongest
-            if s is not None:
-                rows.append((
-                    f"{a.name}: {a.kind}", s.text, a.tried, s.before.answered, s.after.answered,
-                    s.after.taken, s.before.auroc, s.after.auroc, a.held_out.answered,
-                    a.unedited.answered,
-                ))  # fmt: skip
-            elif a.kind in _VECTORS:
-                rows.append((
-                    f"{a.name}: {a.kind}", "(fitted)", None, None, None, a.held_out.taken,
-                    a.unedited.auroc, a.held_out.auroc, a.held_out.answered, a.unedited.answered,
-                ))  # fmt: skip
-        columns = (
-            "Kind", "Strongest", "Of", "Finds before %", "Finds after %", "Takes of others after %",
-            "AUROC before", "AUROC after", "Held out after %", "Held out, unedited %",
-        )  # fmt: skip
-        caption = (
-            "Each text takes the place of the class's own among all class texts. The strongest of "
-            "many is biased upward; held out: chosen on one half of the pictures and measured on "
-            "the other, after the edit and, as its control, on the unedited model. Vectors are "
-            "fitted and measured that way only."
-        )
-        tables = [Table(columns, tuple(rows), caption)]
-        detectors = tuple(
-            (f"{a.name}: {a.kind}", a.detector.text, a.tried, a.detector.before.auroc,
-             a.detector.after.auroc, a.held_out.auroc, a.unedited.auroc)
-            for a in self.attacks if a.detector is not None
-        )  # fmt: skip
-        if detectors:
-            columns = ("Kind", "Best detector", "Of", "AUROC before", "AUROC after",
-                       "Held out after", "Held out, unedited")  # fmt: skip
-            tables.append(Table(columns, detectors, "The text whose cosine ranks pictures best."))
-        if self.unknown:
-            tables.append(Table(
-                ("Translation", "AUROC before", "AUROC after"),
-                tuple((t.text, t.before.auroc, t.after.auroc) for t in self.unknown),
-                f"Not known to the unedited model (AUROC below {self.level:g}), so no attack.",
-            ))  # fmt: skip
-        return Page("paraphrase", "Other ways of naming the class", " ".join(parts), tuple(tables))
-
-    def _lead(self, own: Text) -> str:
-        name, pictures = own.text, own.before.answered.n
-        mine = [a for a in self.attacks if a.name == name]
-        if not mine:
-            what = "no picture of another class" if pictures else "no picture of it"
-            return f"{listed([name])} was not attacked: there is {what}."
-        lead = (
-            f"{listed([name])} finds {percent(own.before.answered)} of its "
-            f"{count(pictures, 'picture')} before the edit and {percent(own.after.answered)} after."
-        )
-        if own.after.auroc.high < 0.5:
-            lead += (
-                f" After the edit its text ranks them last (AUROC {own.after.auroc:.2f}): turned "
-                "round, it still finds them."
-            )
-        broader = [a for a in mine if a.kind == "broader word" and a.tried]
-        texts = [a for a in mine if a.strongest is not None and a not in broader]
-        if texts:
-            best = max(texts, key=lambda a: a.strongest.after.answered - a.strongest.after.taken)
-            s = best.strongest
-            lead += (
-                f" The strongest of {count(sum(a.tried for a in texts), 'other text')} after it, "
-                f"{listed([s.text])} ({best.kind}), finds {percent(s.after.answered)} "
-                f"({percent(s.before.answered)} before) and takes {percent(s.after.taken)} of the "
-                "other pictures; it was chosen on these pictures."
-            )
-        for a in broader:
-            s = a.strongest
-            lead += (
-                f" The broader {listed([s.text])} finds {percent(s.after.answered)} "
-                f"({percent(s.before.answered)} before): the kind of thing, which no edit of a "
-                "single class is to take."
-            )
-        measured = [a for a in mine if a.held_out.answered.n]
-        for a in measured:
-            after, unedited = percent(a.held_out.answered), percent(a.unedited.answered)
-            if a.kind == "prompt search":
-                lead += (
-                    f" A prompt searched on half of the pictures finds {after} of the other half; "
-                    f"searched on the unedited model, {unedited}."
-                )
-            if a.kind == "mix of texts":
-                lead += (
-                    f" A mix of texts fitted to half of the pictures finds {after} of the other "
-                    f"half ({unedited} on the unedited model)."
-                )
-            if a.kind == "any vector":
-                lead += (
-                    " A vector fitted to half of the pictures ranks the other half with AUROC "
-                    f"{a.held_out.auroc:.2f} ({a.unedited.auroc:.2f} before)."
-                )
-        if not measured:
-            lead += (
-                " Nothing could be searched on one half of the pictures and measured on the other: "
-                "that takes 4 of the class."
-            )
-        return lead
 
 
 def paraphrase(
@@ -286,7 +166,7 @@ def paraphrase(
         rows = _rows(embed, others, samples) if others else plain[:0]
         attacks.append(_attack(target, "template", others, rows))
         attacks.append(_search(target, words, plain, prompts, embed, samples))
-        for kind, span in zip(_VECTORS, (plain, None), strict=True):
+        for kind, span in zip(VECTORS, (plain, None), strict=True):
             unedited, held_out = (target.fitted(model, span) for model in target.models)
             attacks.append(Attack(name, kind, 0, None, None, held_out, unedited))
     return ParaphraseResult(forget, tuple(own), tuple(attacks), tuple(unknown), float(level))
@@ -354,3 +234,12 @@ def _rows(embed: Embed, texts: Sequence[str], samples: Samples) -> Tensor:
             )
         out.append(F.normalize(rows))
     return torch.cat(out)
+
+
+AUDIT = Audit(
+    key="paraphrase",
+    title="Other ways of naming the class",
+    place=50,
+    run=lambda given: paraphrase(*given.edit, given.embed, synonyms=given.synonyms),
+    needs={"embed": "needs the model, features alone embed no prompt"},
+)

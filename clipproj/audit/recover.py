@@ -12,20 +12,14 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
-from clipproj.audit.probe import FOLDS, mean_answers, ridge_answers, unmeasurable
+from clipproj.audit.probe import mean_answers, ridge_answers, unmeasurable
 from clipproj.audit.ranpac import RanPAC, ranpac_answers
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table
 
 PROBES = ("ridge", "ranpac", "mean")
-_TITLES = {
-    "ridge": "linear probe (ridge)",
-    "ranpac": "RanPAC probe (random features)",
-    "mean": "nearest class mean",
-}
 
 
 @dataclass(frozen=True)
@@ -92,83 +86,6 @@ class RecoverResult:
     probes: tuple[Found, ...]
     removal: Removal | None
     reason: str
-
-    def page(self) -> Page:
-        """The numbers as a page of a report."""
-        title = "Can the class be found without the texts?"
-        if self.reason:
-            return Page("recover", title, self.lead)
-        tables = [
-            Table(
-                (
-                    "probe", "before %", "after, fitted anew %", "after, fitted before %",
-                    "false alarms before %", "false alarms after %",
-                ),
-                tuple(
-                    (
-                        _TITLES[one.probe], one.before, one.after, one.old, one.alarms_before,
-                        one.alarms_after,
-                    )
-                    for one in self.probes
-                ),
-                f"Share of the forgotten pictures that a probe names rightly ({FOLDS} folds, never "
-                "fitted on the picture it is asked about), and share of all other pictures that it "
-                f"takes for a forgotten class. Chance is {percent(self.chance)}.",
-            )
-        ]  # fmt: skip
-        if self.removal is not None:
-            gone = self.removal
-            tables.append(
-                Table(
-                    ("accuracy on all other pictures", "with the class %", "class taken out %"),
-                    (
-                        ("unedited features", gone.before_with, gone.before_without),
-                        ("edited features", gone.after_with, gone.after_without),
-                    ),
-                    "What the owner of a probe can do: RanPAC forgets a class exactly. It then "
-                    "answers as a head that never saw the class (scores differ by at most "
-                    f"{gone.difference:.1e}), and cannot name it. The features stay as they are.",
-                )
-            )
-        return Page("recover", title, self.lead, tuple(tables))
-
-    @property
-    def lead(self) -> str:
-        """What came of it, in words."""
-        names = listed(self.forget)
-        if self.reason:
-            return f"What a probe finds of {names} was not measured: {self.reason}."
-        zero_shot = (
-            f"By {either(self.forget, 'its text', 'their texts')} the model names "
-            f"{percent(self.zero_shot_before)} of "
-            f"{count(self.zero_shot_before.n, 'picture')} of {names} before the edit, "
-            f"{percent(self.zero_shot_after)} after it."
-        )
-        best = max(self.probes, key=lambda one: one.after.low - one.alarms_after.high)
-        if self.side == "text":
-            return (
-                f"{zero_shot} The edit is of the texts: no picture’s feature changes, and all the "
-                f"information is where it was ({_TITLES[best.probe]}: {percent(best.after)})."
-            )
-        after = f"finds {percent(best.after)} (before the edit {percent(best.before)})"
-        # a single picture is no finding: three probes had a chance of it
-        if best.after.low > best.alarms_after.high and best.after * best.after.n > 1.5:
-            verdict = (
-                f"The information is not gone: fitted anew on edited features, the "
-                f"{_TITLES[best.probe]} {after}."
-            )
-        else:
-            verdict = (
-                f"Fitted anew on edited features, the best of these probes {after}. It takes "
-                f"{percent(best.alarms_after)} of all others for them: "
-                f"{count(best.after.n, 'picture')} cannot tell one from the other. A stronger "
-                "probe may find more, and more pictures may show it."
-            )
-        old = max(self.probes, key=lambda one: float(one.old))
-        return (
-            f"{zero_shot} {verdict} The best probe from before the edit finds {percent(old.old)} "
-            "after it."
-        )
 
 
 def recover(
@@ -282,3 +199,11 @@ def _removal(
     difference = (head.scores(samples.features) - fresh.scores(samples.features)).abs().max()
     hits = (share((told == samples.labels)[~gone]) for told in answers)
     return Removal(*hits, difference=float(difference))
+
+
+AUDIT = Audit(
+    key="recover",
+    title="Can the class be found without the texts?",
+    place=60,
+    run=lambda given: recover(*given.edit, seed=given.seed),
+)

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import forgotten
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.shots import (
-    BACK,
-    PRICE,
-    STEP,
     Prototype,
     Training,
     View,
@@ -25,8 +23,6 @@ from clipproj.audit.shots import (
 )
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
 
 _LEAST = 3  # pictures of a class: to learn from, to hold out, and one more
 
@@ -82,110 +78,6 @@ class RelearnResult:
     repeats: int
     steps: int
     reason: str
-
-    @property
-    def lead(self) -> str:
-        """What came of it, in words."""
-        names, told = listed(self.forget), [s for s in self.shots if not math.isnan(s.after.alone)]
-        if not told:
-            return f"How soon {names} is learned again was not measured: {self.reason}."
-        few, many = told[0], told[-1]
-        each = either(self.forget, "", " of each")
-        out = (
-            f"Zero-shot accuracy on {count(self.zero_shot_before.n, 'picture')} of {names} went "
-            f"from {percent(self.zero_shot_before)} to {percent(self.zero_shot_after)}. A "
-            f"prototype of {count(few.shots, 'labelled picture')}{each} names "
-            f"{percent(_best(few.after))} of the held-out ones rightly "
-            f"({percent(_best(few.before))} without the edit)"
-        )
-        if many is not few:
-            after, before = percent(_best(many.after)), percent(_best(many.before))
-            out += f", one of {many.shots} {after} of the {many.after.alone.n} then left ({before})"
-        if self.lowered_after >= 0.5 * self.lowered_before > 0:
-            out += (
-                f". By {either(self.forget, 'its text', 'their texts')} alone, once "
-                f"{either(self.forget, 'it', 'each')} may take {percent(PRICE)} of all other "
-                f"pictures, {percent(self.lowered_after)} are named rightly"
-            )
-        back = [s for s in told if s.trained.reached >= 0.5]
-        if back:
-            one = back[0]
-            out += (
-                f". In {percent(one.trained.reached)} of {count(self.repeats, 'draw')} an adapter "
-                f"trained on {count(one.shots, 'picture')}{each} came back to {percent(BACK)} of "
-                f"the original, after {count(round(one.trained.steps), 'step')} in the mean"
-            )
-            if one.trained_new.reached > 0:
-                out += f" (under a name it never knew {round(one.trained_new.steps)})"
-            out += (
-                f", with {percent(one.trained.others)} of all other pictures right (before the "
-                f"edit {percent(self.others_before)})"
-            )
-        elif not math.isnan(told[-1].trained.reached):
-            out += (
-                f". No adapter came back to {percent(BACK)} of the original within {self.steps} "
-                "steps in half of the draws"
-            )
-        return f"{out}." + (f" Not all was measured: {self.reason}." if self.reason else "")
-
-    def page(self) -> Page:
-        """The numbers as a page of a report. Raises ImportError without matplotlib."""
-        title = "How soon is the class learned again?"
-        told = [s for s in self.shots if not math.isnan(s.after.alone)]
-        if not told:
-            return Page("relearn", title, self.lead)
-        protos = Table(
-            (
-                "labelled pictures", "prototype, edited %", "prototype, unedited %",
-                "with the text, edited %", "with the text, unedited %", "others, edited %",
-                "others, unedited %",
-            ),
-            tuple(
-                (
-                    str(s.shots), s.after.alone, s.before.alone, s.after.with_text,
-                    s.before.with_text, s.after.others, s.before.others,
-                )
-                for s in self.shots
-            ),
-            "Held-out pictures of the forgotten classes named rightly when the class is the mean "
-            "of a few labelled pictures, alone or with its text, among the texts of all others; "
-            f"the class may take {percent(PRICE)} of all other pictures. By the text alone, at "
-            f"that price, {percent(self.lowered_before)} before the edit and "
-            f"{percent(self.lowered_after)} after it are named rightly; at no price "
-            f"{percent(self.zero_shot_before)} and {percent(self.zero_shot_after)} (others "
-            f"{percent(self.others_before)} and {percent(self.others_after)}).",
-        )  # fmt: skip
-        trained = Table(
-            (
-                "labelled pictures", "back in time %", "steps", "others then %",
-                "unknown name: back in time %", "unknown name: steps",
-            ),
-            tuple(
-                (
-                    str(s.shots), s.trained.reached, s.trained.steps, s.trained.others,
-                    s.trained_new.reached, s.trained_new.steps,
-                )
-                for s in self.shots
-            ),
-            f"A linear adapter on the features, trained on the labelled pictures alone in steps of "
-            f"length {STEP}, at most {self.steps}, until held-out accuracy is back at "
-            f"{percent(BACK)} of the original. The control learns the same pictures, unedited, "
-            "under a name that the model never knew.",
-        )  # fmt: skip
-        x = [float(s.shots) for s in told]
-        figure = lines(
-            {
-                "edited": (x, [_best(s.after) for s in told]),
-                "unedited": (x, [_best(s.before) for s in told]),
-                "text alone, before the edit": (x, [float(self.zero_shot_before)] * len(x)),
-            },
-            "labelled pictures of the class",
-            "held-out accuracy",
-            alt=f"Accuracy on held-out pictures of {listed(self.forget)} over the number of "
-            "labelled pictures, for edited and unedited features",
-            caption="The better of prototype alone and prototype with text.",
-        )
-        return Page("relearn", title, self.lead, (protos, trained), (figure,))
 
 
 def relearn(
@@ -280,15 +172,10 @@ def _shots(
         classes=len(part),
         before=first,
         after=second,
-        recovered=_best(second) / original if original > 0 else math.nan,
+        recovered=second.best / original if original > 0 else math.nan,
         trained=train(after, drawn, held, known, steps),
         trained_new=train(unknown, drawn, held, known, steps),
     )
-
-
-def _best(one: Prototype) -> float:
-    """The better kind of prototype, NaN where neither was measured."""
-    return one.alone if not one.with_text > one.alone else one.with_text
 
 
 def _reason(shots: Sequence[int], rows: dict[int, Tensor], scaled: bool, known: Tensor) -> str:
@@ -307,3 +194,11 @@ def _reason(shots: Sequence[int], rows: dict[int, Tensor], scaled: bool, known: 
     if most >= _LEAST and not known.any():
         told.append("the model did not know the class before the edit: there is nothing to reach")
     return "; ".join(told)
+
+
+AUDIT = Audit(
+    key="relearn",
+    title="How soon is the class learned again?",
+    place=70,
+    run=lambda given: relearn(*given.edit, seed=given.seed),
+)

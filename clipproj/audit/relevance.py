@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from clipproj.audit.groups import class_groups
 from clipproj.audit.images import Pictures
 from clipproj.audit.patches import attention_maps, find_tower, off_by, patch_features, pixels
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples, applied
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.models.heads import unwrap
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, listed, percent
-from clipproj.report.page import Figure, Page, Table, image
 
 _SAME_MODEL = 2e-2  # relative, of a picture's feature: the smallest useful edit does more
 _CHUNK = 256  # pictures whose positions are held at once
@@ -96,67 +95,6 @@ class RelevanceResult:
     neighbours: tuple[Heat, ...]
     drawn: tuple[str, ...]
     picture: Tensor = field(repr=False)
-
-    def page(self) -> Page:
-        """The numbers, a table, and some pictures with their maps."""
-        parts = []
-        for heat in self.forgotten:
-            parts.append(
-                f"Of the heat that sets {listed([heat.name])} apart from the other texts, "
-                f"{_percent(heat.apart)} is left in its {count(heat.before.n, 'picture')}, of the "
-                f"heat of its bare text {_percent(heat.kept)}; it answered "
-                f"{percent(heat.answered_before)} of them before and "
-                f"{percent(heat.answered_after)} after."
-            )
-            if heat.turned > max(heat.kept, 0.05):
-                parts.append(
-                    f"The text is turned against them instead, by {_percent(heat.turned)} of the "
-                    "heat there was: where it is pushed away from still shows the class."
-                )
-        seen = {heat.name for heat in self.forgotten}
-        missing = [name for name in self.forget if name not in seen]
-        if missing:
-            parts.append(f"There is no picture of {listed(missing)}, so no map.")
-        kept = self.retained
-        if kept.correlation.n:
-            parts.append(
-                "Maps of the other classes correlate with what they were at "
-                f"{kept.correlation:.2f}, over {count(kept.correlation.n, 'picture')} that had one "
-                "both times."
-            )
-        parts.append(
-            "A map tells where a text is seen, not whether the pictures still differ: that is for "
-            "a probe."
-        )
-        shown = (*self.forgotten, *self.neighbours, kept)
-        columns = {
-            "Class": [h.name for h in shown],
-            "Heat before": [h.before for h in shown],
-            "Heat after": [h.after for h in shown],
-            "Heat kept %": [h.kept for h in shown],
-            "Turned negative by %": [h.turned for h in shown],
-            "Kept of what sets it apart %": [h.apart for h in shown],
-            "Correlation of the maps": [h.correlation for h in shown],
-        }
-        if self.attention:
-            columns["Attention kept %"] = [h.attended for h in shown]
-            columns["Correlation of attention"] = [h.attended_correlation for h in shown]
-        columns["Answered before %"] = [h.answered_before for h in shown]
-        columns["Answered after %"] = [h.answered_after for h in shown]
-        caption = (
-            f"Each class in its own pictures, {self.grid[0]} x {self.grid[1]} positions each: the "
-            "forgotten ones, those nearest to them, all others together."
-        )
-        figures: tuple[Figure, ...] = ()
-        if self.drawn:
-            alt = f"Heat maps of {', '.join(dict.fromkeys(self.drawn))} before and after the edit"
-            words = (
-                "The picture as the model sees it, and what sets its class apart: heat before, "
-                f"heat after, on one scale. By row: {', '.join(self.drawn)}."
-            )
-            figures = (image(self.picture, alt=alt, caption=words),)
-        table = Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), caption)
-        return Page("relevance", "Where the class is seen", " ".join(parts), (table,), figures)
 
 
 def relevance(
@@ -354,5 +292,12 @@ def _row(seen: Tensor, *heats: Tensor) -> Tensor:
     return torch.cat(padded, dim=2).permute(1, 2, 0).byte()
 
 
-def _percent(value: float) -> str:
-    return "nothing, as there was none," if math.isnan(value) else percent(value)
+AUDIT = Audit(
+    key="relevance",
+    title="Where the class is seen",
+    place=90,
+    run=lambda given: relevance(*given.edit, given.model, given.preprocess),
+    needs=dict.fromkeys(
+        ("model", "paths"), "needs the model and the pictures, features alone show no map"
+    ),
+)

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 import warnings as python_warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj.audit.groups import class_groups
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.search import Search, search
 from clipproj.audit.stats import Measured
@@ -28,13 +29,9 @@ from clipproj.methods.inputs import forget_and_keep
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table
 
 _SENT = 0.98  # cosine from which an edited text is another one
 _WRONG = 1e-3  # share by which swapped factors must leave less: more than rounding of factors
-_NOISE = 1e-5  # length of an edited unit text below which its direction is rounding
-_SAME = 0.999  # cosine from which an edited text has kept its direction, if it lost length at all
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,6 @@ class RetrievalResult:
         swapped: recall at 1 of the forgotten classes' texts with read and write swapped, or None.
         text_length, text_cosine: mean over the forgotten texts of their length after an edit of the
             text side (1 before), and of the cosine with what they were; NaN without that side.
-        warnings: sentences on a side or a normalisation that undoes the edit.
     """
 
     forget: tuple[str, ...]
@@ -90,91 +86,11 @@ class RetrievalResult:
     swapped: Measured | None
     text_length: float
     text_cosine: float
-    warnings: tuple[str, ...]
-
-    def page(self) -> Page:
-        """The audit in a report."""
-        before = self.before
-        ks = list(before.pictures_recall["forgotten"])
-        of_texts = list(before.texts_recall["forgotten"])
-        pictures = tuple(
-            (setting, group, *found.values(), *search.pictures_precision[group].values())
-            for setting, search in self._settings()
-            for group, found in search.pictures_recall.items()
-        )
-        texts = tuple(
-            (setting, group, *found.values())
-            for setting, search in self._settings()
-            for group, found in search.texts_recall.items()
-        )
-        recall = tuple(f"recall@{k} %" for k in ks)
-        precision = tuple(f"precision@{k} %" for k in ks)
-        tables = (
-            Table(("edited rows", "classes", *recall, *precision), pictures, _BY_TEXT),
-            Table(
-                ("edited rows", "classes", *(f"recall@{k} %" for k in of_texts)),
-                texts,
-                _BY_PICTURE,
-            ),
-        )
-        return Page("retrieval", "As a search engine", self._lead(), tables)
-
-    def _settings(self) -> Iterator[tuple[str, Search]]:
-        yield "none", self.before
-        for one in self.after:
-            yield f"{one.side}s, {'unit' if one.renormalized else 'as left'}", one.search
-
-    def _lead(self) -> str:
-        own = self.after[0]
-        searches = (self.before, own.search)
-        k = max(self.before.pictures_recall["forgotten"])
-        by_text = [s.pictures_recall["forgotten"][k] for s in searches]
-        by_picture = [s.texts_recall["forgotten"][1] for s in searches]
-        names, its = listed(self.forget), either(self.forget, "its", "their")
-        if not by_picture[0].n:
-            lead = f"There is no picture of {names}: {its} search was not measured."
-            return " ".join([lead, *self.warnings])
-        text = either(self.forget, "text", "texts")
-        lead = (
-            f"With the edit on the {own.side} side and its rows normalised again, "
-            f"{percent(by_picture[1])} of {count(by_picture[0].n, 'picture')} of {names} find "
-            f"the text of their class first (before {percent(by_picture[0])})"
-        )
-        if not self.others:
-            return " ".join(
-                [f"{lead}. No other picture competes for {its} {text}.", *self.warnings]
-            )
-        verb = either(self.forget, "finds", "find")
-        lead += (
-            f", and {its} {text} {verb} {percent(by_text[1])} of {its} pictures among the first "
-            f"{k} (before {percent(by_text[0])})."
-        )
-        if by_text[1] > by_text[0] / 2:
-            lead += (
-                f" {its.capitalize()} {text} can still be searched with: among pictures that "
-                "compete for one text only their order counts, not how far their scores fell."
-            )
-        return " ".join([lead, *self.warnings])
 
     @property
     def others(self) -> bool:
         """Whether there is a picture of another class."""
         return len(self.before.pictures_recall) > 1
-
-
-_BY_TEXT = (
-    "A class text searches all pictures; recall@k and precision@k are of the first k that it "
-    "finds. Which row a service has: images, unit: an edited image "
-    "tower, or an index built anew. Images, as left: an index edited in place and not divided "
-    "again. Texts, unit: an edited text tower behind the usual normalisation. Texts, as left: "
-    "class texts edited once and used at the length they then have. The length of the text that "
-    "searches does not count, so both rows of texts are as “images, as left”, but for rounding. A "
-    "class with m pictures has a recall of at most k / m and a precision of at most m / k."
-)
-_BY_PICTURE = (
-    "A picture searches all class texts. The length of the picture that searches does not count, "
-    "so both rows of images are as “texts, as left”, but for rounding."
-)
 
 
 def wrong_side(
@@ -270,8 +186,7 @@ def retrieval(
         swapped = found(*pair).texts_recall["forgotten"][1]
     before = found(pictures, texts)
     names = [tuple(samples.names[c] for c in groups[g].tolist()) for g in list(groups)[:2]]
-    result = RetrievalResult(*names, before, tuple(after), check, swapped, length, cosine, ())
-    return replace(result, warnings=_warnings(result))
+    return RetrievalResult(*names, before, tuple(after), check, swapped, length, cosine)
 
 
 def _both_sides(edit: Edit) -> list[Edit]:
@@ -296,53 +211,9 @@ def _in_units(rows: Tensor, before: Tensor) -> Tensor:
     return rows.double() / lengths.where(lengths > 0, torch.ones_like(lengths))
 
 
-def _how_much(result: RetrievalResult, again: float) -> str:
-    """How much of an edit a normalisation undoes, by the answers."""
-    before = result.before.texts_recall["forgotten"][1]
-    return "part of" if again < 0.9 * before else "most of"
-
-
-def _warnings(result: RetrievalResult) -> tuple[str, ...]:
-    """What is said when a side or a normalisation undoes the edit."""
-    classes, told = listed(result.forget), []
-    text, its = either(result.forget, "text", "texts"), either(result.forget, "its", "their")
-    verb, has = either(result.forget, "finds", "find"), either(result.forget, "has", "have")
-    they = either(result.forget, "it was", "they were")
-    found = {(s.side, s.renormalized): s.search.texts_recall["forgotten"][1] for s in result.after}
-    again, as_left = found.get(("text", True)), found.get(("text", False))
-    length, cosine = result.text_length, result.text_cosine
-    if length < _NOISE:
-        told.append(
-            f"Of the {text} of {classes} the edit leaves nothing but rounding, on either side: "
-            f"what {either(result.forget, 'that', 'those')} {text} still {verb} is noise."
-        )
-    elif (
-        result.before.texts_recall["forgotten"][1].n
-        and again is not None
-        and (as_left.high < again or (cosine > _SAME > length))
-    ):
-        told.append(
-            f"Normalising edited texts again undoes {_how_much(result, again)} this edit on the "
-            f"text side: the {text} of {classes} {has} a length of {length:.3f} and a cosine of "
-            f"{cosine:.4f} with what {they}; normalised, {percent(again)} of {its} pictures find "
-            f"{its} text first, at the length then left {percent(as_left)} (before "
-            f"{percent(result.before.texts_recall['forgotten'][1])}). Edit the image side, or keep "
-            "that length."
-        )
-    check, swapped = result.side, result.swapped
-    if check is None:
-        return tuple(told)
-    own = found[check.side, False]
-    if swapped.high < own or (check.wrong and not own.high < swapped):
-        told.append(
-            f"Read and write look swapped for the {check.side} side: as they are, pictures can "
-            f"align with {check.left:.3f} of the {text} of {classes}, exchanged with "
-            f"{check.left_swapped:.3f}"
-        )
-        if own.n:
-            told[-1] += (
-                f"; {percent(own)} of {its} pictures find {its} text first, exchanged "
-                f"{percent(swapped)}"
-            )
-        told[-1] += "."
-    return tuple(told)
+AUDIT = Audit(
+    key="retrieval",
+    title="As a search engine",
+    place=40,
+    run=lambda given: retrieval(*given.edit),
+)

@@ -35,6 +35,11 @@ class Prototype:
     with_text: Measured
     others: Measured
 
+    @property
+    def best(self) -> float:
+        """The better of `alone` and `with_text`, NaN where neither was measured."""
+        return self.alone if not self.with_text > self.alone else self.with_text
+
 
 @dataclass(frozen=True)
 class Training:

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.groups import class_groups
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, share
-from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
 
-_RANKED = 0.9  # of the average precision, from which the order counts as kept
-_RECALLS = [i / 20 for i in range(1, 21)]
+RECALLS = [i / 20 for i in range(1, 21)]
 
 
 @dataclass(frozen=True)
@@ -83,85 +81,6 @@ class TaggingResult:
     tags: tuple[Tag, ...]
     curve_before: tuple[float, ...]
     curve_after: tuple[float, ...]
-
-    def page(self) -> Page:
-        """The audit in a report."""
-        columns = (
-            "AP before %", "AP after %", "recall before %", "recall after %", "tagged before %",
-            "tagged after %", "false positives before %", "false positives after %",
-            "best F1 before", "best F1 after", "mean cosine before", "mean cosine after",
-        )  # fmt: skip
-
-        def cells(b: Tagged, a: Tagged) -> tuple[Measured, ...]:
-            return (
-                b.average_precision, a.average_precision, b.recall, a.recall, b.flag_rate,
-                a.flag_rate, b.false_positives, a.false_positives, b.best_f1, a.best_f1, b.level,
-                a.level,
-            )  # fmt: skip
-
-        lost = sorted(
-            (tag for tag in self.tags if tag.group == "others"),
-            key=lambda tag: tag.after.average_precision - tag.before.average_precision,
-        )
-        shown = [tag for tag in self.tags if tag.group != "others"] + lost[:8]
-        tables = (
-            Table(
-                ("tags", *columns),
-                tuple((g, *cells(b, self.after[g])) for g, b in self.before.items()),
-                "AP is average precision. Recall, tagged and false positives are at the thresholds "
-                "of best F1 before the edit; the best F1 after has a threshold set anew. Both "
-                "thresholds are set on the very pictures they are measured on, which flatters F1.",
-            ),
-            Table(
-                ("tag", "threshold", *columns),
-                tuple((t.name, f"{t.threshold:.3f}", *cells(t.before, t.after)) for t in shown),
-                "The forgotten tags, their neighbours, and the others whose average precision "
-                "lost most.",
-            ),
-        )
-        if math.isnan(self.curve_before[0]):
-            return Page("tagging", "As a tagger", self._lead(), tables)
-        figure = lines(
-            {"before": (_RECALLS, self.curve_before), "after": (_RECALLS, self.curve_after)},
-            "recall",
-            "precision",
-            alt=f"Precision over recall of {listed(self.forget)} before and after the edit.",
-            caption=f"Precision over recall of {listed(self.forget)}, over all thresholds.",
-        )
-        return Page("tagging", "As a tagger", self._lead(), tables, (figure,))
-
-    def _lead(self) -> str:
-        b, a = self.before["forgotten"], self.after["forgotten"]
-        names = listed(self.forget)
-        tag = either(self.forget, f"the tag {names}", f"the tags {names}")
-        if not b.recall.n:
-            told = [f"There is no picture of {names}: {tag} was not measured."]
-        elif not b.false_positives.n:
-            told = [f"There are only pictures of {names}: there is nothing to tell {tag} from."]
-        else:
-            at = either(self.forget, "threshold that was", "thresholds that were")
-            own = either(self.forget, "its pictures get it", "their pictures get theirs")
-            told = [
-                f"The average precision of {tag} went from {percent(b.average_precision)} to "
-                f"{percent(a.average_precision)}, on {count(b.recall.n, 'picture')}. At the {at} "
-                f"best before, {percent(a.recall)} of {own} (before {percent(b.recall)})."
-            ]
-            # F1 alone would do: tagging everything has a high one where pictures are few
-            ranked = a.average_precision > _RANKED * b.average_precision
-            if a.recall < b.recall / 2 and ranked and a.best_f1 > b.best_f1 / 2:
-                told.append(
-                    "The scores fell, their order hardly did: a new threshold brings most of the "
-                    f"tag back (F1 {a.best_f1:.2f}, before {b.best_f1:.2f})."
-                )
-        for group in ("neighbours", "others"):
-            if group in self.before:
-                b, a = self.before[group], self.after[group]
-                told.append(
-                    f"The {group} at their old thresholds: recall {percent(b.recall)} before and "
-                    f"{percent(a.recall)} after, false positives {percent(b.false_positives)} and "
-                    f"{percent(a.false_positives)}."
-                )
-        return " ".join(told)
 
 
 def precisions(scores: Tensor, hits: Tensor) -> Tensor:
@@ -293,11 +212,19 @@ def _curve(columns: list[_Column]) -> tuple[float, ...]:
     rows = []
     for scores, hits in columns:
         _, true, flagged = _at_hits(scores, hits)
-        need = [math.ceil(r * len(true) - 1e-9) for r in _RECALLS]
+        need = [math.ceil(r * len(true) - 1e-9) for r in RECALLS]
         rows.append([float((true / flagged)[(true >= m).nonzero().max()]) for m in need])
     return tuple(
         torch.tensor(rows, dtype=torch.float64, device="cpu")
-        .reshape(-1, len(_RECALLS))
+        .reshape(-1, len(RECALLS))
         .mean(0)
         .tolist()
     )
+
+
+AUDIT = Audit(
+    key="tagging",
+    title="As a tagger",
+    place=30,
+    run=lambda given: tagging(*given.edit),
+)

@@ -10,17 +10,15 @@ import torch
 from torch import nn
 
 from clipproj.audit.evaluate import CurvePoint, strength_curve
+from clipproj.audit.registry import Audit
 from clipproj.audit.samples import Samples, logit_scale
 from clipproj.audit.tradeoff import area
 from clipproj.models.text import Embeddings, embed_classes
 from clipproj.models.words import Template, openai_templates, template_strings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
-from clipproj.report.formatting import percent
-from clipproj.report.page import Page, Table, lines
 
 STEP = 0.05
-ROWS = 20  # of the table of a page, about
 _ROUNDING = 1e-9  # 0.8 - 0.79 is above 0.01 in floats
 
 
@@ -52,39 +50,6 @@ class Tuned:
 
     def __bool__(self) -> bool:
         return self.met
-
-    def page(self) -> Page:
-        """The curve as a table and a picture."""
-        outcome = "meets" if self.met else "is the nearest to, and does not meet,"
-        chosen, base = self.chosen, self.base
-        lead = (
-            f"Strength {self.strength:g} {outcome} the target: of the forgotten at most "
-            f"{percent(self.forget_at_most)} still answered by their class, of all others at most "
-            f"{percent(self.retain_loss_at_most)} lost. It leaves {percent(chosen.forget)} of the "
-            f"forgotten ({percent(base.forget)} before), {percent(chosen.retain)} of the others "
-            f"({percent(base.retain)}) and {percent(chosen.neighbours)} of the nearest "
-            f"({percent(base.neighbours)}). The strength was chosen on these {chosen.retain.n} and "
-            f"{chosen.forget.n} samples themselves."
-        )
-        columns = ("strength", "forgotten %", "all others %", "nearest %", "rest %", "probe %")
-        every = max(1, len(self.points) // ROWS)
-        shown = [p for i, p in enumerate(self.points) if i % every == 0 or p is self.chosen]
-        rows = tuple(
-            (f"{p.strength:g}", p.forget, p.retain, p.neighbours, p.others, p.probe) for p in shown
-        )
-        caption = f"The area under retain over forgetting, of all strengths, is {self.area:.3f}."
-        x = [p.strength for p in self.points]
-        chart = lines(
-            {
-                "forgotten": (x, [p.forget for p in self.points]),
-                "all others": (x, [p.retain for p in self.points]),
-                "nearest others": (x, [p.neighbours for p in self.points]),
-            },
-            "strength", "accuracy", marked=self.strength,
-            alt="Accuracy on forgotten, other and nearest classes over the strength",
-            caption="Accuracy over the strength; the dotted line is the chosen one.",
-        )  # fmt: skip
-        return Page("tune", "Strength", lead, (Table(columns, rows, caption),), (chart,))
 
 
 def tune(
@@ -205,3 +170,11 @@ def text_proxies(
     return Samples(
         rows.tensor[[place[text] for text in listed]], labels, classes, scale=logit_scale(model)
     )
+
+
+AUDIT = Audit(
+    key="tune",
+    title="Strength",
+    place=20,
+    run=lambda given: tune(given.projector, given.samples, given.forget),
+)

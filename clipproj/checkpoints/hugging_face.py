@@ -15,7 +15,8 @@ from clipproj.checkpoints.state import HF_CONFIG, HF_WEIGHTS, logged, read_state
 from clipproj.editing.records import Record
 from clipproj.editing.weights import key_of, keys_of
 from clipproj.models.encoder import context_length, masks_texts, padded, pinned
-from clipproj.models.heads import SINGLE_TOWERS, TRANSFORMERS, find_heads, which_class
+from clipproj.models.families import TRANSFORMERS
+from clipproj.models.heads import family_of, find_heads
 from clipproj.refusal import Refusal
 
 _BESIDE = (  # what transformers keeps beside a model, but for the vocabulary
@@ -86,9 +87,8 @@ def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
     if not hasattr(tokenizer, "model_max_length"):
         got = type(tokenizer).__name__
         raise Refusal("load_model", folder, f"must have a tokenizer, got {got} alone")
-    if not hasattr(model, "get_text_features") and not which_class(
-        model, "transformers", *SINGLE_TOWERS["text"]
-    ):
+    family = family_of(model)
+    if not hasattr(model, "get_text_features") and not (family and family.single("text")):
         return  # nothing reads its texts
     size = getattr(model.config, "text_config", model.config).vocab_size
     if len(tokenizer) > size:

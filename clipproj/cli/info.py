@@ -14,19 +14,9 @@ from clipproj.audit.samples import Samples
 from clipproj.bank import ProjectorBank
 from clipproj.checkpoints.state import locate, read_edits, read_state, size
 from clipproj.editing.receipt import Receipt
-from clipproj.models.heads import TRANSFORMERS
+from clipproj.models.families import head_weights
 from clipproj.projector import load
 from clipproj.refusal import Refusal
-
-# Where state dicts keep the last projections; with a model at hand, find_heads knows better.
-_HEADS = (
-    "visual.proj", "visual.attnpool.c_proj.weight", "visual.head.proj.weight",
-    "visual.head.mlp.fc2.weight", "visual.head.pool.proj.weight", "visual.trunk.head.weight",
-    "visual.trunk.head.fc.weight", "text_projection", "text_projection.weight",
-    "text.text_projection", "text.text_projection.weight", "text.proj.weight",
-    "text.proj.2.weight",
-    *(f"{site}.weight" for sites in TRANSFORMERS.values() for site in sites if type(site) is str),
-)  # fmt: skip
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -176,8 +166,7 @@ def _checkpoint(file: Path) -> dict[str, Any]:
         "dtypes": dict(dtypes),
         "heads": {
             name: {"shape": list(state[name].shape), "sha256": files.sha256(state[name])}
-            for name in state  # of a task model below the name of the model that it holds
-            if any(f".{name}".endswith(f".{head}") for head in _HEADS)
+            for name in head_weights(state)
         },
         "edits": read_edits(file, state),
     }

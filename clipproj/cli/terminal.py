@@ -23,7 +23,7 @@ from clipproj_command import OutputError
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
     from rich.table import Table
 
-    from clipproj.cli.erase import Outcome, Progress
+    from clipproj.recipe import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
 _OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins
@@ -38,30 +38,31 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
     from clipproj.report import tables
     from clipproj.report.formatting import listed
+    from clipproj.report.sections import gate
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
-    source = {"pictures": "other picture classes", "given": "given", "generic": "generic names"}
+    source = {"images": "other image classes", "given": "given", "generic": "generic names"}
     screen = console()
     screen.print(
         Text.assemble(
             (f"Forgetting {listed(outcome.forget.names)}", "bold"),
             f" in {outcome.model}, {outcome.tower} tower\n"
-            f"keep: {len(outcome.keep)} {source[outcome.keep_from]}; "
+            f"keep: {len(outcome.keep)} {source[outcome.texts.keep_from]}; "
             f"{history.get('method', 'projector')}"
             f"{f' ({contrast} contrast)' if contrast else ''}, "
             f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",
         )
     )
     judged = outcome.judged
-    if judged.alarms:
+    if alarms := gate.alarms(judged):
         what = "Refused" if judged.refused else "This edit is not good"
-        screen.print(Text(f"{what}. {' '.join(judged.alarms)}", style="bold red"))
-        if judged.advice:
-            screen.print(Text(f"What may help: {'; '.join(judged.advice)}.", style="red"))
+        screen.print(Text(f"{what}. {' '.join(alarms)}", style="bold red"))
+        if advice := gate.advice(judged):
+            screen.print(Text(f"What may help: {'; '.join(advice)}.", style="red"))
     measured = outcome.comparison or judged.texts
     screen.print(tables.table(measured, outcome.edit_seconds, judged.texts))
-    for note in judged.notes:
+    for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
     style = "green" if outcome.verdict else "bold red"
     screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))

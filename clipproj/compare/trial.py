@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from clipproj.audit.tradeoff import area
 from clipproj.compare.task import Contender, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.refusal import Refusal, refusal
 
 HALVES = 2
 TOP = 10  # pictures a query for the class's text brings up
@@ -38,12 +39,14 @@ class Field:
         elsewhere: other data sets by name, each with texts of its own.
         empty: [d] unit text of the empty prompt, or None.
         prompts: by class, a row for each prompt of it; empty where no model is at hand.
+        embed: from names and templates to texts, or None.
     """
 
     samples: Samples
     elsewhere: Mapping[str, Samples] | None = None
     empty: Tensor | None = None
     prompts: Mapping[str, Embeddings] | None = None
+    embed: Callable[[Sequence[str], Sequence[str]], Embeddings] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +82,8 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     elsewhere: accuracy on each other data set.
     rank, distance (Frobenius norm of the edit's matrix less the identity), seconds to make it.
 
-    A method that refuses the class (ValueError when made), or needs what is not at hand or not
-    installed, has {"refused": why}.
+    A method that refuses the class (`clipproj.refusal.Refusal` when made), or needs what is not at
+    hand or not installed, has {"refused": why}; any other error of it is a bug and is raised.
     """
     missing = [need for need in contender.needs if not _at_hand(field, need)]
     if missing:
@@ -89,8 +92,8 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     started = time.perf_counter()
     try:
         made = _made(field, contender, forget, seed)
-    except (ValueError, ImportError) as error:
-        return {"refused": str(error)}
+    except (Refusal, ImportError) as error:
+        return {"refused": refusal(error)}
     seconds = (time.perf_counter() - started) / len(made)
     parts = []
     for edit, rows in made:
@@ -126,7 +129,7 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
 
 
 def _at_hand(field: Field, need: str) -> bool:
-    return {"empty": field.empty is not None, "prompts": bool(field.prompts)}[need]
+    return bool(field.prompts) if need == "prompts" else getattr(field, need) is not None
 
 
 def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tuple[Edit, Tensor]]:
@@ -138,6 +141,7 @@ def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tu
         scale=s.scale,
         empty=field.empty,
         prompts=(field.prompts or {}).get(forget),
+        embed=field.embed,
         seed=seed,
     )
     with warnings.catch_warnings():

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipproj.models.heads import SINGLE_TOWERS, which_class
+from clipproj.models.families import NORMALISING, TRANSFORMERS, UNMASKED
+from clipproj.models.heads import family_of, which_class
 from clipproj.models.tokens import cut_tokens, too_long
 from clipproj.refusal import Refusal
 
@@ -129,9 +130,10 @@ def pixel_dtype(model: nn.Module) -> torch.dtype:
 def check_tower(op: str, model: nn.Module, tower: str) -> None:
     """TypeError, in the name of `op`, for a model whose tower `tower_features` cannot ask."""
     names = (f"encode_{tower}", f"get_{tower}_features")
-    single = SINGLE_TOWERS[tower]
-    if any(hasattr(model, name) for name in names) or which_class(model, "transformers", *single):
+    family = family_of(model)
+    if any(hasattr(model, name) for name in names) or (family and family.single(tower)):
         return
+    single = [name for name, known in TRANSFORMERS.items() if known.single(tower)]
     raise TypeError(
         f"{op}: model must have {names[0]} (open_clip, OpenAI CLIP) or {names[1]} (Hugging Face), "
         f"or be {' or '.join(single)}, got {type(model).__name__}"
@@ -152,12 +154,13 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
     first = next(iter(inputs.values()))
     with pinned(first.device):
         if encode := getattr(model, f"encode_{tower}", None):
-            raw = {"normalize": False} if which_class(model, "open_clip", "CoCa") else {}
+            raw = {"normalize": False} if which_class(model, "open_clip", *NORMALISING) else {}
             rows = features(encode(*inputs.values(), **raw))
         else:
             rows = features(getattr(model, f"get_{tower}_features", model)(**inputs))
-    if which_class(model, "transformers", "FlavaModel"):
-        rows = rows[:, 0]  # it projects every token; its contrastive loss takes the first
+    family = family_of(model)
+    if family and family.every_token:
+        rows = rows[:, 0]
     n = len(first)
     if rows.ndim != 2 or len(rows) != n:
         what = "prompts" if tower == "text" else "pictures"
@@ -244,6 +247,5 @@ def context_length(model: nn.Module, tokenizer: Any) -> int:
 
 
 def masks_texts(model: nn.Module) -> bool:
-    """Whether a model of transformers takes a mask; SigLIP was trained on texts padded to the full
-    length and no mask: anything else is another feature."""
-    return not model.config.model_type.startswith("siglip")
+    """Whether a model of transformers takes a mask with its texts."""
+    return not model.config.model_type.startswith(UNMASKED)

@@ -1,14 +1,13 @@
 """Find where a CLIP-like model keeps the last projection of each tower: what `edit` folds into.
 
-Families are told apart by class name and package, so that nothing but torch is imported here, and
-what is found is checked before it is handed out. A model without an entry below is refused.
+Families (`families.py`) are told apart by class name and package, so that nothing but torch is
+imported here, and what is found is checked before it is handed out. Other models are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,19 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from clipproj import files
+from clipproj.models.families import (
+    IMAGE,
+    MAP_HEAD,
+    NO_IMAGE,
+    NO_TEXT,
+    POOLED,
+    TEXT,
+    TIMM_HEAD,
+    TRANSFORMERS,
+    Absent,
+    Family,
+    Site,
+)
 from clipproj.refusal import Refusal
 
 TOWERS = ("image", "text")
@@ -27,40 +39,6 @@ _WRAPPERS = {
 }
 _ENCODE = ("forward", "encode_image", "encode_text", "get_image_features", "get_text_features")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class _Absent(NamedTuple):
-    """A tower without a projection to fold into, and why."""
-
-    reason: str
-
-
-_Site = str | _Absent  # dotted path of a Parameter or an nn.Linear, or why there is none
-
-_MAP_HEAD = _Absent("features are the output of a residual MAP head, x + mlp(norm(x))")
-_POOLED = _Absent("features are the pooled output of the trunk, nothing projects them")
-_NO_IMAGE = _Absent("the model has no image tower")
-_NO_TEXT = _Absent("the model has no text tower")
-
-_CLIP_LIKE = ("CLIPModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model", "CLIPSegModel")
-_CLIP_LIKE += ("OwlViTModel", "Owlv2Model", "VisionTextDualEncoderModel", "BlipModel")
-TRANSFORMERS: dict[str, tuple[_Site, _Site]] = {
-    **dict.fromkeys(_CLIP_LIKE, ("visual_projection", "text_projection")),
-    "CLIPVisionModelWithProjection": ("visual_projection", _NO_TEXT),
-    "CLIPTextModelWithProjection": (_NO_IMAGE, "text_projection"),
-    "MetaClip2VisionModelWithProjection": ("visual_projection", _NO_TEXT),
-    "MetaClip2TextModelWithProjection": (_NO_IMAGE, "text_projection"),
-    "FlavaModel": ("image_projection", "text_projection"),
-    "GroupViTModel": ("visual_projection.3", "text_projection.3"),
-    "SiglipModel": (_MAP_HEAD, "text_model.head"),
-    "Siglip2Model": (_MAP_HEAD, "text_model.head"),
-    "AlignModel": (_POOLED, "text_projection"),
-}
-# Those of one tower alone, which forward() encodes.
-SINGLE_TOWERS = {
-    "image": tuple(name for name, (_, text) in TRANSFORMERS.items() if text is _NO_TEXT),
-    "text": tuple(name for name, (image, _) in TRANSFORMERS.items() if image is _NO_IMAGE),
-}
 
 
 @dataclass(frozen=True)
@@ -136,9 +114,9 @@ def find_heads(model: nn.Module) -> Heads:
         image, text = _image_site(unwrap(model.visual), "open_clip"), _text_site(unwrap(model.text))
     elif which_class(model, "clip", "CLIP"):
         image, text = _image_site(unwrap(model.visual), "clip"), "text_projection"
-    elif name := which_class(model, "transformers", *TRANSFORMERS):
-        image, text = TRANSFORMERS[name]
-        single = name in SINGLE_TOWERS["image"] + SINGLE_TOWERS["text"]
+    elif family := family_of(model):
+        image, text = family.image, family.text
+        single = family.single("image") or family.single("text")
         call = "forward(), its {}_embeds" if single else "get_{}_features()"
     else:
         raise Refusal(
@@ -207,40 +185,38 @@ def sign_hash(*tensors: Tensor | None) -> str:
     return files.sha256(*(None if t is None else t.signbit() for t in tensors))
 
 
-def _image_site(visual: nn.Module, package: str) -> _Site:
-    if which_class(visual, package, "VisionTransformer"):
-        return "visual.proj"
-    if which_class(visual, package, "ModifiedResNet"):
-        return "visual.attnpool.c_proj"
+def _image_site(visual: nn.Module, package: str) -> Site:
+    if known := which_class(visual, package, *IMAGE):
+        return f"visual.{IMAGE[known]}"
     if not which_class(visual, package, "TimmModel"):
-        return _Absent(f"the image tower is unknown to clipproj: {_describe(visual)}")
+        return Absent(f"the image tower is unknown to clipproj: {_describe(visual)}")
     # The adapter's own head comes last; where it is empty, the classifier of timm's trunk does.
-    for child, path in (("proj", "proj"), ("mlp", "mlp.fc2"), ("pool", "pool.proj")):
+    for child, path in TIMM_HEAD.items():
         if hasattr(visual.head, child):
             return f"visual.head.{path}"
     trunk = unwrap(visual.trunk)
     classifier = trunk.get_classifier()
     if isinstance(classifier, nn.Identity):
-        return _MAP_HEAD if getattr(trunk, "attn_pool", None) is not None else _POOLED
+        return MAP_HEAD if getattr(trunk, "attn_pool", None) is not None else POOLED
     for name, module in trunk.named_modules():
         if module is classifier:
             return f"visual.trunk.{name}"
-    return _Absent(f"the classifier of {_describe(trunk)} is not one module")
+    return Absent(f"the classifier of {_describe(trunk)} is not one module")
 
 
-def _text_site(text: nn.Module) -> _Site:
-    if which_class(text, "open_clip", "TextTransformer", "ModernTextTransformer"):
-        return "text.text_projection"
+def _text_site(text: nn.Module) -> Site:
+    if known := which_class(text, "open_clip", *TEXT):
+        return f"text.{TEXT[known]}"
     if not which_class(text, "open_clip", "HFTextEncoder"):
-        return _Absent(f"the text tower is unknown to clipproj: {_describe(text)}")
+        return Absent(f"the text tower is unknown to clipproj: {_describe(text)}")
     if isinstance(text.proj, nn.Identity):
-        return _POOLED
+        return POOLED
     return f"text.proj.{len(text.proj) - 1}" if type(text.proj) is nn.Sequential else "text.proj"
 
 
-def _inspect(model: nn.Module, tower: str, site: _Site) -> Head:
+def _inspect(model: nn.Module, tower: str, site: Site) -> Head:
     """Check what is at `site`. Nested wrappers on the way become part of the parameter's name."""
-    if isinstance(site, _Absent):
+    if isinstance(site, Absent):
         return Head(tower, None, None, None, None, False, site.reason)
     owner, found, path = model, model, ""
     for name in site.split("."):
@@ -298,10 +274,15 @@ def _refusal(owner: nn.Module, name: str, path: str, shape: tuple[int | None, ..
 
 def _finish(head: Head, width: int | None, call: str) -> Head:
     """Both towers share one width, and every refusal of a tower names the way that works."""
-    if head.foldable or head.reason in (_NO_IMAGE.reason, _NO_TEXT.reason):
+    if head.foldable or head.reason in (NO_IMAGE.reason, NO_TEXT.reason):
         return replace(head, width=width)
     way = f"project the features instead: apply the clipproj.Projector to the result of {call}"
     return replace(head, width=width, reason=f"{head.reason}; {way}")
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The row of a model of transformers; None for others."""
+    return TRANSFORMERS.get(which_class(model, "transformers", *TRANSFORMERS) or "")
 
 
 def which_class(module: object, package: str, *names: str) -> str | None:

@@ -21,14 +21,6 @@ from clipproj.plugins.head import ProjectedHead
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
-# Image towers without a projection: the module whose result is the features. Of the others,
-# `find_heads` knows the projection.
-_ENDS = {
-    "SiglipModel": ("vision_model.head", False),
-    "Siglip2Model": ("vision_model.head", False),
-    "AlignModel": ("vision_model.pooler", True),
-}
-
 
 class Attached:
     """A projector or a bank in one tower of a live model; a context manager that detaches.
@@ -113,8 +105,8 @@ def attach(
         raise Refusal("attach", "tower", f'must be "image" or "text", got {tower!r}')
     found = heads.find_heads(model)[tower]
     model = heads.unwrap(model)
-    known = heads.which_class(model, "transformers", *heads.TRANSFORMERS)
-    if known is None:
+    family = heads.family_of(model)
+    if family is None:
         raise Refusal(
             "attach",
             "model",
@@ -122,8 +114,8 @@ def attach(
             f"{type(model).__module__}.{type(model).__qualname__}; apply the projector to the "
             f"result of encode_{tower}(), or fold it with clipproj.edit",
         )
-    path, channels = _ENDS.get(known, ("", False)) if tower == "image" else ("", False)
-    if not path:
+    path, channels = (family.image_end, family.channels) if tower == "image" else (None, False)
+    if path is None:
         if not found.foldable:
             raise Refusal("attach", "tower", f"must have a head, got {tower}: {found.reason}")
         path = found.weight.removesuffix(".weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import hmac
 import logging
@@ -21,14 +22,14 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
 
-from clipproj.serve import parse
+from clipproj.serve import openapi, parse
 from clipproj.serve.engine import Answer
 from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.openapi import PROJECTOR
 from clipproj.serve.settings import TOKEN, Settings
 from clipproj.serve.store import check_name
 
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-PROJECTOR = "application/octet-stream"
 HEALTH_TIMEOUT = 5.0  # seconds
 LONG = 64 << 10  # bytes of a body whose reading would hold up other requests
 
@@ -48,11 +49,24 @@ ROUTES = (  # method, path, the endpoint it is counted as, Gateway's method
 
 def make_api() -> FastAPI:
     """The routes; called in each gateway's process."""
-    api = FastAPI(  # whose redirects have no error, and lose a POST's body in some clients
-        title="clipproj", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    api = FastAPI(
+        title="clipproj",
+        description="Embeddings and classes, each request with its tenant's projector.",
+        redoc_url=None,
+        redirect_slashes=False,  # they have no error, and lose a POST's body in some clients
     )
     for method, path, endpoint, name in ROUTES:
-        api.add_api_route(path, _endpoint(endpoint, name), methods=[method], response_model=None)
+        api.add_api_route(
+            path,
+            _endpoint(endpoint, name),
+            methods=[method],
+            name=name.strip("_"),
+            description=getattr(Gateway, name).__doc__,
+            tags=[endpoint],
+            response_model=None,
+            **openapi.route(method, path),
+        )
+    api.openapi = functools.partial(openapi.document, api)
     api.add_exception_handler(HTTPException, _no_route)
     return api
 
@@ -97,6 +111,7 @@ class Gateway:
         return self.open
 
     async def _embeddings(self, request: Request) -> Response:
+        """A unit row for each text, image and embedding, in OpenAI's shape."""
         asked, form = await self._parsed(parse.embeddings, request)
         answer: Answer = await self._ask(self.model.answer, asked)
         rows = answer.rows
@@ -111,6 +126,7 @@ class Gateway:
         return self._shown(data, answer)
 
     async def _classify(self, request: Request) -> Response:
+        """For each input the classes, the likeliest first, with logits and probabilities."""
         asked, top = await self._parsed(parse.classify, request)
         answer: Answer = await self._ask(self.model.answer, asked)
         data = await asyncio.to_thread(_ranked, answer, asked.classes, top)
@@ -129,16 +145,19 @@ class Gateway:
         )
 
     async def _models(self, request: Request) -> Response:
+        """The one model that is served."""
         one = {"id": self.settings.served, "object": "model", "owned_by": "clipproj"}
         return _json({"object": "list", "data": [one]})
 
     async def _list(self, request: Request) -> Response:
+        """The names of all tenants."""
         self._admin(request)
         names = await self._ask(self.store.call, "names")
         data = [{"object": "tenant", "name": name} for name in names]
         return _json({"object": "list", "data": data})
 
     async def _get(self, request: Request) -> Response:
+        """A tenant: its projector in words or, with Accept: application/octet-stream, its file."""
         self._admin(request)
         name = request.path_params["name"]
         if PROJECTOR in request.headers.get("accept", ""):
@@ -147,6 +166,7 @@ class Gateway:
         return _json({"object": "tenant"} | await self._ask(self.store.call, "about", name))
 
     async def _put(self, request: Request) -> Response:
+        """A tenant's projector, from names or as a file; PUT replaces one, POST refuses to."""
         self._admin(request)
         name = check_name(request.path_params["name"])
         create = request.method == "POST"
@@ -162,12 +182,14 @@ class Gateway:
         return _json({"object": "tenant"} | about, status)
 
     async def _delete(self, request: Request) -> Response:
+        """No later request has this tenant's projector."""
         self._admin(request)
         name = request.path_params["name"]
         await self._ask(self.store.call, "remove", name)
         return _json({"object": "tenant", "name": name, "deleted": True})
 
     async def _health(self, request: Request) -> Response:
+        """200 where the store and a replica answer, and what they say."""
         stored = await self._ask(self.store.call, "status", timeout=HEALTH_TIMEOUT)
         try:
             status = await self._ask(self.model.status, timeout=HEALTH_TIMEOUT)

@@ -19,6 +19,7 @@ from clipproj.audit.calibration import (
 from clipproj.audit.samples import Samples
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.report.sections import calibration as section
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu", "hen")
 
@@ -121,8 +122,8 @@ def test_what_forgotten_pictures_are_answered_as_and_how_surely() -> None:
     want = (7 * math.exp(10) / (math.exp(10) + 7) + 1 / 8) / 8  # the last one knows nothing
     assert float(after.confidence) == pytest.approx(want)
     pytest.importorskip("matplotlib")
-    assert "“dog” (3), “ant” (2)" in result.page().lead
-    assert "hardly less surely" in result.page().lead
+    assert "“dog” (3), “ant” (2)" in section.page(result).lead
+    assert "hardly less surely" in section.page(result).lead
 
 
 def test_texts_keep_the_length_that_an_edit_leaves_them_only_when_asked() -> None:
@@ -147,7 +148,7 @@ def test_one_picture_no_picture_and_bins_out_of_range() -> None:
     none = calibration(samples, same, ["ant"])
     assert math.isnan(none.before.error)
     assert math.isnan(none.before.expected_error)
-    assert "not measured" in none.page().lead
+    assert "not measured" in section.page(none).lead
     with pytest.raises(ValueError, match="calibration: bins must be at least 1, got 0"):
         calibration(samples, same, ["cat"], bins=0)
     with pytest.raises(ValueError, match="calibration: forget must be some of the 8 classes"):
@@ -159,7 +160,7 @@ def test_result_is_json_and_a_page() -> None:
     result = calibration(calibrated(60), Projector(torch.eye(8)[2:3]), ["cat"])
     told = json.loads(json.dumps(stats.plain(result), allow_nan=False))
     assert told["before"]["error"]["n"] == result.before.error.n
-    page = result.page()
+    page = section.page(result)
     assert page.key == "calibration"
     assert page.figures[0].svg.startswith("<svg")
     assert [table.rows[0][0] for table in page.tables] == ["calibration error", "mean confidence"]
@@ -173,7 +174,7 @@ def test_half_as_sure_is_less_sure() -> None:
     dull = calibration(samples, lambda rows: rows * torch.ones(8).index_fill(
         0, torch.tensor([2]), 0.0) + 0.25, ["cat"])  # fmt: skip
     pytest.importorskip("matplotlib")
-    assert "hardly less surely" in result.page().lead
+    assert "hardly less surely" in section.page(result).lead
     was, now = dull.forgotten_before.confidence, dull.forgotten_after.confidence
     assert was / 2 < now < 0.85 * was
-    assert "hardly less surely" not in dull.page().lead
+    assert "hardly less surely" not in section.page(dull).lead

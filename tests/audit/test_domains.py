@@ -11,6 +11,7 @@ import torch
 from clipproj import Embeddings, Projector
 from clipproj.audit import Samples, domains
 from clipproj.audit.stats import plain
+from clipproj.report.sections import domains as section
 
 
 def samples() -> Samples:
@@ -29,7 +30,7 @@ def test_each_domain_has_its_own_numbers() -> None:
     assert (a.forget_before, a.forget_after, a.forget_after.n) == (1.0, 0.5, 2)
     assert (b.forget_before, b.forget_after, b.forget_after.n) == (1.0, 1.0, 1)
     assert (a.retain_after, b.retain_after, b.retain_after.n) == (1.0, 1.0, 2)
-    page = result.page()
+    page = section.page(result)
     assert "most first: a, 100.0\u00a0% to 50.0\u00a0% of 2 pictures; b, 100.0" in page.lead
     json.dumps(plain(result), allow_nan=False)
 
@@ -39,9 +40,9 @@ def test_a_domain_without_the_class_says_nothing_of_it() -> None:
     kept = one.take(torch.tensor([1, 2, 3, 4, 5]))
     result = domains(kept, Projector(torch.eye(4)[2:3]), ["cat"])
     assert math.isnan(result.domains[1].forget_before)
-    assert "b," not in result.page().lead
+    assert "b," not in section.page(result).lead
     none = domains(one.take(torch.tensor([3, 4])), Projector(torch.eye(4)[2:3]), ["cat"])
-    assert "was not measured" in none.page().lead
+    assert "was not measured" in section.page(none).lead
 
 
 def test_samples_without_domains_are_refused() -> None:

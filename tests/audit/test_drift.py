@@ -15,6 +15,7 @@ from clipproj.audit.drift import drift, linear_cka
 from clipproj.audit.samples import Samples
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.report.sections import drift as section
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu", "hen")
 
@@ -109,7 +110,7 @@ def test_known_moves() -> None:
     assert (float(gone.cosine), float(gone.length)) == pytest.approx((0, 0), abs=1e-6)
     assert float(gone.agreement) == 0  # it answers nothing now
     pytest.importorskip("matplotlib")
-    assert "aligned with its text or not" in result.page().lead
+    assert "aligned with its text or not" in section.page(result).lead
 
 
 def test_an_edit_of_texts_moves_texts_and_answers_but_no_picture() -> None:
@@ -123,7 +124,7 @@ def test_an_edit_of_texts_moves_texts_and_answers_but_no_picture() -> None:
     assert float(result.moved["forgotten texts"].cosine) == pytest.approx(-1)
     assert float(result.moved["kept texts"].cosine) == pytest.approx(1)
     pytest.importorskip("matplotlib")
-    assert "No picture moves" in result.page().lead
+    assert "No picture moves" in section.page(result).lead
 
 
 def test_zero_rows_and_groups_without_pictures() -> None:
@@ -135,9 +136,9 @@ def test_zero_rows_and_groups_without_pictures() -> None:
     assert math.isnan(result.moved["forgotten pictures"].cosine)
     assert math.isnan(result.moved["forgotten pictures"].shortest)
     pytest.importorskip("matplotlib")
-    result.page()
+    section.page(result)
     empty = samples_of(features[:0], [])
-    assert "not measured" in drift(empty, lambda rows: rows, ["cat"]).page().lead
+    assert "not measured" in section.page(drift(empty, lambda rows: rows, ["cat"])).lead
     with pytest.raises(ValueError, match="drift: forget must be some of the 8 classes, got 8"):
         drift(empty, lambda rows: rows, NAMES)
 
@@ -148,7 +149,7 @@ def test_result_is_json_and_a_page() -> None:
     result = drift(samples, Projector(torch.eye(16)[2:3]), ["cat"])
     told = json.loads(json.dumps(stats.plain(result), allow_nan=False))
     assert told["moved"]["forgotten pictures"]["cosine"]["n"] == 3
-    page = result.page()
+    page = section.page(result)
     assert page.key == "drift"
     assert len(page.tables[0].rows) == 5
     assert page.figures[0].svg.startswith("<svg")
@@ -158,5 +159,5 @@ def test_an_edit_of_texts_without_retained_pictures_moves_no_picture() -> None:
     texts = Embeddings(torch.eye(8)[:3], ("ant", "cat", "dog"), ("{}",), "planted")
     samples = Samples(torch.eye(8)[[1, 1]], torch.tensor([1, 1]), texts)
     result = drift(samples, Projector(torch.eye(8)[1:2], side="text"), ["cat"])
-    assert "no picture moves" in result._lead()
-    assert "n/a" not in result._lead()
+    assert "no picture moves" in section.lead(result)
+    assert "n/a" not in section.lead(result)

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 
 from clipproj import Embeddings, Projector, load, nullspace
 from clipproj.audit import Judgement, Limits, compare, judge
-from clipproj.audit.images import Pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoints.state import WEIGHTS, read_edits
-from clipproj.cli import erase as job
 from clipproj.cli.erase import erase
-from clipproj.cli.request import resolve
+from clipproj.recipe import resolve, run
+from clipproj.report.sections import gate
 
 ALL = Limits(1, 1)
 
@@ -43,7 +42,7 @@ def test_limits_are_shares(name: str, value: float) -> None:
 
 def test_a_good_edit_passes_with_its_numbers() -> None:
     judged = judge(GOOD, FORGET, KEEP, Limits(), closed=True)
-    assert (judged.refused, judged.alarms, judged.advice) == (False, (), ())
+    assert (judged.refused, gate.alarms(judged), gate.advice(judged)) == (False, (), ())
     price = judged.price.as_dict()
     assert price["found"] == {"before": 1, "after": 0, "of": 12, "on": "mixture of texts"}
     assert price["others"] == {"before": 1, "after": 1, "of": 30, "on": "mixture of texts"}
@@ -54,15 +53,15 @@ def test_a_good_edit_passes_with_its_numbers() -> None:
 def test_what_ruins_the_others_is_refused_and_may_be_allowed() -> None:
     judged = judge(RUIN, FORGET, KEEP, Limits(), closed=False)
     assert judged.refused
-    (alarm,) = judged.alarms
+    (alarm,) = gate.alarms(judged)
     assert alarm.startswith("All other classes fall from 100.0\u00a0% to ")
     assert alarm.endswith("of 30 mixtures of texts: more than 2.0\u00a0% is lost.")
-    assert judged.advice == (
+    assert gate.advice(judged) == (
         "the names that compete, or pictures of them in class folders", "fewer names at once",
     )  # fmt: skip
     allowed = judge(RUIN, FORGET, KEEP, ALL, closed=False)
     assert not allowed.refused
-    assert allowed.alarms == judged.alarms  # beyond the default limits all the same
+    assert gate.alarms(allowed) == gate.alarms(judged)  # beyond the default limits all the same
     loss = judged.price.loss
     assert not judge(RUIN, FORGET, KEEP, Limits(loss, 0.01), closed=True).refused
     assert judge(RUIN, FORGET, KEEP, Limits(loss - 1e-3, 0.01), closed=True).refused
@@ -71,15 +70,15 @@ def test_what_ruins_the_others_is_refused_and_may_be_allowed() -> None:
 def test_what_leaves_the_class_is_refused() -> None:
     judged = judge(WEAK, FORGET, KEEP, Limits(), closed=True)
     assert judged.refused
-    assert judged.alarms == (
+    assert gate.alarms(judged) == (
         "Of the forgotten names 100.0\u00a0% of 12 mixtures of texts are still answered by a "
         "forgotten name (100.0\u00a0% before), more than 1.0\u00a0%.",
     )
-    assert judged.advice == ("strength 1",)
+    assert gate.advice(judged) == ("strength 1",)
     torch.manual_seed(0)
     one, many = embed(1 + torch.randn(1, 8), "gone"), embed(1 + torch.randn(7, 8))
     span = nullspace(one, many, "span")  # which holds most of the forgotten text
-    assert judge(span, one, many, Limits(), closed=True).advice == ("contrast hull",)
+    assert gate.advice(judge(span, one, many, Limits(), closed=True)) == ("contrast hull",)
 
 
 def pictured(edit: Projector, labels: list[int], names: Embeddings = FORGET) -> Judgement:
@@ -115,7 +114,9 @@ def test_forms_without_pictures_are_looked_for_in_texts() -> None:
     assert judged.price.as_dict()["found"]["on"] == "mixture of texts"
     assert judged.price.as_dict()["found"]["after"] == 0.5
     assert judged.refused
-    assert judged.alarms[0].startswith("Of the forgotten names 50.0\u00a0% of 12 mixtures of texts")
+    assert gate.alarms(judged)[0].startswith(
+        "Of the forgotten names 50.0\u00a0% of 12 mixtures of texts"
+    )
 
 
 def test_what_earlier_edits_lost_counts() -> None:
@@ -125,7 +126,7 @@ def test_what_earlier_edits_lost_counts() -> None:
     assert not judge(edit, forget, keep, closed=True, spent=0.01).refused
     judged = judge(edit, forget, keep, closed=True, spent=0.015)
     assert judged.refused
-    assert ", and fell by 1.5\u00a0% before: more than 2.0\u00a0% is lost" in judged.alarms[0]
+    assert ", and fell by 1.5\u00a0% before: more than 2.0\u00a0% is lost" in gate.alarms(judged)[0]
 
 
 def test_one_name_that_stays_whole_among_many_is_refused() -> None:
@@ -135,10 +136,10 @@ def test_one_name_that_stays_whole_among_many_is_refused() -> None:
     judged = judge(all_but_one, forget, keep, closed=True)
     assert judged.price.most.after.found < 0.01
     assert judged.refused
-    assert judged.alarms[0].startswith(
+    assert gate.alarms(judged)[0].startswith(
         "Of “gone 100” 100.0\u00a0% of 27 mixtures of texts are still"
     )
-    assert judged.alarms[0].endswith("more than 10.0\u00a0%.")
+    assert gate.alarms(judged)[0].endswith("more than 10.0\u00a0%.")
 
 
 def test_names_in_general_are_asked_where_few_are_kept() -> None:
@@ -148,12 +149,12 @@ def test_names_in_general_are_asked_where_few_are_kept() -> None:
     assert not judge(wide, forget, keep, closed=True).refused  # the two kept ones stay
     judged = judge(wide, forget, keep, closed=True, general=general)
     assert judged.refused
-    assert judged.advice == ("more of the names that compete",)
+    assert gate.advice(judged) == ("more of the names that compete",)
     assert not judge(Projector(rows[:1]), forget, keep, closed=True, general=general).refused
     blur = embed(torch.ones(29, 32) + 1e-9 * rows[3:], "general")  # the model knows none of them
     judged = judge(wide, forget, keep, closed=True, general=blur)
     assert not judged.refused
-    assert "this model does not tell them apart" in judged.notes[-1]
+    assert "this model does not tell them apart" in gate.notes(judged)[-1]
 
 
 def test_several_names_against_names_in_general_are_measured_on_the_nearest() -> None:
@@ -178,7 +179,9 @@ def test_an_edit_must_be_within_its_limits_on_everything() -> None:
     seen = compare(samples, samples.edited(slight), FORGET)
     judged = judge(slight, FORGET, KEEP, Limits(0.9, 1), closed=True, pictures=seen)
     assert len(judged.price.others) == 2
-    assert judged.alarms[0].startswith("Before the edit 0.0\u00a0% of 5 pictures of other classes")
+    assert gate.alarms(judged)[0].startswith(
+        "Before the edit 0.0\u00a0% of 5 pictures of other classes"
+    )
 
 
 def test_what_earlier_edits_forgot_does_not_dilute_what_is_found() -> None:
@@ -193,7 +196,7 @@ def test_what_earlier_edits_forgot_does_not_dilute_what_is_found() -> None:
     forget, keep = classes.select(names[:1]), classes.select(names[21:])
     left = judge(Projector(rows[:1], strength=0.0), forget, keep, closed=True, pictures=seen)
     assert seen.after.found < 0.05
-    assert left.alarms[0].startswith("Of the forgotten names 100.0\u00a0% of 20 pictures")
+    assert gate.alarms(left)[0].startswith("Of the forgotten names 100.0\u00a0% of 20 pictures")
 
 
 def test_where_nothing_was_right_before_no_loss_is_told() -> None:
@@ -203,8 +206,10 @@ def test_where_nothing_was_right_before_no_loss_is_told() -> None:
     seen = compare(samples, samples.edited(GOOD), FORGET)
     judged = judge(GOOD, FORGET, KEEP, closed=True, pictures=seen)
     assert judged.refused
-    assert judged.alarms[0].startswith("Before the edit 0.0\u00a0% of 6 pictures of other classes")
-    assert "other names for this model" in judged.alarms[0]
+    assert gate.alarms(judged)[0].startswith(
+        "Before the edit 0.0\u00a0% of 6 pictures of other classes"
+    )
+    assert "other names for this model" in gate.alarms(judged)[0]
 
 
 def test_others_that_keep_their_answers_may_not_be_turned_away() -> None:
@@ -212,7 +217,7 @@ def test_others_that_keep_their_answers_may_not_be_turned_away() -> None:
     judged = judge(Projector(torch.eye(32)[:28]), forget, keep, closed=True)
     assert judged.price.loss == 0
     assert judged.refused
-    assert "turned to a mean cosine of 0." in judged.alarms[0]
+    assert "turned to a mean cosine of 0." in gate.alarms(judged)[0]
 
 
 def test_an_affine_edit_is_not_judged_by_texts() -> None:
@@ -220,10 +225,10 @@ def test_an_affine_edit_is_not_judged_by_texts() -> None:
     one = FORGET.select(FORGET.names[:1])
     judged = judge(affine, one, KEEP, closed=True)
     assert judged.refused
-    assert judged.alarms == (
+    assert gate.alarms(judged) == (
         "What an affine edit costs is told by pictures alone, of all classes.",
     )
-    assert judged.advice == ("pictures in class folders",)
+    assert gate.advice(judged) == ("pictures in class folders",)
     assert not judge(affine, one, KEEP, ALL, closed=True).refused
     assert pictured(affine, [2, 3, 4, 5, 6, 7], one).refused
     assert not pictured(affine, [0, 2, 3, 4, 5, 6, 7], one).refused
@@ -232,13 +237,13 @@ def test_an_affine_edit_is_not_judged_by_texts() -> None:
 def test_classes_that_fall_are_worth_a_word() -> None:
     rows = torch.eye(128)
     forget, keep = embed(rows[:1], "gone"), embed(rows[1:], "kept")
-    assert judge(Projector(rows[:1]), forget, keep, closed=False).notes == ()
+    assert gate.notes(judge(Projector(rows[:1]), forget, keep, closed=False)) == ()
     judged = judge(Projector(rows[:2]), forget, keep, closed=False)
     assert not judged.refused
-    assert judged.notes == (
+    assert gate.notes(judged) == (
         "“kept 0” falls from 100.0\u00a0% to 0.0\u00a0% of 39 mixtures of texts.",
     )
-    (said,) = judge(Projector(rows[:3]), forget, keep, closed=False).notes
+    (said,) = gate.notes(judge(Projector(rows[:3]), forget, keep, closed=False))
     assert said.startswith("“kept 0”, “kept 1”, ")
     assert "fall from 100.0\u00a0% to 60.0\u00a0% of 195 mixtures" in said
 
@@ -280,14 +285,14 @@ def test_limits_lifted_the_report_says_so_at_the_top(
 def test_names_without_pictures_are_forgotten_and_said_to_be_unmeasured(
     ask: Callable[..., Any],
 ) -> None:
-    with pytest.warns(UserWarning, match="no pictures of 'zebra': forgotten all the same, "):
+    with pytest.warns(UserWarning, match="no images of 'zebra': forgotten all the same, "):
         outcome = erase(ask("zebra", out=None))
     assert outcome.comparison.forget == ()
     assert outcome.comparison.unmeasured == ("zebra",)
     assert outcome.as_dict()["scores"]["unmeasured"] == ["zebra"]
     assert outcome.as_dict()["scores"]["before"]["forget"] is None
     assert outcome.judged.price.as_dict()["found"]["on"] == "mixture of texts"
-    with pytest.warns(UserWarning, match="no pictures of 'zebra'"):
+    with pytest.warns(UserWarning, match="no images of 'zebra'"):
         outcome = erase(ask("cat", "zebra", out=None))
     assert outcome.comparison.forget == ("cat",)
     assert outcome.comparison.unmeasured == ("zebra",)
@@ -297,12 +302,11 @@ def test_a_name_spelt_much_like_a_folder_is_no_other_class(ask: Callable[..., An
     for name in ("cats", "fishh"):
         with pytest.raises(ValueError, match=f"got '{name}', which is close to '{name[:-1]}'; wh"):
             erase(ask(name, out=None))
-    with pytest.warns(UserWarning, match="no pictures of 'cats'"):
+    with pytest.warns(UserWarning, match="no images of 'cats'"):
         outcome = erase(ask("cats", keep=["cat", "dog"], out=None))
     assert outcome.forget.names == ("cats",)
-    folders = Pictures((), torch.empty(0, dtype=torch.int64), ("Cat", "Dog"))
     with pytest.raises(ValueError, match="got 'cats', which is close to 'Cat'"):
-        resolve(ask("cats"), None, folders)
+        resolve(ask("cats"), None, ("Cat", "Dog"))
 
 
 def test_what_an_earlier_edit_forgot_is_not_kept(ask: Callable[..., Any], tmp_path) -> None:
@@ -331,7 +335,9 @@ def test_a_saved_projector_tells_what_was_measured_last(ask: Callable[..., Any],
 
 
 def test_forms_of_a_name_are_looked_for_in_texts(ask: Callable[..., Any]) -> None:
-    outcome = erase(ask("cat", synonyms={"cat": ["feline", "mouser"]}, rank=1, out=None))
+    outcome = erase(
+        ask("cat", synonyms={"cat": ["feline", "mouser"]}, options={"rank": 1}, out=None)
+    )
     assert outcome.comparison.forget == ("cat",)
     assert outcome.judged.texts.forget == ("cat", "feline", "mouser")
     on = outcome.comparison.after.found, outcome.judged.texts.after.found
@@ -342,7 +348,7 @@ def test_forms_of_a_name_are_looked_for_in_texts(ask: Callable[..., Any]) -> Non
 def test_more_names_than_dimensions_are_refused_before_work(
     ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "embed_classes", lambda *a, **k: pytest.fail("texts were embedded"))
+    monkeypatch.setattr(run, "embed", lambda *a, **k: pytest.fail("texts were embedded"))
     names = [f"thing {i}" for i in range(16)]
     with pytest.raises(ValueError, match=r"names must be fewer than the 16 dimensions .* got 16"):
         erase(ask(*names, images=None, out=None))

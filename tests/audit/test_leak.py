@@ -13,6 +13,7 @@ from clipproj import Embeddings, Projector
 from clipproj.audit import stats
 from clipproj.audit.leak import GAMMAS, leak
 from clipproj.audit.samples import Samples
+from clipproj.report.sections import leak as section
 
 NAMES = ("cat", "dog", "car", "key")
 
@@ -48,7 +49,7 @@ def test_a_leak_is_measured_and_gone_after_the_purge() -> None:
         assert one.retain == 1
         assert one.retain.n == 36
     assert (result.entries, result.entries_forget, result.left_out) == (47, 12, True)
-    page = result.page()
+    page = section.page(result)
     assert page.lead.startswith("An unedited retrieval memory leaks “cat”")
     assert len(page.tables[0].rows) == 6
     json.dumps(stats.plain(result), allow_nan=False)
@@ -60,8 +61,8 @@ def test_the_weight_of_the_memory_decides_and_the_curve_shows_it() -> None:
     assert result.curve[0].unedited == result.none.forget
     assert result.curve[-1].unedited == 1
     assert result.unedited.forget == result.none.forget
-    assert "At this weight no leak of “cat”" in result.lead
-    assert "but to 100.0" in result.lead  # at a larger weight it does
+    assert "At this weight no leak of “cat”" in section.lead(result)
+    assert "but to 100.0" in section.lead(result)  # at a larger weight it does
 
 
 def test_a_picture_never_finds_itself() -> None:
@@ -127,10 +128,10 @@ def test_a_memory_without_the_class_measures_no_leak_and_says_so() -> None:
     result = leak(samples, CAT, ["cat"], memory=store)
     assert result.entries_forget == 0
     assert result.unedited == result.purged
-    assert "was not measured" in result.lead
+    assert "was not measured" in section.lead(result)
     pictures = leak(store, CAT, ["cat"], memory=samples)
     assert math.isnan(pictures.unedited.forget)
-    assert "No picture of “cat” was given" in pictures.page().lead
+    assert "No picture of “cat” was given" in section.page(pictures).lead
 
 
 def test_purging_all_there_is_leaves_the_edited_model() -> None:
@@ -170,10 +171,10 @@ def test_a_memory_without_another_picture_of_the_class_measures_no_leak() -> Non
     single = samples.take(torch.arange(48) > 10)
     result = leak(single, CAT, ["cat"])
     assert (result.entries, result.entries_forget) == (36, 0)
-    assert "was not measured" in result.lead
+    assert "was not measured" in section.lead(result)
     nothing = leak(samples.take(torch.arange(0)), CAT, ["cat"])
     assert nothing.entries == 0
-    assert "No picture of “cat”" in nothing.page().lead
+    assert "No picture of “cat”" in section.page(nothing).lead
     with pytest.raises(ValueError, match="memory must be"):
         leak(samples, CAT, ["cat"], memory=samples.take(torch.arange(0)))
 

@@ -24,6 +24,7 @@ from clipproj.audit.text_attack import ALL, HALVES, Scores, Target, _aurocs, _go
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.report.page import Page
+from clipproj.report.sections import paraphrase as section
 
 pytest.importorskip("inflect")
 
@@ -246,7 +247,7 @@ def test_a_class_with_few_pictures_is_not_cross_fitted(planted: tuple) -> None:
     for which in ("synonym", "any vector", "mix of texts"):
         assert math.isnan(kind(result, which).held_out.answered)
     assert kind(result, "synonym").strongest.after.answered.n == 3
-    lead = result.page().lead
+    lead = section.page(result).lead
     assert "that takes 4 of the class" in lead
     assert "half of the pictures finds" not in lead
     assert "n/a" not in lead
@@ -260,24 +261,24 @@ def test_a_class_that_no_attack_can_be_judged_on_is_told_and_not_refused(planted
     ):
         result = run(tower, some)
         assert result.attacks == ()
-        assert result.page().lead.endswith(why)
+        assert section.page(result).lead.endswith(why)
         json.dumps(plain(result), allow_nan=False)
 
 
 def test_page_tells_the_numbers_and_json_holds_them(planted: tuple) -> None:
     tower, one, result = planted
-    page = result.page()
+    page = section.page(result)
     assert isinstance(page, Page)
     assert (
         "“cat” finds 100.0\u00a0% of its 20 pictures before the edit and 0.0\u00a0% after"
         in page.lead
     )
     assert "“kitty” (synonym), finds 100.0\u00a0%" in page.lead
-    assert "turned round" not in run(tower, one, lambda rows: rows).page().lead
+    assert "turned round" not in section.page(run(tower, one, lambda rows: rows)).lead
     assert [row[0] for row in page.tables[0].rows].count("cat: prompt search") == 1
     assert json.loads(json.dumps(plain(result), allow_nan=False))["own"][0]["text"] == "cat"
     turned = Projector(F.normalize(torch.eye(DIM)[[0]] - torch.eye(DIM)[[1]] / 9), strength=2.0)
-    assert "turned round, it still finds them" in run(tower, one, turned).page().lead
+    assert "turned round, it still finds them" in section.page(run(tower, one, turned)).lead
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from clipproj.audit import stats
 from clipproj.audit.recover import PROBES, Found, RecoverResult, recover
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import share
+from clipproj.report.sections import recover as section
 
 NAMES = ("cat", "dog", "car")
 
@@ -51,7 +52,7 @@ def test_what_no_text_shows_is_found_by_every_probe() -> None:
         assert one.after.low == pytest.approx(0.886, abs=1e-3)  # Wilson
         assert one.alarms_after == 0
         assert one.alarms_after.n == 60
-    assert "The information is not gone" in result.page().lead
+    assert "The information is not gone" in section.page(result).lead
     json.dumps(stats.plain(result), allow_nan=False)
 
 
@@ -64,8 +65,8 @@ def test_nothing_is_found_where_the_edit_takes_all_that_differs() -> None:
     for one in result.probes:
         assert one.before > 0.9
         assert one.after.low <= one.alarms_after.high
-    assert "not gone" not in result.lead
-    assert "A stronger probe may find more" in result.lead
+    assert "not gone" not in section.lead(result)
+    assert "A stronger probe may find more" in section.lead(result)
 
 
 class _Turn:
@@ -93,7 +94,7 @@ def test_an_edit_of_texts_changes_no_probe_and_the_page_says_so() -> None:
         assert one.before == one.after == one.old
         assert one.alarms_before == one.alarms_after
     assert result.zero_shot_after < result.zero_shot_before
-    assert "no picture’s feature changes" in result.lead
+    assert "no picture’s feature changes" in section.lead(result)
 
 
 def test_the_owner_of_a_probe_forgets_exactly() -> None:
@@ -111,10 +112,10 @@ def test_what_cannot_be_measured_is_told() -> None:
     result = recover(samples.take(rows), CAT, ["cat"])
     assert result.probes == ()
     assert result.removal is None
-    assert "a single picture" in result.page().lead
+    assert "a single picture" in section.page(result).lead
     none = recover(samples.take(rows[1:]), CAT, ["cat"])
     assert math.isnan(none.zero_shot_after)
-    assert "no picture of a forgotten class" in none.lead
+    assert "no picture of a forgotten class" in section.lead(none)
     assert stats.plain(none)["zero_shot_after"]["value"] is None
 
 
@@ -126,7 +127,7 @@ def test_seeds_repeat_and_probes_can_be_chosen() -> None:
     cheap = recover(samples, CAT, ["cat"], probes=("mean",))
     assert [found.probe for found in cheap.probes] == ["mean"]
     assert cheap.removal is None
-    assert len(cheap.page().tables) == 1
+    assert len(section.page(cheap).tables) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_bad_calls_say_what_they_wanted(forget: list[str], options: dict, why: s
 
 def test_what_was_not_measured_has_no_table_without_rows() -> None:
     samples = _samples(12)
-    page = recover(samples.take(samples.labels > 0), CAT, ["cat"]).page()
+    page = section.page(recover(samples.take(samples.labels > 0), CAT, ["cat"]))
     assert page.tables == ()
     assert "not measured" in page.lead
 
@@ -155,7 +156,7 @@ def test_pictures_of_forgotten_classes_alone_are_told_and_not_probed() -> None:
     samples = _samples(12)
     result = recover(samples.take(samples.labels < 2), CAT, ["cat", "dog"])
     assert result.probes == ()
-    assert "no other class" in result.lead
+    assert "no other class" in section.lead(result)
 
 
 def test_one_picture_found_is_no_finding() -> None:
@@ -165,4 +166,4 @@ def test_one_picture_found_is_no_finding() -> None:
     for after, said in ((hit, False), (two, True)):
         one = Found("ridge", two, after, none, alarm, alarm, alarm, alarm)
         result = RecoverResult(("cat",), "image", two, none, 0.1, (one,), None, "")
-        assert ("The information is not gone" in result.lead) == said
+        assert ("The information is not gone" in section.lead(result)) == said

@@ -26,6 +26,7 @@ from clipproj.audit.stats import plain
 from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.models.text import embed_classes
 from clipproj.projector import Projector
+from clipproj.report.sections import relevance as section
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_the_embedded_model_loses_the_cat_and_keeps_the_others(embedded: tuple) 
     assert cat.turned > 0.1
     assert result.retained.correlation > 0.85
     assert min(result.retained.apart, result.retained.attended) > 0.7
-    page = result.page()
+    page = section.page(result)
     assert "turned against them" in page.lead
     assert page.tables[0].rows[0][0] == "cat"
     assert json.loads(json.dumps(plain(result), allow_nan=False))["grid"] == [2, 2]
@@ -190,8 +191,8 @@ def test_nothing_is_drawn_when_nothing_is_asked_for(embedded: tuple) -> None:
     edit = Projector(one.texts[:1])
     result = relevance(one, edit, ["cat"], loaded.model, loaded.preprocess, per_class=1, drawn=0)
     assert result.drawn == ()
-    assert result.page().figures == ()
-    assert len(result.page().tables[0].columns) == 9
+    assert section.page(result).figures == ()
+    assert len(section.page(result).tables[0].columns) == 9
 
 
 def test_a_forgotten_class_without_pictures_is_told_and_has_no_map(setting: Callable) -> None:
@@ -200,4 +201,4 @@ def test_a_forgotten_class_without_pictures_is_told_and_has_no_map(setting: Call
     some = one.take(one.labels > 0)
     result = relevance(some, Projector(one.texts[:1]), [NAMES[0], NAMES[1]], s.model, s.preprocess)
     assert [heat.name for heat in result.forgotten] == [NAMES[1]]
-    assert f"There is no picture of “{NAMES[0]}”, so no map." in result.page().lead
+    assert f"There is no picture of “{NAMES[0]}”, so no map." in section.page(result).lead

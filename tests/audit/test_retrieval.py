@@ -18,6 +18,7 @@ from clipproj.audit.search import search
 from clipproj.methods import ccup, nullspace
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.report.sections import retrieval as section
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu", "hen")
 CAT = {"forgotten": torch.tensor([2])}
@@ -108,27 +109,27 @@ def test_an_edit_of_the_texts_vanishes_when_it_is_normalised_again() -> None:
     assert found(result, "text", True).texts_recall["forgotten"][1] >= before
     assert result.text_cosine == pytest.approx(1, abs=1e-6)
     assert result.text_length == pytest.approx(0.05, abs=1e-6)
-    (told,) = result.warnings
+    (told,) = section.warnings(result)
     assert "undoes most of this edit on the text side" in told
     # and search by text never saw it: one text ranks by order alone
     recall = found(result, "text", False).pictures_recall["forgotten"]
     assert recall == result.before.pictures_recall["forgotten"]
-    assert "can still be searched with" in result.page().lead
+    assert "can still be searched with" in section.page(result).lead
 
 
 def test_a_text_that_keeps_its_direction_is_told_however_few_pictures_there_are() -> None:
     samples = noisy(per_class=1)
     partial = nullspace(samples.classes.select(["cat"]), contrast="none", strength=0.5)
-    (told,) = retrieval(samples, partial, ["cat"]).warnings
+    (told,) = section.warnings(retrieval(samples, partial, ["cat"]))
     assert "length of 0.500 and a cosine of 1.0000" in told
     none = retrieval(samples, partial.scaled(0.0), ["cat"])  # no edit is nothing to undo
-    assert none.warnings == ()
+    assert section.warnings(none) == ()
 
 
 def test_an_edit_that_leaves_nothing_of_a_text_leaves_noise() -> None:
     samples = noisy()
     edit = nullspace(samples.classes.select(["cat"]), contrast="none", strength=1, side="text")
-    (told,) = retrieval(samples, edit, ["cat"]).warnings
+    (told,) = section.warnings(retrieval(samples, edit, ["cat"]))
     assert "noise" in told
 
 
@@ -144,9 +145,9 @@ def test_swapped_factors_are_found(forget: list[str]) -> None:
         assert wrong_side(swapped(right), texts).wrong
         assert wrong_side(swapped(right), texts).left == pytest.approx(check.left_swapped)
         good = retrieval(samples, right, forget)
-        assert not any("swapped" in told for told in good.warnings)
+        assert not any("swapped" in told for told in section.warnings(good))
         bad = retrieval(samples, swapped(right), forget)
-        assert any(f"swapped for the {right.side} side" in told for told in bad.warnings)
+        assert any(f"swapped for the {right.side} side" in told for told in section.warnings(bad))
         assert bad.side.wrong
         assert bad.swapped < found(bad, right.side, False).texts_recall["forgotten"][1]
         assert bad.swapped == found(good, right.side, False).texts_recall["forgotten"][1]
@@ -170,7 +171,7 @@ def test_a_redirect_leaves_a_long_text_and_is_not_called_swapped() -> None:
     assert not wrong_side(redirect, cat, samples.classes.drop(["cat"])).wrong
     result = retrieval(samples, redirect, ["cat"])
     assert result.after[0].search.texts_recall["forgotten"][1] == 0
-    assert not result.warnings
+    assert not section.warnings(result)
 
 
 def test_only_a_projector_without_an_offset_has_another_side() -> None:
@@ -208,7 +209,7 @@ def test_small_indexes_and_classes_without_pictures() -> None:
     nobody = retrieval(samples, lambda z: z, ["bee"])
     assert math.isnan(nobody.before.texts_recall["forgotten"][1])
     assert math.isnan(nobody.before.pictures_recall["forgotten"][1])
-    assert "not measured" in nobody.page().lead
+    assert "not measured" in section.page(nobody).lead
     empty = samples.take(torch.zeros(3, dtype=torch.bool))
     assert retrieval(empty, lambda z: z, ["bee"]).before.texts_recall["forgotten"][1].n == 0
     with pytest.raises(ValueError, match="retrieval: ks must be integers of at least 1"):
@@ -223,7 +224,7 @@ def test_result_is_json_and_a_page() -> None:
     result = retrieval(samples, edit, ["cat"])
     told = json.loads(json.dumps(stats.plain(result), allow_nan=False))
     assert told["before"]["texts_recall"]["forgotten"]["1"]["n"] == 12
-    page = result.page()
+    page = section.page(result)
     assert page.key == "retrieval"
     assert [len(table.rows) for table in page.tables] == [15, 15]
     assert {row[0] for row in page.tables[0].rows} == {

@@ -17,6 +17,7 @@ from clipproj.audit.tagging import best_threshold, precisions, tagging
 from clipproj.methods import nullspace
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
+from clipproj.report.sections import tagging as section
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu", "hen")
 
@@ -112,7 +113,7 @@ def test_an_old_threshold_can_find_nothing_while_the_order_is_as_good_as_before(
     assert after.average_precision > 0.8  # what says that erasing is not forgetting to rank
     assert after.best_f1 > 0.7
     pytest.importorskip("matplotlib")
-    assert "a new threshold brings most of the tag back" in result.page().lead
+    assert "a new threshold brings most of the tag back" in section.page(result).lead
 
 
 def test_text_side_without_its_length_and_with_it() -> None:
@@ -135,8 +136,8 @@ def test_classes_without_pictures_one_picture_and_zero_rows() -> None:
     assert ant.average_precision == pytest.approx((1 + 2 / 4) / 2)  # two tie with the zero row
     nobody = tagging(samples_of(features, [0, 0, 2, 3]), lambda rows: rows, ["hen"])
     assert math.isnan(nobody.before["forgotten"].average_precision)
-    assert "not measured" in nobody.page().lead
-    assert not nobody.page().figures
+    assert "not measured" in section.page(nobody).lead
+    assert not section.page(nobody).figures
 
 
 def test_groups_refuse_what_they_cannot_divide() -> None:
@@ -159,7 +160,7 @@ def test_result_is_json_and_a_page() -> None:
     result = tagging(samples, Projector(samples.texts[2:3]), ["cat"])
     told = json.loads(json.dumps(stats.plain(result), allow_nan=False))
     assert told["before"]["forgotten"]["recall"]["n"] == 12
-    page = result.page()
+    page = section.page(result)
     assert page.key == "tagging"
     assert page.figures[0].svg.startswith("<svg")
     assert "“cat”" in page.lead
@@ -173,11 +174,11 @@ def test_no_tag_comes_back_because_half_of_all_pictures_are_its_own() -> None:
     before, after = (one["forgotten"] for one in (result.before, result.after))
     assert after.recall < before.recall / 2
     assert after.best_f1 > before.best_f1 / 2
-    assert "brings most of the tag back" not in result._lead()
+    assert "brings most of the tag back" not in section.lead(result)
 
 
 def test_pictures_of_forgotten_classes_alone_are_told_from_nothing() -> None:
     result = tagging(samples_of(torch.eye(8)[[2, 2]], [2, 2]), lambda rows: rows, ["cat"])
-    assert result._lead() == (
+    assert section.lead(result) == (
         "There are only pictures of “cat”: there is nothing to tell the tag “cat” from."
     )

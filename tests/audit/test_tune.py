@@ -15,6 +15,7 @@ from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import Samples, evaluate
 from clipproj.audit.tune import text_proxies, tune
 from clipproj.checkpoints.checkpoint import load_model
+from clipproj.report.sections import tune as section
 
 NAMES = tuple(f"class {i}" for i in range(6))
 
@@ -53,7 +54,7 @@ def test_a_target_out_of_reach_is_not_met_and_said_so(case: tuple) -> None:
     assert not weak
     assert weak.strength == 0.4  # what forgets most
     assert 0 < weak.chosen.forget < weak.base.forget
-    assert "does not meet" in weak.page().lead
+    assert "does not meet" in section.page(weak).lead
     # enough is forgotten from some strength on, but never for free: the cheapest of those
     dear = Projector(samples.classes.tensor[1:2], provenance=p.provenance)
     union = clipproj.union(p, dear)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import torch
 from command import Page, Run
 
 import clipproj
-from clipproj.audit import AUDITS, Samples, evaluate, suite
+from clipproj.audit import AuditInput, Samples, audits, evaluate, suite
 from clipproj.cli.inputs import in_domains
+from clipproj.report.sections import kept, page_of
 
 QUICK = ["--only", "accuracy", "--only", "drift", "--only", "leak"]
 
@@ -22,13 +25,13 @@ def test_every_audit_has_a_page_and_numbers(run: Run, usual: list[str]) -> None:
     result = run("audit", "cat", *usual, "--json")
     assert result.exit_code == 0, result.stdout
     told = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))
-    assert list(told["audits"]) == list(AUDITS)
+    assert list(told["audits"]) == list(audits())
     for key, audit in told["audits"].items():
         assert audit["numbers"] or audit["lead"].startswith("Not made"), key
     accuracy = told["audits"]["accuracy"]["numbers"]
     assert (accuracy["before"]["forget"], accuracy["after"]["forget"]) == (1, 0)
     page = Page(Path("clipproj-audit/audit.html").read_text())
-    assert page.ids == page.links == list(AUDITS)
+    assert page.ids == page.links == list(audits())
     assert page.loads == []
     assert len(page.every) == len(set(page.every))  # of all the charts too
     assert json.loads(Path("clipproj-audit/audit.json").read_text())["audits"] == told["audits"]
@@ -76,12 +79,12 @@ def test_a_run_goes_on_where_it_was(
     calls, stop = [], [True]
     made = suite._made
 
-    def stops(subject: suite.Subject, key: str) -> dict:
+    def stops(given: AuditInput, key: str, words: suite.Words) -> dict:
         if key == "leak" and stop:
             stop.clear()
             raise KeyboardInterrupt
         calls.append(key)
-        return made(subject, key)
+        return made(given, key, words)
 
     monkeypatch.setattr(suite, "_made", stops)
     stopped = run("audit", "cat", *usual, *QUICK)
@@ -90,7 +93,7 @@ def test_a_run_goes_on_where_it_was(
     assert not Path("clipproj-audit/audit.json").exists()
     calls.append("again")
     result = run("audit", "cat", *usual, *QUICK, "--json")
-    # in the order of AUDITS: leak comes before drift
+    # in their order: leak comes before drift
     assert calls == ["accuracy", "again", "leak", "drift"]
     assert json.loads(result.stdout) == json.loads(want.stdout)
     calls.clear()
@@ -118,14 +121,14 @@ def test_a_projector_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["cta"], "audit: names must be among the 6 picture folders, got 'cta'; there is cat"),
+        (["cta"], "audit: names must be among the 6 image folders, got 'cta'; there is cat"),
         ([], "audit: names must hold at least one class"),
         (["cat", "--only", "leek"], "audit: only must be some of accuracy, tune"),
         (["cat", "--synonym", "kitty"], "audit: synonym must be NAME=OTHER"),
         (["cat", "--tower", "both"], "audit: tower must be image or text"),
         (["cat", "--out", ""], "audit: out must be a folder"),
         (["cat", "--strength", "3"], "strength must be in [0, 2]"),
-        (["cat", "--keep", "wolf"], "audit: names must be among the 6 picture folders"),
+        (["cat", "--keep", "wolf"], "audit: names must be among the 6 image folders"),
         (["cat", "--save-features", "no/f"], "save-features must be in a folder"),
     ],
 )
@@ -155,14 +158,14 @@ def test_the_text_tower_is_audited_on_texts(run: Run, usual: list[str]) -> None:
     assert result.exit_code == 0, result.stdout
 
 
-def test_subject_names_are_checked_before_anything_is_computed() -> None:
+def test_names_are_checked_before_anything_is_computed() -> None:
     rows = torch.eye(3)
     classes = clipproj.Embeddings(rows, ("a", "b", "c"), ("{}",), "m")
     samples = Samples(rows, torch.arange(3), classes)
     p = clipproj.nullspace(classes.select(["a"]), classes.drop(["a"]))
     with pytest.raises(ValueError, match="names must be among"):
-        suite.audit(suite.Subject(samples, p, ("x",)))
-    (found,) = suite.audit(suite.Subject(samples, p, ("a",)), ["accuracy"])
+        suite.audit(AuditInput(samples, p, ("x",)))
+    (found,) = suite.audit(AuditInput(samples, p, ("a",)), ["accuracy"])
     assert found.numbers == evaluate.as_dict(evaluate.compare(samples, samples.edited(p), ("a",)))
 
 
@@ -174,7 +177,7 @@ def test_domains_are_told_by_file_names(run: Run, usual: list[str]) -> None:
     assert [r["forget_after"]["value"] for r in rows] == [0, 0]
     missing = run(*args, "--domain", "0.*=first")
     assert missing.exit_code == 2
-    assert "domain must cover every picture, got none for" in missing.stdout
+    assert "domain must cover every image, got none for" in missing.stdout
     assert "needs to be told" in json.loads(run(*args).stdout)["audits"]["domains"]["lead"]
 
 
@@ -187,17 +190,43 @@ def test_a_domain_is_told_by_accents_however_they_are_stored() -> None:
         assert found.domains == ("accent", "accent")
 
 
-def test_a_refusal_is_told_and_a_bug_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def case(*labels: int) -> AuditInput:
     classes = clipproj.Embeddings(torch.eye(3), ("a", "b", "c"), ("{}",), "m")
-    samples = Samples(torch.eye(3)[1:], torch.tensor([1, 2]), classes)  # none of a
+    samples = Samples(torch.eye(3)[list(labels)], torch.tensor(labels), classes)
     p = clipproj.nullspace(classes.select(["a"]), classes.drop(["a"]))
-    subject = suite.Subject(samples, p, ("a",))
-    (found,) = suite.audit(subject, ["tune"])
-    assert "Not made: tune: samples must hold a picture of a forgotten class" in found.page.lead
+    return AuditInput(samples, p, ("a",))
 
-    def bug(_: suite.Subject) -> None:
-        list(zip([1], [1, 2], strict=True))
 
-    monkeypatch.setitem(AUDITS, "tune", bug)
-    with pytest.raises(ValueError, match="argument 2 is longer"):
-        suite.audit(subject, ["tune"])
+def test_a_refusal_is_told() -> None:
+    (found,) = suite.audit(case(1, 2), ["tune"], words=kept)  # no picture of a
+    page = page_of(found)
+    assert "Not made: tune: samples must hold a picture of a forgotten class" in page.lead
+    assert page.title == "Tune"
+    (found,) = suite.audit(case(0, 1, 2), ["paraphrase"])
+    assert found.refused == "paraphrase: needs the model, features alone embed no prompt"
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (found,) = suite.audit(case(0, 1, 2), ["drift"], words=kept)
+    assert found.refused == "charts are drawn by matplotlib: install clipproj[audit]"
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ValueError("tune: what looks like a refusal"),
+        ImportError("cannot import name 'x' from 'clipproj.audit': install clipproj[audit]"),
+        ModuleNotFoundError("No module named 'clipproj.gone'", name="clipproj.gone"),
+        RuntimeError("x"),
+    ],
+    ids=lambda bug: type(bug).__name__,
+)
+def test_a_bug_ends_the_run(monkeypatch: pytest.MonkeyPatch, bug: Exception) -> None:
+    def run(_: AuditInput) -> None:
+        raise bug
+
+    monkeypatch.setitem(audits(), "tune", replace(audits()["tune"], run=run))
+    with pytest.raises(type(bug)) as raised:
+        suite.audit(case(0, 1, 2), ["accuracy", "tune"])
+    assert raised.value is bug

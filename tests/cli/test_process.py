@@ -21,6 +21,14 @@ PATH = {"PYTHONPATH": str(ROOT)}
 ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """Signals that `nohup` or a shell's `&` would let every process below ignore."""
+    for number in ENDS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def start(code: str, *arguments: str, folder: Path, **more: Any) -> subprocess.Popen[str]:
     """In that folder, whose modules come first."""
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj import Embeddings, Projector, nullspace
-from clipproj.audit import Samples, Task
+from clipproj.audit import Samples
 from clipproj.audit.cache import Journal
 from clipproj.compare import leaderboard, trial
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES, known_classes, run
-from clipproj.compare.methods import CONTENDERS, chosen
-from clipproj.compare.task import Contender
+from clipproj.compare.methods import chosen, settings
+from clipproj.compare.task import Contender, Task
 from clipproj.compare.trial import Field, halves
+from clipproj.refusal import Refusal
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox")
 
@@ -91,25 +92,30 @@ def test_a_method_that_learns_is_measured_on_pictures_it_has_not_seen() -> None:
 
 def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
     def refuses(task: Task) -> Projector:
-        raise ValueError("not this one" if task.forget.names == ("cat",) else "nor that")
+        why = "this one" if task.forget.names == ("cat",) else "that"
+        raise Refusal("r", None, f"not {why}")
 
     def fails(task: Task) -> Projector:
-        raise KeyError("bug")
+        raise ValueError("r: a bug that looks like a refusal")
 
     def lacks(task: Task) -> Projector:
-        raise ImportError("install that")
+        raise ImportError("install that") from ModuleNotFoundError("No that", name="that")
+
+    def misnamed(task: Task) -> Projector:
+        from clipproj.audit import gone  # noqa: F401
 
     needs = Contender("needs", plain, needs=("empty",))
     contenders = {"r": Contender("r", refuses), "n": needs, "l": Contender("l", lacks)}
     results = run(Field(samples()), contenders, ["cat", "dog"])
     assert results["l"]["dog"] == {"refused": "install that"}
-    assert results["r"]["cat"] == {"refused": "not this one"}
+    assert results["r"]["cat"] == {"refused": "r: not this one"}
     assert "needs empty" in results["n"]["dog"]["refused"]
     table = leaderboard.Standings.of(results, {BASE: "", "r": "r", "n": "n", "l": "l"})
-    assert (table.standings[1].refused, table.standings[1].why) == (2, "not this one")
+    assert (table.standings[1].refused, table.standings[1].why) == (2, "r: not this one")
     assert math.isnan(table.standings[1].numbers["forget"])
-    with pytest.raises(RuntimeError, match="method 'f' on 'cat': KeyError: 'bug'"):
-        run(Field(samples()), {"f": Contender("f", fails)}, ["cat"])
+    for make, error in ((fails, "ValueError: r: a bug"), (misnamed, "ImportError: cannot import")):
+        with pytest.raises(RuntimeError, match=f"method 'f' on 'cat': {error}"):
+            run(Field(samples()), {"f": Contender("f", make)}, ["cat"])
     with pytest.raises(ValueError, match="names of their own"):
         run(Field(samples()), {BASE: Contender("f", plain)}, ["cat"])
     with pytest.raises(ValueError, match="names must be among"):
@@ -265,12 +271,12 @@ def test_every_contender_runs_or_says_what_it_needs() -> None:
         tuple(f"p{i}" for i in range(30)), ("{}",), "made up",
     )  # fmt: skip
     empty = F.normalize(torch.randn(24, generator=g), dim=0)
-    results = run(Field(one, None, empty, {"cat": prompts}), CONTENDERS, ["cat"])
+    results = run(Field(one, None, empty, {"cat": prompts}), settings(), ["cat"])
     for name, cells in results.items():
         assert "refused" not in cells["cat"], (name, cells["cat"])
         json.dumps(cells, allow_nan=False)
     assert results["nullspace, hull"]["cat"]["forget"]["value"] == 0
-    bare = run(Field(one), CONTENDERS, ["cat"])
+    bare = run(Field(one), settings(), ["cat"])
     assert "only a model has" in bare["redirect, empty"]["cat"]["refused"]
     assert "only a model has" in bare["coreset, hull"]["cat"]["refused"]
 

@@ -24,7 +24,8 @@ from word_tokenizers import NAMES, hugging_face_tokenizer, one_tensor
 import clipproj
 from clipproj.audit.images import Pictures, image_features
 from clipproj.models.encoder import encode, picture_inputs
-from clipproj.models.heads import TRANSFORMERS, find_heads
+from clipproj.models.families import TRANSFORMERS
+from clipproj.models.heads import find_heads
 
 
 def build(family: Family) -> nn.Module:
@@ -182,7 +183,7 @@ def test_the_table_of_the_docs_is_the_table_of_find_heads() -> None:
     table = {name: [image, text] for names, image, text in lines
              for name in re.findall(r"`(\w+)`", names)}  # fmt: skip
     assert set(table) == set(TRANSFORMERS)
-    for name, sites in TRANSFORMERS.items():
-        for cell, site in zip(table[name], sites, strict=True):
+    for name, family in TRANSFORMERS.items():
+        for cell, site in zip(table[name], (family.image, family.text), strict=True):
             assert (f"`{site}`" in cell) == isinstance(site, str), (name, cell)
             assert ("none" in cell) == (not isinstance(site, str)), (name, cell)

@@ -16,14 +16,16 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import transformers
-from families import FAMILIES, WIDTH, fold_matches
+from families import FAMILIES, TEXT, WIDTH, fold_matches
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from clipproj.models import encoder, heads
+from clipproj.models.families import head_weights
 from clipproj.models.heads import find_heads
 
 # Family -> image weight, text weight (+ when there is a bias); None: no head to fold into.
@@ -102,6 +104,36 @@ def test_finds_the_heads_and_folding_does_what_projecting_features_does(name: st
 
 def test_every_family_has_its_row() -> None:
     assert set(FAMILIES) == set(HEADS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_state_dict_tells_the_same_heads(name: str) -> None:
+    model = FAMILIES[name].build()
+    want = [head.weight for head in find_heads(model) if head.weight]
+    assert sorted(head_weights(model.state_dict())) == sorted(want)
+    task = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
+    told = head_weights(task | {"classifier.weight": torch.ones(2, 3)})
+    assert {key.removeprefix("model.") for key in told} >= set(want)
+
+
+def timm_classifiers() -> list[str]:
+    """A model of timm for each name that its one classifier may have."""
+    found: dict[str, str] = {}
+    for name in timm.list_models():
+        classifier = timm.models.get_pretrained_cfg_value(name, "classifier")
+        if isinstance(classifier, str):
+            found.setdefault(classifier, name)
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("name", timm_classifiers())
+def test_a_state_dict_tells_the_classifier_of_a_trunk_of_timm(name: str) -> None:
+    pool = "" if name.endswith("_clip") else "avg"  # OpenAI's ResNets in timm pool by themselves
+    vision = {"timm_model_name": name, "timm_pool": pool, "timm_proj": None}
+    with torch.device("meta"):
+        model = open_clip.CustomTextCLIP(WIDTH, vision, TEXT)
+    site = find_heads(model).image.weight
+    assert set(head_weights(model.state_dict())) - {"text.text_projection"} == {site} - {None}
 
 
 # open_clip's own list

@@ -12,6 +12,7 @@ from clipproj import Embeddings
 from clipproj.audit.evaluate import Comparison, compare
 from clipproj.audit.samples import Samples
 from clipproj.report import formatting
+from clipproj.report.sections import accuracy as section
 
 NAMES = ("cat", "dog", "cow", "hen")
 
@@ -42,7 +43,7 @@ def test_what_has_no_picture_has_no_sentence() -> None:
     assert formatting.result(compared([])) == "There is no picture: accuracy was not measured."
     for labels in ([0, 0], [1, 2], []):
         pytest.importorskip("matplotlib")
-        lead = compared(labels).page().lead
+        lead = section.page(compared(labels)).lead
         assert "n/a" not in lead
         assert "nan" not in lead
 

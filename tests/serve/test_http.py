@@ -26,7 +26,9 @@ from serving import ADMIN, Client, answered, error, png, rows
 
 from clipproj import Projector, demo, nullspace, reference
 from clipproj.checkpoints.checkpoint import load_model
+from clipproj.serve import openapi
 from clipproj.serve.engine import Engine
+from clipproj.serve.http import make_api
 from clipproj.serve.inputs import Item, Job
 from clipproj.serve.settings import Settings, digest
 from clipproj.serve.store import Changes, from_bytes, to_bytes
@@ -143,6 +145,26 @@ def test_openai_shape(client: Client, tenants: dict[str, Projector]) -> None:
     again = rows(client.embed({"embedding": packed}))
     np.testing.assert_allclose(again[0], got, atol=1e-6)
     assert client.http.get("/v1/models").json()["data"][0]["id"] == demo.NAME
+
+
+def keys(value: Any) -> Any:
+    """The names of the fields of an answer, and of the first item of its lists."""
+    if isinstance(value, dict):
+        return {name: keys(one) for name, one in value.items()}
+    return [keys(value[0])] if isinstance(value, list) else None
+
+
+def test_the_documents_show_what_is_answered(client: Client, tenants: dict[str, Projector]) -> None:
+    served, own = client.http.get("/openapi.json").json(), make_api().openapi()
+    assert (served["paths"], served["components"]) == (own["paths"], own["components"])
+    assert "/main/openapi.json" in client.http.get("/docs").text
+    assert client.upload("acme", to_bytes(tenants["t1"])).status_code == 201
+    sent = {("POST", path): next(iter(asked.values())) for path, asked in openapi.ASKED.items()}
+    for (method, path), shown in openapi.ANSWERED.items():
+        body = sent.get((method, path))
+        answer = client.http.request(method, path.replace("{name}", "acme"), json=body)
+        assert answer.status_code == 200
+        assert keys(answer.json()) == keys(shown)
 
 
 def test_receipts(client: Client, tenants: dict[str, Projector]) -> None:
