@@ -285,7 +285,7 @@ def verify(
     from clipproj.checkpoints.state import locate, read_state
     from clipproj.cli.info import edited_since
     from clipproj.editing.receipt import Receipt
-    from clipproj.editing.receipt import verify as check
+    from clipproj.editing.verify import verify as check
 
     file = locate(checkpoint)
     made = Receipt.load(receipt)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from clipproj.checkpoints.checkpoint import Loaded, save_model
 from clipproj.checkpoints.state import WEIGHTS, read_state, size
 from clipproj.cli.output import Output
-from clipproj.editing.receipt import verify
+from clipproj.editing.verify import verify
 from clipproj.recipe import Outcome, Progress, Recipe, forget, prepare, silent
 from clipproj.report import report
 from clipproj.report.sections import gate

@@ -19,8 +19,9 @@ from clipproj.audit.images import Pictures, image_features, load_pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.editing import log
-from clipproj.editing.edit import Edit, edit
-from clipproj.editing.receipt import Verdict, verify
+from clipproj.editing.edit import edit
+from clipproj.editing.log import Edit
+from clipproj.editing.verify import Verdict, verify
 from clipproj.models.heads import find_heads, head_tensors
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector, load

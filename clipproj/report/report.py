@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from clipproj import files as artefacts
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint
 from clipproj.audit.images import Pictures, open_picture
-from clipproj.editing.receipt import Receipt, Verdict
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
 from clipproj.models.words import name_key
 from clipproj.projector import Projector

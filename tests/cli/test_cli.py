@@ -31,7 +31,7 @@ from clipproj.audit import Samples
 from clipproj.checkpoints.state import WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli import info, terminal
-from clipproj.editing.receipt import Verdict
+from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
 from clipproj.recipe import run as carrying_out
 from clipproj_command import OutputError

@@ -21,7 +21,8 @@ from clipproj.audit import Limits, image_features, load_pictures
 from clipproj.checkpoints.checkpoint import load_model, undo
 from clipproj.checkpoints.state import CONFIG, WEIGHTS, read_edits
 from clipproj.cli.erase import FILES, erase
-from clipproj.editing.receipt import Receipt, verify
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import verify
 from clipproj.models.heads import head_hash
 from clipproj.recipe import Recipe, resolve, run
 

@@ -21,8 +21,9 @@ from clipproj.checkpoints.state import CONFIG, WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.output import Output
-from clipproj.editing.edit import Edit
-from clipproj.editing.receipt import Receipt, Verdict
+from clipproj.editing.log import Edit
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import Verdict
 from clipproj.recipe import Recipe, run
 
 
