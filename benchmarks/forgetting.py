@@ -24,13 +24,13 @@ from torch import Tensor
 import clipproj
 from clipproj import audit
 from clipproj.audit.stats import mean, plain, share
+from clipproj.compare import words
 from clipproj.compare.run import ComparisonRecipe, run
 from clipproj.methods import Cells, selective_rows
 from clipproj.recipe import Recipe
 from clipproj.recipe.samples import Unedited, load, prompt_embedder
 from clipproj.report.formatting import cell, interval
 from clipproj.report.page import Table
-from clipproj.report.sections import leaderboard
 
 HERE = Path(__file__).parent
 STYLES = json.loads((HERE.parent / "tools/styles.json").read_text())["domains"]
@@ -72,7 +72,7 @@ def main() -> None:
     add(
         "methods",
         f"Methods, {len(board.forget)} classes of the embedded model",
-        [leaderboard.main(board), leaderboard.more(board)],
+        [words.main(board), words.more(board)],
         plain({s.name: [s.about, s.numbers] for s in board.rows}),
     )
     rows = by_domain(source)

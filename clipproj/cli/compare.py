@@ -130,12 +130,12 @@ def compare(
 
 
 def _show(compared: list[Compared], out: Path) -> None:
+    from clipproj.compare import words
     from clipproj.report.pages import printed
-    from clipproj.report.sections import leaderboard
 
     screen = terminal.console()
     for one in compared:
-        terminal.show_table(screen, printed(leaderboard.main(one.leaderboard), one.title))
+        terminal.show_table(screen, printed(words.main(one.leaderboard), one.title))
         for page in one.more:
             for table in page.tables:
                 terminal.show_table(screen, printed(table, page.title))

@@ -12,7 +12,7 @@ from typing import Any
 from clipproj.audit.cache import Cache
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import plain
-from clipproj.compare import comparison
+from clipproj.compare import comparison, lip_words, words
 from clipproj.compare import lip_protocol as lip
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES, known_classes
 from clipproj.compare.leaderboard import Leaderboard
@@ -26,8 +26,6 @@ from clipproj.recipe.samples import Unedited, load, writable
 from clipproj.refusal import Refusal
 from clipproj.report.page import Page, as_json, need_charts
 from clipproj.report.pages import write_pages
-from clipproj.report.sections import leaderboard as words
-from clipproj.report.sections import lip as lip_words
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from torch import Tensor
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import Samples
 from clipproj.audit.cache import Cache
-from clipproj.compare import leaderboard, trial
+from clipproj.compare import leaderboard, trial, words
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES, known_classes, run
 from clipproj.compare.method import ComparedMethod, Task
 from clipproj.compare.methods import chosen, settings
 from clipproj.compare.trial import TrialData, halves
 from clipproj.refusal import Refusal
-from clipproj.report.sections import leaderboard as words
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox")
 
