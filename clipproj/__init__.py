@@ -12,9 +12,10 @@ from clipproj._C import build_info, cpu_isa, set_cpu_isa
 from clipproj._version import __version__
 from clipproj.algebra import compose, union
 from clipproj.bank import ProjectorBank
-from clipproj.editing.edit import Edit, edit, edits, undo
-from clipproj.editing.log import RecordedEdit
-from clipproj.editing.receipt import Receipt, Verdict, verify
+from clipproj.editing.edit import edit, edits, undo
+from clipproj.editing.log import Edit, RecordedEdit
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import Verdict, verify
 from clipproj.models.heads import find_heads
 from clipproj.models.text import Embeddings, embed_classes, expand_names, generic_keep
 from clipproj.projector import Projector, load

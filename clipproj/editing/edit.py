@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-import weakref
 from collections.abc import MutableMapping
 from numbers import Real
-from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -16,10 +14,10 @@ from torch import Tensor, nn
 
 from clipproj import files, ops
 from clipproj.editing import log, records
+from clipproj.editing.log import Edit
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.weights import (
     Original,
-    Weights,
     check_alone,
     check_finite,
     clone,
@@ -39,126 +37,7 @@ from clipproj.models.heads import (
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
-Target = TypeVar("Target", nn.Module, MutableMapping[str, Tensor])
-
-
-class Edit:
-    """One projector folded into one head of a live model: its receipt and the way back.
-
-    A context manager too: leaving the block undoes the edit unless that has been done; where that
-    fails while an exception leaves the block, it warns and lets that one through. It refers to the
-    model weakly and keeps the head's original weights on their device (3 MB for ViT-L/14).
-
-    Attributes:
-        receipt: what was done, for `clipproj.verify`.
-        projector: what was folded: with the strength used, swapped when the tower asked for it.
-        tower: "image" or "text".
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        receipt: Receipt,
-        space: str | None,
-        before: Weights,
-        record: records.Record,
-        earlier: list[records.Record],
-    ):
-        self.receipt = receipt
-        self.record = record  # what a checkpoint says of this edit
-        self.earlier = earlier  # and of those before it, in both towers
-        self.projector = receipt.projector
-        self.tower = receipt.tower
-        self.space = space  # the model's head_hash before its first edit
-        self.original = Original(
-            receipt.label,
-            receipt.tower,
-            (receipt.weight, receipt.bias),
-            receipt.head_before,
-            receipt.head_after,
-            before,
-            receipt.projector_hash,
-            [one for one in earlier if one["tower"] == receipt.tower],
-        )
-        self._model = weakref.ref(model)
-
-    @property
-    def active(self) -> bool:
-        """Whether the edit is in its model's log: not undone, and the model still exists.
-
-        The weights are not looked at: after `load_state_dict` of the original, say, the edit is
-        active until `undo()` finds that out. `clipproj.verify` looks.
-        """
-        model = self._model()
-        return model is not None and self in log.entries(model)
-
-    def undo(self, *, force: bool = False) -> None:
-        """Put the original bits back, into the same Parameters.
-
-        Edits of one head are undone last in, first out; those of the other tower do not count. A
-        head that has its original bits already is left alone, and the edit leaves the log.
-
-        Args:
-            force: overwrite the head even if its bits are not those that this edit left.
-
-        Raises:
-            RuntimeError: the edit is not active; it is not the last one on its head; the head was
-                changed since (without force).
-            ValueError: the head has another dtype or shape now: cast it back first.
-        """
-        model = self._model()
-        if model is None or not self.active:
-            why = "its model is freed" if model is None else "it was undone before"
-            raise RuntimeError(f"undo: edit must be active, got one where {why}")
-        on_head = log.entries(model, self.tower)
-        place = on_head.index(self)
-        if later := on_head[place + 1 :]:
-            order = ", ".join(f'"{entry.receipt.label}"' for entry in reversed(later))
-            raise RuntimeError(
-                f"undo: edit must be the last one on the {self.tower} head, got {place + 1} of "
-                f"{len(on_head)}; undo {order} first"
-            )
-        now = weights_of("undo", model, *self.original.names)
-        if files.sha256(*now) == self.original.before:
-            log.remove(model, self)
-            return
-        self.original.check(now, force)
-        commit(now, self.original.weights, lambda: log.remove(model, self))
-
-    def save_undo(self, path: str | os.PathLike[str]) -> None:
-        """Write the original weights, for `clipproj.undo` in another process.
-
-        Raises OSError when it cannot be written; no partial file is left, and the edit stays as
-        undoable as it was.
-        """
-        receipt = self.receipt
-        self.original.save(path, strength=receipt.strength, created=receipt.created)
-
-    def __enter__(self) -> Edit:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self.active:
-            return
-        try:
-            self.undo()
-        except (RuntimeError, ValueError) as failure:
-            if kind is None:
-                raise
-            warnings.warn(
-                f"edit: {self!r} stays in its model after {kind.__name__}: {failure}", stacklevel=2
-            )
-
-    def __repr__(self) -> str:
-        freed = self._model() is None
-        state = "its model is freed" if freed else "active" if self.active else "undone"
-        strength = self.receipt.strength
-        return f'Edit("{self.receipt.label}", {self.tower} head, strength={strength:g}, {state})'
+ModelOrState = TypeVar("ModelOrState", nn.Module, MutableMapping[str, Tensor])
 
 
 def edit(
@@ -238,7 +117,9 @@ def edit(
     return entry
 
 
-def undo(target: Target, edit: Edit | str | os.PathLike[str], *, force: bool = False) -> Target:
+def undo(
+    target: ModelOrState, edit: Edit | str | os.PathLike[str], *, force: bool = False
+) -> ModelOrState:
     """Take an edit out of a model or a state dict, from its handle or from an undo file.
 
     Args:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from clipproj import files
+from clipproj.editing.receipt import Receipt
 from clipproj.editing.weights import Original, Weights, weights_of
 from clipproj.models.heads import sign_hash
 from clipproj.refusal import Refusal
-
-if TYPE_CHECKING:
-    from clipproj.editing.receipt import Receipt
 
 EDITS = "clipproj"  # their key in a config.json, an index of shards, a safetensors file's metadata
 

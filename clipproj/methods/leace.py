@@ -59,7 +59,7 @@ def make(task: Task) -> Projector:
     """
     fit = task.fit
     rows = [fit.names.index(name) for name in task.forget.names if name in fit.names]
-    concept = fit.labels[:, None] == torch.tensor(rows, dtype=torch.int64)
+    concept = fit.labels[:, None] == torch.tensor(rows, dtype=torch.int64, device=fit.labels.device)
     shown = concept.any(1)
     for whose, there in (("forgotten", shown), ("kept", ~shown)):
         if not there.any():

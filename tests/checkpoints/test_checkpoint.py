@@ -34,7 +34,7 @@ from clipproj.checkpoints.state import (
     write_state,
 )
 from clipproj.editing.edit import edit
-from clipproj.editing.receipt import verify
+from clipproj.editing.verify import verify
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(3, dtype=torch.float16)}
 

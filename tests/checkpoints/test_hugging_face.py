@@ -39,7 +39,8 @@ from clipproj.checkpoints.state import (
     write_state,
 )
 from clipproj.cli.info import describe
-from clipproj.editing.receipt import Receipt, verify
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import verify
 from clipproj.models.encoder import features
 from clipproj.models.heads import find_heads
 from clipproj.serve.engine import Answer, Engine

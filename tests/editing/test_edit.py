@@ -16,8 +16,10 @@ from editing import BIASED, bits, projector, tensors
 from families import FAMILIES, WIDTH
 from torch import Tensor, nn
 
-from clipproj.editing.edit import Edit, edit, edits, undo
-from clipproj.editing.receipt import Receipt, verify
+from clipproj.editing.edit import edit, edits, undo
+from clipproj.editing.log import Edit
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import verify
 from clipproj.models.heads import find_heads, head_hash, head_tensors
 from clipproj.projector import Projector
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from clipproj import files
 from clipproj.editing.edit import edit, edits, undo
-from clipproj.editing.receipt import verify
+from clipproj.editing.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:edit. an edit of the text head can vanish")
 

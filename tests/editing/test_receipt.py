@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from clipproj import files, ops
 from clipproj.algebra import compose, union
-from clipproj.editing.receipt import Receipt, Verdict, verify
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import Verdict, verify
 from clipproj.editing.weights import Weights
 from clipproj.methods import ccup, from_leace, nullspace
 from clipproj.models.heads import Head

@@ -19,7 +19,8 @@ from rich.console import Console
 from clipproj import audit, ops
 from clipproj.audit import evaluate
 from clipproj.audit.evaluate import Comparison
-from clipproj.editing.receipt import Receipt, verify
+from clipproj.editing.receipt import Receipt
+from clipproj.editing.verify import verify
 from clipproj.methods import nullspace
 from clipproj.models.heads import Head
 from clipproj.models.text import Embeddings

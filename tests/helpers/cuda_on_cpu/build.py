@@ -21,7 +21,7 @@ RUNTIME = ["fibre.cpp", "block.cpp", "warp.cpp", "async_copy.cpp"]
 FLAGS = ["-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 FLAGS += ["-fPIC", "-DCLIPPROJ_CUDA_ON_CPU", f"-I{HERE.parent}"]
-PLAIN, TILES, HALF = range(3)  # Which of csrc/cuda/project_plan.h
+PLAIN, TILES, HALF = range(3)  # KernelKind of csrc/cuda/project_plan.h
 KINDS = {torch.float32: "f", torch.bfloat16: "b", torch.float16: "h"}
 
 
@@ -95,8 +95,8 @@ class Params(ctypes.Structure):
     ]
 
 
-class Device(ctypes.Structure):
-    """Device of csrc/cuda/project_plan.h."""
+class DeviceProperties(ctypes.Structure):
+    """DeviceProperties of csrc/cuda/project_plan.h."""
 
     _fields_ = [
         ("major", ctypes.c_int),
@@ -173,7 +173,7 @@ class Library:
         k: int,
         dtype: torch.dtype,
         normalize: bool,
-        device: Device,
+        device: DeviceProperties,
         *,
         banked: bool = False,
     ) -> Plan:
