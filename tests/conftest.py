@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from campaigns import mark_campaigns
 from cases import DTYPES
-from pairwise import mark_campaigns
 from projectors import MAKES, D, symmetric
 
 from clipproj import _C, Projector, ProjectorBank

@@ -1,4 +1,4 @@
-"""Which of a test's many combinations of parameters are enough to see every two values together.
+"""What `make test` leaves to `make campaigns`, and what of it stays as a quick test beside.
 
 Most faults need one value or two that meet: a dtype, a width with a rank, an option with a layout.
 So `make test` runs, of a test marked `pairwise`, a subset in which every two values of two
@@ -8,8 +8,9 @@ parameters do meet, and `make campaigns` runs the rest.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,26 @@ def covering(rows: Sequence[Sequence[Hashable]]) -> set[int]:
         chosen.add(best)
         missing -= pairs[best]
     return chosen
+
+
+def every(step: int, values: Iterable[Any]) -> list[Any]:
+    """Each step-th value as it is, the others as campaigns."""
+    return [value if i % step == 0 else _campaign(value) for i, value in enumerate(values)]
+
+
+def one_of_each(values: Iterable[Any], kind: Callable[[Any], Hashable]) -> list[Any]:
+    """The first value of each kind as it is, the others as campaigns."""
+    seen: set[Hashable] = set()
+    out = []
+    for value in values:
+        out.append(_campaign(value) if (key := kind(value)) in seen else value)
+        seen.add(key)
+    return out
+
+
+def _campaign(value: Any) -> Any:
+    given = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*given, marks=pytest.mark.campaign)
 
 
 def mark_campaigns(items: Iterable[pytest.Item]) -> None:
