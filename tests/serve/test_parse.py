@@ -35,7 +35,7 @@ def classify(**body: Any) -> tuple[Job, int | None]:
 
 
 def image(value: str) -> bytes:
-    """What is taken for a picture's file."""
+    """What is taken for an image's file."""
     return embeddings(input=[{"image": value}])[0].inputs[0].value
 
 
