@@ -12,7 +12,7 @@ from clipproj.models.words import name_key, on_both, openai_templates, simple_te
 from clipproj.projector import Projector
 from clipproj.report.sections import gate
 from clipproj.serve.engine import Engine
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.inputs import Spec, check_prompts
 from clipproj.serve.store import from_bytes
 
@@ -59,7 +59,7 @@ def from_file(engine: Engine, data: bytes) -> Projector:
         projector = from_bytes(data)
         engine.check(projector, "the projector")
     except ValueError as error:
-        raise bad(str(error), None, "invalid_projector") from error
+        raise invalid(None, str(error), "invalid_projector") from error
     return projector
 
 
@@ -72,14 +72,14 @@ def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Em
         gone = {name_key(name) for name in (*spec.forget, *earlier)}
         keep = tuple(name for name in demo.class_names() if name_key(name) not in gone)
         if not keep:
-            raise bad("forget must leave a class of the model, got all of them", "forget")
+            raise invalid("forget", "must leave a class of the model, got all of them")
     default = simple_templates() if keep is None else openai_templates()
     templates = spec.templates or default
     names = (*spec.forget, *(keep or ()))
     prompts = (len(names) + (0 if keep else 1000)) * len(templates)
     if prompts > max_prompts:
-        text = f"names times templates must be at most {max_prompts}, got {prompts}"
-        raise bad(text, "templates", "too_many")
+        why = f"times names must be at most {max_prompts}, got {prompts}"
+        raise invalid("templates", why, "too_many")
 
     check_prompts(loaded.tokenizer, spec.forget, templates, "forget")
     check_prompts(loaded.tokenizer, keep or (), templates, "keep")

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from clipproj import __version__, demo
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.schema import SPECS, Body, ClassifyRequest, EmbeddingsRequest
 from clipproj.serve.store import NAME
 
@@ -67,7 +67,7 @@ ANSWERED: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/tenants"): {"object": "list", "data": [{"object": "tenant", "name": "acme"}]},
     ("DELETE", "/v1/tenants/{name}"): {"object": "tenant", "name": "acme", "deleted": True},
 }  # fmt: skip
-BLANK = bad("input[1].text must be a string that is not blank, got ''", "input[1].text")
+BLANK = invalid("input[1].text", "must be a string that is not blank, got ''")
 BUSY = ServiceError(504, "no answer within 30 seconds", None, "deadline_exceeded")
 
 
