@@ -26,6 +26,7 @@ from clipproj import audit
 from clipproj.audit.stats import mean, plain, share
 from clipproj.cli import compare, inputs
 from clipproj.methods import Cells, selective_rows
+from clipproj.recipe import Recipe
 from clipproj.report.formatting import cell, interval
 from clipproj.report.page import Table
 
@@ -55,10 +56,7 @@ def main() -> None:
     wanted = compare.Wanted(
         count=args.classes, also=HERE / "methods", out=Path(".benchmarks/compare")
     )
-    source = inputs.load(
-        "forgetting", model=None, pretrained=None, images=None, features=None, templates=(),
-        device="cpu", say=lambda *_: None,
-    )  # fmt: skip
+    source = inputs.load(Recipe(command="forgetting"))
     found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat()}
     parts = []
 

@@ -28,7 +28,8 @@ from clipproj.audit import compare, judge
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
 from clipproj.cli import inputs
-from clipproj.methods import defaults
+from clipproj.methods.registry import Task, method
+from clipproj.recipe import Recipe, make
 from clipproj.report.page import Table
 
 SIZES = (1, 2, 5, 10, 100)
@@ -76,10 +77,7 @@ def main() -> None:
 
 
 def settings(texts: Path | None, pictures: Sequence[Path]) -> Iterator[Setting]:
-    source = inputs.load(
-        "names", model=None, pretrained=None, images=None, features=None, templates=(),
-        device="cpu", say=lambda *_: None,
-    )  # fmt: skip
+    source = inputs.load(Recipe(command="names"))
     samples = source.samples
     yield Setting(f"Embedded model, {len(samples.names)} classes", samples, None, samples.names)
     if texts is None:
@@ -147,7 +145,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:
-        p = defaults.make(forget, keep, closed=kind != "generic")
+        p = make("names", Task(forget, keep, closed=kind != "generic"), method("names", None))
     seen = compare(samples, samples.edited(p), names, probe=False)
     told = {"closed": kind != "generic"}
     judged = judge(p, forget, keep, **told, pictures=seen)

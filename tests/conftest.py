@@ -95,14 +95,14 @@ def model(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 @pytest.fixture
 def ask(model: Path, pictures: Path, tmp_path: Path) -> Callable[..., Any]:
-    """A request for the tiny model, its pictures and a new output folder, with changes."""
+    """A recipe for the tiny model, its pictures and a new output folder, with changes."""
     import tiny
 
-    from clipproj.cli.request import Request
+    from clipproj.recipe import Recipe
 
-    def make(*names: str, **changes: Any) -> Request:
+    def make(*names: str, **changes: Any) -> Recipe:
         usual = {"model": str(model), "images": pictures, "out": tmp_path / "out"}
-        return Request(names, **usual | {"templates": [tiny.TEMPLATE]} | changes)
+        return Recipe(names, **usual | {"templates": [tiny.TEMPLATE]} | changes)
 
     return make
 

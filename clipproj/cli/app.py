@@ -87,31 +87,34 @@ app = typer.Typer(
     add_completion=False,
 )
 
-ERASE_EPILOG = """
+ERASE_EPILOG = f"""
 [bold]Examples[/bold]
 
   clipproj erase cat
 
-  clipproj erase "tabby cat" --plurals --model ViT-B-32 --pretrained openai --images pictures/
+  clipproj erase "tabby cat" --plurals --model ViT-B-32 --pretrained openai --images images/
 
   clipproj erase --projector cat.safetensors --model ViT-B-32-quickgelu --pretrained b32.pt
 
   clipproj erase cat --model folder_of_transformers/ --out edited/
 
+  clipproj erase cat --method rotate --option angle=90
+
+{options.methods_help()}
 [bold]What the numbers mean[/bold]
 
-  [bold]forgotten[/bold]: zero-shot accuracy on pictures of the erased classes; should fall to 0.
-  Without pictures, mixtures of two class texts stand in for them.
+  [bold]forgotten[/bold]: zero-shot accuracy on images of the erased classes; should fall to 0.
+  Without images, mixtures of two class texts stand in for them.
 
   [bold]all other classes[/bold], and [bold]the nearest[/bold] of them: should stay.
 
-  [bold]cosine[/bold]: between a retained picture's feature before and after; 1 is untouched.
+  [bold]cosine[/bold]: between a kept image's feature before and after; 1 is untouched.
 
-  [bold]linear probe[/bold]: how many erased pictures a classifier trained on features still finds.
+  [bold]linear probe[/bold]: how many erased images a classifier trained on features still finds.
 
 [bold]What it does not do[/bold]
 
-  It erases the alignment of pictures with the [italic]texts[/italic], not the information.
+  It erases the alignment of images with the [italic]texts[/italic], not the information.
 
   A linear probe usually still finds the class. Do not rely on it to hide what a model has seen.
 
@@ -149,7 +152,7 @@ def erase(
         list[str] | None,
         typer.Option(
             help="A name that competes; repeat, all of them: it replaces the default, the other "
-            "picture folders, else 1000 generic names.",
+            "image folders, else 1000 generic names.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -184,17 +187,10 @@ def erase(
     method: options.Method = None,
     strength: options.Strength = None,
     contrast: options.Contrast = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(help="nullspace: at most so many directions.", rich_help_panel=HOW),
-    ] = None,
-    forget_weight: Annotated[
-        float | None, typer.Option(help="ccup: lambda. Default: 10.", rich_help_panel=HOW)
-    ] = None,
-    keep_weight: Annotated[
-        float | None,
-        typer.Option(help="ccup: mu. Default: 100, above 16 kept names 1.", rich_help_panel=HOW),
-    ] = None,
+    rank: options.Rank = None,
+    forget_weight: options.ForgetWeight = None,
+    keep_weight: options.KeepWeight = None,
+    option: options.Option = None,
     tower: options.Tower = "image",
     force: Annotated[
         bool,
@@ -231,14 +227,16 @@ def erase(
 
     Writes the projector, the checkpoint (for the library that loaded it), an undo file, a receipt
     and a report.
-    Names alone are enough. Pictures in class folders, or --keep, say which names compete: several
+    Names alone are enough. Images in class folders, or --keep, say which names compete: several
     names at once need that. What costs too much or leaves too much is refused, with exit code 3.
     """
     from clipproj.cli.erase import erase as run
-    from clipproj.cli.request import Request
+    from clipproj.recipe import Recipe
 
     folder = options.folder("erase", out)
-    request = Request(
+    flags = {"contrast": contrast, "rank": rank, "forget_weight": forget_weight,
+             "keep_weight": keep_weight}  # fmt: skip
+    recipe = Recipe(
         names=[*(names or ()), *_names_in("names-file", names_file)],
         model=model,
         pretrained=pretrained,
@@ -246,10 +244,7 @@ def erase(
         keep=[*(keep or ()), *_names_in("keep-file", keep_file)],
         method=method,
         strength=strength,
-        contrast=contrast,
-        rank=rank,
-        forget_weight=forget_weight,
-        keep_weight=keep_weight,
+        options=options.method_options("erase", method, flags, option),
         templates=template or (),
         truncate=truncate,
         plurals=plurals,
@@ -262,7 +257,7 @@ def erase(
         device=options.device_or_default(device),
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
-        outcome = run(request, progress)
+        outcome = run(recipe, progress)
     with terminal.done(folder if outcome.files else None):
         if as_json:
             print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))

@@ -18,11 +18,11 @@ from clipproj.refusal import Refusal
 if TYPE_CHECKING:
     from clipproj.audit.suite import AuditResult
     from clipproj.cli.inputs import Source
-    from clipproj.cli.request import Request
     from clipproj.models.text import Embeddings
     from clipproj.projector import Projector
+    from clipproj.recipe import Recipe
 
-EPILOG = """
+EPILOG = f"""
 [bold]Examples[/bold]
 
   clipproj audit cat
@@ -40,7 +40,8 @@ EPILOG = """
 [bold]Exit codes[/bold]
 
   0 all audits were made or say why not, 2 an error. It passes no judgement.
-"""
+
+{options.methods_help()}"""
 
 
 def audit(
@@ -73,6 +74,7 @@ def audit(
     method: options.Method = None,
     strength: options.Strength = None,
     contrast: options.Contrast = None,
+    option: options.Option = None,
     tower: options.Tower = "image",
     only: Annotated[
         list[str] | None,
@@ -101,9 +103,9 @@ def audit(
     The edit is applied to features; the model itself stays as it is. Writes audit.html and
     audit.json.
     """
-    from clipproj.cli.request import Request
+    from clipproj.recipe import Recipe
 
-    request = Request(
+    recipe = Recipe(
         names=names or (),
         model=model,
         pretrained=pretrained,
@@ -111,7 +113,7 @@ def audit(
         keep=keep or (),
         method=method,
         strength=strength,
-        contrast=contrast,
+        options=options.method_options("audit", method, {"contrast": contrast}, option),
         templates=template or (),
         truncate=truncate,
         synonyms=options.synonyms("audit", synonym),
@@ -124,7 +126,7 @@ def audit(
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
         source, edit, results = run(
-            request,
+            recipe,
             features=features,
             only=only,
             domains=options.pairs("audit", "domain", "PATTERN=NAME", domain),
@@ -132,15 +134,15 @@ def audit(
             save_features=save_features,
             progress=progress,
         )
-    with terminal.done(request.out):
+    with terminal.done(recipe.out):
         if as_json:
             print(json.dumps(_as_dict(source, edit, results) | {"notes": notes}, indent=2))
         else:
-            _show(results, request.out)
+            _show(results, recipe.out)
 
 
 def run(
-    request: Request,
+    recipe: Recipe,
     *,
     features: Path | None = None,
     only: list[str] | None = None,
@@ -154,58 +156,42 @@ def run(
     from clipproj.audit.cache import Journal
     from clipproj.audit.registry import AuditInput
     from clipproj.cli import inputs
-    from clipproj.cli import request as asked
-    from clipproj.methods import defaults
     from clipproj.projector import load
+    from clipproj.recipe import Embedder, Texts, check, check_known, project, resolve, silent
+    from clipproj.recipe.record import OF_A_MODEL
     from clipproj.report.page import need_charts
     from clipproj.report.pages import write_pages
     from clipproj.report.sections import kept, page_of
 
-    say = progress or (lambda *_: None)
+    say = progress or silent
     need_charts()
     # other words attack the edit here, they are not forgotten with the class
-    synonyms, plain = request.synonyms, replace(request, synonyms={})
-    asked.check(plain)
+    synonyms, recipe = recipe.synonyms, replace(recipe, synonyms={})
+    check(recipe, OF_A_MODEL if features is None else ())
     suite.check_keys(only)
-    if request.projector is not None and request.keep:
-        raise Refusal("audit", "keep", f"must be left out with a projector, got {request.keep}")
-    options.writable("audit", request.out, save_features)
-    saved = None if request.projector is None else load(request.projector)
-    if saved is not None and request.strength is not None:
-        saved = saved.scaled(request.strength)
-    source = inputs.load(
-        "audit",
-        model=request.model,
-        pretrained=request.pretrained,
-        images=request.images,
-        features=features,
-        templates=request.templates,
-        device=request.device,
-        say=say,
-        truncate=request.truncate,
-    )
+    if recipe.projector is not None and recipe.keep:
+        raise Refusal("audit", "keep", f"must be left out with a projector, got {recipe.keep}")
+    options.writable("audit", recipe.out, save_features)
+    saved = None if recipe.projector is None else load(recipe.projector)
+    if saved is not None and recipe.strength is not None:
+        saved = saved.scaled(recipe.strength)
+    source = inputs.load(recipe, features, say)
     if domains:
         source = replace(source, samples=inputs.in_domains(source.samples, domains))
     classes = source.samples.classes
-    names = asked.resolve(plain, saved, source.classes, seen=True)
-    for name in names.keep or ():
-        asked.check_known("audit", name, classes.names)
+    names = resolve(recipe, saved, classes.names, seen=True)
+    for name in names.keep:
+        check_known("audit", name, classes.names)
+    loaded = source.loaded
     if saved is None:
-        edit = defaults.make(
-            classes.select(names.forget),
-            classes.select(names.keep),
-            request.method,
-            contrast=request.contrast,
-            strength=request.strength,
-            closed=True,
-            side=request.tower,
-        )
+        gone = classes.select(names.forget)
+        texts = Texts(gone, classes.select(names.keep), "images", classes, gone)
+        edit = project(recipe, texts, loaded and Embedder(loaded, say, recipe.truncate))
     else:
-        edit = saved.for_tower(request.tower, "audit")  # as `erase` folds it
-        _check_same_space(edit, classes, request.force)
+        edit = saved.for_tower(recipe.tower, "audit")  # as `erase` folds it
+        _check_same_space(edit, classes, recipe.force)
     if save_features is not None:
         source.samples.save(save_features)
-    loaded = source.loaded
     results = suite.audit(
         AuditInput(
             samples=source.samples,
@@ -213,14 +199,14 @@ def run(
             forget=names.forget,
             model=loaded and loaded.model,
             preprocess=loaded and loaded.preprocess,
-            embed=loaded and inputs.prompt_embedder(loaded, request.truncate),
-            truncate=request.truncate,
+            embed=loaded and inputs.prompt_embedder(loaded, recipe.truncate),
+            truncate=recipe.truncate,
             synonyms=synonyms,
             seed=seed,
         ),
         only,
         words=kept,
-        journal=Journal(request.out / "audits.jsonl"),
+        journal=Journal(recipe.out / "audits.jsonl"),
         progress=lambda done, total: say("audits", done, total),
     )
     facts = source.about | {
@@ -232,13 +218,13 @@ def run(
     from clipproj.report.formatting import listed
 
     write_pages(
-        request.out / "audit.html",
+        recipe.out / "audit.html",
         [page_of(one) for one in results],
         title=f"Erasing {listed(names.forget)}: the audits",
         eyebrow="clipproj audit",
         facts=facts,
     )
-    with atomic(request.out / "audit.json") as part:
+    with atomic(recipe.out / "audit.json") as part:
         part.write_text(json.dumps(_as_dict(source, edit, results), indent=2), encoding="utf-8")
     return source, edit, results
 

@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,18 +13,19 @@ import typer
 from rich.text import Text
 
 from clipproj.cli import options, terminal
+from clipproj.recipe import Recipe
 from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.audit.cache import Journal
     from clipproj.audit.samples import Samples
-    from clipproj.cli.erase import Progress
     from clipproj.cli.inputs import Source
     from clipproj.compare.leaderboard import Standings
     from clipproj.compare.task import Contender
+    from clipproj.recipe import Progress
     from clipproj.report.page import Page
 
-EPILOG = """
+EPILOG = f"""
 [bold]Examples[/bold]
 
   clipproj compare
@@ -41,8 +41,9 @@ EPILOG = """
   Each class is erased alone by each method: what is forgotten, what the others and the nearest
   keep, what probes still find, search, prompts. docs/methods.md says what each means.
 
-  An interrupted run goes on where it was. Methods that learn from pictures are measured on others.
-"""
+  An interrupted run goes on where it was. Methods that learn from images are measured on others.
+
+{options.methods_help()}"""
 
 
 def compare(
@@ -51,7 +52,8 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="A method by its name in the table; repeat. Default: all.",
+            help="By its name in the table, or of those below with its options: "
+            "'rotate, angle=90, strength=1'; repeat. Default: the table.",
             rich_help_panel=options.HOW,
         ),
     ] = None,
@@ -149,25 +151,19 @@ def _show(contests: list[Contested], out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to compare, on what, and where to write it."""
+class Wanted(Recipe):
+    """What to compare, on what, and where to write it: a recipe for several methods."""
 
-    names: tuple[str, ...] = ()
     methods: Sequence[str] | None = None
     also: Path | None = None
     count: int | None = 12
-    templates: tuple[str, ...] = ()
-    truncate: bool = False
-    model: str | None = None
-    pretrained: str | None = None
-    images: Path | None = None
     features: Path | None = None
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
     protocol: str | None = None
-    device: str = "cpu"
     seed: int = 0
     save_features: Path | None = None
     out: Path = Path("clipproj-compare")
+    command: str = "compare"
 
 
 @dataclass(frozen=True)
@@ -226,7 +222,7 @@ def _facts(contests: Sequence[Contested]) -> dict[str, str]:
         return contests[0].about
     return {
         "model": contests[0].about["model"],
-        "pictures": "; ".join(one.about["pictures"] for one in contests),
+        "images": "; ".join(one.about["images"] for one in contests),
     }
 
 
@@ -253,32 +249,22 @@ def _own(
     wanted: Wanted, contenders: Mapping[str, Contender], journal: Journal, say: Progress
 ) -> list[Contested]:
     """The pictures of one folder, or features of a file."""
-    from clipproj.cli import inputs, request
+    from clipproj.cli import inputs
     from clipproj.compare.comparison import known_classes
+    from clipproj.recipe import check, resolve
 
-    of = partial(
-        inputs.load, "compare", device=wanted.device, templates=wanted.templates, say=say,
-        truncate=wanted.truncate,
-    )  # fmt: skip
-    source = of(
-        model=wanted.model, pretrained=wanted.pretrained, images=wanted.images,
-        features=wanted.features,
-    )  # fmt: skip
+    source = inputs.load(wanted, wanted.features, say)
     if wanted.save_features is not None:
         source.samples.save(wanted.save_features)
     if source.loaded is None and wanted.elsewhere:
         raise Refusal("compare", "elsewhere", "must come with a model, got features from a file")
     others = {
-        name: of(
-            model=wanted.model, pretrained=wanted.pretrained, images=folder, features=None,
-            loaded=source.loaded,
-        ).samples
+        name: inputs.load(replace(wanted, images=folder), None, say, loaded=source.loaded).samples
         for name, folder in wanted.elsewhere.items()
-    }  # fmt: skip
+    }
     if wanted.names:
-        asked = request.Request(names=wanted.names, command="compare", device=wanted.device)
-        request.check(asked)
-        forget = request.resolve(asked, None, source.classes, seen=True).forget
+        check(wanted)
+        forget = resolve(wanted, None, source.samples.names, seen=True).forget
     else:
         forget = known_classes(source.samples, wanted.count)
     title = "Methods compared"
@@ -311,15 +297,9 @@ def _lip(
     for name, folder in folders.items():
         first = next(iter(sources.values()), None)
         sources[name] = inputs.load(
-            "compare",
-            model=wanted.model,
-            pretrained=wanted.pretrained,
-            images=folder,
-            features=None,
-            templates=lip.DATASETS[name].templates,
-            device=wanted.device,
-            say=say,
-            truncate=wanted.truncate,
+            replace(wanted, images=folder, templates=lip.DATASETS[name].templates),
+            None,
+            say,
             loaded=first and first.loaded,
             prepared=lip.DATASETS[name].prepared,
         )
@@ -334,7 +314,7 @@ def _lip(
         one = _contest(data.title, source, others, contenders, forget, wanted, journal, say)
         full = float(source.samples.correct().double().mean())
         page = lip.page(data, one.standings.results, comparison.BASE, full)
-        about = one.about | {"pictures": f"{len(source.samples)} of {data.title}"}
+        about = one.about | {"images": f"{len(source.samples)} of {data.title}"}
         contests.append(replace(one, about=about, more=(page,)))
     return contests
 
@@ -349,18 +329,20 @@ def _contest(
     journal: Journal,
     say: Progress,
 ) -> Contested:
-    from clipproj.cli.inputs import prompt_rows
     from clipproj.compare import comparison, trial
     from clipproj.compare.leaderboard import Standings
-    from clipproj.methods import empty_text
+    from clipproj.methods import prompts as prompts_of
+    from clipproj.recipe import Embedder
 
-    empty, prompts = None, {}
+    empty, prompts, embed = None, {}, None
     if source.loaded is not None:
-        empty = empty_text(source.loaded.model, source.loaded.tokenizer)[0].float().cpu()
+        embedder = Embedder(source.loaded, say, wanted.truncate)
+        empty, embed = embedder.empty(), embedder.for_method
         templates = source.samples.classes.templates
-        prompts = prompt_rows(source.loaded, forget, templates, say, wanted.truncate)
+        rows = embedder.prompts(forget, templates)
+        prompts = {name: rows.select(prompts_of([name], templates)) for name in forget}
     results = comparison.run(
-        trial.Field(source.samples, others, empty, prompts),
+        trial.Field(source.samples, others, empty, prompts, embed),
         contenders,
         forget,
         journal=journal,

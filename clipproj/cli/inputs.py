@@ -1,4 +1,4 @@
-"""What `audit` and `compare` measure on: a model's pictures, or features from a file."""
+"""What `audit` and `compare` measure on: a model's images, or features from a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipproj import demo
 from clipproj.audit.images import Pictures, load_pictures
 from clipproj.audit.samples import Samples, logit_scale
 from clipproj.checkpoints.checkpoint import Loaded, load_model
-from clipproj.cli.erase import Progress, class_texts, picture_features
-from clipproj.methods import prompts
 from clipproj.models.encoder import encode, evaluating
-from clipproj.models.text import Embeddings
+from clipproj.recipe import Embedder, Progress, Recipe, image_rows, silent
 from clipproj.refusal import Refusal
 from clipproj.report.formatting import count
 
@@ -29,7 +28,7 @@ class Source:
     """Unedited samples, with the model where there is one.
 
     Attributes:
-        samples: pictures and the texts of all their classes.
+        samples: images and the texts of all their classes.
         loaded: None for features from a file.
         about: what they come from, for the report.
     """
@@ -38,65 +37,52 @@ class Source:
     loaded: Loaded | None
     about: dict[str, str]
 
-    @property
-    def classes(self) -> Pictures:
-        """The classes as `request.resolve` asks for them."""
-        none = torch.empty(0, dtype=torch.int64, device="cpu")
-        return Pictures((), none, self.samples.names)
-
 
 def load(
-    command: str,
+    recipe: Recipe,
+    features: Path | None = None,
+    say: Progress = silent,
     *,
-    model: str | None,
-    pretrained: str | None,
-    images: Path | None,
-    features: Path | None,
-    templates: Sequence[str],
-    device: str,
-    say: Progress,
-    truncate: bool = False,
     loaded: Loaded | None = None,
     prepared: Callable[[Pictures], Pictures] | None = None,
 ) -> Source:
-    """Samples of the pictures under the model, or of a file that `Samples.save` wrote.
+    """Samples of the recipe's images under its model, or of a file that `Samples.save` wrote.
 
     Args:
-        truncate: cut prompts that the model would not read to their end; else an error.
         loaded: the model, where it has been loaded before.
-        prepared: what to make of the pictures before they are embedded; None: nothing.
+        prepared: what to make of the images before they are embedded; None: nothing.
 
     Raises:
-        ValueError: for options that exclude each other, no pictures, and as `load_pictures`,
+        ValueError: for options that exclude each other, no images, and as `load_pictures`,
             `embed_classes` and `Samples`; FileNotFoundError, RuntimeError: as `Samples.load` and
             `load_model`.
     """
+    images = recipe.images
     if features is not None:
         for option, value in (
-            ("model", model), ("pretrained", pretrained), ("images", images),
-            ("template", templates or None),
+            ("model", recipe.model), ("pretrained", recipe.pretrained), ("images", images),
+            ("template", recipe.templates or None),
         ):  # fmt: skip
             if value is not None:
-                raise Refusal(command, option, f"must be left out with features, got {value}")
+                why = f"must be left out with features, got {value}"
+                raise Refusal(recipe.command, option, why)
         samples = Samples.load(features)
         return Source(samples, None, _about(samples, samples.classes.model, features))
     if images is None:
-        if model is not None:
-            raise Refusal(command, "images", "must be a folder of class folders, got none")
-        from clipproj import demo
-
+        if recipe.model is not None:
+            raise Refusal(recipe.command, "images", "must be a folder of class folders, got none")
         images = demo.pictures_dir()
-    pictures = load_pictures(images)
+    found = load_pictures(images)
     if prepared is not None:
-        pictures = prepared(pictures)
+        found = prepared(found)
     if loaded is None:
         say("model", 0, 1)
-        loaded = load_model(model, pretrained, device)
+        loaded = load_model(recipe.model, recipe.pretrained, recipe.device)
         say("model", 1, 1)
-    classes = class_texts(loaded, pictures.classes, templates or None, "texts", say, truncate)
-    rows = picture_features(loaded, pictures, "pictures", say)
-    samples = Samples.of_pictures(rows, pictures, classes, scale=logit_scale(loaded.model))
-    skipped = sum(pictures.skipped.values())
+    classes = Embedder(loaded, say, recipe.truncate)(found.classes, recipe.templates or None)
+    rows = image_rows(loaded, found, "images", say)
+    samples = Samples.of_pictures(rows, found, classes, scale=logit_scale(loaded.model))
+    skipped = sum(found.skipped.values())
     return Source(samples, loaded, _about(samples, loaded.name, images, skipped))
 
 
@@ -128,7 +114,7 @@ def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
     Raises ValueError for samples without paths, or a file that fits none.
     """
     if samples.paths is None:
-        raise Refusal("audit", "domain", "must come with pictures, got features without file names")
+        raise Refusal("audit", "domain", "must come with images, got features without file names")
     nfc = partial(unicodedata.normalize, "NFC")  # as a keyboard types what a Mac took apart
     found = []
     for path in samples.paths:
@@ -138,31 +124,17 @@ def in_domains(samples: Samples, patterns: Mapping[str, str]) -> Samples:
             raise Refusal(
                 "audit",
                 "domain",
-                f"must cover every picture, got none for {path.parent.name}/"
+                f"must cover every image, got none for {path.parent.name}/"
                 f"{path.name}; '*=other' covers the rest",
             )
         found.append(name)
     return replace(samples, domains=tuple(found))
 
 
-def prompt_rows(
-    loaded: Loaded,
-    names: Sequence[str],
-    templates: Sequence[str],
-    say: Progress,
-    truncate: bool = False,
-) -> dict[str, Embeddings]:
-    """By name, a unit row for each prompt of it, one a template."""
-    by_name = {name: prompts([name], templates) for name in names}
-    everything = list(dict.fromkeys(one for some in by_name.values() for one in some))
-    rows = class_texts(loaded, everything, ["{}"], "prompts", say, truncate)
-    return {name: rows.select(some) for name, some in by_name.items()}
-
-
 def _about(samples: Samples, model: str, source: Path, skipped: int = 0) -> dict[str, str]:
     others = f"; {count(skipped, 'other file')} left out" if skipped else ""
     return {
         "model": model,
-        "pictures": f"{len(samples)} from {source.name}{others}",
+        "images": f"{len(samples)} from {source.name}{others}",
         "classes": str(len(samples.names)),
     }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from clipproj.methods.registry import DEFAULT, METHODS, STRENGTH, method
 from clipproj.models.words import canonical, utf8
 from clipproj.refusal import Refusal
 
-WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and pictures", "Method", "Output"
+WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and images", "Method", "Output"
 LIMITS = "What it may cost"
 
 CHECKPOINT = "A file, an index of shards, or a folder of open_clip or transformers."
@@ -62,7 +64,7 @@ Images = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Pictures to measure on, a folder for each class, with folders below it or not.",
+        help="Images to measure on, a folder for each class, with folders below it or not.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -70,7 +72,7 @@ Features = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Features that --save-features wrote, instead of a model and pictures.",
+        help="Features that --save-features wrote, instead of a model and images.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -85,25 +87,40 @@ Device = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(metavar="nullspace|ccup", help="Default: nullspace.", rich_help_panel=HOW),
+    typer.Option(metavar="|".join(METHODS), help=f"Default: {DEFAULT}.", rich_help_panel=HOW),
 ]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="An option of the method, see below; repeat.",
+        rich_help_panel=HOW,
+    ),
+]  # fmt: skip
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="0 nothing, 1 projects, 2 reflects. Default: 1, of a mean contrast 1.5; above 1 for a "
-        "single direction alone.",
-        rich_help_panel=HOW,
+        help=f"{STRENGTH.help.capitalize()}. Default: {STRENGTH.default}.", rich_help_panel=HOW
     ),
 ]
-Contrast = Annotated[
-    str | None,
-    typer.Option(
-        metavar="none|span|hull|mean|auto",
-        help="nullspace: what the names are told apart from. Default: span(keep) up to 16 "
-        "names where that suffices, else hull(keep), or mean(keep) of the generic list.",
-        rich_help_panel=HOW,
-    ),
-]
+
+
+def _flag(name: str) -> Any:
+    """An option of methods as a flag of its own; the first method that has it says what it does."""
+    owners = [one for one in METHODS.values() if one.option(name)]
+    option = owners[0].option(name)
+    return Annotated[
+        option.kind | None,
+        typer.Option(
+            metavar="|".join(option.choices) or None,
+            help=f"{', '.join(one.name for one in owners)}: {option.help}. "
+            f"Default: {option.default}.",
+            rich_help_panel=HOW,
+        ),
+    ]
+
+
+Contrast, Rank = _flag("contrast"), _flag("rank")
+ForgetWeight, KeepWeight = _flag("forget_weight"), _flag("keep_weight")
 Tower = Annotated[
     str,
     typer.Option(metavar="image|text", help="The tower whose head is edited.", rich_help_panel=HOW),
@@ -149,6 +166,41 @@ def device_or_default(device: str | None) -> str:
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def methods_help() -> str:
+    """Every method with its options, as `--help` shows them at its end."""
+    told = []
+    for one in METHODS.values():
+        told.append(f"  [bold]{one.name}[/bold]: {escape(one.about)}.")
+        for option in one.options:
+            values = f", {'|'.join(option.choices)}" if option.choices else ""
+            text = f"{option.name}{values}: {option.help}. Default: {option.default}."
+            told.append(f"  - {escape(text)}")
+    return "[bold]Methods[/bold]\n\n" + "\n\n".join(told) + "\n"
+
+
+def method_options(
+    command: str,
+    name: str | None,
+    flags: Mapping[str, Any],
+    given: Sequence[str] | None,
+) -> dict[str, Any]:
+    """A method's options by name, of its flags and of NAME=VALUE.
+
+    Refusal, in the name of `command`, for another method, another form, a value that an option
+    does not take, or one given twice. Whether the method has them is for `check_options`.
+    """
+    one = method(command, name)
+    options = {flag: value for flag, value in flags.items() if value is not None}
+    for key, text in pairs(command, "option", "NAME=VALUE", given).items():
+        key = key.replace("-", "_")
+        if key in options:
+            why = f"must be given once, got {options[key]!r} and {text!r}"
+            raise Refusal(command, key, why)
+        option = one.option(key)
+        options[key] = text if option is None else option.parse(command, text)
+    return options
 
 
 def synonyms(command: str, given: Sequence[str] | None) -> dict[str, list[str]]:

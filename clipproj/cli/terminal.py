@@ -23,7 +23,7 @@ from clipproj_command import OutputError
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
     from rich.table import Table
 
-    from clipproj.cli.erase import Outcome, Progress
+    from clipproj.recipe import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
 _OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins
@@ -42,13 +42,13 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
-    source = {"pictures": "other picture classes", "given": "given", "generic": "generic names"}
+    source = {"images": "other image classes", "given": "given", "generic": "generic names"}
     screen = console()
     screen.print(
         Text.assemble(
             (f"Forgetting {listed(outcome.forget.names)}", "bold"),
             f" in {outcome.model}, {outcome.tower} tower\n"
-            f"keep: {len(outcome.keep)} {source[outcome.keep_from]}; "
+            f"keep: {len(outcome.keep)} {source[outcome.texts.keep_from]}; "
             f"{history.get('method', 'projector')}"
             f"{f' ({contrast} contrast)' if contrast else ''}, "
             f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,76 +15,57 @@ from clipproj import files
 from clipproj.audit.cache import code_digest
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES
 from clipproj.compare.task import Contender, Task
-from clipproj.methods import coreset, nullspace, redirect, rotate
+from clipproj.methods.registry import METHODS, STRENGTH, Method, Setting, check_options
 from clipproj.projector import Projector
+from clipproj.recipe import make
 from clipproj.refusal import Refusal
-
-
-def _nullspace(task: Task, contrast: str, strength: float = 1.0) -> Projector:
-    keep = None if contrast == "none" else task.keep
-    return nullspace(task.forget, keep, contrast, strength)
-
-
-def _core(task: Task) -> Projector:
-    core = coreset(task.prompts, seed=task.seed).kept
-    return nullspace(core.tensor, task.keep.tensor, "hull", rank=1)
-
-
-def _redirect(task: Task, target: str) -> Projector:
-    to = task.empty[None] if target == "empty" else target
-    return redirect(task.forget, to, task.keep)
-
-
-def _ccup(task: Task) -> Projector:
-    from clipproj.methods import defaults  # which measures with the audits
-
-    return defaults.make(task.forget, task.keep, "ccup")
-
 
 _PACKAGE = "__init__.py"
 
-CONTENDERS: dict[str, Contender] = {
-    "nullspace, plain": Contender(
-        "arXiv 2512.14137's projector: the class's text itself, strength 1",
-        partial(_nullspace, contrast="none"),
-    ),
-    "nullspace, span": Contender(
-        "less span(keep), strength 1", partial(_nullspace, contrast="span")
-    ),
-    "nullspace, mean": Contender(
-        "less mean(keep), strength 1", partial(_nullspace, contrast="mean")
-    ),
-    "nullspace, mean 1.5": Contender(
-        "less mean(keep), strength 1.5", partial(_nullspace, contrast="mean", strength=1.5)
-    ),
-    "nullspace, hull": Contender(
-        "less the nearest mixture of kept texts, strength 1: the default for closed lists",
-        partial(_nullspace, contrast="hull"),
-    ),
-    "nullspace, hull 0.85": Contender(
-        "the same at strength 0.85", partial(_nullspace, contrast="hull", strength=0.85)
-    ),
-    "coreset, hull": Contender(
-        "hull on UPCORE's core of the class's prompts, rank 1", _core, needs=("prompts",)
-    ),
-    "ccup": Contender(
-        "the full objective of 2512.14137, lambda 10, mu by the default rules",
-        _ccup,
-    ),
-    "redirect, self": Contender(
-        "to the model's own likely kept labels (Partial Model Collapse)",
-        partial(_redirect, target="self"),
-    ),
-    "redirect, empty": Contender(
-        "to the empty prompt (TIA's target, in closed form)",
-        partial(_redirect, target="empty"),
-        needs=("empty",),
-    ),
-    "rotate": Contender(
-        "turned into the neutral direction, no length changed (OrthSR's Cayley form)",
-        lambda task: rotate(task.forget, keep=task.keep),
-    ),
-}
+
+def settings() -> dict[str, Contender]:
+    """What is compared where nothing is named: every method at the settings that it declares."""
+    return {
+        setting.name: _contender(method, setting)
+        for method in METHODS.values()
+        for setting in _settings(method)
+    }
+
+
+def _settings(method: Method) -> tuple[Setting, ...]:
+    own = method.settings
+    return (Setting(method.name, method.about),) if own is None else own
+
+
+def _contender(method: Method, setting: Setting) -> Contender:
+    def of(task: Task) -> Projector:
+        return make("compare", task, method, setting.options, setting.strength)
+
+    needs = method.needed(setting.options)
+    return Contender(
+        setting.about, of, learns="fit" in needs, needs=tuple(n for n in needs if n != "fit")
+    )
+
+
+def _asked(text: str) -> Contender | None:
+    """A method of the registry by its name, its options and strength behind it with commas.
+
+        rotate, angle=90, strength=0.5
+
+    None for another name or form; Refusal of options that the method does not have.
+    """
+    name, *parts = (part.strip() for part in text.split(","))
+    pairs = [part.partition("=") for part in parts]
+    if name not in METHODS or not all(equals for _, equals, _ in pairs):
+        return None
+    method, given = METHODS[name], {}
+    for key, _, value in pairs:
+        option = STRENGTH if key.strip() == "strength" else method.option(key.strip())
+        given[key.strip()] = value if option is None else option.parse("compare", value.strip())
+    strength = given.pop("strength", None)
+    options = check_options("compare", method, given)
+    about = f"{method.about}; {', '.join(parts)}" if parts else method.about
+    return _contender(method, Setting(text, about, options, strength))
 
 
 def chosen(
@@ -94,15 +74,16 @@ def chosen(
     """The contenders of these names, or all, and those of a folder or file of Python.
 
     Args:
-        names: of `CONTENDERS` or of `also`; None: all.
+        names: of `settings`, of `also`, or a method of the registry with its options behind it,
+            such as "rotate, angle=90"; None: all of the first two.
         also: Python that defines `METHODS`, a dict from a name to `make(task)` or to a `Contender`;
-            a bare `make` is taken to learn from pictures. It is run: name only what you trust.
+            a bare `make` is taken to learn from images. It is run: name only what you trust.
 
     Raises:
         ValueError: for an unknown name, no such file, or one without METHODS; ImportError: for what
             it imports and is not there.
     """
-    known = dict(CONTENDERS)
+    known = settings()
     if also is not None:
         file = _file(Path(also))
         own = file.name == _PACKAGE
@@ -121,11 +102,13 @@ def chosen(
         return known
     picked = {}
     for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, cutoff=0.3) or list(known)
+        one = known.get(name) or _asked(name)
+        if one is None:
+            every = {**known, **METHODS}
+            close = difflib.get_close_matches(name, every, cutoff=0.3) or list(every)
             listed = ", ".join(map(repr, close))
             raise Refusal("compare", "method", f"must be known, got {name!r}; there is {listed}")
-        picked[name] = known[name]
+        picked[name] = one
     return picked
 
 

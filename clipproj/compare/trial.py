@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,12 +39,14 @@ class Field:
         elsewhere: other data sets by name, each with texts of its own.
         empty: [d] unit text of the empty prompt, or None.
         prompts: by class, a row for each prompt of it; empty where no model is at hand.
+        embed: from names and templates to texts, or None.
     """
 
     samples: Samples
     elsewhere: Mapping[str, Samples] | None = None
     empty: Tensor | None = None
     prompts: Mapping[str, Embeddings] | None = None
+    embed: Callable[[Sequence[str], Sequence[str]], Embeddings] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
 
 
 def _at_hand(field: Field, need: str) -> bool:
-    return {"empty": field.empty is not None, "prompts": bool(field.prompts)}[need]
+    return bool(field.prompts) if need == "prompts" else getattr(field, need) is not None
 
 
 def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tuple[Edit, Tensor]]:
@@ -139,6 +141,7 @@ def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tu
         scale=s.scale,
         empty=field.empty,
         prompts=(field.prompts or {}).get(forget),
+        embed=field.embed,
         seed=seed,
     )
     with warnings.catch_warnings():

@@ -81,7 +81,7 @@ def verify(
             none.
     """
     if not isinstance(receipt, Receipt):
-        got = type(receipt)._dtype_name__
+        got = type(receipt).__name__
         raise TypeError(
             f"verify: receipt must be a Receipt (edit.receipt, or Receipt.load(path)), got {got}"
         )

@@ -30,14 +30,14 @@ class Task:
 
     Args:
         forget, keep: unit texts [m, d] of what is forgotten and of what must stay.
-        closed: whether keep holds all names that compete with the forgotten ones, not names in
-            general.
-        side: the tower whose features are edited, "image" or "text".
         fit: labelled images that a method may learn from, never those it is measured on.
         scale: what cosines are multiplied by for probabilities, exp(logit_scale).
         empty: [d] unit text of the empty prompt.
         prompts: a row for each prompt of the forgotten names, one a template.
         embed: from names and templates to their texts.
+        closed: whether keep holds all names that compete with the forgotten ones, not names in
+            general.
+        side: the tower whose features are edited, "image" or "text".
         seed: of everything random.
         progress: called with (steps done, steps in all) by methods that take long.
 
@@ -46,13 +46,13 @@ class Task:
 
     forget: Embeddings
     keep: Embeddings
-    closed: bool = True
-    side: str = "image"
     fit: Samples | None = None
     scale: float = 100.0
     empty: Tensor | None = None
     prompts: Embeddings | None = None
     embed: Callable[[Sequence[str], Sequence[str]], Embeddings] | None = None
+    closed: bool = True
+    side: str = "image"
     seed: int = 0
     progress: Callable[[int, int], None] | None = None
 
@@ -173,6 +173,10 @@ class Method:
     def certified(self) -> bool:
         """Whether it promises something whatever the images are."""
         return bool(self.promise)
+
+    def option(self, name: str) -> Option | None:
+        """Its option of this name; None where it has none."""
+        return next((one for one in self.options if one.name == name), None)
 
     def needed(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The fields of `NEEDS` that it takes at these options, sorted."""

@@ -22,12 +22,13 @@ except ImportError as error:
 import torch
 
 from clipproj.checkpoints.checkpoint import load_model
+from clipproj.recipe import Recipe
 from clipproj.serve import make
 from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.http import Gateway, make_api
-from clipproj.serve.inputs import Job, Prepared, Spec
+from clipproj.serve.inputs import Job, Prepared
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, Store, to_bytes
 
@@ -148,17 +149,17 @@ class Replica:
         self.failed = self.failed + 1 if all(broken) else 0
         return out
 
-    async def make(self, given: Spec | bytes) -> bytes | ServiceError:
+    async def make(self, given: Recipe | bytes) -> bytes | ServiceError:
         """A projector's file from names, or from another file, after its checks."""
         try:
             return await self._in(self.texts, self._make, given)
         except ServiceError as error:
             return error
 
-    def _make(self, given: Spec | bytes) -> bytes:
+    def _make(self, given: Recipe | bytes) -> bytes:
         if isinstance(given, bytes):
             return to_bytes(make.from_file(self.engine, given))
-        return to_bytes(make.from_spec(self.engine.loaded, given, self.settings.max_prompts))
+        return to_bytes(make.from_names(self.engine.loaded, given, self.settings.max_prompts))
 
     async def status(self) -> dict[str, Any]:
         """What runs here."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipproj.audit.gate import Limits
-from clipproj.methods.registry import DEFAULT
 from clipproj.models.encoder import pinned
 from clipproj.models.image_files import open_picture, picture_size
 from clipproj.models.tokens import counts, cut_tokens, too_long
@@ -70,28 +68,6 @@ class Job:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """How to make a tenant's projector.
-
-    Attributes:
-        forget, keep: class names in their one spelling; keep None: the embedded model's classes,
-            else names in general.
-        templates: None: OpenAI's 80, or 7 with names in general.
-        method: of the registry. options: of the method, those that are given.
-        strength: None for the method's own.
-        limits: what the edit may cost and leave, else it is refused.
-    """
-
-    forget: tuple[str, ...]
-    keep: tuple[str, ...] | None = None
-    templates: tuple[str, ...] | None = None
-    method: str = DEFAULT
-    options: Mapping[str, Any] = field(default_factory=dict)
-    strength: float | None = None
-    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from clipproj import demo
-from clipproj.audit.gate import GENERAL_PROMPTS, judge
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.editing import log
-from clipproj.methods import defaults
-from clipproj.models.text import Embeddings, embed_classes, generic_keep
-from clipproj.models.words import name_key, on_both, openai_templates, simple_templates
+from clipproj.models.words import on_both, openai_templates, simple_templates
 from clipproj.projector import Projector
+from clipproj.recipe import (
+    Embedder,
+    Names,
+    Recipe,
+    check,
+    embed,
+    judged_edit,
+    project,
+    resolve,
+    without_earlier,
+)
 from clipproj.report.sections import gate
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, invalid
-from clipproj.serve.inputs import Spec, check_prompts
+from clipproj.serve.inputs import check_prompts
 from clipproj.serve.store import from_bytes
 
 
-def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
+def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
     """As `clipproj erase` makes it, with its price in the provenance.
 
     Raises ServiceError: 400 for names or options that make none, 422 for an edit that costs more or
-    leaves more than the limits of `spec` allow.
+    leaves more than the limits of `recipe` allow.
     """
+    earlier = log.records(loaded.model)
     try:
-        forget, keep, closed = _texts(loaded, spec, max_prompts)
-        made = defaults.make(
-            forget,
-            keep,
-            spec.method,
-            **spec.options,
-            strength=spec.strength,
-            closed=closed,
-        )
-        general = None
-        if closed:
-            general = generic_keep(
-                loaded.model, loaded.tokenizer, forget, templates=GENERAL_PROMPTS, truncate=True
-            )
-        spent = sum(one.get("loss", 0) for one in log.records(loaded.model))
-        judged = judge(made, forget, keep, spec.limits, closed=closed, general=general, spent=spent)
+        check(recipe)
+        names = _names(loaded, recipe, earlier)
+        prompts = _count_prompts(loaded, recipe, names, max_prompts)
+        embedder = Embedder(loaded, more=max_prompts - prompts)
+        texts = embed(recipe, names, embedder)
+        made = project(recipe, texts, embedder)
+        judged = judged_edit(recipe, texts, made, earlier)
     except (ValueError, TypeError) as error:
         raise ServiceError(400, str(error), None, "invalid_value") from error
     if judged.refused:
@@ -53,6 +55,36 @@ def from_spec(loaded: Loaded, spec: Spec, max_prompts: int) -> Projector:
     return made
 
 
+def _names(loaded: Loaded, recipe: Recipe, earlier: list) -> Names:
+    """Which names are meant: those of the embedded model stay, of others names in general.
+
+    What earlier edits of the model forgot is not kept unless it is asked for.
+    """
+    names = resolve(recipe)
+    if names.keep is not None:
+        return names
+    if loaded.name == demo.NAME:
+        gone = set(on_both(names.forget, demo.class_names()))
+        keep = tuple(name for name in demo.class_names() if name not in gone)
+        if not keep:
+            raise invalid("forget", "must leave a class of the model, got all of them")
+        names = replace(names, keep=keep)
+    return without_earlier(recipe.command, names, earlier)
+
+
+def _count_prompts(loaded: Loaded, recipe: Recipe, names: Names, most: int) -> int:
+    """How many prompts are embedded. ServiceError for more than `most`, or one that is cut."""
+    keep = names.keep
+    templates = recipe.templates or (simple_templates() if keep is None else openai_templates())
+    count = (len(names.forms) + (1000 if keep is None else len(keep))) * len(templates)
+    if count > most:
+        why = f"times names must be at most {most}, got {count}"
+        raise invalid("templates", why, "too_many")
+    check_prompts(loaded.tokenizer, names.forms, templates, "forget")
+    check_prompts(loaded.tokenizer, keep or (), templates, "keep")
+    return count
+
+
 def from_file(engine: Engine, data: bytes) -> Projector:
     """An uploaded one. ServiceError 400 for a damaged file, or a projector of another model."""
     try:
@@ -61,35 +93,3 @@ def from_file(engine: Engine, data: bytes) -> Projector:
     except ValueError as error:
         raise invalid(None, str(error), "invalid_projector") from error
     return projector
-
-
-def _texts(loaded: Loaded, spec: Spec, max_prompts: int) -> tuple[Embeddings, Embeddings, bool]:
-    """Texts to forget and to keep, and whether the latter are all names that compete."""
-    keep = spec.keep
-    # what edits that the model has already forgot is not kept unless it is asked for
-    earlier = [name for one in log.records(loaded.model) for name in one["forget"]]
-    if keep is None and loaded.name == demo.NAME:
-        gone = {name_key(name) for name in (*spec.forget, *earlier)}
-        keep = tuple(name for name in demo.class_names() if name_key(name) not in gone)
-        if not keep:
-            raise invalid("forget", "must leave a class of the model, got all of them")
-    default = simple_templates() if keep is None else openai_templates()
-    templates = spec.templates or default
-    names = (*spec.forget, *(keep or ()))
-    prompts = (len(names) + (0 if keep else 1000)) * len(templates)
-    if prompts > max_prompts:
-        why = f"times names must be at most {max_prompts}, got {prompts}"
-        raise invalid("templates", why, "too_many")
-
-    check_prompts(loaded.tokenizer, spec.forget, templates, "forget")
-    check_prompts(loaded.tokenizer, keep or (), templates, "keep")
-    texts = embed_classes(
-        loaded.model, loaded.tokenizer, dict.fromkeys(names), templates, model_name=loaded.name
-    )
-    forget = texts.select(spec.forget)
-    if keep is not None:
-        return forget, texts.select(keep), True
-    keep = generic_keep(loaded.model, loaded.tokenizer, forget, templates=templates)
-    if again := on_both(earlier, keep.names):
-        keep = keep.drop(again)
-    return forget, keep, False

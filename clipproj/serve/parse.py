@@ -14,8 +14,9 @@ from pydantic_core import from_json
 from clipproj.audit.gate import Limits
 from clipproj.methods.registry import DEFAULT
 from clipproj.models.words import canonical, on_both, repeated
+from clipproj.recipe import Recipe
 from clipproj.serve.errors import ServiceError, invalid, shown
-from clipproj.serve.inputs import Item, Job, Spec
+from clipproj.serve.inputs import Item, Job
 from clipproj.serve.schema import (
     KINDS,
     SPECS,
@@ -62,7 +63,7 @@ def classify(body: bytes, settings: Settings) -> tuple[Job, int | None]:
     return _job(asked, settings, classes=asked.classes, templates=asked.templates), asked.top
 
 
-def spec(body: bytes, settings: Settings) -> Spec:
+def spec(body: bytes, settings: Settings) -> Recipe:
     """How to make a tenant's projector; what it is made of is checked where it is made."""
     data = _object(body)
     method = DEFAULT if data.get("method") is None else data["method"]
@@ -75,11 +76,13 @@ def spec(body: bytes, settings: Settings) -> Spec:
         prompts = (len(asked.forget) + len(asked.keep)) * len(asked.templates)
         _check_prompts(prompts, settings)
     given = asked.model_dump(exclude_none=True, exclude={"method"})
-    for name in {"forget", "keep"} & given.keys():
-        given[name] = tuple(map(canonical, given[name]))  # as the command line embeds them
-    common = {name: given.pop(name) for name in TenantSpec.model_fields if name in given}
+    given["names"] = tuple(map(canonical, given.pop("forget")))  # as the command line embeds them
+    given["keep"] = tuple(map(canonical, given.get("keep", ())))
+    fields = {"names", *TenantSpec.model_fields}
+    common = {name: given.pop(name) for name in fields if name in given}
     limits = {name: common.pop(name) for name in ("max_loss", "max_found") if name in common}
-    return Spec(**common, method=method, options=given, limits=Limits(**limits))
+    limits = Limits(**limits)
+    return Recipe(**common, method=method, options=given, limits=limits, command="make")
 
 
 def _check_prompts(prompts: int, settings: Settings) -> None:

@@ -288,4 +288,4 @@ def _values(option: Option) -> Any:
     return Annotated[option.kind, Field(**ends, **finite)]
 
 
-SPECS = {name: _spec_of(METHODS[name]) for name in ("nullspace", "ccup")}
+SPECS = {name: _spec_of(one) for name, one in METHODS.items()}

@@ -144,10 +144,8 @@ class Tenants:
                 text = f"{param} must name a tenant, got {name!r}, which there is not"
                 raise ServiceError(404, text, param, "tenant_not_found")
             if name not in self._forms[one.side]:
-                why = (
-                    f"must have a form for texts, got the affine one of tenant {name!r}; apply it "
-                )
-                raise invalid(param, f"{why}to images or embeddings of them", "no_text_form")
+                why = f"must have a form for texts, got the affine one of {name!r}; apply it to "
+                raise invalid(param, f"{why}images or embeddings of them", "no_text_form")
         if len(names) > 1 and one.strength is not None:
             forms = [self._forms[one.side][name].projector for name in names]
             own = {float(form.strength) for form in forms}

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 
 from clipproj import Embeddings, Projector, load, nullspace
 from clipproj.audit import Judgement, Limits, compare, judge
-from clipproj.audit.images import Pictures
 from clipproj.audit.samples import Samples
 from clipproj.checkpoints.state import WEIGHTS, read_edits
-from clipproj.cli import erase as job
 from clipproj.cli.erase import erase
-from clipproj.cli.request import resolve
+from clipproj.recipe import resolve, run
 from clipproj.report.sections import gate
 
 ALL = Limits(1, 1)
@@ -287,14 +285,14 @@ def test_limits_lifted_the_report_says_so_at_the_top(
 def test_names_without_pictures_are_forgotten_and_said_to_be_unmeasured(
     ask: Callable[..., Any],
 ) -> None:
-    with pytest.warns(UserWarning, match="no pictures of 'zebra': forgotten all the same, "):
+    with pytest.warns(UserWarning, match="no images of 'zebra': forgotten all the same, "):
         outcome = erase(ask("zebra", out=None))
     assert outcome.comparison.forget == ()
     assert outcome.comparison.unmeasured == ("zebra",)
     assert outcome.as_dict()["scores"]["unmeasured"] == ["zebra"]
     assert outcome.as_dict()["scores"]["before"]["forget"] is None
     assert outcome.judged.price.as_dict()["found"]["on"] == "mixture of texts"
-    with pytest.warns(UserWarning, match="no pictures of 'zebra'"):
+    with pytest.warns(UserWarning, match="no images of 'zebra'"):
         outcome = erase(ask("cat", "zebra", out=None))
     assert outcome.comparison.forget == ("cat",)
     assert outcome.comparison.unmeasured == ("zebra",)
@@ -304,12 +302,11 @@ def test_a_name_spelt_much_like_a_folder_is_no_other_class(ask: Callable[..., An
     for name in ("cats", "fishh"):
         with pytest.raises(ValueError, match=f"got '{name}', which is close to '{name[:-1]}'; wh"):
             erase(ask(name, out=None))
-    with pytest.warns(UserWarning, match="no pictures of 'cats'"):
+    with pytest.warns(UserWarning, match="no images of 'cats'"):
         outcome = erase(ask("cats", keep=["cat", "dog"], out=None))
     assert outcome.forget.names == ("cats",)
-    folders = Pictures((), torch.empty(0, dtype=torch.int64), ("Cat", "Dog"))
     with pytest.raises(ValueError, match="got 'cats', which is close to 'Cat'"):
-        resolve(ask("cats"), None, folders)
+        resolve(ask("cats"), None, ("Cat", "Dog"))
 
 
 def test_what_an_earlier_edit_forgot_is_not_kept(ask: Callable[..., Any], tmp_path) -> None:
@@ -338,7 +335,9 @@ def test_a_saved_projector_tells_what_was_measured_last(ask: Callable[..., Any],
 
 
 def test_forms_of_a_name_are_looked_for_in_texts(ask: Callable[..., Any]) -> None:
-    outcome = erase(ask("cat", synonyms={"cat": ["feline", "mouser"]}, rank=1, out=None))
+    outcome = erase(
+        ask("cat", synonyms={"cat": ["feline", "mouser"]}, options={"rank": 1}, out=None)
+    )
     assert outcome.comparison.forget == ("cat",)
     assert outcome.judged.texts.forget == ("cat", "feline", "mouser")
     on = outcome.comparison.after.found, outcome.judged.texts.after.found
@@ -349,7 +348,7 @@ def test_forms_of_a_name_are_looked_for_in_texts(ask: Callable[..., Any]) -> Non
 def test_more_names_than_dimensions_are_refused_before_work(
     ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "embed_classes", lambda *a, **k: pytest.fail("texts were embedded"))
+    monkeypatch.setattr(run, "embed", lambda *a, **k: pytest.fail("texts were embedded"))
     names = [f"thing {i}" for i in range(16)]
     with pytest.raises(ValueError, match=r"names must be fewer than the 16 dimensions .* got 16"):
         erase(ask(*names, images=None, out=None))

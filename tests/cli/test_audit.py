@@ -121,14 +121,14 @@ def test_a_projector_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["cta"], "audit: names must be among the 6 picture folders, got 'cta'; there is cat"),
+        (["cta"], "audit: names must be among the 6 image folders, got 'cta'; there is cat"),
         ([], "audit: names must hold at least one class"),
         (["cat", "--only", "leek"], "audit: only must be some of accuracy, tune"),
         (["cat", "--synonym", "kitty"], "audit: synonym must be NAME=OTHER"),
         (["cat", "--tower", "both"], "audit: tower must be image or text"),
         (["cat", "--out", ""], "audit: out must be a folder"),
         (["cat", "--strength", "3"], "strength must be in [0, 2]"),
-        (["cat", "--keep", "wolf"], "audit: names must be among the 6 picture folders"),
+        (["cat", "--keep", "wolf"], "audit: names must be among the 6 image folders"),
         (["cat", "--save-features", "no/f"], "save-features must be in a folder"),
     ],
 )
@@ -177,7 +177,7 @@ def test_domains_are_told_by_file_names(run: Run, usual: list[str]) -> None:
     assert [r["forget_after"]["value"] for r in rows] == [0, 0]
     missing = run(*args, "--domain", "0.*=first")
     assert missing.exit_code == 2
-    assert "domain must cover every picture, got none for" in missing.stdout
+    assert "domain must cover every image, got none for" in missing.stdout
     assert "needs to be told" in json.loads(run(*args).stdout)["audits"]["domains"]["lead"]
 
 

@@ -33,6 +33,7 @@ from clipproj.cli import erase as job
 from clipproj.cli import info, terminal
 from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
+from clipproj.recipe import run as carrying_out
 from clipproj_command import OutputError
 
 
@@ -41,7 +42,7 @@ def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path:
     assert result.exit_code == 0, result.stderr
     out = result.stdout
     assert "Forgetting “cat”" in out
-    assert "5 other picture classes; nullspace (span contrast), rank 1, strength 1" in out
+    assert "5 other image classes; nullspace (span contrast), rank 1, strength 1" in out
     for row in ("“cat” (3 pictures)", "all other classes (15 pictures)", "tall tree", "café",
                 "linear probe", "cosine", "time of the edit"):  # fmt: skip
         assert row in out
@@ -127,9 +128,9 @@ def test_what_is_left_out_is_told(
     assert result.exit_code == 0
     assert result.stderr.startswith(f"note: {said}")
     numbers = json.loads(Path("clipproj-out/report.json").read_text())
-    assert numbers["pictures"] == {"count": 18, "skipped": {".heic": 1}}
+    assert numbers["images"] == {"count": 18, "skipped": {".heic": 1}}
     told = json.loads(run("audit", "cat", *usual, "--only", "accuracy", "--json").stdout)
-    assert told["source"]["pictures"] == "18 from shown; 1 other file left out"
+    assert told["source"]["images"] == "18 from shown; 1 other file left out"
     assert told["notes"][0].startswith(said)
 
 
@@ -212,7 +213,7 @@ def test_a_note_is_told_though_an_error_follows(run: Run, pictures: Path) -> Non
     result = run(*arguments)
     *lines, error = result.stderr.splitlines()
     note = " ".join(" ".join(lines).split())
-    assert note.startswith("note: erase: there are no pictures of 'unicorn'")
+    assert note.startswith("note: erase: there are no images of 'unicorn'")
     assert error.startswith("erase: model must be a folder")
     said = json.loads(run(*arguments, "--json").stdout)
     assert said == {"error": error, "notes": [note.removeprefix("note: ")]}
@@ -224,7 +225,7 @@ def test_an_interrupted_erase_does_not_go_on_whatever_its_words(
     def interrupted(_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "check", interrupted)
+    monkeypatch.setattr(carrying_out, "check", interrupted)
     result = run("erase", "cat", "--keep", "audit", "compare", *usual)
     assert (result.exit_code, result.stderr) == (130, "")
 
@@ -275,7 +276,7 @@ def test_a_traceback_for_who_asks(
 def test_a_bug_is_no_failed_receipt(
     run: Run, usual: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "check", lambda _: {}["bug"])
+    monkeypatch.setattr(carrying_out, "check", lambda _: {}["bug"])
     result = run("erase", "cat", *usual)
     says = "erase: internal error: KeyError: 'bug'; CLIPPROJ_TRACEBACK=1 shows where"
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{says}\n")

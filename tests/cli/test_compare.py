@@ -13,7 +13,7 @@ from command import Page, Run
 from clipproj.compare import comparison
 from clipproj.compare.comparison import BASE
 from clipproj.compare.lip_protocol import DATASETS, Accuracies, score
-from clipproj.compare.methods import CONTENDERS
+from clipproj.compare.methods import settings
 
 TWO = ["--method", "nullspace, hull", "--method", "ccup"]
 
@@ -21,12 +21,12 @@ TWO = ["--method", "nullspace, hull", "--method", "ccup"]
 def test_the_table_and_the_files(run: Run, usual: list[str]) -> None:
     result = run("compare", "CAT", "tall_tree", *usual)
     assert result.exit_code == 0, result.stderr
-    for name in (BASE, *CONTENDERS):
+    for name in (BASE, *settings()):
         assert name in result.stdout
     assert "the information, whatever the texts say" in " ".join(result.stdout.split())
     told = json.loads(Path("clipproj-compare/compare.json").read_text())["Methods compared"]
     assert told["forget"] == ["cat", "tall tree"]
-    assert list(told["methods"]) == [BASE, *CONTENDERS]
+    assert list(told["methods"]) == [BASE, *settings()]
     assert "…" not in result.stdout  # no number is cut
     cell = told["cells"]["nullspace, hull"]["cat"]
     assert (cell["forget"]["value"], cell["forget"]["n"]) == (0, 3)
@@ -132,7 +132,7 @@ def test_lip_s_protocol(run: Run, usual: list[str], pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["cta"], "compare: names must be among the 6 picture folders"),
+        (["cta"], "compare: names must be among the 6 image folders"),
         (["--method", "magic"], "compare: method must be known, got 'magic'"),
         (["--also", "nowhere"], "compare: also must be Python or a package folder"),
         (["--elsewhere", "x"], "compare: elsewhere must be NAME=FOLDER"),

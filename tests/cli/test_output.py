@@ -21,12 +21,13 @@ from clipproj.checkpoints.state import CONFIG, WEIGHTS
 from clipproj.cli import erase as job
 from clipproj.cli.erase import FILES, erase
 from clipproj.cli.output import Output
-from clipproj.cli.request import Request
+from clipproj.editing.log import Edit
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict
+from clipproj.recipe import Recipe, run
 
 
-def test_the_output_must_not_be_the_model(ask: Callable[..., Request], model: Path) -> None:
+def test_the_output_must_not_be_the_model(ask: Callable[..., Recipe], model: Path) -> None:
     before = tree(model)
     with pytest.raises(ValueError, match="another folder than the model's own"):
         erase(ask("cat", out=model))
@@ -35,7 +36,7 @@ def test_the_output_must_not_be_the_model(ask: Callable[..., Request], model: Pa
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_the_output_must_not_hold_another_model(
-    ask: Callable[..., Request], model: Path, tmp_path: Path, name: str
+    ask: Callable[..., Recipe], model: Path, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "out").mkdir()
     shutil.copy(model / name, tmp_path / "out")
@@ -45,7 +46,7 @@ def test_the_output_must_not_hold_another_model(
     assert tree(tmp_path) == before
 
 
-def test_the_output_must_not_be_a_file(ask: Callable[..., Request], tmp_path: Path) -> None:
+def test_the_output_must_not_be_a_file(ask: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="out must be a folder, got the file"):
         erase(ask("cat"))
@@ -54,9 +55,7 @@ def test_the_output_must_not_be_a_file(ask: Callable[..., Request], tmp_path: Pa
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_the_output_must_not_be_a_dangling_link(
-    ask: Callable[..., Request], tmp_path: Path
-) -> None:
+def test_the_output_must_not_be_a_dangling_link(ask: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="out must be a folder, got the dangling link"):
         erase(ask("cat"))
@@ -64,14 +63,14 @@ def test_the_output_must_not_be_a_dangling_link(
 
 
 def test_a_folder_where_a_file_is_to_be_is_found_before_the_work(
-    ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = ask("cat")
     erase(request)
     (request.out / FILES["undo"]).unlink()
     (request.out / FILES["undo"]).mkdir()
     before = tree(request.out)
-    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
+    monkeypatch.setattr(run, "embed", None)  # would be called if it came to that
     with pytest.raises(ValueError, match=r"out must have no folder .* got .*undo.safetensors"):
         erase(ask("dog"))
     assert tree(request.out) == before
@@ -279,7 +278,7 @@ def test_room_that_a_killed_run_took_is_given_back_first(tmp_path: Path) -> None
 
 
 def test_an_earlier_output_is_replaced_and_other_files_stay(
-    ask: Callable[..., Request], tmp_path: Path
+    ask: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     request = ask("cat", out=tmp_path / "deep" / "er")
     erase(request)
@@ -302,7 +301,7 @@ def limit_files() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("size", [0, 3000, 1 << 20])
 def test_a_full_disk_changes_nothing(
-    ask: Callable[..., Request],
+    ask: Callable[..., Recipe],
     tmp_path: Path,
     limit_files: Callable[[int], None],
     size: int,
@@ -321,7 +320,7 @@ def test_a_full_disk_changes_nothing(
 
 @pytest.mark.parametrize("what", ["checkpoint", "projector", "undo", "receipt", "report"])
 def test_whatever_cannot_be_written_nothing_is(
-    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    ask: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -329,7 +328,7 @@ def test_whatever_cannot_be_written_nothing_is(
     owner, name = {
         "checkpoint": (job, "save_model"),
         "projector": (Projector, "save"),
-        "undo": (job.Edit, "save_undo"),
+        "undo": (Edit, "save_undo"),
         "receipt": (Receipt, "save"),
         "report": (job.report, "write_report"),
     }[what]
@@ -340,10 +339,10 @@ def test_whatever_cannot_be_written_nothing_is(
 
 
 def test_room_is_asked_for_before_the_work(
-    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
-    monkeypatch.setattr(job, "embed_classes", None)  # would be called if it came to that
+    monkeypatch.setattr(run, "embed", None)  # would be called if it came to that
     with pytest.raises(OSError, match=r"needs \d+ MiB on the disk .* which has 0") as error:
         erase(ask("cat"))
     assert error.value.errno == errno.ENOSPC
@@ -351,7 +350,7 @@ def test_room_is_asked_for_before_the_work(
 
 
 def test_a_failed_receipt_writes_nothing(
-    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "verify", lambda *_: Verdict("tampered", False, 1.0, 0.1, "no"))
     outcome = erase(ask("cat"))
@@ -361,7 +360,7 @@ def test_a_failed_receipt_writes_nothing(
 
 
 def test_a_checkpoint_that_the_disk_changes_is_found_out(
-    ask: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = job.read_state
 

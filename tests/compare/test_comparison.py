@@ -17,7 +17,7 @@ from clipproj.audit import Samples
 from clipproj.audit.cache import Journal
 from clipproj.compare import leaderboard, trial
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES, known_classes, run
-from clipproj.compare.methods import CONTENDERS, chosen
+from clipproj.compare.methods import chosen, settings
 from clipproj.compare.task import Contender, Task
 from clipproj.compare.trial import Field, halves
 from clipproj.refusal import Refusal
@@ -271,12 +271,12 @@ def test_every_contender_runs_or_says_what_it_needs() -> None:
         tuple(f"p{i}" for i in range(30)), ("{}",), "made up",
     )  # fmt: skip
     empty = F.normalize(torch.randn(24, generator=g), dim=0)
-    results = run(Field(one, None, empty, {"cat": prompts}), CONTENDERS, ["cat"])
+    results = run(Field(one, None, empty, {"cat": prompts}), settings(), ["cat"])
     for name, cells in results.items():
         assert "refused" not in cells["cat"], (name, cells["cat"])
         json.dumps(cells, allow_nan=False)
     assert results["nullspace, hull"]["cat"]["forget"]["value"] == 0
-    bare = run(Field(one), CONTENDERS, ["cat"])
+    bare = run(Field(one), settings(), ["cat"])
     assert "only a model has" in bare["redirect, empty"]["cat"]["refused"]
     assert "only a model has" in bare["coreset, hull"]["cat"]["refused"]
 

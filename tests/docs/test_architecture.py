@@ -12,7 +12,7 @@ import pytest
 from documents import ROOT
 
 PAGE = ROOT / "ARCHITECTURE.md"
-NOT_YET = {"methods/ -> audit/", "audit/ -> report/", "audit/ -> compare/"}  # to be turned round
+NOT_YET = {"audit/ -> report/", "audit/ -> compare/"}  # to be turned round
 ROOMS = [row[0].strip("`") for row in documents.table(PAGE, "room |")]
 
 

@@ -21,11 +21,12 @@ import clipproj
 from clipproj import reference
 from clipproj.audit import Limits
 from clipproj.checkpoints.checkpoint import load_model
+from clipproj.recipe import Recipe
 from clipproj.serve import parse
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Item, Job, Spec
-from clipproj.serve.make import from_file, from_spec
+from clipproj.serve.inputs import Item, Job
+from clipproj.serve.make import from_file, from_names
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, describe, from_bytes, to_bytes
 
@@ -337,14 +338,15 @@ def test_combinations_that_fill_the_bank_make_room(
 LIFTED = Limits(1, 1)  # of a tiny model, made for six names
 
 
-def tenant(forget: str, keep: tuple[str, ...] | None = None, **options: Any) -> Spec:
+def tenant(forget: str, keep: tuple[str, ...] | None = None, **options: Any) -> Recipe:
     """With one short template."""
-    return Spec((forget,), keep, options.pop("templates", ("a {}",)), **options)
+    templates = options.pop("templates", ("a {}",))
+    return Recipe((forget,), keep or (), templates, command="make", **options)
 
 
 def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
     loaded = load_model(str(model))  # tiny, and not the embedded one: it has no list of its own
-    made = from_spec(loaded, tenant("cat", limits=LIFTED), 10_000)
+    made = from_names(loaded, tenant("cat", limits=LIFTED), 10_000)
     keep = made.provenance["keep"]["names"]
     assert len(keep) > 900
     assert "cat" not in keep
@@ -353,7 +355,7 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
     closed = tenant(
         "cat", ("dog", "owl"), method="ccup", options={"keep_weight": 1.0}, strength=0.5
     )
-    made = from_spec(loaded, closed, 10_000)
+    made = from_names(loaded, closed, 10_000)
     assert made.provenance["parameters"] == {"forget_weight": 10.0, "keep_weight": 1.0}
     assert float(made.strength) == 0.5
     for spec in (
@@ -361,23 +363,22 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
         tenant("cat", templates=("a {}",) * 11),  # of a thousand names
     ):
         with pytest.raises(ServiceError) as refused:
-            from_spec(loaded, spec, 10_000)
+            from_names(loaded, spec, 10_000)
         assert refused.value.status == 400
 
 
-@pytest.mark.filterwarnings("ignore:erase. there are no pictures of 'gi raffe'")
+@pytest.mark.filterwarnings("ignore:erase. there are no images of 'gi raffe'")
 def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
     engine: Engine,
 ) -> None:
     pytest.importorskip("rich")
     from clipproj.cli.erase import erase
-    from clipproj.cli.request import Request as Edit
 
     names, lifted = ["gi_raffe"], Limits(1, 1)  # of no image folder: embedded as it is given
-    theirs = erase(Edit(names, templates=("a {}",), limits=lifted)).projector
+    theirs = erase(Recipe(names, templates=("a {}",), limits=lifted)).projector
     body = {"forget": names, "templates": ["a {}"], "max_loss": 1, "max_found": 1}
     spec = parse.spec(json.dumps(body).encode(), Settings())
-    made = from_spec(engine.loaded, spec, 10_000)
+    made = from_names(engine.loaded, spec, 10_000)
     assert made.content_hash() == theirs.content_hash()
     assert made.provenance["forget"] == theirs.provenance["forget"]
     assert spec == parse.spec(json.dumps(body | {"forget": [" gi  raffe"]}).encode(), Settings())
@@ -392,7 +393,7 @@ def test_classes_are_embedded_in_one_spelling(engine: Engine) -> None:
 
 
 def test_the_embedded_models_names_are_known_in_any_spelling(engine: Engine) -> None:
-    made = from_spec(engine.loaded, tenant("Ice_Cream"), 10_000)
+    made = from_names(engine.loaded, tenant("Ice_Cream"), 10_000)
     keep = made.provenance["keep"]["names"]
     assert "cat" in keep
     assert "ice cream" not in keep
@@ -404,14 +405,14 @@ def test_a_projector_that_costs_too_much_is_refused_and_a_good_one_tells_its_pri
     loaded = load_model(str(model))
     weak = tenant("cat", ("dog", "owl"), strength=0.05)
     with pytest.raises(ServiceError, match=r"^refused: Of the forgotten names 100") as refused:
-        from_spec(loaded, weak, 10_000)
+        from_names(loaded, weak, 10_000)
     assert (refused.value.status, refused.value.code) == (422, "edit_refused")
     assert refused.value.message.endswith(
         "What may help: strength 1. max_loss and max_found set the limits."
     )
-    allowed = from_spec(loaded, replace(weak, limits=LIFTED), 10_000)
+    allowed = from_names(loaded, replace(weak, limits=LIFTED), 10_000)
     assert describe("acme", allowed)["measured"]["found"]["after"] > 0.5
-    good = from_bytes(to_bytes(from_spec(loaded, replace(weak, strength=None), 10_000)))
+    good = from_bytes(to_bytes(from_names(loaded, replace(weak, strength=None), 10_000)))
     measured = describe("acme", good)["measured"]
     assert measured["found"] == {"before": 1, "after": 0, "of": 2, "on": "mixture of texts"}
 
@@ -420,7 +421,7 @@ def test_what_the_served_model_forgot_before_is_not_kept(model: Path) -> None:
     loaded = load_model(str(model))
     history = {"forget": {"names": ["goldfish"]}}
     clipproj.edit(loaded.model, clipproj.Projector(torch.eye(16)[:1], provenance=history))
-    made = from_spec(loaded, tenant("cat", limits=LIFTED), 10_000)
+    made = from_names(loaded, tenant("cat", limits=LIFTED), 10_000)
     keep = made.provenance["keep"]["names"]
     assert len(keep) > 900
     assert "goldfish" not in keep
@@ -461,8 +462,8 @@ def test_prompts_that_the_model_would_cut_are_refused(engine: Engine) -> None:
     (refused,) = engine.answer([request])
     assert (refused.status, refused.code, refused.param) == (400, "text_too_long", "classes[1]")
     for spec in (tenant(long, ("cat",)), tenant("cat", ("dog", long))):
-        with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in 'a \{\}' must have .* got 9\d"):
-            from_spec(engine.loaded, spec, 10_000)
+        with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in .* must have .* got 9\d"):
+            from_names(engine.loaded, spec, 10_000)
 
 
 def test_a_strength_replaces_that_of_each_part_or_is_refused(engine: Engine) -> None:
@@ -535,7 +536,7 @@ def test_dimensions_other_than_the_models_are_refused(engine: Engine) -> None:
 
 
 def test_the_drawings_class_is_not_kept_in_another_spelling(engine: Engine) -> None:
-    made = from_spec(engine.loaded, tenant("Ice_Cream"), 10_000)
+    made = from_names(engine.loaded, tenant("Ice_Cream"), 10_000)
     keep = made.provenance["keep"]["names"]
     assert len(keep) == 53
     assert "ice cream" not in keep

@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("pydantic")
 
 from clipproj.audit import Limits
+from clipproj.recipe import Recipe
 from clipproj.serve import parse
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.inputs import Job, Spec
+from clipproj.serve.inputs import Job
 from clipproj.serve.settings import Settings
 
 SETTINGS = Settings()
@@ -26,7 +27,7 @@ def embeddings(**body: Any) -> tuple[Job, str]:
     return parse.embeddings(json.dumps({"input": "a cat"} | body).encode(), SETTINGS)
 
 
-def spec(**body: Any) -> Spec:
+def spec(**body: Any) -> Recipe:
     return parse.spec(json.dumps({"forget": ["cat"]} | body).encode(), SETTINGS)
 
 
@@ -136,7 +137,7 @@ def test_a_name_that_erase_would_refuse_is_named_by_its_place(name: Any) -> None
 
 def test_names_have_one_spelling_but_in_answers() -> None:
     made = spec(forget=[" red_panda"], keep=["polar  bear"])
-    assert (made.forget, made.keep) == (("red panda",), ("polar bear",))
+    assert (made.names, made.keep) == (("red panda",), ("polar bear",))
     assert classify(classes=["red_panda", "owl"])[0].classes == ("red_panda", "owl")
 
 

@@ -1,4 +1,4 @@
-"""What the command line and the service make where nothing else is asked for."""
+"""The projector of a recipe: what is made where nothing else is asked for, and by any method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from embeddings import cone, texts
 
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import compare, stand_ins
-from clipproj.methods.defaults import make
+from clipproj.methods.registry import Task, check_options, method
+from clipproj.recipe import make as made_by
+
+
+def make(
+    forget: Embeddings,
+    keep: Embeddings,
+    name: str | None = None,
+    *,
+    closed: bool = False,
+    strength: float | None = None,
+    **options: object,
+) -> Projector:
+    one = method("make", name)
+    options = check_options("make", one, options)
+    return made_by("make", Task(forget, keep, closed=closed), one, options, strength)
 
 
 def lists(m: int, seed: int = 2) -> Embeddings:
@@ -70,16 +85,3 @@ def test_rows_for_every_dimension_are_refused_before_the_mixtures_are_sought(mon
 def test_most_of_the_dimensions_is_worth_a_warning():
     with pytest.warns(UserWarning, match="17 directions are most of the 32 dimensions"):
         nullspace(texts(17), lists(4), "mean")
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"method": "nullspaec"}, 'method must be "nullspace" or "ccup", got .nullspaec.'),
-        ({"method": "ccup", "rank": 1}, 'options of "ccup" must be forget_weight or keep_weight'),
-        ({"keep_weight": 1.0}, 'options of "nullspace" must be contrast or rank, got keep_weight'),
-    ],
-)
-def test_what_a_method_has_not_is_refused(options, text):
-    with pytest.raises(ValueError, match=f"make: {text}"):
-        make(texts(1), texts(9, offset=1), **options)

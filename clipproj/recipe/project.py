@@ -1,0 +1,81 @@
+"""From texts to a projector: any method of the registry, at the options and strength asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipproj.audit.evaluate import compare
+from clipproj.audit.gate import Limits
+from clipproj.audit.standins import stand_ins
+from clipproj.methods.registry import Method, Task
+from clipproj.projector import Projector
+from clipproj.recipe.record import Recipe
+from clipproj.recipe.texts import Embedder, Texts
+from clipproj.refusal import Refusal
+
+
+def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Projector:
+    """The projector of these texts.
+
+    Args:
+        embedder: the model, for methods that need more of it than the texts; None: not at hand.
+
+    Raises Refusal as `make`, and of a method that needs what is not at hand.
+    """
+    method, options = recipe.chosen()
+    forget, have = texts.forget, {}
+    needs = method.needed(options) if embedder is not None else ()
+    if "prompts" in needs:
+        have["prompts"] = embedder.prompts(forget.names, forget.templates)
+    if "empty" in needs:
+        have["empty"] = embedder.empty()
+    if "embed" in needs:
+        have["embed"] = embedder.for_method
+    task = Task(forget, texts.keep, closed=texts.closed, side=recipe.tower, **have)
+    return make(recipe.command, task, method, options, recipe.strength)
+
+
+def make(
+    op: str,
+    task: Task,
+    method: Method,
+    options: Mapping[str, Any] | None = None,
+    strength: float | None = None,
+) -> Projector:
+    """What the method makes of the task.
+
+    Of several that it offers, the first that leaves no more of the forgotten names than `Limits`
+    allow, or than the last does. That is counted on mixtures of texts.
+
+    Args:
+        strength: None for the method's own.
+
+    Raises:
+        TypeError, ValueError: as the method does; also for a strength above 1 for several
+            directions.
+    """
+    made = method.make(task, **(options or {}))
+    if isinstance(made, tuple):
+        samples = stand_ins(task.forget, task.keep)
+
+        def found(one: Projector) -> float:
+            edited = samples.edited(one)
+            return compare(samples, edited, task.forget.names, probe=False).after.found
+
+        *firsts, last = made
+        most = max(Limits().max_found, found(last))
+        made = next((one for one in firsts if found(one) <= most), last)
+    return made if strength is None else scaled(op, made, strength)
+
+
+def scaled(op: str, projector: Projector, strength: float) -> Projector:
+    """At another strength. Refusal, in the name of `op`, above 1 for several directions."""
+    if strength > 1 and projector.rank > 1:
+        raise Refusal(
+            op,
+            "strength",
+            f"must be at most 1 for the {projector.rank} directions of several names, where "
+            f"reflections cross and ruin the rest, got {strength:g}",
+        )
+    return projector.scaled(strength)

@@ -1,0 +1,281 @@
+"""A recipe carried out on a model: edited, measured before and after, judged and verified."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipproj import demo, ops
+from clipproj.audit import evaluate
+from clipproj.audit.evaluate import Comparison, CurvePoint
+from clipproj.audit.gate import Judgement, judge
+from clipproj.audit.images import Pictures, image_features, load_pictures
+from clipproj.audit.samples import Samples
+from clipproj.checkpoints.checkpoint import Loaded, load_model
+from clipproj.editing import log
+from clipproj.editing.edit import edit
+from clipproj.editing.log import Edit
+from clipproj.editing.verify import Verdict, verify
+from clipproj.models.heads import find_heads, head_tensors
+from clipproj.models.text import Embeddings
+from clipproj.projector import Projector, load
+from clipproj.recipe.names import Names, resolve, without_earlier
+from clipproj.recipe.project import project, scaled
+from clipproj.recipe.record import Recipe, check, check_rank
+from clipproj.recipe.texts import Embedder, Progress, Texts, embed, silent
+from clipproj.report.sections import gate
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A recipe with all that it names: the model is loaded, and nothing is edited yet.
+
+    Attributes:
+        saved: the projector to apply, at the strength asked for; None: one is made.
+        images: None without an image folder.
+        names: which are meant, without what earlier edits forgot.
+        earlier: the log of those edits.
+        started: by `time.perf_counter`.
+    """
+
+    recipe: Recipe
+    saved: Projector | None
+    images: Pictures | None
+    names: Names
+    loaded: Loaded
+    earlier: list[dict[str, Any]]
+    started: float
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those that there are images of; None without images."""
+        return None if self.images is None else self.images.classes
+
+    def fold(self, projector: Projector) -> Edit:
+        """`edit` the model. Raises as that does."""
+        recipe = self.recipe
+        return edit(self.loaded.model, projector, tower=recipe.tower, force=recipe.force)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a recipe.
+
+    Attributes:
+        model: what the model is called.
+        projector: as applied, with its strength.
+        texts: what it was made of and measured on.
+        images, comparison, curve: None and empty without an image folder.
+        judged: the same edit on mixtures of class texts, and whether it may be written.
+        edit: the handle of the edit, which is in the model.
+        verdict: of the written checkpoint read back from disk; of the live model in a rehearsal.
+        edit_seconds: the fold alone.
+        seconds: everything.
+        files: what was written, by what it is; empty in a rehearsal, when the receipt fails, or
+            when the edit is refused.
+    """
+
+    model: str
+    tower: str
+    projector: Projector
+    texts: Texts
+    images: Pictures | None
+    comparison: Comparison | None
+    curve: list[CurvePoint]
+    judged: Judgement
+    edit: Edit
+    verdict: Verdict
+    edit_seconds: float
+    seconds: float
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def forget(self) -> Embeddings:
+        """The texts of what is forgotten."""
+        return self.texts.forget
+
+    @property
+    def keep(self) -> Embeddings:
+        """The texts of what stays."""
+        return self.texts.keep
+
+    @property
+    def undo_command(self) -> str | None:
+        """The command line that takes the edit back; None when nothing was written."""
+        if not self.files:
+            return None
+        paths = [str(self.files[what]) for what in ("checkpoint", "undo")]
+        return shlex.join(["clipproj", "undo", *paths])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON, as `--json` prints it."""
+        history = self.projector.provenance
+        measured = self.comparison and evaluate.as_dict(self.comparison, self.curve)
+        return {
+            "model": self.model,
+            "tower": self.tower,
+            "forget": list(self.forget.names),
+            "keep": {"from": self.texts.keep_from, "names": list(self.keep.names)},
+            "method": history.get("method"),
+            "parameters": history.get("parameters"),
+            "rank": self.projector.rank,
+            "strength": round(float(self.projector.strength), 6),
+            "projector": self.projector.content_hash(),
+            "images": self.images and {"count": len(self.images), "skipped": self.images.skipped},
+            "scores": measured,
+            "texts": evaluate.as_dict(self.judged.texts, every=False),
+            "refused": self.judged.refused,
+            "measured": gate.as_dict(self.judged),
+            "advice": list(gate.advice(self.judged)),
+            "receipt": {
+                "status": self.verdict.status,
+                "exact": self.verdict.exact,
+                "error": self.verdict.error,
+                "bound": self.verdict.bound,
+            },
+            "edit_seconds": self.edit_seconds,
+            "seconds": self.seconds,
+            "files": {what: str(path) for what, path in self.files.items()},
+        }
+
+
+def prepare(recipe: Recipe, say: Progress = silent) -> Ready:
+    """All that can be refused before a text is embedded, and the model.
+
+    Raises:
+        ValueError: for names that are unknown, repeated, or on both lists, options out of range,
+            images that cannot be read, a head that cannot be edited, a projector of another model
+            or width.
+        RuntimeError: when the model cannot be loaded. ImportError: for missing packages.
+    """
+    started = time.perf_counter()
+    check(recipe)
+    saved = None
+    if recipe.projector is not None:
+        saved = load(recipe.projector)
+        if recipe.strength is not None:
+            saved = scaled(recipe.command, saved, recipe.strength)
+    images = _images(recipe)
+    names = resolve(recipe, saved, None if images is None else images.classes)
+    say("model", 0, 1)
+    loaded = load_model(recipe.model, recipe.pretrained, recipe.device)
+    say("model", 1, 1)
+    earlier = log.records(loaded.model)
+    ready = Ready(recipe, saved, images, names, loaded, earlier, started)
+    return ready
+
+
+def forget(ready: Ready, say: Progress = silent) -> Outcome:
+    """Edit the model, measured before and after, judged and verified. It stays edited.
+
+    Raises as `prepare`, and as the method does.
+    """
+    recipe, loaded, images = ready.recipe, ready.loaded, ready.images
+    check_rank(recipe, len(ready.names.forms), find_heads(loaded.model)[recipe.tower].width)
+    names = without_earlier(recipe.command, ready.names, ready.earlier)
+    projector = ready.saved
+    if projector is not None:
+        ready.fold(projector).undo()  # a rehearsal: refuse now, not after all the texts
+    embedder = Embedder(loaded, say, recipe.truncate)
+    texts = embed(recipe, names, embedder, ready.classes)
+    if projector is None:
+        projector = project(recipe, texts, embedder)
+        ready.fold(projector).undo()  # nor after an hour of images
+
+    before = images and Samples.of_pictures(
+        image_rows(loaded, images, "images before", say), images, texts.classes
+    )
+    handle = ready.fold(projector)
+    comparison, curve = None, []
+    if before is not None:
+        if recipe.tower == "image":
+            rows = image_rows(loaded, images, "images after", say)
+            after = replace(before, features=rows)
+            if set(texts.gone.names).intersection(images.classes):
+                curve = evaluate.strength_curve(before, texts.gone, handle.projector)
+        else:
+            edited = embedder(texts.classes.names, texts.classes.templates, "texts after")
+            after = replace(before, texts=edited.tensor)
+        comparison = evaluate.compare(before, after, texts.gone)
+    judged = judged_edit(recipe, texts, handle.projector, ready.earlier, comparison)
+    handle.record["loss"] = max(0.0, judged.price.loss - judged.price.spent)
+    projector.provenance |= {"measured": gate.as_dict(judged)}  # of this strength, on this model
+    return Outcome(
+        model=loaded.name,
+        tower=recipe.tower,
+        projector=projector,
+        texts=texts,
+        images=images,
+        comparison=comparison,
+        curve=curve,
+        judged=judged,
+        edit=handle,
+        verdict=verify(loaded.model, handle.receipt),
+        edit_seconds=_fold_seconds(loaded, handle),
+        seconds=time.perf_counter() - ready.started,
+    )
+
+
+def judged_edit(
+    recipe: Recipe,
+    texts: Texts,
+    projector: Projector,
+    earlier: list[dict[str, Any]],
+    images: Comparison | None = None,
+) -> Judgement:
+    """The edit held against the recipe's limits, by whatever method it was made.
+
+    Args:
+        earlier: the log of the model's edits; what they lost counts.
+        images: what the edit does to images, where there are some.
+    """
+    return judge(
+        projector,
+        texts.forget,
+        texts.keep,
+        recipe.limits,
+        closed=texts.closed,
+        pictures=images,
+        general=texts.general,
+        spent=sum(one.get("loss", 0) for one in earlier),
+    )
+
+
+def image_rows(loaded: Loaded, images: Pictures, stage: str, say: Progress = silent) -> Tensor:
+    """`image_features`, saying how far it is."""
+    return image_features(
+        loaded.model,
+        loaded.preprocess,
+        images,
+        progress=lambda done, total: say(stage, done, total),
+    )
+
+
+def _images(recipe: Recipe) -> Pictures | None:
+    if recipe.images is not None:
+        return load_pictures(recipe.images)
+    return None if recipe.model is not None else load_pictures(demo.pictures_dir())
+
+
+def _fold_seconds(loaded: Loaded, handle: Edit) -> float:
+    """The fold alone, on a copy of the head, warm: without checks, hashes and the receipt."""
+    head = find_heads(loaded.model)[handle.tower]
+    weight = head_tensors(loaded.model, head)[0].detach().clone()
+    factors = handle.projector.factors(weight.dtype) | {"offset": None}
+    factors = {k: v if v is None else v.to(weight.device) for k, v in factors.items()}
+    seconds = []
+    for _ in range(3):
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+        start = time.perf_counter()
+        ops.fold_(weight, **factors, dim=head.dim)
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
