@@ -20,10 +20,12 @@ from clipproj.recipe import (
     resolve,
     without_earlier,
 )
+from clipproj.refusal import Refusal
 from clipproj.report.sections import gate
 from clipproj.serve.engine import Engine
 from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.inputs import check_prompts
+from clipproj.serve.schema import SPECS
 from clipproj.serve.store import from_bytes
 
 
@@ -42,8 +44,10 @@ def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
         texts = embed(recipe, names, embedder)
         made = project(recipe, texts, embedder)
         judged = judged_edit(recipe, texts, made, earlier)
-    except (ValueError, TypeError) as error:
-        raise ServiceError(400, str(error), None, "invalid_value") from error
+    except Refusal as error:
+        param = "forget" if error.argument == "names" else error.argument
+        known = param in SPECS[recipe.method].model_fields
+        raise ServiceError(400, str(error), param if known else None, "invalid_value") from error
     if judged.refused:
         advice = gate.advice(judged)
         help = f" What may help: {'; '.join(advice)}." if advice else ""

@@ -26,6 +26,8 @@ BODIES: dict[str, tuple[type[Body], ...]] = {  # by the path that reads them
 DOT = (  # a PNG of one red pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
+NAMES = {"forget": ["cat"], "keep": ["dog", "whale"]}
+NEEDED = {"selective": {"domains": "sketch", "keep_domains": "photo"}}  # by a method
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {
         "a text": {"input": "a cat"},
@@ -44,7 +46,7 @@ ASKED: dict[str, dict[str, Any]] = {
     },
     "/v1/tenants/{name}": {
         "names": {"forget": ["cat", "kitten"]},
-        **{name: {"forget": ["cat"], "keep": ["dog", "whale"], "method": name} for name in SPECS},
+        **{name: NAMES | {"method": name} | NEEDED.get(name, {}) for name in SPECS},
     },
 }  # fmt: skip
 ANSWERED: dict[tuple[str, str], dict[str, Any]] = {
