@@ -99,7 +99,7 @@ def extensions() -> list:
     found = [
         cpp_extension.CppExtension(
             "clipproj._C",
-            sorted(["csrc/ops.cpp", "csrc/python.cpp", *glob("csrc/cpu/*.cpp")]),
+            sorted(["csrc/python.cpp", *glob("csrc/cpu/*.cpp")]),
             include_dirs=[pybind11.get_include()],
             define_macros=[(name, f'"{value}"') for name, value in define.items()],
             extra_compile_args={"cxx": cxx},

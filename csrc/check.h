@@ -67,8 +67,8 @@ inline std::ostream& operator<<(std::ostream& text, Shape shape) {
   return text << ']';
 }
 
-inline std::ostream& operator<<(std::ostream& text, const Place& place) {
-  return place.is_cpu() ? text << "cpu" : text << "cuda:" << place.index;
+inline std::ostream& operator<<(std::ostream& text, const Device& device) {
+  return device.is_cpu() ? text << "cpu" : text << "cuda:" << device.index;
 }
 
 // The factors that one call works with, contiguous and kept alive for the length of the call.
@@ -87,8 +87,8 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t, Scala
           Dtype{got});
 }
 
-inline void check_place(const char* op, const char* name, const Tensor& t, const Place& want) {
-  const Place got(t);
+inline void check_device(const char* op, const char* name, const Tensor& t, const Device& want) {
+  const Device got(t);
   require(got == want, op, name, " must be on ", want, ", got ", got);
 }
 
@@ -99,9 +99,9 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
                              const std::optional<Tensor>& offset,
                              const std::optional<Tensor>& strength, int64_t d, int64_t n) {
   const ScalarType type = x.scalar_type();
-  const Place place(x);
+  const Device device(x);
   require(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half ||
-              (type == ScalarType::Double && place.is_cpu()),
+              (type == ScalarType::Double && device.is_cpu()),
           op, subject, " must be float32, bfloat16 or float16 (float64 on the CPU), got ",
           Dtype{type});
   const ScalarType want = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -111,20 +111,20 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
   require(write.dim() == 2 && write.size(0) == k && write.size(1) == d, op,
           "write must be [k, d] with k=", k, " and d=", d, ", got ", Shape{write});
   check_dtype(op, "read", read, type, want);
-  check_place(op, "read", read, place);
+  check_device(op, "read", read, device);
   check_dtype(op, "write", write, type, want);
-  check_place(op, "write", write, place);
+  check_device(op, "write", write, device);
   if (offset) {
     require(offset->dim() == 1 && offset->size(0) == k, op, "offset must be [k] with k=", k,
             ", got ", Shape{*offset});
     check_dtype(op, "offset", *offset, type, want);
-    check_place(op, "offset", *offset, place);
+    check_device(op, "offset", *offset, device);
   }
   if (strength) {
     require(strength->dim() == 0 || (strength->dim() == 1 && strength->size(0) == n), op,
             "strength must be 0-dim or [n] with n=", n, ", got ", Shape{*strength});
     check_dtype(op, "strength", *strength, type, want);
-    check_place(op, "strength", *strength, place);
+    check_device(op, "strength", *strength, device);
   }
   Factors f{dense(read), read, {}, {}, k, {}, {}, {}, {}};
   f.write = same_memory(read, write) ? f.read : dense(write);
@@ -171,11 +171,11 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
           spans ? "spans" : "index", " alone");
   require(spans || !flag, op, "flag must come with spans and index, got it alone");
   if (!spans) return;
-  const Place place(x);
+  const Device device(x);
   auto check = [&](const char* name, const Tensor& t) {
     require(t.scalar_type() == ScalarType::Int, op, name, " must be int32, got ",
             Dtype{t.scalar_type()});
-    check_place(op, name, t, place);
+    check_device(op, name, t, device);
   };
   require(spans->dim() == 2 && spans->size(1) == 2, op, "spans must be [m, 2], got ",
           Shape{*spans});
@@ -185,7 +185,7 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
   check("index", *index);
   f->spans = aligned(*spans);
   f->index = dense(*index);
-  if (place.is_cpu()) check_rows_of_bank(op, *f->spans, *f->index, f->k);
+  if (device.is_cpu()) check_rows_of_bank(op, *f->spans, *f->index, f->k);
   if (!flag) return;
   require(flag->numel() == 1, op, "flag must have one element, got ", Shape{*flag});
   check("flag", *flag);
@@ -200,15 +200,15 @@ inline int64_t check_linear(const char* op, const Tensor& x, const Tensor& weigh
   require(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) == in, op,
           "weight must be [d, in] with d >= 1 and in=", in, ", got ", Shape{weight});
   const ScalarType type = x.scalar_type();
-  const Place place(x);
+  const Device device(x);
   check_dtype(op, "weight", weight, type, type);
-  check_place(op, "weight", weight, place);
+  check_device(op, "weight", weight, device);
   if (bias) {
     const int64_t d = weight.size(0);
     require(bias->dim() == 1 && bias->size(0) == d, op, "bias must be [d] with d=", d, ", got ",
             Shape{*bias});
     check_dtype(op, "bias", *bias, type, type);
-    check_place(op, "bias", *bias, place);
+    check_device(op, "bias", *bias, device);
   }
   int64_t n = 1;
   for (int64_t i = 0; i < x.dim() - 1; ++i) n *= x.size(i);
@@ -220,21 +220,21 @@ inline void check_logits(const char* op, const Tensor& x, const Tensor& classes,
                          const std::optional<ScalarType>& dtype) {
   const ScalarType type = x.scalar_type();
   const ScalarType want = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const Place place(x);
+  const Device device(x);
   const int64_t d = x.size(x.dim() - 1);
   require(classes.dim() == 2 && classes.size(1) == d, op, "classes must be [C, d] with d=", d,
           ", got ", Shape{classes});
   const int64_t c = classes.size(0);
   check_dtype(op, "classes", classes, type, type);
-  check_place(op, "classes", classes, place);
+  check_device(op, "classes", classes, device);
   require(scale.dim() == 0, op, "scale must be 0-dim, got ", Shape{scale});
   check_dtype(op, "scale", scale, type, want);
-  check_place(op, "scale", scale, place);
+  check_device(op, "scale", scale, device);
   if (bias) {
     require(bias->dim() == 0 || (bias->dim() == 1 && bias->size(0) == c), op,
             "bias must be 0-dim or [C] with C=", c, ", got ", Shape{*bias});
     check_dtype(op, "bias", *bias, type, want);
-    check_place(op, "bias", *bias, place);
+    check_device(op, "bias", *bias, device);
   }
   require(!dtype || *dtype == type || *dtype == want, op, "dtype must be None, ", Dtype{type},
           " or ", Dtype{want}, " for ", Dtype{type}, " features, got ",
@@ -249,8 +249,9 @@ inline int64_t check_features(const char* op, const Tensor& x) {
 
 // The vectors of a weight along `dim`, its embedding dimension: [in, d] dim 1, [d, in] dim 0, or a
 // bias [d]. An offset moves every vector by the same amount, which only a bias can hold.
-inline Rows check_weight(const char* op, const Tensor& weight, const std::optional<Tensor>& offset,
-                         const std::optional<Tensor>& strength, int64_t dim) {
+inline StridedRows check_weight(const char* op, const Tensor& weight,
+                                const std::optional<Tensor>& offset,
+                                const std::optional<Tensor>& strength, int64_t dim) {
   const int64_t dims = weight.dim();
   require(dims == 1 || dims == 2, op, "weight must be [in, d], [d, in] or a bias [d], got ",
           Shape{weight});
@@ -299,7 +300,8 @@ inline void check_writable(const char* op, const char* subject, const Tensor& x,
   if (f.strength) apart("strength", *f.strength);
 }
 
-inline Rows check_flat(const char* op, const char* subject, const Tensor& x, int64_t n, int64_t d) {
+inline StridedRows check_flat(const char* op, const char* subject, const Tensor& x, int64_t n,
+                              int64_t d) {
   const auto rows = rows_of(x, n, d);
   require(rows.has_value(), op, subject,
           " must have leading dims that flatten to one stride, got strides of a permuted view; "
@@ -312,11 +314,12 @@ inline void check_out(const char* op, const Tensor& out, const Tensor& x) {
   require(same_sizes(out, x), op, "out must be ", Shape{x}, " as x is, got ", Shape{out});
   const ScalarType want = x.scalar_type(), got = out.scalar_type();
   require(got == want, op, "out must be ", Dtype{want}, " as x is, got ", Dtype{got});
-  check_place(op, "out", out, Place(x));
+  check_device(op, "out", out, Device(x));
 }
 
 // Rows that are written must not be rows of x still to be read, unless each is its own.
-inline void check_apart(const char* op, const Tensor& out, const Rows& rows, const Tensor& x) {
+inline void check_apart(const char* op, const Tensor& out, const StridedRows& rows,
+                        const Tensor& x) {
   require(!extents_meet(out, x) || same_memory(out, x) || side_by_side(out, rows, x), op,
           "out must be x itself or share no memory with it, got overlapping storage");
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What linear and logits share: rows in chunks, and matrices for the device's library product
+// What linear and logits share: rows in chunks, and matrices for a backend's product
 //     multiply(out, bias, a, b)        out = a @ b + bias, bias null or whatever broadcasts to out
-// which calls torch's own below autograd and autocast, on the current stream.
+//     chunk(n, bytes of a row)         how many of n rows to multiply at a time
+//     kHalvesIntoFloat                 whether a and b of half precision may have a float32 out
+// which is torch's own, called below autograd and autocast, on the current stream.
 #pragma once
 #include "layout.h"
 
@@ -9,7 +11,7 @@ namespace clipproj {
 
 // `count` rows of t from `first` on as a matrix; shares and keeps t's storage, and skips the
 // dispatcher.
-inline Tensor matrix(const Tensor& t, const Rows& rows, int64_t first, int64_t count) {
+inline Tensor matrix(const Tensor& t, const StridedRows& rows, int64_t first, int64_t count) {
   // One row has no stride of its own (rows_of says 0), but the product looks for a leading dim.
   const int64_t row = count == 1 ? std::max<int64_t>(rows.d, 1) : rows.row;
   const int64_t sizes[] = {count, rows.d}, strides[] = {row, rows.col};
@@ -61,7 +63,7 @@ void for_chunks(int64_t n, int64_t chunk, F body) {
 }
 
 // Where row `first` begins.
-inline char* row_data(const Tensor& t, const Rows& rows, int64_t first) {
+inline char* row_data(const Tensor& t, const StridedRows& rows, int64_t first) {
   return static_cast<char*>(t.mutable_data_ptr()) + first * rows.row * item_size(t.scalar_type());
 }
 

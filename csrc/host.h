@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators up to the launch, the same for every device: checks, strides, the result. Each
-// takes its device's launch(x, factors, pass) as a template parameter; x tells dtype and device.
+// The operators up to the launch, the same for every backend (operators.h): checks, strides, the
+// result. linear.h and logits.h have those with a product.
 #pragma once
 #include "check.h"
 #include "layout.h"
@@ -10,11 +10,11 @@ namespace clipproj {
 
 // What one launch does: projects rows from one place to another, which may be the same, or only
 // measures them.
-struct Pass {
+struct LaunchArgs {
   const void* x;
-  Rows from;
+  StridedRows from;
   void* out;  // null: only lengths are wanted
-  Rows to;
+  StridedRows to;
   void* norm;  // null: only rows are wanted
   bool normalize;
   int64_t first = 0;  // the place of the first row in the factors' strength and index
@@ -22,14 +22,14 @@ struct Pass {
 
 // What a kernel is told, for factors of type A.
 template <class A>
-ProjectParams<A> make_params(const Factors& f, const Pass& pass) {
+ProjectParams<A> make_params(const Factors& f, const LaunchArgs& args) {
   auto data = [](const std::optional<Tensor>& t, auto type) {
     return t ? static_cast<const decltype(type)*>(t->const_data_ptr()) : nullptr;
   };
   ProjectParams<A> p{};
-  p.x = pass.x;
-  p.out = pass.out;
-  p.norm = static_cast<A*>(pass.norm);
+  p.x = args.x;
+  p.out = args.out;
+  p.norm = static_cast<A*>(args.norm);
   p.read = data(f.read, A());
   p.write = data(f.write, A());
   p.offset = data(f.offset, A());
@@ -38,24 +38,24 @@ ProjectParams<A> make_params(const Factors& f, const Pass& pass) {
   p.spans = data(f.spans, int32_t());
   p.index = data(f.index, int32_t());
   p.flag = f.flag ? static_cast<int32_t*>(f.flag->mutable_data_ptr()) : nullptr;
-  p.n = pass.from.n;
-  p.d = pass.from.d;
+  p.n = args.from.n;
+  p.d = args.from.d;
   p.k = f.k;
   p.m = f.spans ? f.spans->size(0) : 0;
-  p.x_row = pass.from.row;
-  p.x_col = pass.from.col;
-  p.out_row = pass.to.row;
-  p.out_col = pass.to.col;
+  p.x_row = args.from.row;
+  p.x_col = args.from.col;
+  p.out_row = args.to.row;
+  p.out_col = args.to.col;
   p.strength_row = f.strength && f.strength->dim() == 1 ? 1 : 0;
-  p.normalize = pass.normalize;
-  if (p.strength) p.strength += pass.first * p.strength_row;
-  if (p.index) p.index += pass.first;
+  p.normalize = args.normalize;
+  if (p.strength) p.strength += args.first * p.strength_row;
+  if (p.index) p.index += args.first;
   return p;
 }
 
 // Projects the rows of x into those of `out`, which may be x itself.
-template <auto launch>
-void project_into(Tensor out, Rows to, const Tensor& x, const Factors& f, bool normalize) {
+template <class Backend>
+void project_into(Tensor out, StridedRows to, const Tensor& x, const Factors& f, bool normalize) {
   const auto from = rows_of(x, to.n, to.d);
   void* data = out.mutable_data_ptr();
   const bool in_place = data == x.const_data_ptr();
@@ -63,66 +63,50 @@ void project_into(Tensor out, Rows to, const Tensor& x, const Factors& f, bool n
   if ((identity && !in_place) || !from) torch::stable::copy_(out, x);
   if (identity) return;
   // Leading dims that are no single stride have been copied: project the copy.
-  launch(x, f,
-         Pass{from ? x.const_data_ptr() : data, from.value_or(to), data, to, nullptr, normalize});
+  Backend::launch(x, f,
+                  LaunchArgs{from ? x.const_data_ptr() : data, from.value_or(to), data, to, nullptr,
+                             normalize});
 }
 
-// `make` is new_dense or the device's own.
-template <auto launch, auto make = new_dense>
+template <class Backend>
 Tensor project(const Tensor& x, const Tensor& read, const Tensor& write,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
                bool normalize) {
   const int64_t d = check_features("project", x), n = x.numel() / d;
   const Factors f = check_factors("project", "x", x, read, write, offset, strength, d, n);
-  Tensor out = make(x, x.sizes());
-  project_into<launch>(out, {n, d, d, 1}, x, f, normalize);
+  Tensor out = Backend::new_result(x, x.sizes());
+  project_into<Backend>(out, {n, d, d, 1}, x, f, normalize);
   return out;
 }
 
-// Each row by the projector of its index.
-template <auto launch, auto make = new_dense>
+// Each row by the projector of its index; the device raises the flag for rows without one that
+// there is.
+template <class Backend>
 Tensor project_rows(const Tensor& x, const Tensor& read, const Tensor& write,
                     const std::optional<Tensor>& offset, const Tensor& spans, const Tensor& index,
                     const std::optional<Tensor>& strength, bool normalize,
-                    const std::optional<Tensor>& flag = std::nullopt) {
+                    const std::optional<Tensor>& flag) {
+  [[maybe_unused]] const typename Backend::Reader reading{};
   const int64_t d = check_features("project_rows", x), n = x.numel() / d;
   Factors f = check_factors("project_rows", "x", x, read, write, offset, strength, d, n);
   check_bank("project_rows", x, spans, index, flag, n, &f);
-  Tensor out = make(x, x.sizes());
-  project_into<launch>(out, {n, d, d, 1}, x, f, normalize);
+  Tensor out = Backend::new_result(x, x.sizes());
+  project_into<Backend>(out, {n, d, d, 1}, x, f, normalize);
   return out;
 }
 
-template <auto launch, auto make = new_dense>
-Tensor project_rows_unflagged(const Tensor& x, const Tensor& read, const Tensor& write,
-                              const std::optional<Tensor>& offset, const Tensor& spans,
-                              const Tensor& index, const std::optional<Tensor>& strength,
-                              bool normalize) {
-  return project_rows<launch, make>(x, read, write, offset, spans, index, strength, normalize);
-}
-
-// The device raises the flag for rows without a projector that there is.
-template <auto launch, auto make = new_dense>
-Tensor project_rows_flagged(const Tensor& x, const Tensor& read, const Tensor& write,
-                            const std::optional<Tensor>& offset, const Tensor& spans,
-                            const Tensor& index, const std::optional<Tensor>& strength,
-                            bool normalize, const Tensor& flag) {
-  return project_rows<launch, make>(x, read, write, offset, spans, index, strength, normalize,
-                                    flag);
-}
-
-template <auto launch>
+template <class Backend>
 void project_(const Tensor& x, const Tensor& read, const Tensor& write,
               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
               bool normalize) {
   const int64_t d = check_features("project_", x), n = x.numel() / d;
   const Factors f = check_factors("project_", "x", x, read, write, offset, strength, d, n);
   check_writable("project_", "x", x, f);
-  const Rows rows = check_flat("project_", "x", x, n, d);
-  project_into<launch>(x, rows, x, f, normalize);
+  const StridedRows rows = check_flat("project_", "x", x, n, d);
+  project_into<Backend>(x, rows, x, f, normalize);
 }
 
-template <auto launch>
+template <class Backend>
 void project_out(const Tensor& x, const Tensor& read, const Tensor& write,
                  const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
                  bool normalize, const Tensor& out) {
@@ -130,27 +114,27 @@ void project_out(const Tensor& x, const Tensor& read, const Tensor& write,
   const Factors f = check_factors("project_out", "x", x, read, write, offset, strength, d, n);
   check_out("project_out", out, x);
   check_writable("project_out", "out", out, f);
-  const Rows rows = check_flat("project_out", "out", out, n, d);
+  const StridedRows rows = check_flat("project_out", "out", out, n, d);
   check_apart("project_out", out, rows, x);
-  project_into<launch>(out, rows, x, f, normalize);
+  project_into<Backend>(out, rows, x, f, normalize);
 }
 
 // Folding is projecting the weight's own vectors: its rows for x @ A heads, its columns for
 // nn.Linear, the one row that is a bias. Kernels take strides, so nothing is transposed.
-template <auto launch>
+template <class Backend>
 void fold_(const Tensor& weight, const Tensor& read, const Tensor& write,
            const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
            int64_t dim) {
-  const Rows rows = check_weight("fold_", weight, offset, strength, dim);
+  const StridedRows rows = check_weight("fold_", weight, offset, strength, dim);
   const Factors f =
       check_factors("fold_", "weight", weight, read, write, offset, strength, rows.d, rows.n);
   check_writable("fold_", "weight", weight, f);
   if (is_identity(f, false)) return;
   void* data = weight.mutable_data_ptr();
-  launch(weight, f, Pass{data, rows, data, rows, nullptr, false});
+  Backend::launch_fold(weight, f, LaunchArgs{data, rows, data, rows, nullptr, false});
 }
 
-template <auto launch>
+template <class Backend>
 Tensor projected_norm(const Tensor& x, const Tensor& read, const Tensor& write,
                       const std::optional<Tensor>& offset, const std::optional<Tensor>& strength) {
   const int64_t d = check_features("projected_norm", x), n = x.numel() / d;
@@ -159,8 +143,9 @@ Tensor projected_norm(const Tensor& x, const Tensor& read, const Tensor& write,
   const auto flat = rows_of(x, n, d);
   // The one case with a copy of x: leading dims without a common stride.
   const Tensor from = flat ? x : dense(x);
-  const Rows rows = flat.value_or(Rows{n, d, d, 1});
-  launch(x, f, Pass{from.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(), false});
+  const StridedRows rows = flat.value_or(StridedRows{n, d, d, 1});
+  Backend::launch(
+      x, f, LaunchArgs{from.const_data_ptr(), rows, nullptr, rows, norm.mutable_data_ptr(), false});
   return norm;
 }
 

@@ -16,23 +16,23 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // The device of a tensor.
-struct Place {
-  explicit Place(const Tensor& t) : index(t.get_device_index()) {
+struct Device {
+  explicit Device(const Tensor& t) : index(t.get_device_index()) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
   }
-  bool operator==(const Place& other) const { return type == other.type && index == other.index; }
+  bool operator==(const Device& other) const { return type == other.type && index == other.index; }
   bool is_cpu() const { return type == aoti_torch_device_type_cpu(); }
 
   int32_t type, index;
 };
 
 // Where the rows of one tensor lie; strides in elements.
-struct Rows {
+struct StridedRows {
   int64_t n, d, row, col;
 };
 
 // The leading dims of x [..., d] as one dim of n, or nothing when they have no common stride.
-inline std::optional<Rows> rows_of(const Tensor& x, int64_t n, int64_t d) {
+inline std::optional<StridedRows> rows_of(const Tensor& x, int64_t n, int64_t d) {
   const auto sizes = x.sizes(), strides = x.strides();
   const size_t last = sizes.size() - 1;
   int64_t stride = 0, rows = 1;
@@ -45,7 +45,7 @@ inline std::optional<Rows> rows_of(const Tensor& x, int64_t n, int64_t d) {
     }
     rows *= sizes[i];
   }
-  return Rows{n, d, stride, strides[last]};
+  return StridedRows{n, d, stride, strides[last]};
 }
 
 // torch looks its operators up by name, which costs as much as projecting a row: hence the next
@@ -65,10 +65,10 @@ inline Tensor new_dense(const Tensor& like, IntHeaderOnlyArrayRef sizes) {
   }
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  const Place place(like);
+  const Device device(like);
   AtenTensorHandle made = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                  strides.data(), dtype, place.type, place.index,
+                                                  strides.data(), dtype, device.type, device.index,
                                                   &made));
   return Tensor(made);
 }
@@ -119,7 +119,7 @@ inline bool extents_meet(const Tensor& a, const Tensor& b) {
 
 // Whether a and b lie side by side in one buffer, as buf[:, :d] and buf[:, d:] do: their extents
 // meet, but each run of elements ends before the other's begins. `rows` are those of a.
-inline bool side_by_side(const Tensor& a, const Rows& rows, const Tensor& b) {
+inline bool side_by_side(const Tensor& a, const StridedRows& rows, const Tensor& b) {
   const auto other = rows_of(b, rows.n, rows.d);
   if (!other || other->row != rows.row || other->col != rows.col) return false;
   const int64_t item = item_size(a.scalar_type()), period = std::max(rows.row, rows.col) * item;

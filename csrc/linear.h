@@ -7,56 +7,37 @@
 
 namespace clipproj {
 
-// `chunk_of(n, bytes of a row)` is the device's number of rows in a chunk.
-template <auto launch, auto multiply, auto chunk_of, auto make = new_dense>
+template <class Backend>
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
               const Tensor& read, const Tensor& write, const std::optional<Tensor>& offset,
               const std::optional<Tensor>& strength, bool normalize,
               const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
               const std::optional<Tensor>& flag) {
+  [[maybe_unused]] const typename Backend::Reader reading{};
   const int64_t n = check_linear("linear", x, weight, bias);
   const int64_t in = weight.size(1), d = weight.size(0);
   Factors f = check_factors("linear", "x", x, read, write, offset, strength, d, n);
   check_bank("linear", x, spans, index, flag, n, &f);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = d;
-  const Tensor out = make(x, sizes);
+  const Tensor out = Backend::new_result(x, sizes);
   if (n == 0) return out;
 
   const auto flat = rows_of(x, n, in);
   const Tensor from = flat ? x : dense(x);  // leading dims without a common stride
-  const Rows left = flat.value_or(Rows{n, in, in, 1}), rows{n, d, d, 1};
+  const StridedRows left = flat.value_or(StridedRows{n, in, in, 1}), rows{n, d, d, 1};
   const Tensor right = right_operand(weight);
   const bool plain = is_identity(f, normalize);
-  const int64_t chunk = plain ? n : chunk_of(n, d * item_size(x.scalar_type()));
+  const int64_t chunk = plain ? n : Backend::chunk(n, d * item_size(x.scalar_type()));
   for_chunks(n, chunk, [&](int64_t first, int64_t count) {
-    multiply(matrix(out, rows, first, count), bias, matrix(from, left, first, count), right);
+    Backend::multiply(matrix(out, rows, first, count), bias, matrix(from, left, first, count),
+                      right);
     if (plain) return;
-    const Rows part{count, d, d, 1};
+    const StridedRows part{count, d, d, 1};
     void* data = row_data(out, rows, first);
-    launch(out, f, Pass{data, part, data, part, nullptr, normalize, first});
+    Backend::launch(out, f, LaunchArgs{data, part, data, part, nullptr, normalize, first});
   });
   return out;
-}
-
-template <auto launch, auto multiply, auto chunk_of, auto make = new_dense>
-Tensor linear_unflagged(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                        const Tensor& read, const Tensor& write,
-                        const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
-                        bool normalize, const std::optional<Tensor>& spans,
-                        const std::optional<Tensor>& index) {
-  return linear<launch, multiply, chunk_of, make>(x, weight, bias, read, write, offset, strength,
-                                                  normalize, spans, index, std::nullopt);
-}
-
-template <auto launch, auto multiply, auto chunk_of, auto make = new_dense>
-Tensor linear_flagged(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                      const Tensor& read, const Tensor& write, const std::optional<Tensor>& offset,
-                      const std::optional<Tensor>& strength, bool normalize,
-                      const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
-                      const Tensor& flag) {
-  return linear<launch, multiply, chunk_of, make>(x, weight, bias, read, write, offset, strength,
-                                                  normalize, spans, index, flag);
 }
 
 }  // namespace clipproj

@@ -11,13 +11,13 @@
 
 namespace clipproj {
 
-// `widens`: the device has no product of halves into float32, so both operands are made float32.
-template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
+template <class Backend>
 Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const Tensor& write,
               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
               const Tensor& scale, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
               std::optional<ScalarType> dtype, const std::optional<Tensor>& flag) {
+  [[maybe_unused]] const typename Backend::Reader reading{};
   const int64_t d = check_features("logits", x), n = x.numel() / d;
   Factors f = check_factors("logits", "x", x, read, write, offset, strength, d, n);
   check_bank("logits", x, spans, index, flag, n, &f);
@@ -28,61 +28,41 @@ Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const 
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = c;
   const Tensor& accurate = f.read;  // has the dtype of scale and bias
-  const Tensor out = make(result == type ? x : accurate, sizes);
+  const Tensor out = Backend::new_result(result == type ? x : accurate, sizes);
   if (n == 0 || c == 0) return out;
 
-  const bool wide = widens && result != type;
+  // Without a product of halves into float32 both operands are made float32.
+  const bool wide = !Backend::kHalvesIntoFloat && result != type;
   const auto flat = rows_of(x, n, d);
   const Tensor from = flat ? x : dense(x);  // leading dims without a common stride
-  const Rows rows = flat.value_or(Rows{n, d, d, 1}), to{n, c, c, 1};
+  const StridedRows rows = flat.value_or(StridedRows{n, d, d, 1}), to{n, c, c, 1};
   const Tensor right = right_operand(wide ? convert(classes, accurate) : classes);
   // The product takes a bias of the result's dtype: one of half precision rounds it once.
   const auto shift = in_dtype_of(out, bias);
 
   const Tensor& like = wide ? accurate : x;
-  const int64_t chunk = chunk_of(n, d * item_size(like.scalar_type()));
+  const int64_t chunk = Backend::chunk(n, d * item_size(like.scalar_type()));
   const Tensor work = new_dense(like, {chunk, d});
   for_chunks(n, chunk, [&](int64_t first, int64_t count) {
-    const Rows part{count, d, d, 1};
+    const StridedRows part{count, d, d, 1};
     const Tensor left = matrix(work, part, 0, count);
-    Pass pass{row_data(from, rows, first),
-              {count, d, rows.row, rows.col},
-              work.mutable_data_ptr(),
-              part,
-              nullptr,
-              true,
-              first};
+    LaunchArgs args{row_data(from, rows, first),
+                    {count, d, rows.row, rows.col},
+                    work.mutable_data_ptr(),
+                    part,
+                    nullptr,
+                    true,
+                    first};
     if (wide) {
       const Tensor chunk_of_x = matrix(from, rows, first, count);
       TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(left.get(), chunk_of_x.get(), 0));
-      pass.x = pass.out;
-      pass.from = part;
+      args.x = args.out;
+      args.from = part;
     }
-    launch(work, f, pass);
-    multiply(matrix(out, to, first, count), shift, left, right);
+    Backend::launch(work, f, args);
+    Backend::multiply(matrix(out, to, first, count), shift, left, right);
   });
   return out;
-}
-
-template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
-Tensor logits_unflagged(const Tensor& x, const Tensor& classes, const Tensor& read,
-                        const Tensor& write, const std::optional<Tensor>& offset,
-                        const std::optional<Tensor>& strength, const Tensor& scale,
-                        const std::optional<Tensor>& bias, const std::optional<Tensor>& spans,
-                        const std::optional<Tensor>& index, std::optional<ScalarType> dtype) {
-  return logits<launch, multiply, chunk_of, widens, make>(
-      x, classes, read, write, offset, strength, scale, bias, spans, index, dtype, std::nullopt);
-}
-
-template <auto launch, auto multiply, auto chunk_of, bool widens, auto make = new_dense>
-Tensor logits_flagged(const Tensor& x, const Tensor& classes, const Tensor& read,
-                      const Tensor& write, const std::optional<Tensor>& offset,
-                      const std::optional<Tensor>& strength, const Tensor& scale,
-                      const std::optional<Tensor>& bias, const std::optional<Tensor>& spans,
-                      const std::optional<Tensor>& index, std::optional<ScalarType> dtype,
-                      const Tensor& flag) {
-  return logits<launch, multiply, chunk_of, widens, make>(x, classes, read, write, offset, strength,
-                                                          scale, bias, spans, index, dtype, flag);
 }
 
 }  // namespace clipproj

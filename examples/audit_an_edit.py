@@ -15,7 +15,7 @@ projector = clipproj.nullspace(forget, keep, "hull")
 # From names alone, before anything is written: may it be done? `clipproj erase` refuses what may
 # not. Mixtures of two class texts stand in for pictures.
 verdict = audit.judge(projector, forget, keep, closed=True)
-print("refused:", verdict.refused, verdict.as_dict()["others"])
+print(f"refused: {verdict.refused}, the others lose {verdict.price.loss:.1%}")
 
 pictures = audit.load_pictures(demo.pictures_dir())
 features = audit.image_features(model, preprocess, pictures)

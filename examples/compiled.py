@@ -13,7 +13,7 @@ texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing
 projector = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
 
 pictures = audit.load_pictures(demo.pictures_dir())
-images = torch.stack([preprocess(audit.open_picture(path)) for path in pictures.paths])
+images = torch.stack([preprocess(audit.open_image(path)) for path in pictures.paths])
 
 served = torch.compile(model.eval().visual)
 

@@ -28,7 +28,7 @@
 namespace {
 
 using clipproj::CpuKernels;
-using Kernel = decltype(clipproj::ProjectKernel<float>::rows);
+using Kernel = decltype(clipproj::ProjectKernel<float>::range);
 using Params = clipproj::ProjectParams<float>;
 
 enum Dtype { kFloat32, kBFloat16, kFloat16 };
@@ -91,11 +91,11 @@ constexpr int64_t kProjectors = 3;
 int32_t g_index[kMost];
 int64_t g_order[kMost];
 clipproj::Span g_spans[kMost];  // of the rows in that order
-decltype(clipproj::ProjectKernel<float>::gathered) g_gathered;
+decltype(clipproj::ProjectKernel<float>::rows) g_rows;
 
-// The gathered kernel as any other.
-void gathered(const Params& p, int64_t begin, int64_t end) {
-  g_gathered(p, g_order + begin, g_spans + begin, end - begin);
+// The kernel of a bank's rows as any other.
+void bank_rows(const Params& p, int64_t begin, int64_t end) {
+  g_rows(p, g_order + begin, g_spans + begin, end - begin);
 }
 
 // What operator new gives: malloc's own steps depend on the C library and on the heap's past.
@@ -267,9 +267,9 @@ Kernel kernel_for(const CpuKernels& kernels, const Problem& problem) {
   const auto& kernel = problem.dtype == kFloat32    ? kernels.project_f32
                        : problem.dtype == kBFloat16 ? kernels.project_bf16
                                                     : kernels.project_f16;
-  g_gathered = kernel.gathered;
-  if (problem.traits & kBank) return gathered;
-  return problem.traits & kColumns ? kernel.columns : kernel.rows;
+  g_rows = kernel.rows;
+  if (problem.traits & kBank) return bank_rows;
+  return problem.traits & kColumns ? kernel.columns : kernel.range;
 }
 
 // Parent and child take turns at every step: on one core that is some three times faster than

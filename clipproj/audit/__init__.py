@@ -13,7 +13,7 @@ from clipproj.audit.evaluate import (
     strength_curve,
 )
 from clipproj.audit.gate import Judgement, Limits, judge
-from clipproj.audit.images import Pictures, image_features, load_pictures, open_picture
+from clipproj.audit.images import Pictures, image_features, load_pictures, open_image
 from clipproj.audit.leak import leak
 from clipproj.audit.paraphrase import paraphrase
 from clipproj.audit.probe import probe_recall
@@ -57,7 +57,7 @@ __all__ = [
     "leak",
     "load_pictures",
     "nearest",
-    "open_picture",
+    "open_image",
     "paraphrase",
     "probe_recall",
     "recover",

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipproj.models.encoder import check_tower, evaluating, picture_inputs, tower_features
+from clipproj.models.encoder import check_tower, evaluating, image_inputs, tower_features
 from clipproj.models.heads import unwrap
-from clipproj.models.image_files import PHONE, open_picture, picture_size, readable_suffixes
+from clipproj.models.image_files import PHONE, image_size, open_image, readable_suffixes
 from clipproj.models.words import canonical, name_fault, name_key
 from clipproj.refusal import Refusal
 
@@ -54,7 +54,7 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     Raises:
         ValueError: for no folder, no class folders, a class folder without pictures, two folders
             of one name (`name_key`), a link to another class or to all of them, a name that
-            `name_fault` finds fault with, or a file that `open_picture` refuses by
+            `name_fault` finds fault with, or a file that `open_image` refuses by
             its header.
         OSError: for a folder that cannot be read.
         ImportError: without Pillow.
@@ -100,7 +100,7 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     classes = tuple(sorted(by_name))
     paths = tuple(path for name in classes for path in by_name[name])
     for path in paths:
-        picture_size(path)
+        image_size(path)
     counts = torch.tensor([len(by_name[name]) for name in classes], device="cpu")
     labels = torch.arange(len(classes), device="cpu").repeat_interleave(counts)
     return Pictures(paths, labels, classes, dict(skipped))
@@ -137,8 +137,8 @@ def image_features(
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         for start in range(0, len(pictures), batch_size):
             paths = pictures.paths[start : start + batch_size]
-            images = [open_picture(path) for path in paths]
-            inputs = picture_inputs(model, preprocess, images)
+            images = [open_image(path) for path in paths]
+            inputs = image_inputs(model, preprocess, images)
             batch = tower_features("image_features", model, "image", inputs).float().cpu()
             for path, finite in zip(paths, batch.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.audit.images import Pictures, image_features, open_picture
-from clipproj.models.encoder import evaluating, picture_inputs, tower_features
+from clipproj.audit.images import Pictures, image_features, open_image
+from clipproj.models.encoder import evaluating, image_inputs, tower_features
 from clipproj.models.heads import check_module, unwrap, which_class
 from clipproj.refusal import Refusal
 
@@ -166,8 +166,8 @@ def attention_maps(
 
 def pixels(model: nn.Module, preprocess: Callable[..., Any], paths: Sequence[Any]) -> Tensor:
     """[n, 3, h, w]: pictures as the model takes them, on its device and in its dtype."""
-    images = [open_picture(path) for path in paths]
-    return picture_inputs(model, preprocess, images)["pixel_values"]
+    images = [open_image(path) for path in paths]
+    return image_inputs(model, preprocess, images)["pixel_values"]
 
 
 def off_by(got: Tensor, want: Tensor) -> float:

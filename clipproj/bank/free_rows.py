@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 
-class Space:
+class FreeRows:
     """Runs of free rows in [0, size). Not thread-safe.
 
     Args:

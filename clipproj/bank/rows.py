@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clipproj import _C
 from clipproj._factors import move_buffers
-from clipproj.bank.free_rows import Space
+from clipproj.bank.free_rows import FreeRows
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
@@ -99,7 +99,7 @@ class BankRows(nn.Module):
     def _forget_all(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._combined: OrderedDict[tuple[str, ...], Entry] = OrderedDict()  # least recent first
-        self._space = Space(self.capacity)
+        self._free_rows = FreeRows(self.capacity)
         self._retired: list[tuple[int, int]] = []  # (start, rank), still read by some work
         self._next, self._spare = 0, []  # indices: the first that is new, and recycled ones
         self._former: dict[tuple[str, ...], int] = {}  # of combinations that have yielded
@@ -124,7 +124,7 @@ class BankRows(nn.Module):
         """Directions that are not in use, those of combinations counted as free."""
         with self.lock:
             lent = sum(entry.rank for entry in self._combined.values())
-            return self._space.free + sum(rank for _, rank in self._retired) + lent
+            return self._free_rows.free + sum(rank for _, rank in self._retired) + lent
 
     @property
     def indices_left(self) -> int:
@@ -148,7 +148,7 @@ class BankRows(nn.Module):
             else:
                 _C.wait_for_bank_readers()
             while self._retired:  # each given once, also when an interrupt ends this
-                self._space.give(*self._retired.pop())
+                self._free_rows.give(*self._retired.pop())
 
     def recycle(self) -> None:
         """Lets the indices of former entries be handed out again.
@@ -170,7 +170,7 @@ class BankRows(nn.Module):
             self.reclaim()
             for held in (self._entries, self._combined):
                 for key, old in sorted(held.items(), key=lambda item: -item[1].start):
-                    start = self._space.take(old.rank, below=old.start) if old.rank else None
+                    start = self._free_rows.take(old.rank, below=old.start) if old.rank else None
                     if start is None:
                         continue
                     for buffer in (self.read, self._write, self.offset):
@@ -210,7 +210,7 @@ class BankRows(nn.Module):
                     )
                 self._copy(entry)
                 self._write_to(self.strengths, entry.index, entry.strength)
-            self._space = _left(self.capacity, entries)
+            self._free_rows = _left(self.capacity, entries)
             for entry in entries:
                 self._switch(entry.index, (entry.start, entry.rank))
                 self._entries[entry.name] = entry
@@ -221,7 +221,7 @@ class BankRows(nn.Module):
         """
         with self.lock, torch.inference_mode(False):
             state = {key: value for key, value in self.__dict__.items() if key != "lock"}
-            for key in ("_entries", "_combined", "_space", "_retired", "_spare", "_former"):
+            for key in ("_entries", "_combined", "_free_rows", "_retired", "_spare", "_former"):
                 state[key] = copy.copy(state[key])
             # detached: a normal tensor's clone, whatever mode the caller is in
             state["_buffers"] = {
@@ -306,7 +306,7 @@ class BankRows(nn.Module):
                 self._next = max(self._next, index + 1)
                 self._write_to(self.strengths, index, p.strength)
         except BaseException:
-            self._space.give(start, p.rank)
+            self._free_rows.give(start, p.rank)
             raise
         self._switch(index, (start, p.rank))
         return Entry(name, index, start, p.rank, strength, *made)
@@ -319,13 +319,13 @@ class BankRows(nn.Module):
         if rank <= self.free - kept:  # else nobody need yield for it
             for make_room in (lambda: None, self.reclaim, self.compact, *yielding, self.compact):
                 make_room()
-                start = self._space.take(rank)
+                start = self._free_rows.take(rank)
                 if start is not None:
                     return start
         self.reclaim()  # so that the numbers below are those that count
         raise BankFull(
-            f"{op}: bank must have {rank} free rows side by side, got {self._space.free} of "
-            f"{self.capacity}, at most {self._space.longest} side by side; remove entries, or "
+            f"{op}: bank must have {rank} free rows side by side, got {self._free_rows.free} of "
+            f"{self.capacity}, at most {self._free_rows.longest} side by side; remove entries, or "
             "save() the bank and load() it with a larger capacity"
         )
 
@@ -358,11 +358,11 @@ class BankRows(nn.Module):
                 buffer[place].fill_(values)
 
 
-def _left(capacity: int, entries: Iterable[Entry]) -> Space:
+def _left(capacity: int, entries: Iterable[Entry]) -> FreeRows:
     """What entries leave of a bank's rows."""
-    space, end = Space(0), 0
+    left, end = FreeRows(0), 0
     for start, rank in sorted((entry.start, entry.rank) for entry in entries if entry.rank):
-        space.give(end, start - end)
+        left.give(end, start - end)
         end = start + rank
-    space.give(end, capacity - end)
-    return space
+    left.give(end, capacity - end)
+    return left

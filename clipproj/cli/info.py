@@ -93,7 +93,7 @@ def _samples(file: Path) -> dict[str, Any]:
     samples = Samples.load(file)
     return {
         "model": samples.classes.model,
-        "pictures": len(samples),
+        "images": len(samples),
         "dim": samples.classes.dim,
         "classes": _some(samples.names),
         "domains": _some(sorted(set(samples.domains or ()))),

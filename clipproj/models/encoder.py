@@ -38,7 +38,7 @@ def features(output: object) -> Tensor:
 @contextmanager
 def pinned(device: torch.device | str) -> Iterator[None]:
     """Inside, what others make without saying where or as what is made on `device` in float32, not
-    as the caller's defaults say: open_clip's towers, tokenizers and pictures are made like that."""
+    as the caller's defaults say: open_clip's towers, tokenizers and images are made like that."""
     device, dtype = torch.device(device), torch.get_default_dtype()
     try:
         if dtype != torch.float32:
@@ -101,7 +101,7 @@ def tokenize(
         return _hugging_face_tokens(model, tokenizer, prompts, cut)
 
 
-def picture_inputs(
+def image_inputs(
     model: nn.Module, preprocess: Callable[..., Any], images: Sequence[Any]
 ) -> dict[str, Tensor]:
     """What the image tower takes of these PIL images, on the model's device.
@@ -163,7 +163,7 @@ def tower_features(op: str, model: nn.Module, tower: str, inputs: Mapping[str, T
         rows = rows[:, 0]
     n = len(first)
     if rows.ndim != 2 or len(rows) != n:
-        what = "prompts" if tower == "text" else "pictures"
+        what = "prompts" if tower == "text" else "images"
         raise Refusal(
             op, "model", f"must give one feature row for each of {n} {what}, got {list(rows.shape)}"
         )

@@ -1,4 +1,4 @@
-"""How a picture file is read: the one reader of the command line, the audits and the service."""
+"""How an image file is read: the one reader of the command line, the audits and the service."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def readable_suffixes() -> set[str]:
     return read - {".pfm"}  # of floating point
 
 
-def picture_size(source: Source, formats: Sequence[str] | None = None) -> tuple[int, int]:
-    """Width and height as they are stored, from the header alone. Raises as `open_picture`."""
+def image_size(source: Source, formats: Sequence[str] | None = None) -> tuple[int, int]:
+    """Width and height as they are stored, from the header alone. Raises as `open_image`."""
     with _opened(source, formats) as image:
         return image.size
 
 
-def open_picture(source: Source, formats: Sequence[str] | None = None) -> Image:
-    """A decoded RGB picture as a viewer shows it: upright, without transparency, one frame.
+def open_image(source: Source, formats: Sequence[str] | None = None) -> Image:
+    """A decoded RGB image as a viewer shows it: upright, without transparency, one frame.
 
     Its EXIF orientation is applied (one that is damaged is none); what is transparent is white; of
     an animation or several pages it is the first. A colour profile is not applied.
@@ -68,14 +68,14 @@ def open_picture(source: Source, formats: Sequence[str] | None = None) -> Image:
             image.load()
             return _upright(_on_white(image), _orientation(image))
         except Exception as error:  # Pillow's decoders raise what they like on damaged data
-            raise Refusal("open_picture", None, f"cannot decode {source}: {error}") from error
+            raise Refusal("open_image", None, f"cannot decode {source}: {error}") from error
 
 
 def _pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("pictures are read by Pillow: install clipproj[cli]") from error
+        raise ImportError("images are read by Pillow: install clipproj[cli]") from error
     return Image
 
 
@@ -94,14 +94,14 @@ def _opened(source: Source, formats: Sequence[str] | None) -> Iterator[Image]:
             foreign = isinstance(error, pillow.UnidentifiedImageError)
             why = "Pillow cannot identify it" if foreign else error
             raise Refusal(
-                "open_picture", None, f"a picture must be readable, got {source}: {why}"
+                "open_image", None, f"an image must be readable, got {source}: {why}"
             ) from error
         with image:
             if not _white_is_known(image):
                 raise Refusal(
-                    "open_picture",
+                    "open_image",
                     None,
-                    "a picture must have 8 bits a channel, or 16 with black at 0, "
+                    "an image must have 8 bits a channel, or 16 with black at 0, "
                     f"got {source} of Pillow's mode {image.mode}; convert it",
                 )
             yield image
@@ -118,7 +118,7 @@ def _white_is_known(image: Image) -> bool:
 
 
 def _on_white(image: Image) -> Image:
-    """A new RGB picture."""
+    """A new RGB image."""
     from PIL import Image
 
     if image.mode.startswith("I"):
@@ -144,12 +144,12 @@ def _grey_of_16_bits(image: Image) -> Image:
 
 
 def _orientation(image: Image) -> int | None:
-    """Of a decoded picture, for its EXIF may follow the pixels; TIFFs are upright already."""
+    """Of a decoded image, for its EXIF may follow the pixels; TIFFs are upright already."""
     from PIL.ExifTags import Base
 
     try:
         return image.getexif().get(Base.Orientation)
-    except Exception:  # damaged in any way: viewers show such a picture as it is stored
+    except Exception:  # damaged in any way: viewers show such an image as it is stored
         return None
 
 

@@ -1,25 +1,19 @@
 """Folding an edit into a projection weight or its bias, in place."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from clipproj.ops import _autograd, _checks
+from clipproj.ops import _calls, _checks
+from clipproj.ops._register import register
 
-_fold_ = torch.ops.clipproj.fold_.default
+
+def _fake(op: str, weight: Tensor, dim: int, **factors: Any) -> None:
+    _checks.weight(op, weight, dim=dim, **factors)
+    _checks.writable(op, "weight", weight, flat=False)
 
 
-@torch.library.register_fake("clipproj::fold_")
-def _(
-    weight: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    dim: int,
-) -> None:
-    _checks.weight("fold_", weight, read, write, offset, strength, dim)
-    _checks.writable("fold_", "weight", weight, flat=False)
+(_fold_,) = register("fold_", _fake, instead="use torch.no_grad()")
 
 
 def fold_(
@@ -53,4 +47,4 @@ def fold_(
         TypeError: `strength` is a Python number.
     """
     _checks.strength("fold_", strength)
-    return _autograd.write(_fold_, "weight", weight, read, write, offset, strength, dim=dim)
+    return _calls.write(_fold_, "weight", weight, read, write, offset, strength, dim=dim)

@@ -1,38 +1,89 @@
 """A linear head whose rows are projected: `project(x @ weight.T + bias)`."""
 
-import torch
+import math
+from typing import Any
+
 from torch import Tensor
+from torch.nn import functional
 
-from clipproj.ops import (
-    _autograd,
-    _autograd_gemm,  # noqa: F401  registers the derivatives
-    _checks,
+from clipproj.ops import _calls, _checks, _torch
+from clipproj.ops._derivatives import (
+    FACTORS,
+    Derivative,
+    primal,
+    through_normalize,
+    transposed,
+    update,
 )
-
-_linear = torch.ops.clipproj.linear.default
-_linear_flag = torch.ops.clipproj.linear.flag
+from clipproj.ops._register import register
 
 
-@torch.library.register_fake("clipproj::linear")
-@torch.library.register_fake("clipproj::linear.flag")
-def _(
+def _fake(
+    op: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    normalize: bool = False,
-    spans: Tensor | None = None,
-    index: Tensor | None = None,
+    normalize: bool,
+    spans: Tensor | None,
+    index: Tensor | None,
     flag: Tensor | None = None,
+    **factors: Any,
 ) -> Tensor:
-    n = _checks.linear("linear", x, weight, bias)
-    _checks.factors("linear", "x", x, read, write, offset, strength, weight.shape[0], n)
-    _checks.bank("linear", x, spans, index, flag)
+    n = _checks.linear(op, x, weight, bias)
+    _checks.factors(op, "x", x, d=weight.shape[0], n=n, **factors)
+    _checks.bank(op, x, spans, index, flag)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+class _Linear(Derivative):
+    """Of the head in x, weight and bias."""
+
+    inputs = ("x", "weight", "bias", *FACTORS)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, *factors = ctx.saved_tensors
+        if ctx.normalize:
+            # Computed again rather than saved, so that the formula is differentiable.
+            grad = through_normalize(grad, functional.linear(x, weight, bias), factors)
+        grad = transposed(grad, factors).to(x.dtype)
+        of_x, of_weight, of_bias = ctx.needs_input_grad[2:5]
+        n = math.prod(x.shape[:-1])
+        rows = grad.reshape(n, grad.shape[-1])
+        return (
+            None,
+            None,
+            grad @ weight if of_x else None,
+            rows.T @ x.reshape(n, x.shape[-1]) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+            *[None] * len(factors),
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, weight, bias, *factors = ctx.saved_tensors
+        x_tangent, weight_tangent, bias_tangent = tangents[2:5]
+        with _torch.enable_forward(True):
+            x, weight, bias = primal(x), primal(weight), primal(bias)
+            parts = [
+                part
+                for part in (
+                    None if x_tangent is None else x_tangent @ weight.T,
+                    None if weight_tangent is None else x @ weight_tangent.T,
+                    bias_tangent,
+                )
+                if part is not None
+            ]
+            tangent = update(sum(parts[1:], parts[0]).expand(*x.shape[:-1], -1), factors)
+            if not ctx.normalize:
+                return tangent
+            y = functional.linear(x, weight, bias)
+            return through_normalize(tangent, y, factors).to(x.dtype)
+
+
+_linear, _linear_flag = register(
+    "linear", _fake, derivative=_Linear, autocast=("x", "weight", "bias")
+)
 
 
 def linear(
@@ -80,5 +131,5 @@ def linear(
     args = x, weight, bias, read, write, offset, strength
     options = {"normalize": normalize, "spans": spans, "index": index}
     if flag is None:
-        return _autograd.call(_linear, *args, **options)
-    return _autograd.write(_linear_flag, "flag", *args, **options, flag=flag)
+        return _calls.call(_linear, *args, **options)
+    return _calls.write(_linear_flag, "flag", *args, **options, flag=flag)

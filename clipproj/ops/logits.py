@@ -1,39 +1,65 @@
 """Class logits of projected features: `scale * normalize(project(x)) @ classes.T + bias`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from clipproj.ops import (
-    _autograd,
-    _autograd_gemm,  # noqa: F401  registers the derivatives
-    _checks,
+from clipproj.ops import _calls, _checks, _torch
+from clipproj.ops._derivatives import (
+    FACTORS,
+    Derivative,
+    primal,
+    through_normalize,
+    transposed,
+    update,
 )
+from clipproj.ops._register import register
 
-_logits = torch.ops.clipproj.logits.default
-_logits_flag = torch.ops.clipproj.logits.flag
+_INSTEAD = "train it in plain torch, scale * normalize(project(x)) @ classes.T + bias"
 
 
-@torch.library.register_fake("clipproj::logits")
-@torch.library.register_fake("clipproj::logits.flag")
-def _(
+def _fake(
+    op: str,
     x: Tensor,
     classes: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None,
-    strength: Tensor | None,
     scale: Tensor,
-    bias: Tensor | None = None,
-    *,
-    spans: Tensor | None = None,
-    index: Tensor | None = None,
-    dtype: torch.dtype | None = None,
+    bias: Tensor | None,
+    spans: Tensor | None,
+    index: Tensor | None,
+    dtype: torch.dtype | None,
     flag: Tensor | None = None,
+    **factors: Any,
 ) -> Tensor:
-    _checks.features("logits", x, read, write, offset, strength)
-    _checks.bank("logits", x, spans, index, flag)
-    _checks.logits("logits", x, classes, scale, bias, dtype)
+    _checks.features(op, x, **factors)
+    _checks.bank(op, x, spans, index, flag)
+    _checks.logits(op, x, classes, scale, bias, dtype)
     return x.new_empty((*x.shape[:-1], classes.shape[0]), dtype=dtype or x.dtype)
+
+
+class _Logits(Derivative):
+    """Of the logits in x."""
+
+    inputs = ("x", "classes", "scale", *FACTORS)
+    refused = Derivative.refused | dict.fromkeys(("classes", "scale", "bias"), _INSTEAD)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, classes, scale, *factors = ctx.saved_tensors
+        v = (grad @ classes.to(grad.dtype)).to(scale.dtype) * scale
+        grad = transposed(through_normalize(v, x, factors), factors).to(x.dtype)
+        return None, None, grad, None, None, *[None] * len(factors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, classes, scale, *factors = ctx.saved_tensors
+        with _torch.enable_forward(True):
+            tangent = update(tangents[2].to(scale.dtype), factors)
+            tangent = through_normalize(tangent, primal(x), factors)
+            return (scale * (tangent @ classes.to(scale.dtype).T)).to(ctx.dtype)
+
+
+_logits, _logits_flag = register("logits", _fake, derivative=_Logits, autocast=("x", "classes"))
 
 
 def logits(
@@ -80,5 +106,5 @@ def logits(
     args = x, classes, read, write, offset, strength, scale, bias
     options = {"spans": spans, "index": index, "dtype": dtype}
     if flag is None:
-        return _autograd.call(_logits, *args, **options)
-    return _autograd.write(_logits_flag, "flag", *args, **options, flag=flag)
+        return _calls.call(_logits, *args, **options)
+    return _calls.write(_logits_flag, "flag", *args, **options, flag=flag)

@@ -1,57 +1,34 @@
 """Projecting rows: into a new tensor, over the old one, or into one that is given."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from clipproj.ops import _autograd, _checks
-
-_project = torch.ops.clipproj.project.default
-_project_ = torch.ops.clipproj.project_.default
-_project_out = torch.ops.clipproj.project_out.default
+from clipproj.ops import _calls, _checks
+from clipproj.ops._derivatives import Projection
+from clipproj.ops._register import register
 
 
-@torch.library.register_fake("clipproj::project")
-def _(
-    x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    normalize: bool = False,
-) -> Tensor:
-    _checks.features("project", x, read, write, offset, strength)
+def _fake_project(op: str, x: Tensor, normalize: bool, **factors: Any) -> Tensor:
+    _checks.features(op, x, **factors)
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("clipproj::project_")
-def _(
-    x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    normalize: bool = False,
-) -> None:
-    _checks.features("project_", x, read, write, offset, strength)
-    _checks.writable("project_", "x", x, flat=True)
+def _fake_project_(op: str, x: Tensor, normalize: bool, **factors: Any) -> None:
+    _checks.features(op, x, **factors)
+    _checks.writable(op, "x", x, flat=True)
 
 
-@torch.library.register_fake("clipproj::project_out")
-def _(
-    x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-    *,
-    normalize: bool = False,
-    out: Tensor,
-) -> None:
-    _checks.features("project_out", x, read, write, offset, strength)
-    _checks.out("project_out", out, x)
-    _checks.writable("project_out", "out", out, flat=True)
+def _fake_project_out(op: str, x: Tensor, normalize: bool, out: Tensor, **factors: Any) -> None:
+    _checks.features(op, x, **factors)
+    _checks.out(op, out, x)
+    _checks.writable(op, "out", out, flat=True)
+
+
+_INSTEAD = "use project() or torch.no_grad()"
+(_project,) = register("project", _fake_project, derivative=Projection)
+(_project_,) = register("project_", _fake_project_, instead=_INSTEAD)
+(_project_out,) = register("project_out", _fake_project_out, instead=_INSTEAD)
 
 
 def project(
@@ -87,7 +64,7 @@ def project(
         TypeError: `strength` is a Python number, which every compiled graph would bake in.
     """
     _checks.strength("project", strength)
-    return _autograd.call(_project, x, read, write, offset, strength, normalize=normalize)
+    return _calls.call(_project, x, read, write, offset, strength, normalize=normalize)
 
 
 def project_(
@@ -108,7 +85,7 @@ def project_(
         TypeError: `strength` is a Python number.
     """
     _checks.strength("project_", strength)
-    return _autograd.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
+    return _calls.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
 
 
 def project_out(
@@ -140,6 +117,6 @@ def project_out(
         TypeError: `strength` is a Python number.
     """
     _checks.strength("project_out", strength)
-    return _autograd.write(
+    return _calls.write(
         _project_out, "out", x, read, write, offset, strength, normalize=normalize, out=out
     )

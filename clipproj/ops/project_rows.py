@@ -1,31 +1,29 @@
 """Projecting each row by a projector of its own, out of a bank of many."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from clipproj.ops import _autograd, _checks
+from clipproj.ops import _calls, _checks
+from clipproj.ops._derivatives import Projection
+from clipproj.ops._register import register
 
-_project_rows = torch.ops.clipproj.project_rows.default
-_project_rows_flag = torch.ops.clipproj.project_rows.flag
 
-
-@torch.library.register_fake("clipproj::project_rows")
-@torch.library.register_fake("clipproj::project_rows.flag")
-def _(
+def _fake(
+    op: str,
     x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None,
     spans: Tensor,
     index: Tensor,
-    strength: Tensor | None = None,
-    *,
-    normalize: bool = False,
+    normalize: bool,
     flag: Tensor | None = None,
+    **factors: Any,
 ) -> Tensor:
-    _checks.features("project_rows", x, read, write, offset, strength)
-    _checks.bank("project_rows", x, spans, index, flag)
+    _checks.features(op, x, **factors)
+    _checks.bank(op, x, spans, index, flag)
     return x.new_empty(x.shape)
+
+
+_project_rows, _project_rows_flag = register("project_rows", _fake, derivative=Projection)
 
 
 def project_rows(
@@ -76,5 +74,5 @@ def project_rows(
     _checks.strength("project_rows", strength)
     bank = x, read, write, offset, spans, index, strength
     if flag is None:
-        return _autograd.call(_project_rows, *bank, normalize=normalize)
-    return _autograd.write(_project_rows_flag, "flag", *bank, normalize=normalize, flag=flag)
+        return _calls.call(_project_rows, *bank, normalize=normalize)
+    return _calls.write(_project_rows_flag, "flag", *bank, normalize=normalize, flag=flag)

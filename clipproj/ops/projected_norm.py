@@ -1,23 +1,20 @@
 """The lengths of projected rows, without the rows."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from clipproj.ops import _autograd, _checks
+from clipproj.ops import _calls, _checks
+from clipproj.ops._derivatives import Length, wide
+from clipproj.ops._register import register
 
-_projected_norm = torch.ops.clipproj.projected_norm.default
+
+def _fake(op: str, x: Tensor, **factors: Any) -> Tensor:
+    _checks.features(op, x, **factors)
+    return x.new_empty(x.shape[:-1], dtype=wide(x.dtype))
 
 
-@torch.library.register_fake("clipproj::projected_norm")
-def _(
-    x: Tensor,
-    read: Tensor,
-    write: Tensor,
-    offset: Tensor | None = None,
-    strength: Tensor | None = None,
-) -> Tensor:
-    _checks.features("projected_norm", x, read, write, offset, strength)
-    return x.new_empty(x.shape[:-1], dtype=_autograd.wide(x.dtype))
+(_projected_norm,) = register("projected_norm", _fake, derivative=Length)
 
 
 def projected_norm(
@@ -40,4 +37,4 @@ def projected_norm(
         RuntimeError, TypeError: as `project`.
     """
     _checks.strength("projected_norm", strength)
-    return _autograd.call(_projected_norm, x, read, write, offset, strength)
+    return _calls.call(_projected_norm, x, read, write, offset, strength)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Source
+from clipproj.plugins._rows import RowEditor
 from clipproj.projector import Projector
 
 
@@ -40,7 +40,7 @@ class ProjectedHead(nn.Module):
     ) -> None:
         super().__init__()
         # in a tuple, where nn.Module does not look: neither is a submodule
-        self._held = (head, Source("ProjectedHead", projector))
+        self._held = (head, RowEditor("ProjectedHead", projector))
         for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[shared] = head.__dict__[shared]
         self.channels = channels
@@ -60,7 +60,7 @@ class ProjectedHead(nn.Module):
         return self._held[1].projector
 
     def rows(self, rows: Any, strength: Any = None) -> AbstractContextManager[None]:
-        """Whose the rows of the calls inside the block are; see `Source.rows`."""
+        """Whose the rows of the calls inside the block are; see `RowEditor.rows`."""
         return self._held[1].rows(rows, strength)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

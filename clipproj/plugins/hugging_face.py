@@ -16,7 +16,7 @@ from torch import nn
 from clipproj.bank import ProjectorBank
 from clipproj.editing import log
 from clipproj.models import heads
-from clipproj.plugins._source import check_projector, on_tower
+from clipproj.plugins._rows import check_projector, on_tower
 from clipproj.plugins.head import ProjectedHead
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -41,7 +41,7 @@ class Attached:
         return self._owner._modules.get(self._name) is self.module
 
     def rows(self, rows: Any, strength: Any = None) -> AbstractContextManager[None]:
-        """Whose the rows of the model's calls inside the block are; see `Source.rows`."""
+        """Whose the rows of the model's calls inside the block are; see `RowEditor.rows`."""
         return self.module.rows(rows, strength)
 
     def detach(self) -> None:

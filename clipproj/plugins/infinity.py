@@ -1,7 +1,7 @@
 """A tenant for each request of an infinity engine that serves CLIP.
 
 infinity batches requests of many callers and runs them in threads of its own, so the tenant travels
-with each picture or text, and the rows are projected where they leave the encoder, in one launch a
+with each image or text, and the rows are projected where they leave the encoder, in one launch a
 batch. With transformers 5, whose `get_*_features` return an object that infinity 0.0.78 does not
 know, it also hands on the tensor in it.
 
@@ -10,7 +10,7 @@ know, it also hands on the tensor in it.
         vectors, usage = await served.image_embed(images=[...], tenant="acme", strength=1.5)
 
 An exception in one of infinity's threads would leave every request waiting for ever. Requests are
-therefore checked before they are queued; a picture that comes without a tenant (around this module,
+therefore checked before they are queued; an image that comes without a tenant (around this module,
 from infinity's own server) or whose tenant was removed in the meantime gets a row of NaN, never an
 unedited one, and `served.image_embed` raises for it.
 """
@@ -28,13 +28,13 @@ from torch import Tensor
 from clipproj.bank import ProjectorBank
 from clipproj.models.encoder import features
 from clipproj.models.heads import TOWERS, find_heads
-from clipproj.plugins._source import Asked, Name, check_projector, on_tower, serve, strengths
+from clipproj.plugins._rows import Asked, Name, check_projector, on_tower, serve, strengths
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
 
 class _Text(str):
-    """A text with its tenant; pictures carry theirs as an attribute too."""
+    """A text with its tenant; images carry theirs as an attribute too."""
 
     clipproj: Asked
 
@@ -70,7 +70,7 @@ class Installed:
 
         Raises:
             ValueError: a tenant that the bank does not have, a strength out of [0, 2].
-            TypeError: there is no bank for pictures.
+            TypeError: there is no bank for images.
             RuntimeError: the tenant was removed before the rows were projected.
         """
         from infinity_emb.transformer.vision.utils import resolve_images
@@ -78,9 +78,9 @@ class Installed:
         said = self._say("image", tenant, strength)
         tagged = []
         for item in await resolve_images(list(images)):
-            picture = item.image.copy()  # the same picture may be on its way for another tenant
-            picture.clipproj = said
-            tagged.append(picture)
+            image = item.image.copy()  # the same image may be on its way for another tenant
+            image.clipproj = said
+            tagged.append(image)
         return self._whole(tenant, *await self.engine.image_embed(images=tagged, **options))
 
     async def embed(

@@ -2,7 +2,7 @@
 
     clip = Transformer("openai/clip-vit-base-patch32")
     model = SentenceTransformer(modules=[clip, Projection(p)])
-    model.encode(pictures)          # edited; the projector is saved and loaded with the model
+    model.encode(images)          # edited; the projector is saved and loaded with the model
 
 `encode` sorts its inputs by length before it batches them, so a list of names, one for each input,
 would reach the wrong rows: a call of `encode` takes one name for all, and `encode_rows` takes a
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import clipproj
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Name, check_projector, on_tower, strengths
+from clipproj.plugins._rows import Name, check_projector, on_tower, strengths
 from clipproj.projector import SIDES, Projector
 from clipproj.refusal import Refusal
 
@@ -34,11 +34,11 @@ _RAW: ContextVar[bool] = ContextVar("clipproj_raw", default=False)
 class Projection(Module):
     """Projects `sentence_embedding`, after the module that makes it.
 
-    Of a CLIP model's inputs only those of one modality are edited, pictures for a projector of the
+    Of a CLIP model's inputs only those of one modality are edited, images for a projector of the
     image side; the others pass (normalised, if that is asked for). A text pipeline wants a
     projector of side "text", or `modality="text"`. Inputs that are neither are refused.
 
-    With a ProjectorBank each call names its entry: `model.encode(pictures, tenant="acme",
+    With a ProjectorBank each call names its entry: `model.encode(images, tenant="acme",
     strength=1.0)`. A name is a string, a tuple of them for several erasures at once, or None for
     rows that stay as they are; a call without it raises.
 
@@ -94,7 +94,7 @@ class Projection(Module):
                 out of range.
         """
         z = features["sentence_embedding"]
-        # A text pipeline need not say so; of pictures it must be known that they are.
+        # A text pipeline need not say so; of images it must be known that they are.
         modality = features.get("modality", "text" if self.modality == "text" else None)
         if modality not in SIDES:
             raise Refusal("Projection", "modality", f'must be "image" or "text", got {modality!r}')

@@ -4,13 +4,13 @@ vLLM's `EmbeddingPoolerHead` (vllm/model_executor/layers/pooler/seqwise/heads.py
 pooled, applies `projector(pooled)`, cuts to the `dimensions` a request asked for and normalises.
 This head does the same in the same order and projects before the cut, in one launch for the batch,
 with the normalisation in it where no request is cut. It comes after the encoder cache, so no cached
-picture is ever one tenant's.
+image is ever one tenant's.
 
     pooler.head = PoolingHead.like(pooler.head, bank)      # pooler: the model's SequencePooler
     PoolingParams(task="embed", extra_kwargs={"clipproj": {"tenant": "acme", "strength": 1.5}})
 
 One projector for everybody needs no more than vLLM's own slot: `head.projector = p`, where texts
-and pictures are edited alike.
+and images are edited alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipproj.bank import ProjectorBank
-from clipproj.plugins._source import Asked, blank, check_projector, has, serve
+from clipproj.plugins._rows import Asked, blank, check_projector, has, serve
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
@@ -36,7 +36,7 @@ class PoolingHead(nn.Module):
 
     A request says `extra_kwargs["clipproj"]`: `tenant`, the name of a bank's entry, a list of names
     for several erasures at once, or None for a row that stays as it is (a text, where the bank is
-    for pictures); and `strength`, a number in [0, 2] in place of the entry's own. With a bank,
+    for images); and `strength`, a number in [0, 2] in place of the entry's own. With a bank,
     `tenant` must be said.
 
     Args:
@@ -164,7 +164,10 @@ class PoolingHead(nn.Module):
                 asked.append(self._read(param))
             except (TypeError, ValueError) as error:
                 if strict:
-                    raise type(error)(f"{error} (request {i} of {len(params)})") from None
+                    which = f"(request {i} of {len(params)})"
+                    if isinstance(error, Refusal):
+                        raise Refusal(error.op, error.argument, f"{error.why} {which}") from None
+                    raise type(error)(f"{error} {which}") from None
                 asked.append(None)
         if isinstance(self.projector, ProjectorBank):
             edited, lost = serve(self.projector, rows, asked, normalize)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipproj import files as artefacts
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint
-from clipproj.audit.images import Pictures, open_picture
+from clipproj.audit.images import Pictures, open_image
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
@@ -160,7 +160,7 @@ def _answer(prediction: int, classes: Embeddings) -> str | None:
 
 
 def _data_uri(path: os.PathLike[str]) -> str:
-    image = open_picture(path)
+    image = open_image(path)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     image.save(data, "WEBP", quality=85)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipproj.models.encoder import pinned
-from clipproj.models.image_files import open_picture, picture_size
+from clipproj.models.image_files import image_size, open_image
 from clipproj.models.tokens import counts, cut_tokens, too_long
 from clipproj.serve.errors import ServiceError, invalid, shown
 
@@ -151,7 +151,7 @@ class Preparer:
 
         param = f"input[{i}].image"
         try:
-            width, height = picture_size(io.BytesIO(data), FORMATS)
+            width, height = image_size(io.BytesIO(data), FORMATS)
         except ValueError as error:
             if isinstance(error.__cause__, DecompressionBombError):
                 raise self._too_large(param, "more than twice what Pillow opens") from error
@@ -167,7 +167,7 @@ class Preparer:
     def _pixels(self, data: bytes, i: int) -> Tensor:
         try:
             with pinned("cpu"):
-                return self.preprocess(open_picture(io.BytesIO(data), FORMATS))
+                return self.preprocess(open_image(io.BytesIO(data), FORMATS))
         except Exception as error:
             why = "must be whole, got one that is damaged or cut off"
             raise invalid(f"input[{i}].image", why, "invalid_image") from error

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Finds the instruction sets of this machine and keeps the one in force.
 #include "isa.h"
 
 #include <atomic>

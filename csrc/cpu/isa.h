@@ -18,12 +18,12 @@ using ParallelFor = void (*)(int64_t threads, int64_t units,
 // One dtype of one instruction set. All but `columns` give a row the same bits.
 template <class A>
 struct ProjectKernel {
-  void (*rows)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // on one thread
+  // Rows [begin, end) by one projector: on one thread, or all rows with each split over threads.
+  void (*range)(const ProjectParams<A>& p, int64_t begin, int64_t end);
   void (*split)(const ProjectParams<A>& p, int64_t threads, ParallelFor parallel_for);
-  // With a bank, on one thread: rows order[0], .., order[count - 1] of the projectors spans[0], ..,
+  // Of a bank, on one thread: rows order[0], .., order[count - 1] of the projectors spans[0], ..,
   // those of a projector together and in ascending order.
-  void (*gathered)(const ProjectParams<A>& p, const int64_t* order, const Span* spans,
-                   int64_t count);
+  void (*rows)(const ProjectParams<A>& p, const int64_t* order, const Span* spans, int64_t count);
   void (*columns)(const ProjectParams<A>& p, int64_t begin, int64_t end);  // fold_ along dim 0
   int64_t block;  // rows that share the factors they load: what a thread should get a multiple of
 };

@@ -155,11 +155,11 @@ struct Vec {
 
 #include "fold_kernel.inl"
 #include "project_kernel.inl"
-#include "rows_kernel.inl"
+#include "project_rows_kernel.inl"
 
 template <class T>
-constexpr ProjectKernel<float> kProject{project_rows<Vec, T>, project_split<Vec, T>,
-                                        project_gathered<Vec, T>, fold_columns<Vec, T>, Vec::kRows};
+constexpr ProjectKernel<float> kProject{project_range<Vec, T>, project_split<Vec, T>,
+                                        project_rows<Vec, T>, fold_columns<Vec, T>, Vec::kRows};
 
 }  // namespace
 

@@ -101,9 +101,9 @@ int64_t block_rows(const ProjectParams<typename V::A>& p) {
   return light && large ? std::min(V::kRows, 4) : V::kRows;
 }
 
-// Rows [begin, end), on one thread.
+// Rows [begin, end) by one projector, on one thread.
 template <class V, class T>
-void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t end) {
+void project_range(const ProjectParams<typename V::A>& p, int64_t begin, int64_t end) {
   using A = typename V::A;
   const T* x = static_cast<const T*>(p.x);
   T* out = static_cast<T*>(p.out);
@@ -149,7 +149,7 @@ void project_rows(const ProjectParams<typename V::A>& p, int64_t begin, int64_t 
 
 // All rows, when they are too few to occupy the threads: each step of the work is split along the
 // directions or the columns too. Every sum is made whole by one thread, in the order of
-// project_rows.
+// project_range.
 template <class V, class T>
 void project_split(const ProjectParams<typename V::A>& p, int64_t threads,
                    ParallelFor parallel_for) {

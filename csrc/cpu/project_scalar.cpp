@@ -83,11 +83,11 @@ struct Vec {
 
 #include "fold_kernel.inl"
 #include "project_kernel.inl"
-#include "rows_kernel.inl"
+#include "project_rows_kernel.inl"
 
 template <class A, class T>
-constexpr ProjectKernel<A> kProject{project_rows<Vec<A>, T>, project_split<Vec<A>, T>,
-                                    project_gathered<Vec<A>, T>, fold_columns<Vec<A>, T>,
+constexpr ProjectKernel<A> kProject{project_range<Vec<A>, T>, project_split<Vec<A>, T>,
+                                    project_rows<Vec<A>, T>, fold_columns<Vec<A>, T>,
                                     Vec<A>::kRows};
 
 }  // namespace

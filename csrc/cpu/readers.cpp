@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Counts the readers of banks, and waits for them.
 #include "readers.h"
 
 #include <atomic>

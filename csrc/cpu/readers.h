@@ -25,16 +25,4 @@ void wait_for_bank_readers();
 // What was written before is seen by whoever sees what is written after.
 void release_fence();
 
-// The operator f while counted as a reader.
-template <auto f>
-struct Reading;
-
-template <class R, class... Args, R (*f)(Args...)>
-struct Reading<f> {
-  static R call(Args... args) {
-    const BankReader reader;
-    return f(args...);
-  }
-};
-
 }  // namespace clipproj

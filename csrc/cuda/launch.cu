@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device guard, torch's current stream, the kernel of the plan, launch, launch check. The one place
-// that instantiates kernels.
+// Launches the kernels of the project family: device guard, torch's current stream, the kernel of
+// the plan, launch, launch check. The one place that instantiates kernels.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "launch.cuh"
+#include "backend.cuh"
 #include "project_kernels.cuh"
 
 namespace clipproj {
@@ -19,7 +19,7 @@ int64_t attribute(cudaDeviceAttr which, int device) {
 }
 
 // Some host time, asked anew at each call: no state to go stale.
-Device describe(int device) {
+DeviceProperties describe(int device) {
   return {static_cast<int>(attribute(cudaDevAttrComputeCapabilityMajor, device)),
           attribute(cudaDevAttrMultiProcessorCount, device),
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
@@ -28,7 +28,7 @@ Device describe(int device) {
 
 template <class T>
 void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) {
-  const Device device = describe(index);
+  const DeviceProperties device = describe(index);
   const Plan plan = plan_project(kType<T>, p, device);
   require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project",
           "a row and its coefficients must fit ", device.shared_of_block,
@@ -44,14 +44,14 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
 
 }  // namespace
 
-void launch_cuda(const Tensor& x, const Factors& f, const Pass& pass) {
-  if (pass.from.n == 0) return;
+void Cuda::launch(const Tensor& x, const Factors& f, const LaunchArgs& args) {
+  if (args.from.n == 0) return;
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
   const auto stream = static_cast<cudaStream_t>(current);
-  const auto p = make_params<float>(f, pass);
+  const auto p = make_params<float>(f, args);
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, index, stream);
     case ScalarType::BFloat16: return launch_rows<__nv_bfloat16>(p, index, stream);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Products of linear and logits on the GPU: torch's own, and for halves into float32 what it lacks.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -6,7 +7,7 @@
 
 #include <array>
 
-#include "multiply.cuh"
+#include "backend.cuh"
 
 namespace clipproj {
 namespace {
@@ -43,8 +44,8 @@ void multiply_wide(const Tensor& out, const std::optional<Tensor>& bias, const T
 
 }  // namespace
 
-void multiply_cuda(const Tensor& out, const std::optional<Tensor>& bias, const Tensor& a,
-                   const Tensor& b) {
+void Cuda::multiply(const Tensor& out, const std::optional<Tensor>& bias, const Tensor& a,
+                    const Tensor& b) {
   const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
   if (out.scalar_type() != a.scalar_type()) return multiply_wide(out, bias, a, b);
   TORCH_ERROR_CODE_CHECK(

@@ -148,7 +148,7 @@ __device__ void project_long_row(const ProjectParams<float>& p, const FloatTile&
         const int j = (warp() + i * kWarps) * kPanel + 4 * lane();
         if (j >= d) continue;
 #pragma unroll 1
-        for (int g = 0; g < whole(write.k, 4); ++g) {  // the steps of `subtract`
+        for (int g = 0; g < round_up(write.k, 4); ++g) {  // the steps of `subtract`
           float w[4];
           write.load(w, g, j);
           const float c = tile.coef[beside * tile.coef_pitch + g];
@@ -231,15 +231,15 @@ __global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParam
   tile.slots = shared.take<float>(parts.slots);
   Span* spans = shared.take<Span>(M);  // one warp asks for them, and all agree
   tile.pitch = static_cast<int>(tile_pitch(4, d));
-  tile.coef_pitch = whole(room, kGroup);
+  tile.coef_pitch = round_up(room, kGroup);
 
   const Memory from = memory_of<float>(p.x, p.x_row, p.x_col, p.d);
   const int64_t tiles = (p.n + M - 1) / M;
   for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
     const int64_t first = i * M;
     const int left = p.n - first < M ? static_cast<int>(p.n - first) : M;
-    load_tile(static_cast<const float*>(p.x) + first * p.x_row, from, left, M, d, whole(d, kPiece),
-              tile.x, tile.pitch);
+    load_tile(static_cast<const float*>(p.x) + first * p.x_row, from, left, M, d,
+              round_up(d, kPiece), tile.x, tile.pitch);
     if (banked && warp() == 0 && lane() < left) spans[lane()] = span_of(p, first + lane());
     copy_async_wait<0>();
     sync_block();

@@ -48,7 +48,7 @@ constexpr int kResident = 5;
 
 // What a row without a known projector becomes.
 template <class T>
-__device__ void spoil(const ProjectParams<float>& p, int64_t i) {
+__device__ void fill_nan(const ProjectParams<float>& p, int64_t i) {
   if (p.norm && threadIdx.x == 0) p.norm[i] = NAN;
   if (!p.out) return;
   T* out = static_cast<T*>(p.out) + i * p.out_row;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectPar
     if constexpr (banked) {
       const Span span = spans[turn];
       if (span.rank < 0) {
-        spoil<T>(p, i);
+        fill_nan<T>(p, i);
         continue;
       }
       start = span.start, k = span.rank;

@@ -28,11 +28,11 @@ Kernel project_half_kernel_of(int pieces, int teams) {
 
 template <class T, bool banked>
 Kernel project_kernel_of(const Plan& plan, int64_t d) {
-  if (plan.kernel == Which::kPlain) return project_kernel<T, banked>;
+  if (plan.kernel == KernelKind::kPlain) return project_kernel<T, banked>;
   if constexpr (kType<T> == Type::kFloat) {
     return plan.rows == 16 ? project_float_kernel<16, banked> : project_float_kernel<32, banked>;
   } else {
-    if (plan.kernel == Which::kHalf) {
+    if (plan.kernel == KernelKind::kHalf) {
       return project_half_kernel_of<T, banked>(half_pieces(d), plan.teams);
     }
     switch (plan.rows) {

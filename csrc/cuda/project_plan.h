@@ -25,20 +25,20 @@ constexpr int kWidest = 4096;     // columns of a float32 tile
 constexpr int kRoom = 128;        // directions of one projector of a bank that a block holds
 
 template <class Int>
-CLIPPROJ_HOST_DEVICE constexpr Int whole(Int count, int step) {
+CLIPPROJ_HOST_DEVICE constexpr Int round_up(Int count, int step) {
   return (count + step - 1) / step * step;
 }
 
 // Elements between the rows of a tile, chosen so that a warp's 16-byte accesses, two rows at a time
 // for halves and eight for floats, touch each bank once.
 CLIPPROJ_HOST_DEVICE constexpr int64_t tile_pitch(int element_bytes, int64_t d) {
-  return element_bytes == 2 ? (d + kPiece - 1) / kPiece / 2 * 64 + 32 : whole(d, kPiece) + 4;
+  return element_bytes == 2 ? (d + kPiece - 1) / kPiece / 2 * 64 + 32 : round_up(d, kPiece) + 4;
 }
 
 // Words between the rows of the coefficients: eight hold sixteen bfloat16. Odd multiples of eight
 // keep rows off each other's banks.
 CLIPPROJ_HOST_DEVICE constexpr int64_t coef_pitch(int64_t k) {
-  return (whole(k, kGroup) / 16 | 1) * 8;
+  return (round_up(k, kGroup) / 16 | 1) * 8;
 }
 
 // Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
@@ -60,14 +60,14 @@ struct TileShared {
                                             bool measured)
       : tile(m * tile_pitch(element_bytes, d)),
         scratch(int64_t{4} * kWarps * m * kGroup),
-        coef(element_bytes == 2 ? 2 * m * coef_pitch(k) : m * whole(k, kGroup)),
+        coef(element_bytes == 2 ? 2 * m * coef_pitch(k) : m * round_up(k, kGroup)),
         slots(m * (element_bytes == 2 ? kWarps : (d + kPanel - 1) / kPanel)),
         spans(element_bytes == 2 ? 0 : 2 * m) {
     if (measured && element_bytes == 2 && scratch < tile) scratch = tile;
   }
 
   constexpr size_t bytes(int element_bytes) const {
-    auto up = [](int64_t size) { return static_cast<size_t>(whole(size, 16)); };
+    auto up = [](int64_t size) { return static_cast<size_t>(round_up(size, 16)); };
     return up(tile * element_bytes) + up(scratch) + up(coef * 4) + up(slots * 4) + up(spans * 4);
   }
 };
@@ -131,21 +131,21 @@ struct HalfParts {
 };
 
 // What a plan must know of the device.
-struct Device {
+struct DeviceProperties {
   int major;  // of its compute capability
   int64_t multiprocessors;
   int64_t shared_of_block;  // bytes that a block may ask for
   int64_t shared_of_multiprocessor;
 };
 
-enum class Which {
+enum class KernelKind {
   kPlain,  // project_kernel, a row a block
   kTiles,  // project_float_kernel of 16 or 32 rows, project_wide_kernel of 16, 32 or 48
   kHalf,   // project_half_kernel, 16 rows a team
 };
 
 struct Plan {
-  Which kernel;
+  KernelKind kernel;
   int rows;   // of a tile
   int teams;  // of kThreads threads in a block
   int64_t blocks;
@@ -156,15 +156,15 @@ constexpr int64_t kMostBlocks = 2147483647;  // of a grid; blocks stride over wh
 constexpr int64_t kReserved = 1024;          // bytes of each block that the driver keeps
 
 // What a kernel takes of shared memory; stages of project_half_kernel.
-inline size_t project_shared(int element_bytes, Which kernel, int rows,
+inline size_t project_shared(int element_bytes, KernelKind kernel, int rows,
                              const ProjectParams<float>& p, int teams = 1, int stages = 1) {
   const int64_t room = coef_room(p);
-  if (kernel == Which::kPlain) {
+  if (kernel == KernelKind::kPlain) {
     const int64_t taken = room < p.k ? p.d : 0;
-    return whole(4 * p.d, 16) + whole(4 * room, 16) + whole(4 * taken, 16) + whole(4 * kWarps, 16) +
-           2 * sizeof(Span);
+    return round_up(4 * p.d, 16) + round_up(4 * room, 16) + round_up(4 * taken, 16) +
+           round_up(4 * kWarps, 16) + 2 * sizeof(Span);
   }
-  if (kernel == Which::kHalf) {
+  if (kernel == KernelKind::kHalf) {
     return HalfParts(half_pieces(p.d), half_groups(p), p.write == p.read, p.index)
         .bytes(teams, stages);
   }
@@ -174,7 +174,7 @@ inline size_t project_shared(int element_bytes, Which kernel, int rows,
 // As many blocks and teams as registers allow and shared memory holds the rows of, with as many
 // tiles on their way as fit. Whether this kernel serves, which it does where the factors fit,
 // depends on d and k, not on n. No blocks: it does not.
-inline Plan plan_half(Type type, const ProjectParams<float>& p, const Device& device) {
+inline Plan plan_half(Type type, const ProjectParams<float>& p, const DeviceProperties& device) {
   const int pieces = half_pieces(p.d);
   if (pieces > kMostPieces) return {};
   const int64_t tiles = (p.n + kHalfRows - 1) / kHalfRows;
@@ -185,7 +185,7 @@ inline Plan plan_half(Type type, const ProjectParams<float>& p, const Device& de
     for (int teams = half_teams(device.major, type, pieces, p.index); teams > 0; --teams) {
       const int stages = parts.stages(teams, room);
       if (stages == 0) continue;
-      return {Which::kHalf, kHalfRows, teams, std::min(tiles, blocks * device.multiprocessors),
+      return {KernelKind::kHalf, kHalfRows, teams, std::min(tiles, blocks * device.multiprocessors),
               parts.bytes(teams, stages)};
     }
   }
@@ -195,12 +195,12 @@ inline Plan plan_half(Type type, const ProjectParams<float>& p, const Device& de
 // Tiles as large as leave two blocks to a multiprocessor, one computing while the other's rows come
 // and go; but no larger than what occupies the device. The plain kernel takes rows that are too
 // wide for any tile, and rows of halves so narrow that split factors are not as good as float32.
-inline Plan plan_project(Type type, const ProjectParams<float>& p, const Device& device) {
+inline Plan plan_project(Type type, const ProjectParams<float>& p, const DeviceProperties& device) {
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
   const bool halves = type != Type::kFloat;
   const int element_bytes = halves ? 2 : 4;
-  Plan plan{Which::kPlain, 1, 1, std::min(p.n, kMostBlocks),
-            project_shared(element_bytes, Which::kPlain, 1, p)};
+  Plan plan{KernelKind::kPlain, 1, 1, std::min(p.n, kMostBlocks),
+            project_shared(element_bytes, KernelKind::kPlain, 1, p)};
   if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
   if (halves) {
     const Plan best = plan_half(type, p, device);
@@ -213,12 +213,12 @@ inline Plan plan_project(Type type, const ProjectParams<float>& p, const Device&
   }
   for (int rows = 16; rows <= (halves ? 48 : 32); rows += 16) {
     const int64_t tiles = (p.n + rows - 1) / rows;
-    const size_t shared = project_shared(element_bytes, Which::kTiles, rows, p);
+    const size_t shared = project_shared(element_bytes, KernelKind::kTiles, rows, p);
     const int64_t limit =
         rows == 16 ? device.shared_of_block : std::min(half, device.shared_of_block);
     if (static_cast<int64_t>(shared) > limit) break;
     if (rows > 16 && tiles < 2 * device.multiprocessors) break;
-    plan = {Which::kTiles, rows, 1, std::min(tiles, kMostBlocks), shared};
+    plan = {KernelKind::kTiles, rows, 1, std::min(tiles, kMostBlocks), shared};
   }
   return plan;
 }

@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 2) project_wide_kernel(ProjectParams
   tile.c_high = shared.take<uint32_t>(parts.coef);
   tile.c_low = tile.c_high + parts.coef / 2;
   tile.slots = shared.take<float>(parts.slots);
-  tile.width = whole(d, kPiece);
+  tile.width = round_up(d, kPiece);
   tile.pitch = static_cast<int>(tile_pitch(2, d));
   tile.coef_pitch = static_cast<int>(coef_pitch(k));
 

@@ -5,14 +5,14 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipproj.bank.free_rows import Space
+from clipproj.bank.free_rows import FreeRows
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_rows_are_handed_out_once_and_come_back(data):
     size = data.draw(st.integers(0, 40))
-    space, held = Space(size), []
+    space, held = FreeRows(size), []
     for _ in range(data.draw(st.integers(1, 60))):
         if held and data.draw(st.booleans()):
             space.give(*held.pop(data.draw(st.integers(0, len(held) - 1))))
@@ -35,7 +35,7 @@ def test_rows_are_handed_out_once_and_come_back(data):
 
 
 def test_takes_the_shortest_run_that_will_do():
-    space = Space(10)
+    space = FreeRows(10)
     assert [space.take(n) for n in (2, 3, 5)] == [0, 2, 5]
     space.give(0, 2)
     space.give(5, 5)

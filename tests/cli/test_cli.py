@@ -427,7 +427,7 @@ def test_info_of_every_kind_of_file(run: Run) -> None:
     classes = Embeddings(torch.eye(12, 16), names, ("{}",), "a model", None)
     Samples(torch.ones(3, 16), torch.arange(3), classes).save("samples.safetensors")
     facts = json.loads(run("info", "samples.safetensors", "--json").stdout)
-    assert (facts["kind"], facts["model"], facts["pictures"]) == ("samples", "a model", 3)
+    assert (facts["kind"], facts["model"], facts["images"]) == ("samples", "a model", 3)
     assert facts["classes"] == [*names[:8], "4 more"]
     assert info._DESCRIBE.keys() == set(files.KINDS)
     files.write("newer.safetensors", "tomorrow's", {}, {})

@@ -205,7 +205,7 @@ def test_rows_of_any_length(library: build.Library, dtype: torch.dtype, rows: in
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_plans_fit_the_device(
-    library: build.Library, device: build.Device, dtype: torch.dtype
+    library: build.Library, device: build.DeviceProperties, dtype: torch.dtype
 ) -> None:
     for d, k in [(1, 1), (500, 50), (512, 8), (768, 64), (1152, 256), (4096, 4096)]:
         for normalize in (False, True):

@@ -281,12 +281,12 @@ def test_scale_multiplies_the_finished_row(
             assert out.isnan().all()
 
 
-FUTURE = build.Device(13, 200, 1 << 20, 1 << 20)
+FUTURE = build.DeviceProperties(13, 200, 1 << 20, 1 << 20)
 
 
 @pytest.mark.parametrize("device", [*DEVICES.values(), FUTURE], ids=[*DEVICES, "future"])
 def test_rows_of_a_bank_go_the_way_of_their_projector_by_itself(
-    library: build.Library, device: build.Device
+    library: build.Library, device: build.DeviceProperties
 ) -> None:
     """To a kernel over tiles or not, for every rank that has room; else bits would differ."""
     for d in (1, 40, 512, 768, 1024, 1152, 1280, 1400, 2048, 3000, WIDEST, 8000):

@@ -23,7 +23,7 @@ from word_tokenizers import NAMES, hugging_face_tokenizer, one_tensor
 
 import clipproj
 from clipproj.audit.images import Pictures, image_features
-from clipproj.models.encoder import encode, picture_inputs
+from clipproj.models.encoder import encode, image_inputs
 from clipproj.models.families import TRANSFORMERS
 from clipproj.models.heads import find_heads
 
@@ -132,7 +132,7 @@ def test_texts_and_pictures_are_those_of_the_models_forward(
             with pytest.raises(TypeError, match=refusal):
                 give()
     images = [Image.open(path) for path in shown.paths]
-    pixels = picture_inputs(model, preprocess, images) if "image" in got else {}
+    pixels = image_inputs(model, preprocess, images) if "image" in got else {}
     for row in range(3):
         texts = own_tokens(model, tokenizer, NAMES[row]) if "text" in got else {}
         one = {key: value[row : row + 1] for key, value in pixels.items()}

@@ -182,7 +182,7 @@ def test_a_class_name_that_no_report_can_show_is_refused(
 def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"), "RGB", "red")
     assert audit.load_pictures(tmp_path).paths == (path,)
-    assert audit.open_picture(path).getpixel((0, 0)) == (255, 0, 0)
+    assert audit.open_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_load_pictures_refuses(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_large_pictures_are_read_up_to_what_pillow_opens(
     path = save(tmp_path / "cat" / "vast.png")  # 64 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow would warn
     assert len(audit.load_pictures(tmp_path)) == 1
-    assert audit.open_picture(path).size == (8, 8)
+    assert audit.open_image(path).size == (8, 8)
     assert not recwarn.list
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)  # and refuse
-    for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_picture(path)):
+    for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_image(path)):
         with pytest.raises(ValueError, match=r"vast\.png: Image size \(64 pixels\)"):
             read()
 
@@ -247,7 +247,7 @@ def test_open_picture_gives_rgb_with_white_behind(
     mode: str, color: object, expected: tuple, tmp_path: Path
 ) -> None:
     mode, _, suffix = mode.partition(" ")
-    image = audit.open_picture(save(tmp_path / f"x.{suffix or 'png'}", mode, color))
+    image = audit.open_image(save(tmp_path / f"x.{suffix or 'png'}", mode, color))
     assert image.mode == "RGB"
     assert image.getpixel((3, 3)) == expected
 
@@ -288,7 +288,7 @@ def png(bits: int, colours: int, pixels: Sequence[int], clear: Sequence[int]) ->
 def test_the_transparent_colour_of_a_png_is_white_at_any_depth(
     bits: int, pixels: list[int], clear: list[int], other: int
 ) -> None:
-    image = audit.open_picture(png(bits, len(clear), pixels, clear))
+    image = audit.open_image(png(bits, len(clear), pixels, clear))
     assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (other, other, other)]
 
 
@@ -338,7 +338,7 @@ def test_a_picture_is_read_upright(
         stored = stored.transpose(STORED[orientation])
     path, options = tmp_path / f"x.{suffix}", {"jpg": {"quality": 100, "subsampling": 0}}
     stored.save(path, exif=exif(orientation), **options.get(suffix, {"lossless": True}))
-    off = np.asarray(audit.open_picture(path), int) - np.asarray(shown, int)
+    off = np.asarray(audit.open_image(path), int) - np.asarray(shown, int)
     assert np.abs(off).max() <= (3 if suffix == "jpg" else 0)
 
 
@@ -353,25 +353,25 @@ def test_an_orientation_that_cannot_be_read_is_none(
     damaged: bytes, suffix: str, tmp_path: Path
 ) -> None:
     upright().save(tmp_path / f"x.{suffix}", exif=damaged)
-    assert audit.open_picture(tmp_path / f"x.{suffix}").size == (8, 5)
+    assert audit.open_image(tmp_path / f"x.{suffix}").size == (8, 5)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Tag data larger than file")
 def test_an_orientation_counts_whatever_else_is_damaged(tmp_path: Path) -> None:
     upright().save(tmp_path / "x.png", exif=exif(6, Make="maker" * 10)[:40])
-    assert audit.open_picture(tmp_path / "x.png").size == (5, 8)
+    assert audit.open_image(tmp_path / "x.png").size == (5, 8)
 
 
 def test_an_orientation_in_xmp_counts(tmp_path: Path) -> None:
     upright().save(tmp_path / "x.jpg", xmp=b'<x tiff:Orientation="8"/>')
-    assert audit.open_picture(tmp_path / "x.jpg").size == (5, 8)
+    assert audit.open_image(tmp_path / "x.jpg").size == (5, 8)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
 def test_the_first_of_several_pages_is_read(suffix: str, tmp_path: Path) -> None:
     pages = [Image.new("RGB", (8, 8), color) for color in ("red", "lime")]
     pages[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=pages[1:], lossless=True)
-    assert audit.open_picture(tmp_path / f"x.{suffix}").getpixel((0, 0)) == (255, 0, 0)
+    assert audit.open_image(tmp_path / f"x.{suffix}").getpixel((0, 0)) == (255, 0, 0)
 
 
 def tag(path: Path, number: int, value: int) -> None:
@@ -389,7 +389,7 @@ def test_numbers_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
         if kind == np.uint16:  # which is read, but for this
             assert len(audit.load_pictures(tmp_path)) == 1
             tag(path, 262, 0)  # 0 is white
-        for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_picture(path)):
+        for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_image(path)):
             with pytest.raises(ValueError, match=r"8 bits a channel, .* got .*x\.tif of .* mode"):
                 read()
 
@@ -399,7 +399,7 @@ def test_premultiplied_grey_is_read(tmp_path: Path) -> None:
     tag(path, 338, 1)  # its alpha is in its grey already
     with Image.open(path) as image:
         assert image.mode == "La"
-    (value,) = set(audit.open_picture(path).getpixel((0, 0)))
+    (value,) = set(audit.open_image(path).getpixel((0, 0)))
     assert abs(value - (60 + 255 - 100)) <= 1
 
 
@@ -407,7 +407,7 @@ def test_open_picture_takes_palettes_with_a_transparent_entry(tmp_path: Path) ->
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 9, 9, 9])
     image.save(tmp_path / "x.gif", transparency=1)
-    assert audit.open_picture(tmp_path / "x.gif").getpixel((0, 0)) == (255, 255, 255)
+    assert audit.open_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_open_picture_names_a_truncated_file(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_open_picture_names_a_truncated_file(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(ValueError, match=r"cut\.png"):
-        audit.open_picture(path)
+        audit.open_image(path)
 
 
 class Means(nn.Module):

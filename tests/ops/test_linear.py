@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from cases import (
-    DTYPES,
     HALF,
     OPTIONS,
     assert_bits,
@@ -285,20 +284,3 @@ def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
     torch.save(cases, tmp_path / "cases.pt")
     command = [sys.executable, "-c", LOADED, package, str(tmp_path / "cases.pt")]
     subprocess.run(command, check=True, timeout=300)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
-    x, (weight, bias) = features(6, 6, dtype), head(8, 6, dtype)
-    op = torch.ops.clipproj.linear.default
-    given = bank("per-row", 6, 8, dtype=dtype)
-    order = ("read", "write", "offset", "strength")
-    many = tuple(given[name] for name in order)
-    rows = {"spans": given["spans"], "index": given["index"]}
-    for rows_of_x in (x, x.T, x.clone().requires_grad_()):
-        one = factors("oblique", 6, 8, 2, dtype)
-        torch.library.opcheck(op, (rows_of_x, weight, None, one["read"], one["write"]))
-        torch.library.opcheck(op, (rows_of_x, weight, bias, *many), {"normalize": True, **rows})
-        flagged = {**rows, "flag": torch.zeros(1, dtype=torch.int32)}
-        op_flag = torch.ops.clipproj.linear.flag
-        torch.library.opcheck(op_flag, (rows_of_x, weight, bias, *many), flagged)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from cases import (
-    DTYPES,
     HALF,
     OPTIONS,
     assert_bits,
@@ -273,17 +272,3 @@ def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
     torch.save(cases, tmp_path / "cases.pt")
     command = [sys.executable, "-c", LOADED, package, str(tmp_path / "cases.pt")]
     subprocess.run(command, check=True, timeout=300)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
-    x, classes, scale = features(6, 6, dtype), class_rows(5, 6, dtype), number(100.0, dtype)
-    given, op = bank("per-row", 6, 6, dtype=dtype), torch.ops.clipproj.logits.default
-    read = orthonormal(2, 6, dtype)
-    for rows in (x, x.T, x.clone().requires_grad_()):
-        torch.library.opcheck(op, (rows, classes, read, read, None, None, scale))
-        options = rows_of(given) | {"dtype": factor_dtype(dtype)}
-        torch.library.opcheck(op, (rows, classes, *positional(given), scale, scale), options)
-        options["flag"] = torch.zeros(1, dtype=torch.int32)
-        op_flag = torch.ops.clipproj.logits.flag
-        torch.library.opcheck(op_flag, (rows, classes, *positional(given), scale, scale), options)

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, RANKS, assert_bits, bank, factors, features
+from cases import DTYPES, RANKS, assert_bits, bank, factor_dtype, factors, features
 from torch import Tensor, nn
 
-from clipproj import ops
+from clipproj import ops, reference
 
 RAW = torch.ops.clipproj
-BANK = ("read", "write", "offset", "spans", "index", "strength")  # as project_rows takes them
-SCHEMAS = {
-    "project": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
-    "Tensor? strength=None, *, bool normalize=False) -> Tensor",
-    "project_": "(Tensor(a!) x, Tensor read, Tensor write, Tensor? offset=None, "
-    "Tensor? strength=None, *, bool normalize=False) -> ()",
-    "project_out": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
-    "Tensor? strength=None, *, bool normalize=False, Tensor(a!) out) -> ()",
-    "project_rows": "(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
-    "Tensor index, Tensor? strength=None, *, bool normalize=False) -> Tensor",
-    "project_rows.flag": "(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
-    "Tensor index, Tensor? strength=None, *, bool normalize=False, Tensor(a!) flag) -> Tensor",
-    "linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor read, Tensor write, "
-    "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
-    "Tensor? index=None) -> Tensor",
-    "linear.flag": "(Tensor x, Tensor weight, Tensor? bias, Tensor read, Tensor write, "
-    "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
-    "Tensor? index=None, Tensor(a!) flag) -> Tensor",
-    "logits": "(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
-    "Tensor? strength, Tensor scale, Tensor? bias=None, *, "
-    "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None) -> Tensor",
-    "logits.flag": "(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
-    "Tensor? strength, Tensor scale, Tensor? bias=None, *, "
-    "Tensor? spans=None, Tensor? index=None, ScalarType? dtype=None, Tensor(a!) flag) -> Tensor",
-    "fold_": "(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
-    "Tensor? strength=None, *, int dim) -> ()",
-    "projected_norm": "(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
-    "Tensor? strength=None) -> Tensor",
+POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+OVERLOADS = [
+    f"{name}.{overload}" for name in ops.__all__ for overload in getattr(RAW, name).overloads()
+]
+TYPES = {
+    "Tensor": Tensor,
+    "Optional[Tensor]": Tensor | None,
+    "bool": bool,
+    "int": int,
+    "Optional[int]": torch.dtype | None,  # what a ScalarType? is to TorchScript
 }
 
 
@@ -48,39 +33,106 @@ def operator(name: str) -> torch._ops.OpOverload:
     return getattr(getattr(RAW, packet), overload or "default")
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_schema(name: str) -> None:
-    assert str(operator(name)._schema) == f"clipproj::{name}{SCHEMAS[name]}"
+def parameters(op: torch._ops.OpOverload) -> list[inspect.Parameter]:
+    """What the schema would be as a Python function's."""
+    return [
+        inspect.Parameter(
+            arg.name,
+            inspect.Parameter.KEYWORD_ONLY if arg.kwarg_only else POSITIONAL,
+            default=arg.default_value if arg.has_default_value() else inspect.Parameter.empty,
+            annotation=TYPES[str(arg.type)],
+        )
+        for arg in op._schema.arguments
+    ]
 
 
+def test_there_is_a_public_form_of_every_operator() -> None:
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("clipproj:")]
+    assert {name.removeprefix("clipproj::").partition(".")[0] for name in names} == {*ops.__all__}
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_public_form_reference_and_schema_agree(name: str) -> None:
+    """Names, order, types and defaults: csrc/operators.h says them, the others repeat them."""
+    want = parameters(operator(name))
+    if "flag" in getattr(RAW, name).overloads():
+        *same, flag = parameters(operator(f"{name}.flag"))
+        assert same == want
+        assert flag.annotation is Tensor
+        want.append(flag.replace(default=None, annotation=Tensor | None))
+    signature = inspect.signature(getattr(ops, name))
+    assert [*signature.parameters.values()] == want
+    assert signature.return_annotation is Tensor
+
+    function = getattr(reference, name.removesuffix("_out").removesuffix("_"))
+    found = inspect.signature(function, eval_str=True).parameters.values()
+    assert [*found] == [one for one in want if one.name not in ("out", "flag", "dtype")]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["required", "all"])
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "requires grad"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "name", [name for name in SCHEMAS if name.split(".")[0] not in ("linear", "logits")]
-)  # those in their own files
-def test_opcheck(name: str, dtype: torch.dtype, layout: str) -> None:
-    if layout == "requires grad" and name in ("project_", "project_out", "fold_"):
+@pytest.mark.parametrize("name", OVERLOADS)
+def test_opcheck(name: str, dtype: torch.dtype, layout: str, full: bool) -> None:
+    op = operator(name)
+    if layout == "requires grad" and not op._schema.returns:
         pytest.skip("operators that write refuse it: test_autograd.py")
     x = features(6, 6, dtype).requires_grad_(layout == "requires grad")
     x = x.T if layout == "transposed" else x
-    options: dict[str, dict] = {
-        "project": {"normalize": True},
-        "project_": {"normalize": True},
-        "project_out": {"normalize": True, "out": torch.empty_like(x)},
-        "project_rows": {"normalize": True},
-        "project_rows.flag": {"normalize": True, "flag": torch.zeros(1, dtype=torch.int32)},
-        "fold_": {"dim": 0},
+    given = bank("per-row" if full else "symmetric", 6, 6, [2, 0, 3], dtype) | {
+        "x": x,
+        "weight": x,
+        "dim": 0,
+        "bias": x.detach()[0],
+        "classes": x.detach(),
+        "scale": torch.tensor(10, dtype=factor_dtype(dtype)),
+        "normalize": True,
+        "out": torch.empty_like(x),
+        "flag": torch.zeros(1, dtype=torch.int32),
+        "dtype": factor_dtype(dtype),
     }
-    if name.startswith("project_rows"):
-        for option in ("symmetric", "oblique", "per-row"):
-            given = bank(option, 6, 6, [2, 0, 3], dtype)
-            arguments = [given.get(key) for key in BANK]
-            torch.library.opcheck(operator(name), (x, *arguments), options[name])
-        return
-    option = "strength" if name == "fold_" else "per-row"
-    for given in (factors("oblique", 6, 6, 2, dtype), factors(option, 6, 6, 2, dtype)):
-        arguments = [given.get(key) for key in ("read", "write", "offset", "strength")]
-        torch.library.opcheck(operator(name), (x, *arguments), options.get(name, {}))
+    if name.startswith("fold_"):  # one strength, and an offset only with a bias
+        given |= {"offset": None, "strength": torch.tensor(0.7, dtype=factor_dtype(dtype))}
+    if name.startswith("logits"):
+        given["bias"] = given["scale"]
+    with_flag = ("spans", "index") if name.endswith(".flag") else ()
+    chosen = [
+        arg
+        for arg in op._schema.arguments
+        if full or not arg.has_default_value() or arg.name in with_flag
+    ]
+    arguments = [given.get(arg.name) for arg in chosen if not arg.kwarg_only]
+    options = {arg.name: given[arg.name] for arg in chosen if arg.kwarg_only}
+    torch.library.opcheck(op, tuple(arguments), options)
+
+
+def private(path: Path) -> list[str]:
+    """The private names of torch in a file; torch._check is documented."""
+    found, ours = [], {"torch"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "torch":
+            ours |= {alias.asname or alias.name for alias in node.names}
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("torch.")]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        found += [
+            name
+            for name in names
+            if re.search(r"\._(?!_|check\b)", name)
+            and (name.partition(".")[0] in ours or re.search(r"\._(schema|opname)$", name))
+        ]
+    return found
+
+
+def test_private_symbols_of_torch_stand_in_one_file() -> None:
+    package = Path(ops.__file__).parents[1]
+    files = {path.relative_to(package).as_posix(): private(path) for path in package.rglob("*.py")}
+    assert len(files.pop("ops/_torch.py")) > 10  # the search finds what there is
+    assert {path: names for path, names in files.items() if names} == {}
 
 
 class Edited(nn.Module):

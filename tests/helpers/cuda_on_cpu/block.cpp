@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Runs a block: fibres that take turns, their barriers, and what they may not do.
 #include "block.h"
 
 #include <algorithm>

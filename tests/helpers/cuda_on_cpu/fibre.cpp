@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Switches between fibres on one thread.
 #include "fibre.h"
 
 #include <cstdint>

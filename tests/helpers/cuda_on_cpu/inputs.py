@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from cases import HALF, features
-from cuda_on_cpu.build import Device
+from cuda_on_cpu.build import DeviceProperties
 from torch import Tensor
 
 # By which kernel: the rows of its tile, 0 for the plain one, 17 for project_half_kernel.
@@ -34,11 +34,11 @@ def layouts(dtype: torch.dtype, d: int) -> dict[str, Tensor]:
 
 
 DEVICES = {
-    "sm_75": Device(7, 40, 65536, 65536),
-    "sm_80": Device(8, 108, 166912, 167936),
-    "sm_86": Device(8, 84, 101376, 102400),
-    "sm_90": Device(9, 132, 232448, 233472),
-    "sm_120": Device(12, 170, 101376, 102400),
+    "sm_75": DeviceProperties(7, 40, 65536, 65536),
+    "sm_80": DeviceProperties(8, 108, 166912, 167936),
+    "sm_86": DeviceProperties(8, 84, 101376, 102400),
+    "sm_90": DeviceProperties(9, 132, 232448, 233472),
+    "sm_120": DeviceProperties(12, 170, 101376, 102400),
 }
 
 

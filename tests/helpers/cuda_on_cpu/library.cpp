@@ -15,13 +15,15 @@ namespace cuda_on_cpu {
 namespace {
 
 using Params = clipproj::ProjectParams<float>;
-using clipproj::Which;
+using clipproj::KernelKind;
 constexpr int kHalfPath = 17;  // project_half_kernel; others are 0 or the rows of a tile
 
 template <class T>
 void project(Params p, int path, unsigned blocks, uint64_t seed) {
   const int rows = path == kHalfPath ? clipproj::kHalfRows : path;
-  const Which which = path == 0 ? Which::kPlain : path == kHalfPath ? Which::kHalf : Which::kTiles;
+  const KernelKind kind = path == 0           ? KernelKind::kPlain
+                          : path == kHalfPath ? KernelKind::kHalf
+                                              : KernelKind::kTiles;
   Operands own;
   auto extent = [&](int64_t row, int64_t column) {
     return p.n == 0 ? 0 : (p.n - 1) * row + (p.d - 1) * column + 1;
@@ -40,10 +42,10 @@ void project(Params p, int path, unsigned blocks, uint64_t seed) {
   // What plans choose by the device, and results must not depend on.
   const int stages = 1 + seed % 3;
   const int most = clipproj::half_teams(9, clipproj::kType<T>, clipproj::half_pieces(p.d), p.index);
-  const int teams = which == Which::kHalf && seed % 2 ? most : 1;
-  launch(clipproj::project_kernel_of<T>({which, rows, teams, 0, 0}, p), blocks,
+  const int teams = kind == KernelKind::kHalf && seed % 2 ? most : 1;
+  launch(clipproj::project_kernel_of<T>({kind, rows, teams, 0, 0}, p), blocks,
          teams * clipproj::kThreads,
-         clipproj::project_shared(sizeof(T), which, rows, p, teams, stages), seed, p);
+         clipproj::project_shared(sizeof(T), kind, rows, p, teams, stages), seed, p);
   own.bring_back();
 }
 
@@ -104,7 +106,7 @@ extern "C" int run_project(const Params* p, char dtype, int rows, unsigned block
 }
 
 // What launches on such a device would do.
-extern "C" void plan_project(const Params* p, char dtype, const clipproj::Device* device,
+extern "C" void plan_project(const Params* p, char dtype, const clipproj::DeviceProperties* device,
                              clipproj::Plan* plan) {
   const auto type = dtype == 'f'   ? clipproj::Type::kFloat
                     : dtype == 'b' ? clipproj::Type::kBFloat16

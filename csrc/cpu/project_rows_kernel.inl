@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of many projectors, gathered by their numbers. Included after project_kernel.inl, with whose
-// steps a row gets the bits that its own projector would give it alone.
+// Each row by its own projector, for project_rows and banks in linear and logits. Included after
+// project_kernel.inl, with whose steps a row gets the bits that its own projector would give it
+// alone.
 
 // How many of the rows order[0..most) lie at one distance from each other: they are a block of rows
 // as any. One or two always are.
@@ -36,8 +37,8 @@ void fetch_row(const ProjectParams<A>& p, int64_t row) {
 
 // Rows order[0..count) of a bank, on one thread; those of a projector follow each other.
 template <class V, class T>
-void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* order,
-                      const Span* spans, int64_t count) {
+void project_rows(const ProjectParams<typename V::A>& bank, const int64_t* order, const Span* spans,
+                  int64_t count) {
   using A = typename V::A;
   const bool stream = streams<V, T>(bank), measured = bank.normalize || bank.norm;
   const bool without_tile =
@@ -63,7 +64,7 @@ void project_gathered(const ProjectParams<typename V::A>& bank, const int64_t* o
       rows = 1;
       while (i + rows < end && row[rows] == row[0] + rows) ++rows;
       if (rows >= kStridedRows<V>) {  // neighbours
-        project_rows<V, T>(p, row[0], row[0] + rows);
+        project_range<V, T>(p, row[0], row[0] + rows);
         continue;
       }
       rows = std::min<int64_t>(end - i, V::kRows);

@@ -42,12 +42,23 @@ int64_t threads_for(const ProjectParams<A>& p) {
 }
 
 template <class A>
-void launch_rows(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
+void launch_range(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
   const int64_t threads = threads_for(p), blocks = (p.n + kernel.block - 1) / kernel.block;
-  if (threads == 1) return kernel.rows(p, 0, p.n);
+  if (threads == 1) return kernel.range(p, 0, p.n);
   if (blocks < threads) return kernel.split(p, threads, run_parallel);
   run_parallel(threads, blocks, [&](int64_t begin, int64_t end) {
-    kernel.rows(p, begin * kernel.block, std::min(end * kernel.block, p.n));
+    kernel.range(p, begin * kernel.block, std::min(end * kernel.block, p.n));
+  });
+}
+
+// Vectors of a weight, in place. Those that lie side by side in memory have a kernel of their own;
+// what a thread gets of them is a multiple of a cache line.
+template <class A>
+void launch_vectors(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
+  if (p.out_row != 1) return launch_range(kernel, p);
+  constexpr int64_t kLine = 64;
+  run_parallel(threads_for(p), (p.n + kLine - 1) / kLine, [&](int64_t begin, int64_t end) {
+    kernel.columns(p, begin * kLine, std::min(end * kLine, p.n));
   });
 }
 
@@ -66,7 +77,7 @@ void launch_bank(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
   }
   if (one) {
     const Span span = span_of(p, 0);
-    if (!is_copy(p, span.rank)) return launch_rows(kernel, projector(p, span));
+    if (!is_copy(p, span.rank)) return launch_range(kernel, projector(p, span));
   }
   const int64_t threads = threads_for(total * p.d);
   const auto in_parallel = [&](auto row, auto body) {
@@ -82,7 +93,7 @@ void launch_bank(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
     const int64_t* rows = order.rows();
     return in_parallel([&](int64_t i) { return rows[i]; },
                        [&](int64_t begin, int64_t end) {
-                         kernel.gathered(p, rows + begin, order.spans() + begin, end - begin);
+                         kernel.rows(p, rows + begin, order.spans() + begin, end - begin);
                        });
   }
   in_parallel([](int64_t i) { return i; },
@@ -91,31 +102,25 @@ void launch_bank(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
                 for (; begin < end; begin += kGroup) {
                   const int64_t count = std::min(end - begin, kGroup);
                   order.group(p, begin, begin + count);
-                  kernel.gathered(p, order.rows(), order.spans(), count);
+                  kernel.rows(p, order.rows(), order.spans(), count);
                 }
               });
 }
 
 // launch(kernel, params) with the kernel of the dtype.
 template <class Launch>
-void for_dtype(ScalarType type, const Factors& f, const Pass& pass, Launch launch) {
-  if (pass.from.n == 0) return;
+void for_dtype(ScalarType type, const Factors& f, const LaunchArgs& args, Launch launch) {
+  if (args.from.n == 0) return;
   if (type == ScalarType::Double) {
-    return launch(scalar::project_f64, make_params<double>(f, pass));
+    return launch(scalar::project_f64, make_params<double>(f, args));
   }
   const CpuKernels& kernels = cpu_kernels();
-  const auto p = make_params<float>(f, pass);
+  const auto p = make_params<float>(f, args);
   switch (type) {
     case ScalarType::Float: return launch(kernels.project_f32, p);
     case ScalarType::BFloat16: return launch(kernels.project_bf16, p);
     default: return launch(kernels.project_f16, p);
   }
-}
-
-inline void launch_cpu(const Tensor& x, const Factors& f, const Pass& pass) {
-  for_dtype(x.scalar_type(), f, pass, [](const auto& kernel, const auto& p) {
-    p.index ? launch_bank(kernel, p) : launch_rows(kernel, p);
-  });
 }
 
 }  // namespace clipproj

@@ -57,7 +57,7 @@ def on_tower(
     return projector
 
 
-class Source:
+class RowEditor:
     """A projector or a bank, and what the current context chose from it.
 
     Not a module, so that what holds it keeps the state dict it had. A copy (deepcopy, pickle) has
