@@ -52,18 +52,24 @@ def _campaign(value: Any) -> Any:
 
 
 def mark_campaigns(items: Iterable[pytest.Item]) -> None:
-    """Marks as `campaign` what a test that is marked `pairwise` has beside such a subset.
-
-    GPU cases are a set of their own: where there is no GPU they are skipped, and cover nothing.
-    """
-    tests: dict[tuple[str, bool], list[pytest.Function]] = defaultdict(list)
+    """Marks as `campaign` what a test that is marked `pairwise` has beside such a subset."""
+    tests: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("pairwise"):
-            name = item.nodeid.partition("[")[0]
-            tests[name, item.get_closest_marker("gpu") is not None].append(item)
+            tests[item.nodeid.partition("[")[0]].append(item)
     for functions in tests.values():
-        rows = [tuple(one.callspec.indices.items()) for one in functions]
-        chosen = covering(rows)
+        chosen = covering([_values(function) for function in functions])
         for i, function in enumerate(functions):
             if i not in chosen:
                 function.add_marker("campaign")
+
+
+def _values(function: pytest.Function) -> list[str]:
+    """One for each of its parameters; those that one `parametrize` sets together are one."""
+    given = {name: repr(value) for name, value in function.callspec.params.items()}
+    together = [mark.args[0] for mark in function.iter_markers("parametrize")]
+    values = [
+        ", ".join(given.pop(name.strip()) for name in names)
+        for names in (one.split(",") if isinstance(one, str) else one for one in together)
+    ]
+    return [*values, *given.values()]
