@@ -27,9 +27,10 @@ test: $(VENV)/.dev  ## All tests of the CPU path (GPU tests run where there is a
 	$(SAY) "pytest"
 	@$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev  ## Ruff and clang-format, as pre-commit runs them
-	$(SAY) "ruff, clang-format"
+lint: $(VENV)/.dev  ## Ruff and clang-format, as pre-commit runs them, and mypy
+	$(SAY) "ruff, mypy, clang-format"
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/helpers/cuda_on_cpu benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inl')
 
 builds: $(VENV)/.dev  ## The extension without CUDA and, where a toolkit is found, with it
