@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SAY := @printf '\n\033[1m== %s\033[0m\n'
 
-.PHONY: help demo serve test lint builds bench bench-serve bench-forgetting bench-gpu bench-compare
+.PHONY: help demo serve test campaigns lint builds bench bench-serve bench-forgetting bench-gpu bench-compare
 .PHONY: ptxas clean
 .PHONY: perf-guard perf-guard-update perf-guard-callgrind
 
@@ -23,9 +23,17 @@ serve: $(VENV)/.dev  ## The service on the embedded model: http://127.0.0.1:8000
 	$(SAY) "clipproj serve"
 	@$(BIN)/clipproj serve
 
+# A file's tests stay together, with what they share. WORKERS: one for each core where it is not given.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/.dev  ## All tests of the CPU path (GPU tests run where there is a GPU)
-	$(SAY) "pytest"
-	@$(BIN)/python -m pytest
+	$(SAY) "pytest, $(WORKERS) workers"
+	@$(PYTEST)
+
+campaigns: $(VENV)/.dev  ## The long ones: all combinations, many seeds, sanitizers, load
+	$(SAY) "pytest -m campaign, $(WORKERS) workers"
+	@$(PYTEST) -m campaign
 
 lint: $(VENV)/.dev  ## Ruff and clang-format, as pre-commit runs them, and mypy
 	$(SAY) "ruff, mypy, clang-format"

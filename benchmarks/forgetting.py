@@ -24,9 +24,11 @@ from torch import Tensor
 import clipproj
 from clipproj import audit
 from clipproj.audit.stats import mean, plain, share
-from clipproj.cli import compare, inputs
+from clipproj.compare import words
+from clipproj.compare.run import ComparisonRecipe, run
 from clipproj.methods import Cells, selective_rows
 from clipproj.recipe import Recipe
+from clipproj.recipe.samples import Unedited, load, prompt_embedder
 from clipproj.report.formatting import cell, interval
 from clipproj.report.page import Table
 
@@ -53,10 +55,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, help="how many; default: all that the model knows")
     args = parser.parse_args()
     torch.manual_seed(0)
-    wanted = compare.Wanted(
+    wanted = ComparisonRecipe(
         count=args.classes, also=HERE / "methods", out=Path(".benchmarks/compare")
     )
-    source = inputs.load(Recipe(command="forgetting"))
+    source = load(Recipe(command="forgetting"))
     found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat()}
     parts = []
 
@@ -65,17 +67,17 @@ def main() -> None:
         parts.append(f"## {title}\n\n" + "\n\n".join(markdown(table) for table in tables))
         print(parts[-1], "\n", flush=True)
 
-    (contest,) = compare.run(wanted)
-    standings = contest.standings
+    (compared,) = run(wanted)
+    board = compared.leaderboard
     add(
         "methods",
-        f"Methods, {len(standings.forget)} classes of the embedded model",
-        [standings.main(), standings.more()],
-        plain({s.name: [s.about, s.numbers] for s in standings.standings}),
+        f"Methods, {len(board.forget)} classes of the embedded model",
+        [words.main(board), words.more(board)],
+        plain({s.name: [s.about, s.numbers] for s in board.rows}),
     )
     rows = by_domain(source)
     add("domains", "A class in some domains", [rows], [list(map(plain, r)) for r in rows.rows])
-    classes = standings.forget[:: max(1, len(standings.forget) // 12)][:12]
+    classes = board.forget[:: max(1, len(board.forget) // 12)][:12]
     rows = attacked(source, classes)
     add("paraphrase", "Other words", [rows], [list(map(plain, r)) for r in rows.rows])
     if args.texts is not None:
@@ -87,7 +89,7 @@ def main() -> None:
         (args.keep / "forgetting.json").write_text(text + "\n", encoding="utf-8")
 
 
-def by_domain(source: inputs.Source) -> Table:
+def by_domain(source: Unedited) -> Table:
     """Each class forgotten in line drawings and stencils, or in colour; pooled over classes."""
     loaded, samples = source.loaded, source.samples
     names = samples.names
@@ -144,9 +146,9 @@ def by_domain(source: inputs.Source) -> Table:
     )
 
 
-def attacked(source: inputs.Source, classes: Sequence[str]) -> Table:
+def attacked(source: Unedited, classes: Sequence[str]) -> Table:
     """What other words, searched prompts and fitted vectors find after each edit."""
-    samples, embed = source.samples, inputs.prompt_embedder(source.loaded)
+    samples, embed = source.samples, prompt_embedder(source.loaded)
     kinds = ("own name", "synonym", "template", "prompt search", "mix of texts", "any vector")
     out = []
     for label, (contrast, strength) in EDITS.items():

@@ -27,9 +27,9 @@ from clipproj import Embeddings
 from clipproj.audit import compare, judge
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
-from clipproj.cli import inputs
 from clipproj.methods.registry import Task, method
 from clipproj.recipe import Recipe, make
+from clipproj.recipe.samples import load
 from clipproj.report.page import Table
 
 SIZES = (1, 2, 5, 10, 100)
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def settings(texts: Path | None, pictures: Sequence[Path]) -> Iterator[Setting]:
-    source = inputs.load(Recipe(command="names"))
+    source = load(Recipe(command="names"))
     samples = source.samples
     yield Setting(f"Embedded model, {len(samples.names)} classes", samples, None, samples.names)
     if texts is None:

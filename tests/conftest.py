@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES
+from pairwise import mark_campaigns
 from projectors import MAKES, D, symmetric
 
 from clipproj import _C, Projector, ProjectorBank
 
 torch.set_num_threads(1)  # matrices here are small: a busy pool costs more than it gives
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is asked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_campaigns(items)
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +76,18 @@ def dtype(request: pytest.FixtureRequest, device: str) -> torch.dtype:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all its workers see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def library(shared: Path) -> Any:
     """The CUDA kernels, run on the CPU by cuda_on_cpu/."""
     from cuda_on_cpu import build
 
-    return build.build_library(tmp_path_factory.mktemp("cuda-on-cpu"))
+    return build.build_library(shared / "cuda-on-cpu")
 
 
 # The tiny CLIP of tiny.py, which knows its pictures, and what is asked of it. Read only.

@@ -18,35 +18,37 @@ from __future__ import annotations
 
 from functools import partial
 
-from clipproj.compare.task import Contender
+from clipproj.compare.method import ComparedMethod
 
 from . import jit, leace, lip, pbu, tia
 
 METHODS = {
-    "lip": Contender(
+    "lip": ComparedMethod(
         "Lip (2407.07485): answers smoothed around 64 made-up features", lip.make, learns=True
     ),
-    "pbu": Contender(
+    "pbu": ComparedMethod(
         "PBU (2403.16246): cross-entropy climbed on the class's pictures", pbu.make, learns=True
     ),
-    "pbu, synthetic": Contender(
+    "pbu, synthetic": ComparedMethod(
         "PBU on 64 made-up features", partial(pbu.make, synthetic=True), learns=True
     ),
-    "jit": Contender(
+    "jit": ComparedMethod(
         "JiT (2402.01401): answers smoothed around the class's pictures", jit.make, learns=True
     ),
-    "jit, synthetic": Contender(
+    "jit, synthetic": ComparedMethod(
         "JiT on 64 made-up features", partial(jit.make, synthetic=True), learns=True
     ),
-    "tia": Contender(
+    "tia": ComparedMethod(
         "TIA (TMLR 2025): the class's text sent to the empty prompt's", tia.make, needs=("empty",)
     ),
-    "tia, texts as left": Contender(
+    "tia, texts as left": ComparedMethod(
         "TIA, its texts not normalised again, as no service does",
         partial(tia.make, renormalize=False),
         needs=("empty",),
     ),
-    "leace": Contender("LEACE (2306.03819), told every label: the oracle", leace.make, learns=True),
+    "leace": ComparedMethod(
+        "LEACE (2306.03819), told every label: the oracle", leace.make, learns=True
+    ),
 }
 
 __all__ = ["METHODS"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
-    from clipproj.compare.task import Task
+    from clipproj.methods.method import Task
 
 COUNT = 64  # made-up features of a text: Lip's pictures of a class
 # Lip accepts a picture at 0.6 to 0.99, by class. Chosen here: features only just as sure as that

@@ -26,7 +26,7 @@ from .features import COUNT, Classes, to_learn
 from .lip import ratio
 
 if TYPE_CHECKING:
-    from clipproj.compare.task import Task
+    from clipproj.methods.method import Task
 
 NOISE = 2.5
 STOP = 0.1

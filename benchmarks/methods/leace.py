@@ -17,7 +17,7 @@ from clipproj.refusal import Refusal
 from .features import forgotten_pictures
 
 if TYPE_CHECKING:
-    from clipproj.compare.task import Task
+    from clipproj.methods.method import Task
 
 
 def make(task: Task) -> Projector:

@@ -28,7 +28,7 @@ from .dense import Dense
 from .features import RATE, Classes, synthesise
 
 if TYPE_CHECKING:
-    from clipproj.compare.task import Task
+    from clipproj.methods.method import Task
 
 NOISE = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 COPIES = 25

@@ -24,7 +24,7 @@ from .dense import Dense
 from .features import RATE, Classes, to_learn
 
 if TYPE_CHECKING:
-    from clipproj.compare.task import Task
+    from clipproj.methods.method import Task
 
 CLIMB, FISHER, STAY = 670.0, 95.0, 100.0  # a, b, g
 STOP = 0.0

@@ -34,7 +34,7 @@ from clipproj.refusal import Refusal
 from .dense import Dense
 
 if TYPE_CHECKING:
-    from clipproj.compare.task import Task
+    from clipproj.methods.method import Task
 
 RANK, STEPS, RATE = 5, 2000, 0.01
 FORGET, PRESERVE = 1.3, 0.4  # lf, lp

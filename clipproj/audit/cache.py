@@ -22,7 +22,7 @@ def code_digest(folder: Path = Path(__file__).parents[1]) -> str:
     return digest.hexdigest()
 
 
-class Journal:
+class Cache:
     """An append-only file of JSON lines, each a result under a key.
 
     A key says all that a result depends on; a result under a key is never computed again. The last
@@ -32,7 +32,7 @@ class Journal:
     Args:
         path: the file, made on the first `put`; None keeps results in memory alone.
 
-    Raises ValueError for a file that is no journal, OSError when it cannot be read or written.
+    Raises ValueError for a file that is no such file, OSError when it cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -48,14 +48,14 @@ class Journal:
                 self._found[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
                 raise Refusal(
-                    "Journal",
+                    "Cache",
                     "path",
                     f"must hold results of an earlier run, got {self.path} whose "
                     f"line {number} is none; remove it or choose another folder",
                 ) from None
         if cut:
             warnings.warn(
-                f"Journal: the last line of {self.path} was cut short and is computed again",
+                f"Cache: the last line of {self.path} was cut short and is computed again",
                 stacklevel=2,
             )
             with open(self.path, "rb+") as file:

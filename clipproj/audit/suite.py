@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clipproj.audit.cache import Journal
+from clipproj.audit.cache import Cache
 from clipproj.audit.evaluate import Comparison, as_dict
 from clipproj.audit.registry import AuditInput, audits
 from clipproj.audit.stats import plain
@@ -38,7 +38,7 @@ def audit(
     only: Sequence[str] | None = None,
     *,
     words: Words | None = None,
-    journal: Journal | None = None,
+    cache: Cache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[AuditResult]:
     """Run audits, in the order of `registry.audits`.
@@ -51,7 +51,7 @@ def audit(
         only: keys of audits; None: all.
         words: from a key and what that audit gave to what else is kept of it, as JSON:
             `report.sections.kept` makes pages.
-        journal: results of earlier runs, which are not computed again; new ones are added.
+        cache: results of earlier runs, which are not computed again; new ones are added.
         progress: called with (audits done, audits in all), the first time before any.
 
     Raises Refusal for an unknown key or a forgotten name that is no class.
@@ -63,16 +63,16 @@ def audit(
     check_keys(only)
     wanted = [key for key in audits() if only is None or key in only]
     given = replace(given, forget=given.samples.classes.select(given.forget).names)
-    journal = Journal(None) if journal is None else journal
+    cache = Cache(None) if cache is None else cache
     of_input = given.key()
     results = []
     if progress is not None:
         progress(0, len(wanted))
     for key in wanted:
         entry = json.dumps([of_input, key, words is not None])
-        if entry not in journal:
-            journal.put(entry, _made(given, key, words))
-        results.append(AuditResult(key, **journal[entry]))
+        if entry not in cache:
+            cache.put(entry, _made(given, key, words))
+        results.append(AuditResult(key, **cache[entry]))
         if progress is not None:
             progress(len(results), len(wanted))
     return results

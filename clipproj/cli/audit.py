@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from clipproj.audit.registry import audits
 from clipproj.cli import options, terminal
-from clipproj.refusal import Refusal
 
 if TYPE_CHECKING:
     from clipproj.audit.suite import AuditResult
-    from clipproj.cli.inputs import Source
-    from clipproj.models.text import Embeddings
-    from clipproj.projector import Projector
-    from clipproj.recipe import Recipe
 
 EPILOG = f"""
 [bold]Examples[/bold]
@@ -104,6 +97,7 @@ def audit(
     audit.json.
     """
     from clipproj.recipe import Recipe
+    from clipproj.recipe.audit import audited
 
     recipe = Recipe(
         names=names or (),
@@ -125,137 +119,20 @@ def audit(
         command="audit",
     )
     with terminal.quiet(as_json) as notes, terminal.progress(as_json) as progress:
-        source, edit, results = run(
+        done = audited(
             recipe,
             features=features,
             only=only,
             domains=options.pairs("audit", "domain", "PATTERN=NAME", domain),
             seed=seed,
             save_features=save_features,
-            progress=progress,
+            say=progress,
         )
     with terminal.done(recipe.out):
         if as_json:
-            print(json.dumps(_as_dict(source, edit, results) | {"notes": notes}, indent=2))
+            print(json.dumps(done.as_dict() | {"notes": notes}, indent=2))
         else:
-            _show(results, recipe.out)
-
-
-def run(
-    recipe: Recipe,
-    *,
-    features: Path | None = None,
-    only: list[str] | None = None,
-    domains: Mapping[str, str] | None = None,
-    seed: int = 0,
-    save_features: Path | None = None,
-    progress: Any = None,
-) -> tuple[Source, Projector, list[AuditResult]]:
-    """The command without a terminal. Raises as `erase` and `suite.audit` do."""
-    from clipproj.audit import suite
-    from clipproj.audit.cache import Journal
-    from clipproj.audit.registry import AuditInput
-    from clipproj.cli import inputs
-    from clipproj.projector import load
-    from clipproj.recipe import Embedder, Texts, check, check_known, project, resolve, silent
-    from clipproj.recipe.record import OF_A_MODEL
-    from clipproj.report.page import need_charts
-    from clipproj.report.pages import write_pages
-    from clipproj.report.sections import kept, page_of
-
-    say = progress or silent
-    need_charts()
-    # other words attack the edit here, they are not forgotten with the class
-    synonyms, recipe = recipe.synonyms, replace(recipe, synonyms={})
-    check(recipe, OF_A_MODEL if features is None else ())
-    suite.check_keys(only)
-    if recipe.projector is not None and recipe.keep:
-        raise Refusal("audit", "keep", f"must be left out with a projector, got {recipe.keep}")
-    options.writable("audit", recipe.out, save_features)
-    saved = None if recipe.projector is None else load(recipe.projector)
-    if saved is not None and recipe.strength is not None:
-        saved = saved.scaled(recipe.strength)
-    source = inputs.load(recipe, features, say)
-    if domains:
-        source = replace(source, samples=inputs.in_domains(source.samples, domains))
-    classes = source.samples.classes
-    names = resolve(recipe, saved, classes.names, seen=True)
-    for name in names.keep:
-        check_known("audit", name, classes.names)
-    loaded = source.loaded
-    if saved is None:
-        gone = classes.select(names.forget)
-        texts = Texts(gone, classes.select(names.keep), "images", classes, gone)
-        edit = project(recipe, texts, loaded and Embedder(loaded, say, recipe.truncate))
-    else:
-        edit = saved.for_tower(recipe.tower, "audit")  # as `erase` folds it
-        _check_same_space(edit, classes, recipe.force)
-    if save_features is not None:
-        source.samples.save(save_features)
-    results = suite.audit(
-        AuditInput(
-            samples=source.samples,
-            projector=edit,
-            forget=names.forget,
-            model=loaded and loaded.model,
-            preprocess=loaded and loaded.preprocess,
-            embed=loaded and inputs.prompt_embedder(loaded, recipe.truncate),
-            truncate=recipe.truncate,
-            synonyms=synonyms,
-            seed=seed,
-        ),
-        only,
-        words=kept,
-        journal=Journal(recipe.out / "audits.jsonl"),
-        progress=lambda done, total: say("audits", done, total),
-    )
-    facts = source.about | {
-        "method": edit.provenance.get("method", "projector"),
-        "rank": f"{edit.rank} of {edit.dim}",
-        "strength": f"{float(edit.strength):g}",
-    }
-    from clipproj.files import atomic
-    from clipproj.report.formatting import listed
-
-    write_pages(
-        recipe.out / "audit.html",
-        [page_of(one) for one in results],
-        title=f"Erasing {listed(names.forget)}: the audits",
-        eyebrow="clipproj audit",
-        facts=facts,
-    )
-    with atomic(recipe.out / "audit.json") as part:
-        part.write_text(json.dumps(_as_dict(source, edit, results), indent=2), encoding="utf-8")
-    return source, edit, results
-
-
-def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None:
-    if edit.dim != classes.dim:
-        raise Refusal(
-            "audit",
-            "projector",
-            f"must be of width {classes.dim} as the features are, got {edit.dim}",
-        )
-    if not force:
-        model, otherwise = "the model that is audited", "; force=True audits it all the same"
-        edit.require_model("audit", classes.head_hash, model=model, otherwise=otherwise)
-
-
-def _as_dict(source: Source, edit: Projector, results: list[AuditResult]) -> dict[str, Any]:
-    from clipproj.report.sections import page_of
-
-    return {
-        "source": source.about,
-        "projector": edit.content_hash(),
-        "method": edit.provenance.get("method"),
-        "parameters": edit.provenance.get("parameters"),
-        "rank": edit.rank,
-        "strength": round(float(edit.strength), 6),
-        "audits": {
-            one.key: {"title": page.title, "lead": page.lead, "numbers": one.numbers}
-            for one, page in ((one, page_of(one)) for one in results)
-        },
-    }
+            _show(done.results, recipe.out)
 
 
 def _show(results: list[AuditResult], out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from clipproj.methods.registry import DEFAULT, METHODS, STRENGTH, method
-from clipproj.models.words import canonical, utf8
+from clipproj.models.words import canonical
+from clipproj.recipe.samples import check_utf8
 from clipproj.refusal import Refusal
 
 WHAT, MODEL, HOW, OUTPUT = "What to forget and keep", "Model and images", "Method", "Output"
@@ -137,28 +137,8 @@ def folder(command: str, out: str) -> Path:
     """The output folder. ValueError, in the name of `command`, for one blank or not UTF-8."""
     if not out.strip():
         raise Refusal(command, "out", f"must be a folder, got {out!r}")
-    _check_utf8(command, "out", Path(out))
+    check_utf8(command, "out", Path(out))
     return Path(out)
-
-
-def _check_utf8(command: str, option: str, path: Path) -> None:
-    if not utf8(os.path.realpath(path)):  # safetensors would write it and not read it back
-        raise Refusal(command, option, f"must be a path in UTF-8, got {str(path)!r}")
-
-
-def writable(command: str, out: Path, save_features: Path | None) -> None:
-    """Make the output folder; refuse now what could not be written after an hour of measuring.
-
-    Raises ValueError, in the name of `command`, for a file in its place, a missing folder, a path
-    that is not UTF-8.
-    """
-    if out.exists() and not out.is_dir():
-        raise Refusal(command, "out", f"must be a folder, got the file {out}")
-    if save_features is not None:
-        _check_utf8(command, "save-features", save_features)
-        if not save_features.resolve().parent.is_dir():
-            raise Refusal(command, "save-features", f"must be in a folder, got {save_features}")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def device_or_default(device: str | None) -> str:

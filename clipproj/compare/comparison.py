@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from clipproj import files
-from clipproj.audit.cache import Journal, code_digest
+from clipproj.audit.cache import Cache, code_digest
 from clipproj.audit.samples import Edit, Samples
-from clipproj.compare.task import Contender, Task
-from clipproj.compare.trial import Field, measure
+from clipproj.compare.method import ComparedMethod, Task
+from clipproj.compare.trial import TrialData, measure
 from clipproj.refusal import Refusal
 
 BASE = "no edit"
@@ -52,62 +52,62 @@ def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]
 
 
 def run(
-    field: Field,
-    contenders: Mapping[str, Contender],
+    data: TrialData,
+    methods: Mapping[str, ComparedMethod],
     forget: Sequence[str],
     *,
-    journal: Journal | None = None,
+    cache: Cache | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Every contender on every class: {contender: {class: numbers}}, with `BASE` as the first.
+    """Every method on every class: {method: {class: numbers}}, with `BASE` as the first.
 
-    Where a contender learns, `BASE_IN_HALVES` is the second: probes and rankings of methods that
+    Where a method learns, `BASE_IN_HALVES` is the second: probes and rankings of methods that
     learn are of halves, and this is what they are to be held against.
 
     Texts are normalised again after an edit of the text tower, as services do, unless an edit has
-    `renormalize` and it is false. Numbers are plain JSON, as `cell.measure` gives them.
+    `renormalize` and it is false. Numbers are plain JSON, as `trial.measure` gives them.
 
     Args:
-        journal: results of earlier runs, which are not computed again; new ones are added.
-        progress: called with (cells done, cells in all), the first time before any.
+        cache: results of earlier runs, which are not computed again; new ones are added.
+        progress: called with (trials done, trials in all), the first time before any.
 
     Raises:
-        ValueError: for a name that is no class, or a contender with the name of a base.
-        RuntimeError: for a contender that fails, by its name; what is done is in the journal.
+        ValueError: for a name that is no class, or a method with the name of a base.
+        RuntimeError: for a method that fails, by its name; what is done is in the cache.
     """
     for name in forget:
-        field.samples.of([name])  # all are looked up before any is computed
-    bases = {BASE: Contender("the model as it is", _same)}
-    if any(one.learns for one in contenders.values()):
+        data.samples.of([name])  # all are looked up before any is computed
+    bases = {BASE: ComparedMethod("the model as it is", _same)}
+    if any(one.learns for one in methods.values()):
         about = "the model as it is, each half of the pictures apart"
-        bases[BASE_IN_HALVES] = Contender(about, _same, learns=True)
-    for name in contenders:
+        bases[BASE_IN_HALVES] = ComparedMethod(about, _same, learns=True)
+    for name in methods:
         if name in (BASE, BASE_IN_HALVES):
-            raise Refusal("run", "contenders", f"must have names of their own, got {name!r}")
-    contenders = {**bases, **contenders}
-    journal = Journal(None) if journal is None else journal
-    code, key = code_digest(), _digest(field)
-    out: dict[str, dict[str, Any]] = {name: {} for name in contenders}
-    done, cells = 0, len(contenders) * len(forget)
+            raise Refusal("run", "methods", f"must have names of their own, got {name!r}")
+    methods = {**bases, **methods}
+    cache = Cache(None) if cache is None else cache
+    code, key = code_digest(), _digest(data)
+    out: dict[str, dict[str, Any]] = {name: {} for name in methods}
+    done, trials = 0, len(methods) * len(forget)
     if progress is not None:
-        progress(done, cells)
-    for name, contender in contenders.items():
-        for gone in forget:
-            prompts = (field.prompts or {}).get(gone)
+        progress(done, trials)
+    for name, method in methods.items():
+        for one in forget:
+            prompts = (data.prompts or {}).get(one)
             own = None if prompts is None else files.sha256(prompts.tensor)
-            cell = json.dumps([code, contender.code, key, own, name, contender.about, gone, seed])
-            if cell not in journal:
+            entry = json.dumps([code, method.code, key, own, name, method.about, one, seed])
+            if entry not in cache:
                 try:
-                    value = measure(field, contender, gone, seed)
+                    value = measure(data, method, one, seed)
                 except Exception as error:  # of a method that may be anybody's
                     what = f"{type(error).__name__}: {error}"
-                    raise RuntimeError(f"compare: method {name!r} on {gone!r}: {what}") from error
-                journal.put(cell, value)
-            out[name][gone] = journal[cell]
+                    raise RuntimeError(f"compare: method {name!r} on {one!r}: {what}") from error
+                cache.put(entry, value)
+            out[name][one] = cache[entry]
             done += 1
             if progress is not None:
-                progress(done, cells)
+                progress(done, trials)
     return out
 
 
@@ -126,9 +126,9 @@ def _same(task: Task) -> Edit:
     return _Same()
 
 
-def _digest(field: Field) -> str:
+def _digest(data: TrialData) -> str:
     """Hex digest of the pictures and texts: results of others are other results."""
-    sets = [field.samples, *(field.elsewhere or {}).values()]
+    sets = [data.samples, *(data.elsewhere or {}).values()]
     tensors = [t for s in sets for t in (s.features, s.labels, s.classes.tensor, s.texts)]
-    names = json.dumps([[*s.names, s.scale] for s in sets] + [*(field.elsewhere or ())])
-    return files.sha256(*tensors, field.empty, text=names)
+    names = json.dumps([[*s.names, s.scale] for s in sets] + [*(data.elsewhere or ())])
+    return files.sha256(*tensors, data.empty, text=names)

@@ -18,14 +18,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from clipproj.audit.images import Pictures
 from clipproj.models.words import name_key
 from clipproj.refusal import Refusal
-from clipproj.report.page import Page, Table
 
 BACKBONES = {"RN50": "OpenAI CLIP RN50, d = 1024", "ViT-B/16": "OpenAI CLIP ViT-B/16, d = 512"}
 OTHERS = 3  # data sets beside the class's own
@@ -319,56 +317,6 @@ def score(before: Accuracies, after: Accuracies) -> Score:
     retain = lost.pop("retained")
     value = math.nan if reasons else (forget + retain + sum(lost.values())) / (OTHERS + 2)
     return Score(value, forget, retain, lost, "; ".join(reasons))
-
-
-def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, full: float) -> Page:
-    """The scores of a contest on one data set, beside the published accuracies before forgetting.
-
-    Args:
-        results: of `contest.run`. base: the name of the unedited model among them.
-        full: accuracy on all pictures before the edit.
-    """
-
-    def accuracies(cell: Mapping[str, Any]) -> Accuracies:
-        def value(number: Any) -> float:
-            return math.nan if number is None or number["value"] is None else number["value"]
-
-        others = {name: value(number) for name, number in cell["elsewhere"].items()}
-        return Accuracies(value(cell["forget"]), value(cell["retain"]), others)
-
-    before = {gone: accuracies(cell) for gone, cell in results[base].items()}
-    rows, reasons = [], {}
-    for name, cells in results.items():
-        scores = {
-            gone: score(before[gone], accuracies(cell))
-            for gone, cell in cells.items()
-            if "refused" not in cell
-        }
-        reasons |= {one.reason: None for one in scores.values() if one.reason}
-        values = [scores[gone].value if gone in scores else math.nan for gone in before]
-        rows.append((name, *values, math.fsum(values) / len(values)))
-    columns = ("method", *before, "mean")
-    caption = (
-        "Lip's score, lower is better: what is left of the class and what the other classes and "
-        "the three other data sets lost, each relative to before, over five. "
-        + (f"Not a number where: {'; '.join(reasons)}." if reasons else "")
-    )
-    published = tuple(
-        (f"{BACKBONES[name]}, published", *one.forget, one.retain, one.full)
-        for name, one in data.reference.items()
-    )
-    here = tuple(before[gone].forget for gone in before)
-    kept = math.fsum(one.retain for one in before.values()) / len(before)
-    measured = ("this model, here", *here, kept, full)
-    lead = (
-        f"{data.title} under Lip's protocol (arXiv 2407.07485): accuracies before forgetting "
-        "beside the published ones, and the protocol's score. No accuracy after forgetting is "
-        "published for these classes, so the score stands by itself."
-    )
-    heads = ("before the edit", *(f"{gone} %" for gone in before), "retained %", "all %")
-    return Page("lip", "Lip's protocol", lead, (
-        Table(heads, (measured, *published)), Table(columns, tuple(rows), caption),
-    ))  # fmt: skip
 
 
 def _key(name: str) -> str:

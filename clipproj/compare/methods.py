@@ -14,7 +14,7 @@ from types import ModuleType
 from clipproj import files
 from clipproj.audit.cache import code_digest
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES
-from clipproj.compare.task import Contender, Task
+from clipproj.compare.method import ComparedMethod, Task
 from clipproj.methods.registry import METHODS, STRENGTH, Method, Setting, check_options
 from clipproj.projector import Projector
 from clipproj.recipe import make
@@ -23,10 +23,10 @@ from clipproj.refusal import Refusal
 _PACKAGE = "__init__.py"
 
 
-def settings() -> dict[str, Contender]:
+def settings() -> dict[str, ComparedMethod]:
     """What is compared where nothing is named: every method at the settings that it declares."""
     return {
-        setting.name: _contender(method, setting)
+        setting.name: _compared(method, setting)
         for method in METHODS.values()
         for setting in _settings(method)
     }
@@ -37,17 +37,17 @@ def _settings(method: Method) -> tuple[Setting, ...]:
     return (Setting(method.name, method.about),) if own is None else own
 
 
-def _contender(method: Method, setting: Setting) -> Contender:
+def _compared(method: Method, setting: Setting) -> ComparedMethod:
     def of(task: Task) -> Projector:
         return make("compare", task, method, setting.options, setting.strength)
 
     needs = method.needed(setting.options)
-    return Contender(
+    return ComparedMethod(
         setting.about, of, learns="fit" in needs, needs=tuple(n for n in needs if n != "fit")
     )
 
 
-def _asked(text: str) -> Contender | None:
+def _asked(text: str) -> ComparedMethod | None:
     """A method of the registry by its name, its options and strength behind it with commas.
 
         rotate, angle=90, strength=0.5
@@ -65,19 +65,19 @@ def _asked(text: str) -> Contender | None:
     strength = given.pop("strength", None)
     options = check_options("compare", method, given)
     about = f"{method.about}; {', '.join(parts)}" if parts else method.about
-    return _contender(method, Setting(text, about, options, strength))
+    return _compared(method, Setting(text, about, options, strength))
 
 
 def chosen(
     names: Iterable[str] | None = None, also: str | os.PathLike[str] | None = None
-) -> dict[str, Contender]:
-    """The contenders of these names, or all, and those of a folder or file of Python.
+) -> dict[str, ComparedMethod]:
+    """The methods of these names, or all, and those of a folder or file of Python.
 
     Args:
         names: of `settings`, of `also`, or a method of the registry with its options behind it,
             such as "rotate, angle=90"; None: all of the first two.
-        also: Python that defines `METHODS`, a dict from a name to `make(task)` or to a `Contender`;
-            a bare `make` is taken to learn from images. It is run: name only what you trust.
+        also: Python that defines `METHODS`, a dict from a name to `make(task)`, which is taken to
+            learn from images, or to a `ComparedMethod`. It is run: name only what you trust.
 
     Raises:
         ValueError: for an unknown name, no such file, or one without METHODS; ImportError: for what
@@ -91,12 +91,12 @@ def chosen(
         for name, make in _methods_of(file).items():
             if not isinstance(name, str) or name in (BASE, BASE_IN_HALVES, *known):
                 raise Refusal("compare", "also", f"must have names of its own, got {name!r}")
-            if not isinstance(make, Contender):
+            if not isinstance(make, ComparedMethod):
                 if not callable(make):
                     raise Refusal(
                         "compare", None, f"METHODS[{name!r}] must be callable, got {make!r}"
                     )
-                make = Contender(_first_line(make), make, learns=True)
+                make = ComparedMethod(_first_line(make), make, learns=True)
             known[name] = replace(make, code=code)
     if names is None:
         return known
@@ -119,7 +119,7 @@ def _file(path: Path) -> Path:
     return file
 
 
-def _methods_of(file: Path) -> Mapping[str, Callable | Contender]:
+def _methods_of(file: Path) -> Mapping[str, Callable | ComparedMethod]:
     module = _imported(file)
     methods = getattr(module, "METHODS", None)
     if not isinstance(methods, Mapping) or not methods:

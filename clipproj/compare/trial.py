@@ -20,7 +20,7 @@ from clipproj.audit.samples import Edit, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.audit.tagging import precisions
 from clipproj.audit.tradeoff import area
-from clipproj.compare.task import Contender, Task
+from clipproj.compare.method import ComparedMethod, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal, refusal
@@ -31,8 +31,8 @@ WIDTH = 400  # of RanPAC: enough for what a thousand find, at a tenth of the tim
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
-    """What is contested on: pictures, other pictures that must not suffer, and prompts.
+class TrialData:
+    """What is compared on: images, other pictures that must not suffer, and prompts.
 
     Args:
         samples: the pictures whose classes are forgotten, unedited.
@@ -68,7 +68,7 @@ class _Part:
         return getattr(self.edit, "renormalize", True)
 
 
-def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> dict[str, Any]:
+def measure(data: TrialData, method: ComparedMethod, forget: str, seed: int = 0) -> dict[str, Any]:
     """One method on one class: plain JSON, each share as value, n, low and high.
 
     forget, retain, neighbours, others: zero-shot accuracy, as `evaluate.Scores`.
@@ -85,13 +85,13 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     A method that refuses the class (`clipproj.refusal.Refusal` when made), or needs what is not at
     hand or not installed, has {"refused": why}; any other error of it is a bug and is raised.
     """
-    missing = [need for need in contender.needs if not _at_hand(field, need)]
+    missing = [need for need in method.needs if not _at_hand(data, need)]
     if missing:
         return {"refused": f"needs {' and '.join(missing)}, which only a model has"}
-    before = field.samples
+    before = data.samples
     started = time.perf_counter()
     try:
-        made = _made(field, contender, forget, seed)
+        made = _made(data, method, forget, seed)
     except (Refusal, ImportError) as error:
         return {"refused": refusal(error)}
     seconds = (time.perf_counter() - started) / len(made)
@@ -114,13 +114,13 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     out |= _recoverable(parts, seed)
     out["cosine"] = mean(torch.cat([_cosines(part) for part in parts]))
     out |= _ranking(parts, forget)
-    if field.prompts and forget in field.prompts:
-        out["prompt"] = _strongest_prompt(parts, field.prompts[forget].tensor, forget)
+    if data.prompts and forget in data.prompts:
+        out["prompt"] = _strongest_prompt(parts, data.prompts[forget].tensor, forget)
     first = parts[0].edit
-    out["area"] = math.nan if contender.learns else _area(before, first, forget)
+    out["area"] = math.nan if method.learns else _area(before, first, forget)
     out["elsewhere"] = {
         name: share(other.edited(first).correct(parts[0].again))
-        for name, other in (field.elsewhere or {}).items()
+        for name, other in (data.elsewhere or {}).items()
     }
     out["rank"] = int(getattr(first, "rank", before.classes.dim))
     out["distance"] = _distance(first, before.classes.dim)
@@ -128,29 +128,31 @@ def measure(field: Field, contender: Contender, forget: str, seed: int = 0) -> d
     return plain(out)
 
 
-def _at_hand(field: Field, need: str) -> bool:
-    return bool(field.prompts) if need == "prompts" else getattr(field, need) is not None
+def _at_hand(data: TrialData, need: str) -> bool:
+    return bool(data.prompts) if need == "prompts" else getattr(data, need) is not None
 
 
-def _made(field: Field, contender: Contender, forget: str, seed: int) -> list[tuple[Edit, Tensor]]:
+def _made(
+    data: TrialData, method: ComparedMethod, forget: str, seed: int
+) -> list[tuple[Edit, Tensor]]:
     """Edits with the rows of the pictures that each is measured on."""
-    s = field.samples
+    s = data.samples
     task = Task(
         forget=s.classes.select([forget]),
         keep=s.classes.drop([forget]),
         scale=s.scale,
-        empty=field.empty,
-        prompts=(field.prompts or {}).get(forget),
-        embed=field.embed,
+        empty=data.empty,
+        prompts=(data.prompts or {}).get(forget),
+        embed=data.embed,
         seed=seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that strengths above 1 lengthen rows is in the table
-        if not contender.learns:
-            return [(contender.make(task), torch.arange(len(s), device="cpu"))]
+        if not method.learns:
+            return [(method.make(task), torch.arange(len(s), device="cpu"))]
         half = halves(s.labels)
         return [
-            (contender.make(replace(task, fit=s.take(half != i))), (half == i).nonzero().flatten())
+            (method.make(replace(task, fit=s.take(half != i))), (half == i).nonzero().flatten())
             for i in range(HALVES)
         ]
 

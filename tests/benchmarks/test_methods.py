@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from clipproj import Embeddings
 from clipproj.audit.samples import Samples
 from clipproj.compare import comparison
-from clipproj.compare.task import Task
+from clipproj.methods.method import Task
 
 FOLDER = Path(__file__).parents[2] / "benchmarks/methods"
 spec = importlib.util.spec_from_file_location(
@@ -284,13 +284,13 @@ def test_leace_is_the_authors_fit_to_the_labels():
         METHODS["leace"].make(task(fit=t.fit.take(t.fit.of([GONE]))))
 
 
-def test_every_method_takes_part_in_a_contest():
+def test_every_method_takes_part_in_a_comparison():
     pytest.importorskip("concept_erasure")
     pytest.importorskip("sklearn")
-    field = comparison.Field(samples(2), empty=task().empty)
-    results = comparison.run(field, METHODS, [GONE])
+    data = comparison.TrialData(samples(2), empty=task().empty)
+    results = comparison.run(data, METHODS, [GONE])
     assert list(results) == [comparison.BASE, comparison.BASE_IN_HALVES, *METHODS]
     for name in METHODS:
-        cell = results[name][GONE]
-        assert "refused" not in cell, (name, cell)
-        assert cell["distance"] > 0, name
+        trial = results[name][GONE]
+        assert "refused" not in trial, (name, trial)
+        assert trial["distance"] > 0, name

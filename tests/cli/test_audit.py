@@ -15,7 +15,7 @@ from command import Page, Run
 
 import clipproj
 from clipproj.audit import AuditInput, Samples, audits, evaluate, suite
-from clipproj.cli.inputs import in_domains
+from clipproj.recipe.samples import in_domains
 from clipproj.report.sections import kept, page_of
 
 QUICK = ["--only", "accuracy", "--only", "drift", "--only", "leak"]

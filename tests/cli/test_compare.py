@@ -28,8 +28,8 @@ def test_the_table_and_the_files(run: Run, usual: list[str]) -> None:
     assert told["forget"] == ["cat", "tall tree"]
     assert list(told["methods"]) == [BASE, *settings()]
     assert "…" not in result.stdout  # no number is cut
-    cell = told["cells"]["nullspace, hull"]["cat"]
-    assert (cell["forget"]["value"], cell["forget"]["n"]) == (0, 3)
+    trial = told["trials"]["nullspace, hull"]["cat"]
+    assert (trial["forget"]["value"], trial["forget"]["n"]) == (0, 3)
     page = Page(Path("clipproj-compare/compare.html").read_text())
     assert page.ids == page.links == ["compare", "classes", "methods"]
     assert page.loads == []
@@ -49,24 +49,24 @@ def test_an_interrupted_run_goes_on(
     whole = run("compare", "cat", "dog", *TWO, *usual, "--out", "whole", "--json")
     measure, calls = comparison.measure, []
 
-    def stops(field: object, contender: object, forget: str, seed: int = 0) -> dict:
+    def stops(data: object, method: object, forget: str, seed: int = 0) -> dict:
         calls.append(forget)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return measure(field, contender, forget, seed)
+        return measure(data, method, forget, seed)
 
     monkeypatch.setattr(comparison, "measure", stops)
     assert run("compare", "cat", "dog", *TWO, *usual).exit_code != 0
     assert not Path("clipproj-compare/compare.json").exists()
     again = run("compare", "cat", "dog", *TWO, *usual, "--json")
-    assert len(calls) == 4 + 3  # six cells, of which three were there
+    assert len(calls) == 4 + 3  # six trials, of which three were there
 
     def timeless(text: str) -> dict:
         told = json.loads(text)["Methods compared"]
-        for cells in told["cells"].values():
-            for cell in cells.values():
-                del cell["seconds"]
-        return told["cells"]
+        for trials in told["trials"].values():
+            for trial in trials.values():
+                del trial["seconds"]
+        return told["trials"]
 
     assert timeless(again.stdout) == timeless(whole.stdout)
 
@@ -75,7 +75,7 @@ def test_features_of_a_file(run: Run, usual: list[str]) -> None:
     first = run("compare", "cat", *TWO, *usual, "--save-features", "f.safetensors", "--json")
     again = run("compare", "cat", *TWO, "--features", "f.safetensors", "--out", "again", "--json")
     assert again.exit_code == 0, again.stdout
-    one, other = (json.loads(r.stdout)["Methods compared"]["cells"]["ccup"]["cat"]
+    one, other = (json.loads(r.stdout)["Methods compared"]["trials"]["ccup"]["cat"]
                   for r in (first, again))  # fmt: skip
     for key in ("forget", "retain", "probe", "ranpac", "cosine", "precision", "area"):
         assert one[key] == other[key]
@@ -91,8 +91,8 @@ def test_other_pictures_that_must_not_suffer(
     shutil.copytree(pictures, "others", ignore=shutil.ignore_patterns("cat", "dog"))
     result = run("compare", "cat", *TWO, *usual, "--elsewhere", "more=others", "--json")
     assert result.exit_code == 0, result.stdout
-    cell = json.loads(result.stdout)["Methods compared"]["cells"][BASE]["cat"]
-    assert (cell["elsewhere"]["more"]["value"], cell["elsewhere"]["more"]["n"]) == (1.0, 12)
+    trial = json.loads(result.stdout)["Methods compared"]["trials"][BASE]["cat"]
+    assert (trial["elsewhere"]["more"]["value"], trial["elsewhere"]["more"]["n"]) == (1.0, 12)
 
 
 def test_lip_s_protocol(run: Run, usual: list[str], pictures: Path) -> None:
@@ -112,14 +112,14 @@ def test_lip_s_protocol(run: Run, usual: list[str], pictures: Path) -> None:
     dogs, cars = told["Stanford Dogs"], told["Stanford Cars"]
     assert dogs["forget"] == ["Pekinese", "toy poodle", "Scotch terrier"]
     assert cars["forget"] == list(DATASETS["stanford_cars"].forget)  # the year first
-    cells = cars["cells"]
+    trials = cars["trials"]
     gone = cars["forget"][0]
 
-    def accuracies(cell: dict) -> Accuracies:
-        others = {name: one["value"] for name, one in cell["elsewhere"].items()}
-        return Accuracies(cell["forget"]["value"], cell["retain"]["value"], others)
+    def accuracies(trial: dict) -> Accuracies:
+        others = {name: one["value"] for name, one in trial["elsewhere"].items()}
+        return Accuracies(trial["forget"]["value"], trial["retain"]["value"], others)
 
-    want = score(accuracies(cells[BASE][gone]), accuracies(cells["ccup"][gone])).value
+    want = score(accuracies(trials[BASE][gone]), accuracies(trials["ccup"][gone])).value
     (table,) = [t for t in cars["pages"][0]["tables"] if t["columns"][0] == "method"]
     (row,) = [r for r in table["rows"] if r[0] == "ccup"]
     shown = row[1]["value"]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import Samples
-from clipproj.audit.cache import Journal
-from clipproj.compare import leaderboard, trial
+from clipproj.audit.cache import Cache
+from clipproj.compare import leaderboard, trial, words
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES, known_classes, run
+from clipproj.compare.method import ComparedMethod, Task
 from clipproj.compare.methods import chosen, settings
-from clipproj.compare.task import Contender, Task
-from clipproj.compare.trial import Field, halves
+from clipproj.compare.trial import TrialData, halves
 from clipproj.refusal import Refusal
 
 NAMES = ("ant", "bee", "cat", "dog", "emu", "fox")
@@ -53,41 +53,41 @@ class Table:
 
 
 def test_numbers_of_the_unedited_model_and_of_an_edit_are_those_of_the_audits() -> None:
-    field = Field(samples())
-    results = run(field, {"plain": Contender("p", plain)}, ["cat", "fox"])
+    data = TrialData(samples())
+    results = run(data, {"plain": ComparedMethod("p", plain)}, ["cat", "fox"])
     assert list(results) == [BASE, "plain"]
-    base, cell = results[BASE]["cat"], results["plain"]["cat"]
+    base, trial = results[BASE]["cat"], results["plain"]["cat"]
     assert (base["forget"]["value"], base["forget"]["n"]) == (1.0, 10)
     assert base["cosine"]["value"] == pytest.approx(1)
     assert (base["rank"], base["distance"], base["area"]) == (0, 0.0, None)
     assert base["retrieval"]["value"] == base["precision"]["value"] == 1
-    assert cell["forget"]["value"] == 0
-    assert cell["distance"] == pytest.approx(1)
-    assert cell["rank"] == 1
-    edit = plain(Task(field.samples.classes.select(["cat"]), field.samples.classes.drop(["cat"])))
-    after = field.samples.edited(edit)
-    kept = field.samples.labels != 2
-    assert cell["retain"]["value"] == float(after.correct()[kept].double().mean())
-    cosine = F.cosine_similarity(field.samples.features, after.features)[kept].mean()
-    assert cell["cosine"]["value"] == pytest.approx(float(cosine), abs=1e-6)
-    assert cell["probe"]["value"] > 0.5  # the information stays
+    assert trial["forget"]["value"] == 0
+    assert trial["distance"] == pytest.approx(1)
+    assert trial["rank"] == 1
+    edit = plain(Task(data.samples.classes.select(["cat"]), data.samples.classes.drop(["cat"])))
+    after = data.samples.edited(edit)
+    kept = data.samples.labels != 2
+    assert trial["retain"]["value"] == float(after.correct()[kept].double().mean())
+    cosine = F.cosine_similarity(data.samples.features, after.features)[kept].mean()
+    assert trial["cosine"]["value"] == pytest.approx(float(cosine), abs=1e-6)
+    assert trial["probe"]["value"] > 0.5  # the information stays
     json.dumps(results, allow_nan=False)
 
 
 def test_a_method_that_learns_is_measured_on_pictures_it_has_not_seen() -> None:
-    field = Field(samples())
+    data = TrialData(samples())
 
     def memorise(task: Task) -> Table:
         assert len(task.fit) == 30
         return Table(task.fit, task.forget)
 
-    learns = Contender("m", memorise, learns=True)
-    cell = run(field, {"m": learns}, ["cat"])["m"]["cat"]
-    assert cell["retain"]["value"] == 0  # measured on seen ones it would be 1
-    assert cell["forget"]["value"] == 1
-    half = halves(field.samples.labels)
+    learns = ComparedMethod("m", memorise, learns=True)
+    trial = run(data, {"m": learns}, ["cat"])["m"]["cat"]
+    assert trial["retain"]["value"] == 0  # measured on seen ones it would be 1
+    assert trial["forget"]["value"] == 1
+    half = halves(data.samples.labels)
     for label in range(6):
-        assert torch.bincount(half[field.samples.labels == label]).tolist() == [5, 5]
+        assert torch.bincount(half[data.samples.labels == label]).tolist() == [5, 5]
 
 
 def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
@@ -104,22 +104,22 @@ def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
     def misnamed(task: Task) -> Projector:
         from clipproj.audit import gone  # noqa: F401
 
-    needs = Contender("needs", plain, needs=("empty",))
-    contenders = {"r": Contender("r", refuses), "n": needs, "l": Contender("l", lacks)}
-    results = run(Field(samples()), contenders, ["cat", "dog"])
+    needs = ComparedMethod("needs", plain, needs=("empty",))
+    methods = {"r": ComparedMethod("r", refuses), "n": needs, "l": ComparedMethod("l", lacks)}
+    results = run(TrialData(samples()), methods, ["cat", "dog"])
     assert results["l"]["dog"] == {"refused": "install that"}
     assert results["r"]["cat"] == {"refused": "r: not this one"}
     assert "needs empty" in results["n"]["dog"]["refused"]
-    table = leaderboard.Standings.of(results, {BASE: "", "r": "r", "n": "n", "l": "l"})
-    assert (table.standings[1].refused, table.standings[1].why) == (2, "r: not this one")
-    assert math.isnan(table.standings[1].numbers["forget"])
+    table = leaderboard.Leaderboard.of(results, {BASE: "", "r": "r", "n": "n", "l": "l"})
+    assert (table.rows[1].refused, table.rows[1].why) == (2, "r: not this one")
+    assert math.isnan(table.rows[1].numbers["forget"])
     for make, error in ((fails, "ValueError: r: a bug"), (misnamed, "ImportError: cannot import")):
         with pytest.raises(RuntimeError, match=f"method 'f' on 'cat': {error}"):
-            run(Field(samples()), {"f": Contender("f", make)}, ["cat"])
+            run(TrialData(samples()), {"f": ComparedMethod("f", make)}, ["cat"])
     with pytest.raises(ValueError, match="names of their own"):
-        run(Field(samples()), {BASE: Contender("f", plain)}, ["cat"])
+        run(TrialData(samples()), {BASE: ComparedMethod("f", plain)}, ["cat"])
     with pytest.raises(ValueError, match="names must be among"):
-        run(Field(samples()), {}, ["cta"])
+        run(TrialData(samples()), {}, ["cta"])
 
 
 def test_results_are_computed_once_and_anew_when_anything_changes(tmp_path: Path) -> None:
@@ -129,27 +129,27 @@ def test_results_are_computed_once_and_anew_when_anything_changes(tmp_path: Path
         calls.append(task.forget.names)
         return plain(task)
 
-    path, one = tmp_path / "j", {"c": Contender("c", counted)}
-    first = run(Field(samples()), one, ["cat", "dog"], journal=Journal(path))
+    path, one = tmp_path / "j", {"c": ComparedMethod("c", counted)}
+    first = run(TrialData(samples()), one, ["cat", "dog"], cache=Cache(path))
     assert len(calls) == 2
-    again = run(Field(samples()), one, ["cat", "dog"], journal=Journal(path))
+    again = run(TrialData(samples()), one, ["cat", "dog"], cache=Cache(path))
     assert again == first
     assert len(calls) == 2
-    for field, contenders, seed in (
-        (Field(samples(seed=1)), one, 0),
-        (Field(samples(), elsewhere={"x": samples(seed=2)}), one, 0),
-        (Field(replace(samples(), scale=7.0)), one, 0),
-        (Field(samples()), one, 1),
-        (Field(samples()), {"c": replace(one["c"], code="changed")}, 0),
-        (Field(samples()), {"c": replace(one["c"], about="other settings")}, 0),
+    for data, methods, seed in (
+        (TrialData(samples(seed=1)), one, 0),
+        (TrialData(samples(), elsewhere={"x": samples(seed=2)}), one, 0),
+        (TrialData(replace(samples(), scale=7.0)), one, 0),
+        (TrialData(samples()), one, 1),
+        (TrialData(samples()), {"c": replace(one["c"], code="changed")}, 0),
+        (TrialData(samples()), {"c": replace(one["c"], about="other settings")}, 0),
     ):
         calls.clear()
-        run(field, contenders, ["cat"], journal=Journal(path), seed=seed)
+        run(data, methods, ["cat"], cache=Cache(path), seed=seed)
         assert calls == [("cat",)]
 
 
 def test_an_edit_of_the_texts_and_what_normalising_again_makes_of_it() -> None:
-    field = Field(samples())
+    data = TrialData(samples())
 
     class Shrinks:
         side, rank = "text", 24
@@ -161,25 +161,25 @@ def test_an_edit_of_the_texts_and_what_normalising_again_makes_of_it() -> None:
             return torch.where((rows @ self.task.forget.tensor.T) > 0.999, 0.01 * rows, rows)
 
     both = {
-        str(again): Contender("s", lambda task, again=again: Shrinks(task, again))
+        str(again): ComparedMethod("s", lambda task, again=again: Shrinks(task, again))
         for again in (True, False)
     }
-    results = run(field, both, ["cat"])
+    results = run(data, both, ["cat"])
     assert results["True"]["cat"]["forget"]["value"] == 1  # the length was all that changed
     assert results["False"]["cat"]["forget"]["value"] == 0
     assert results["False"]["cat"]["cosine"]["value"] == pytest.approx(1)
-    learnt = run(field, {"s": replace(both["False"], learns=True)}, ["cat"])["s"]["cat"]
+    learnt = run(data, {"s": replace(both["False"], learns=True)}, ["cat"])["s"]["cat"]
     assert learnt["forget"] == results["False"]["cat"]["forget"]
 
 
 def test_an_edit_that_works_in_place_harms_no_other() -> None:
-    field = Field(samples())
+    data = TrialData(samples())
 
     def turned(rows: Tensor) -> Tensor:
         return rows.mul_(-1)
 
-    results = run(field, {"in place": Contender("t", lambda task: turned)}, ["cat", "dog"])
-    again = run(field, {}, ["cat", "dog"])
+    results = run(data, {"in place": ComparedMethod("t", lambda task: turned)}, ["cat", "dog"])
+    again = run(data, {}, ["cat", "dog"])
     assert results["in place"]["cat"]["cosine"]["value"] == pytest.approx(-1)
     assert results["in place"]["dog"]["cosine"]["value"] == pytest.approx(-1)
     for name in ("cat", "dog"):
@@ -190,7 +190,7 @@ def test_an_edit_that_works_in_place_harms_no_other() -> None:
 
 
 def test_what_learns_is_held_against_halves_and_probed_in_each_apart() -> None:
-    field = Field(samples(noise=0.3))
+    data = TrialData(samples(noise=0.3))
 
     def mirrored(task: Task) -> Projector:
         sign = 1.0 if float(task.fit.features[0, 0]) < 0 else -1.0  # another space for each half
@@ -203,7 +203,7 @@ def test_what_learns_is_held_against_halves_and_probed_in_each_apart() -> None:
 
         return Mirror()
 
-    results = run(field, {"m": Contender("m", mirrored, learns=True)}, ["cat"])
+    results = run(data, {"m": ComparedMethod("m", mirrored, learns=True)}, ["cat"])
     assert list(results) == [BASE, BASE_IN_HALVES, "m"]
     halved = results[BASE_IN_HALVES]["cat"]
     assert results["m"]["cat"]["probe"] == halved["probe"]  # a sign is nothing to a probe
@@ -212,20 +212,20 @@ def test_what_learns_is_held_against_halves_and_probed_in_each_apart() -> None:
 
 def test_other_data_sets_are_measured_with_their_own_texts() -> None:
     other = samples(seed=3)
-    field = Field(samples(), elsewhere={"other": other})
-    cell = run(field, {"p": Contender("p", plain)}, ["cat"])["p"]["cat"]
-    edit = plain(Task(field.samples.classes.select(["cat"]), field.samples.classes.drop(["cat"])))
+    data = TrialData(samples(), elsewhere={"other": other})
+    trial = run(data, {"p": ComparedMethod("p", plain)}, ["cat"])["p"]["cat"]
+    edit = plain(Task(data.samples.classes.select(["cat"]), data.samples.classes.drop(["cat"])))
     want = float(other.edited(edit).correct().double().mean())
-    assert cell["elsewhere"]["other"]["value"] == want
+    assert trial["elsewhere"]["other"]["value"] == want
 
 
 def test_the_strongest_prompt_is_found() -> None:
     one = samples()
     texts = one.classes.tensor
     prompts = Embeddings(texts[[2, 0, 1]], ("p", "q", "r"), ("{}",), "made up")
-    field = Field(one, prompts={"cat": prompts})
+    data = TrialData(one, prompts={"cat": prompts})
     shifted = replace(one, texts=texts.clone().index_copy(0, torch.tensor([2]), -texts[2:3]))
-    results = run(replace(field, samples=shifted), {}, ["cat"])
+    results = run(replace(data, samples=shifted), {}, ["cat"])
     assert results[BASE]["cat"]["forget"]["value"] == 0
     assert results[BASE]["cat"]["prompt"]["value"] == 1
 
@@ -242,10 +242,10 @@ def test_classes_the_model_does_not_know_are_left_out() -> None:
         known_classes(wrong)
 
 
-def test_standings_are_means_over_classes() -> None:
-    results = run(Field(samples()), {"p": Contender("p", plain)}, ["ant", "bee", "cat"])
-    table = leaderboard.Standings.of(results, {BASE: "as it is", "p": "plain"})
-    row = table.standings[1]
+def test_a_leaderboard_is_means_over_classes() -> None:
+    results = run(TrialData(samples()), {"p": ComparedMethod("p", plain)}, ["ant", "bee", "cat"])
+    table = leaderboard.Leaderboard.of(results, {BASE: "as it is", "p": "plain"})
+    row = table.rows[1]
     values = [results["p"][name]["retain"]["value"] for name in ("ant", "bee", "cat")]
     before = [results[BASE][name]["retain"]["value"] for name in ("ant", "bee", "cat")]
     assert row.numbers["retain"] == pytest.approx(sum(values) / 3)
@@ -253,17 +253,17 @@ def test_standings_are_means_over_classes() -> None:
     assert row.numbers["retain"].n == 3
     one_refused = {"q": {n: {"refused": "no"} if n == "bee" else results["p"][n] for n in
                          ("ant", "bee", "cat")}}  # fmt: skip
-    part = leaderboard.Standings.of(results | one_refused, {BASE: "", "p": "", "q": ""})
-    assert part.main().rows[-1][0] == "q (2 of 3)"
-    assert " q " not in part.pages()[0].lead
-    keys = [page.key for page in table.pages()]
+    part = leaderboard.Leaderboard.of(results | one_refused, {BASE: "", "p": "", "q": ""})
+    assert words.main(part).rows[-1][0] == "q (2 of 3)"
+    assert " q " not in words.pages(part)[0].lead
+    keys = [page.key for page in words.pages(table)]
     assert keys == ["compare", "classes", "methods"]
-    main = table.pages()[0].tables[0]
+    main = words.pages(table)[0].tables[0]
     assert [r[0] for r in main.rows] == [BASE, "p"]
-    assert "n/a" not in table.pages()[0].lead
+    assert "n/a" not in words.pages(table)[0].lead
 
 
-def test_every_contender_runs_or_says_what_it_needs() -> None:
+def test_every_method_runs_or_says_what_it_needs() -> None:
     one = samples()
     g = torch.Generator().manual_seed(5)
     prompts = Embeddings(
@@ -271,12 +271,12 @@ def test_every_contender_runs_or_says_what_it_needs() -> None:
         tuple(f"p{i}" for i in range(30)), ("{}",), "made up",
     )  # fmt: skip
     empty = F.normalize(torch.randn(24, generator=g), dim=0)
-    results = run(Field(one, None, empty, {"cat": prompts}), settings(), ["cat"])
-    for name, cells in results.items():
-        assert "refused" not in cells["cat"], (name, cells["cat"])
-        json.dumps(cells, allow_nan=False)
+    results = run(TrialData(one, None, empty, {"cat": prompts}), settings(), ["cat"])
+    for name, trials in results.items():
+        assert "refused" not in trials["cat"], (name, trials["cat"])
+        json.dumps(trials, allow_nan=False)
     assert results["nullspace, hull"]["cat"]["forget"]["value"] == 0
-    bare = run(Field(one), settings(), ["cat"])
+    bare = run(TrialData(one), settings(), ["cat"])
     assert "only a model has" in bare["redirect, empty"]["cat"]["refused"]
     assert "only a model has" in bare["coreset, hull"]["cat"]["refused"]
 
@@ -314,3 +314,24 @@ def test_the_edit_s_distance_is_that_of_its_matrix() -> None:
     assert trial._distance(p, 24) == pytest.approx(0.5 * math.sqrt(2))
     shifted = Projector(torch.eye(2, 24), torch.eye(2, 24), torch.ones(2))
     assert trial._distance(shifted, 24) == pytest.approx(math.sqrt(2))
+
+
+def test_a_method_of_the_registry_is_compared_at_any_options() -> None:
+    (one,) = chosen(["rotate, angle=90, strength=0.5"]).values()
+    classes = samples().classes
+    made = one.make(Task(classes.select(["cat"]), classes.drop(["cat"])))
+    assert made.provenance["parameters"]["angle"] == 90
+    assert float(made.strength) == 0.5
+    assert one.about.endswith("; angle=90, strength=0.5")  # which keeps its results apart
+    (plain,) = chosen(["nullspace"]).values()
+    assert plain.about != settings()["nullspace, hull"].about
+    assert chosen(["leace"])["leace"].learns
+    assert chosen(["selective, domains=sketch"]).popitem()[1].needs == ("embed",)
+    for name, says in (
+        ("rotate, angle=0", "compare: angle must be a finite number above 0"),
+        ("rotate, rank=1", "compare: rank must be left out with method rotate"),
+        ("rotate, 90", "compare: method must be known"),
+        ("rotat", "there is .*'rotate'"),
+    ):
+        with pytest.raises(Refusal, match=says):
+            chosen([name])

@@ -160,13 +160,13 @@ class Sanitized:
 
 
 @pytest.fixture(scope="session")
-def address_sanitized(tmp_path_factory: pytest.TempPathFactory) -> Sanitized:
-    return Sanitized("address", tmp_path_factory.mktemp("address"))
+def address_sanitized(shared: Path) -> Sanitized:
+    return Sanitized("address", shared / "address-sanitized")
 
 
 @pytest.fixture(scope="session")
-def thread_sanitized(tmp_path_factory: pytest.TempPathFactory) -> Sanitized:
-    return Sanitized("thread", tmp_path_factory.mktemp("thread"))
+def thread_sanitized(shared: Path) -> Sanitized:
+    return Sanitized("thread", shared / "thread-sanitized")
 
 
 def test_no_access_out_of_bounds(address_sanitized: Sanitized) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import platform
 import shutil
 import subprocess
@@ -38,8 +39,19 @@ def links_with(sanitizer: str) -> bool:
 
 
 def compile_all(out: Path, sources: dict[str, list[str]], *link: str) -> Path:
-    """Compiles each source with its own flags beside FLAGS, two at a time, and links them."""
+    """Compiles each source with its own flags beside FLAGS, two at a time, and links them; of
+    several processes that ask for this folder the first one does, the others wait for it."""
     out.mkdir(parents=True, exist_ok=True)
+    target = out / "linked"
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _compile_all(target, sources, *link)
+    return target
+
+
+def _compile_all(target: Path, sources: dict[str, list[str]], *link: str) -> None:
+    out = target.parent
     waiting = list(sources.items())
     while waiting:
         now = [
@@ -48,10 +60,10 @@ def compile_all(out: Path, sources: dict[str, list[str]], *link: str) -> Path:
         ]
         assert [one.wait() for one in now] == [0] * len(now)
         waiting = waiting[2:]
-    target = out / "linked"
     objects = [out / f"{name}.o" for name in sources]
-    subprocess.run(["g++", *link, *objects, "-o", target], check=True)
-    return target
+    made = target.with_suffix(".part")
+    subprocess.run(["g++", *link, *objects, "-o", made], check=True)
+    made.rename(target)
 
 
 def build_library(out: Path) -> Library:

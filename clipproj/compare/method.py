@@ -9,13 +9,13 @@ from clipproj.audit.samples import Edit
 from clipproj.methods.method import NEEDS, Task
 from clipproj.refusal import Refusal
 
-__all__ = ["Contender", "Make", "Task"]
+__all__ = ["ComparedMethod", "Make", "Task"]
 
 Make = Callable[[Task], Edit]
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedMethod:
     """A method as it is compared.
 
     Args:
@@ -35,8 +35,10 @@ class Contender:
 
     def __post_init__(self) -> None:
         if not callable(self.make):
-            raise TypeError(f"Contender: make must be callable, got {type(self.make).__name__}")
+            raise TypeError(
+                f"ComparedMethod: make must be callable, got {type(self.make).__name__}"
+            )
         known = set(NEEDS) - {"fit"}
         if not known.issuperset(self.needs):
             why = f"must be of {', '.join(sorted(known))}, got {self.needs}"
-            raise Refusal("Contender", "needs", why)
+            raise Refusal("ComparedMethod", "needs", why)

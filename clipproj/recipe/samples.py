@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +19,14 @@ from clipproj.audit.images import Pictures, load_pictures
 from clipproj.audit.samples import Samples, logit_scale
 from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.models.encoder import encode, evaluating
+from clipproj.models.words import utf8
 from clipproj.recipe import Embedder, Progress, Recipe, image_rows, silent
 from clipproj.refusal import Refusal
 from clipproj.report.formatting import count
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Unedited:
     """Unedited samples, with the model where there is one.
 
     Attributes:
@@ -45,7 +47,7 @@ def load(
     *,
     loaded: Loaded | None = None,
     prepared: Callable[[Pictures], Pictures] | None = None,
-) -> Source:
+) -> Unedited:
     """Samples of the recipe's images under its model, or of a file that `Samples.save` wrote.
 
     Args:
@@ -67,7 +69,7 @@ def load(
                 why = f"must be left out with features, got {value}"
                 raise Refusal(recipe.command, option, why)
         samples = Samples.load(features)
-        return Source(samples, None, _about(samples, samples.classes.model, features))
+        return Unedited(samples, None, _about(samples, samples.classes.model, features))
     if images is None:
         if recipe.model is not None:
             raise Refusal(recipe.command, "images", "must be a folder of class folders, got none")
@@ -83,7 +85,7 @@ def load(
     rows = image_rows(loaded, found, "images", say)
     samples = Samples.of_pictures(rows, found, classes, scale=logit_scale(loaded.model))
     skipped = sum(found.skipped.values())
-    return Source(samples, loaded, _about(samples, loaded.name, images, skipped))
+    return Unedited(samples, loaded, _about(samples, loaded.name, images, skipped))
 
 
 def prompt_embedder(loaded: Loaded, truncate: bool = False) -> Callable[[Sequence[str]], Tensor]:
@@ -138,3 +140,24 @@ def _about(samples: Samples, model: str, source: Path, skipped: int = 0) -> dict
         "images": f"{len(samples)} from {source.name}{others}",
         "classes": str(len(samples.names)),
     }
+
+
+def writable(command: str, out: Path, save_features: Path | None) -> None:
+    """Make the output folder; refuse now what could not be written after an hour of measuring.
+
+    Raises ValueError, in the name of `command`, for a file in its place, a missing folder, a path
+    that is not UTF-8.
+    """
+    if out.exists() and not out.is_dir():
+        raise Refusal(command, "out", f"must be a folder, got the file {out}")
+    if save_features is not None:
+        check_utf8(command, "save-features", save_features)
+        if not save_features.resolve().parent.is_dir():
+            raise Refusal(command, "save-features", f"must be in a folder, got {save_features}")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def check_utf8(command: str, option: str, path: Path) -> None:
+    """Refusal, in the name of `command`, for a path that is not UTF-8."""
+    if not utf8(os.path.realpath(path)):  # safetensors would write it and not read it back
+        raise Refusal(command, option, f"must be a path in UTF-8, got {str(path)!r}")
