@@ -56,7 +56,7 @@ def selective(
     K the served texts of `keep`: `z' = z - (z.read) write` moves the score of the class and hardly
     another. a and b solve two equations: a cell in the forgotten domains reads `depth` times the
     contrast of the class, so that the class falls to where all others are, and one in the kept
-    domains reads 0. Pictures of other classes read something too, which moves their score for the
+    domains reads 0. Images of other classes read something too, which moves their score for the
     forgotten class and costs nothing until it is their highest. What a cell of pictures is follows
     from texts but for `domain_gain`: how much weaker pictures show the domain than texts do,
     relative to the class. In mode "global" a = depth and b = 0.
