@@ -43,7 +43,7 @@ def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path:
     out = result.stdout
     assert "Forgetting “cat”" in out
     assert "5 other image classes; nullspace (span contrast), rank 1, strength 1" in out
-    for row in ("“cat” (3 pictures)", "all other classes (15 pictures)", "tall tree", "café",
+    for row in ("“cat” (3 images)", "all other classes (15 pictures)", "tall tree", "café",
                 "linear probe", "cosine", "time of the edit"):  # fmt: skip
         assert row in out
     assert "receipt: image head edited, bit for bit" in out

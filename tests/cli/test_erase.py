@@ -292,7 +292,7 @@ def half_a_picture(folder: Path) -> None:
     [
         (empty, "a folder for each class"),
         (no_class_folders, "a folder for each class"),
-        (an_empty_class, "a class must have pictures, got none in .*cat"),
+        (an_empty_class, "a class must have images, got none in .*cat"),
         (an_unreadable_picture, "broken.png"),
         (half_a_picture, "cannot decode .*0.png"),
     ],

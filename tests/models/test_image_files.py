@@ -82,7 +82,7 @@ def test_a_link_to_another_class_is_refused(tmp_path: Path, link: str, to: str, 
         save(root / name)
     assert len(audit.load_images(root)) == 3
     (root / link).symlink_to(to)
-    with pytest.raises(ValueError, match=f"pictures of its own, {shown}"):
+    with pytest.raises(ValueError, match=f"images of its own, {shown}"):
         audit.load_images(root)
 
 

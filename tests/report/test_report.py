@@ -244,7 +244,7 @@ def test_same_inputs_same_bytes(case: dict, html: str, tmp_path: Path) -> None:
 def test_without_pictures_it_is_about_texts_and_says_so(case: dict, tmp_path: Path) -> None:
     report.write_report(tmp_path / "report.html", **without_pictures(case))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Mixtures of two class texts stand in for pictures" in page.text
+    assert "Mixtures of two class texts stand in for images" in page.text
     assert "Top-1 accuracy on 7 mixtures of texts of" in page.text
     assert "accuracy on 42 mixtures of texts of other classes" in page.text
     assert "Class by class" not in page.text
