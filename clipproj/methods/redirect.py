@@ -225,7 +225,7 @@ METHOD = Method(
             "100 shared among the kept names", low=0,
         ),
         Option("margin", float, "by which share the score is lowered", "0.5", 0, 1),
-        Option("samples", int, "labels drawn a round, of self", "5", low=1),
+        Option("samples", int, "labels drawn a round, of self", "5", low=1, high=10_000),
         Option("temperature", float, "of the draw, of self", "1.25", above=0),
         Option("rounds", int, "at most, of self", "10", low=1),
     ),
