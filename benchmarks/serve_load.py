@@ -6,7 +6,7 @@ It starts `clipproj serve` with the embedded model, or takes `--url` of one that
 from CLIPPROJ_ADMIN_TOKEN). Then, over loopback, a bounded number of requests in three phases: no
 projector, the projector of one tenant, of a hundred tenants, a random one for each input. The
 phases take turns, so that a machine that slows down slows all of them. Requests hold texts,
-pictures and features. What came back is checked after each turn, outside the time that is measured:
+images and features. What came back is checked after each turn, outside the time that is measured:
 each row against `clipproj.reference` on the unedited row of the same input, with the tenant's
 projector, within float32 rounding.
 
@@ -79,7 +79,7 @@ class Check:
 
 
 def inputs(seed: int, dim: int) -> list[dict[str, Any]]:
-    """Texts, pictures and features, as requests hold them."""
+    """Texts, images and features, as requests hold them."""
     rng = np.random.default_rng(seed)
     names = demo.class_names()
     made = [{"text": f"a drawing of a {name}"} for name in names] + [{"text": n} for n in names]

@@ -80,7 +80,7 @@ class Replica:
             max_pixels=settings.max_pixels,
         )
         # One thread for batches: they come one after the other. One for the texts of classes and
-        # new tenants, so that a long list does not hold up the batches. Some to read pictures.
+        # new tenants, so that a long list does not hold up the batches. Some to read images.
         self.batches, self.texts = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.readers = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self.failed = 0

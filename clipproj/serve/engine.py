@@ -51,10 +51,10 @@ class Engine:
 
     Args:
         loaded: the model.
-        capacity: directions over all tenants. max_pixels: of a picture.
+        capacity: directions over all tenants. max_pixels: of an image.
         class_rows: class texts that are kept.
 
-    Raises ValueError for a model without a logit_scale, or whose pictures are more than pixels.
+    Raises ValueError for a model without a logit_scale, or whose images are more than pixels.
     """
 
     def __init__(

@@ -58,9 +58,9 @@ class ServiceError(Exception):
         return {"error": shown}
 
 
-def bad(message: str, param: str | None = None, code: str = "invalid_value") -> ServiceError:
-    """A request that can't be met as it is."""
-    return ServiceError(400, message, param, code)
+def invalid(param: str | None, why: str, code: str = "invalid_value") -> ServiceError:
+    """A request that can't be met as it is: which part of it, None for all, and why."""
+    return ServiceError(400, why if param is None else f"{param} {why}", param, code)
 
 
 def shown(value: Any, most: int = 80) -> str:

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 
 from clipproj.serve import openapi, parse
 from clipproj.serve.engine import Answer
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid, shown
 from clipproj.serve.openapi import PROJECTOR
 from clipproj.serve.settings import TOKEN, Settings
 from clipproj.serve.store import check_name
@@ -81,7 +81,7 @@ def _endpoint(endpoint: str, name: str) -> Callable[[Request], Awaitable[Respons
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
     """Starlette's own 404 and 405, in the shape of all errors."""
-    text = f"{request.method} {request.url.path}: {error.detail}"
+    text = f"{request.method} {shown(request.url.path)}: {error.detail}"
     code = "no_such_route" if error.status_code == 404 else "method_not_allowed"
     return _refusal(ServiceError(error.status_code, text, None, code), error.headers)
 
@@ -253,7 +253,7 @@ class Gateway:
             raise ServiceError(415, "the body must not be compressed", None, "compressed")
         told = request.headers.get("content-length", "0")
         if not told.isdecimal():
-            raise bad(f"Content-Length must be a number, got {told!r}")
+            raise invalid(None, f"Content-Length must be a number, got {shown(told)}")
         if int(told) > limit:
             raise _too_long(limit)
 

@@ -1,4 +1,4 @@
-"""What a request holds, and how texts and pictures become tensors; no model runs here."""
+"""What a request holds, and how texts and images become tensors; no model runs here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from clipproj.models.encoder import pinned
 from clipproj.models.image_files import image_size, open_image
 from clipproj.models.tokens import counts, cut_tokens, too_long
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what is served, of the many that Pillow reads
 MAX_ASPECT = 100  # a row of pixels, resized to the model's height, would be millions wide
-PICTURES = 4  # times max_pixels in one request
+IMAGES = 4  # times max_pixels in one request
 SHORTEST = 1e-6  # length of an embedding; below, float32 loses its direction on the way
 
 
@@ -90,12 +90,12 @@ class Prepared:
 
 
 class Preparer:
-    """Texts to tokens, picture files to pixels, numbers to checked rows. Safe in threads.
+    """Texts to tokens, image files to pixels, numbers to checked rows. Safe in threads.
 
     Args:
         preprocess, tokenizer: of open_clip.
         dim: width of features. context: tokens the model reads, or None where it has no limit.
-        max_pixels: of a picture.
+        max_pixels: of an image.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class Preparer:
         """Raises ServiceError, naming the input, for one that cannot be read; for `dimensions`
         that are not the model's."""
         if job.dimensions not in (None, self.dim):
-            text = f"dimensions must be left out or {self.dim}, the width of the model, got "
-            text += f"{job.dimensions}; the model's numbers are not in order of importance, and "
-            text += "what is erased from all of them is not erased from some"
-            raise bad(text, "dimensions")
+            why = f"must be left out or {self.dim}, the width of the model, got {job.dimensions}; "
+            why += "the model's numbers are not in order of importance, and what is erased from "
+            why += "all of them is not erased from some"
+            raise invalid("dimensions", why)
         places: dict[str, list[int]] = {}
         for i, one in enumerate(job.inputs):
             places.setdefault(one.kind, []).append(i)
@@ -130,19 +130,14 @@ class Preparer:
                     cut = [] if job.truncate else too_long(self.tokenizer, values, tensors[kind])
                 tokens = sum(counts(self.tokenizer, tensors[kind]))
                 for place, whole in cut:
-                    i = where[place]
-                    raise bad(
-                        f"input {i}: the text has {whole} tokens, the model reads "
-                        f'{self.context}; shorten it or send "truncate": true',
-                        f"input[{i}]",
-                        "text_too_long",
-                    )
+                    why = f"must have at most {self.context} tokens, got {whole}; shorten it or "
+                    why += 'send "truncate": true'
+                    raise invalid(f"input[{where[place]}]", why, "text_too_long")
             elif kind == "image":
                 sizes = [self._size(v, i) for v, i in zip(values, where, strict=True)]
-                if sum(sizes) > PICTURES * self.max_pixels:  # a small file may hold many
-                    text = f"all images of a request must have at most {PICTURES} times "
-                    text += f"{self.max_pixels} pixels, got {sum(sizes)}"
-                    raise bad(text, "input", "image_too_large")
+                if sum(sizes) > IMAGES * self.max_pixels:  # a small file may hold many
+                    why = f"must have at most {IMAGES} times {self.max_pixels} pixels in all "
+                    raise invalid("input", f"{why}images, got {sum(sizes)}", "image_too_large")
                 pixels = [self._pixels(v, i) for v, i in zip(values, where, strict=True)]
                 tensors[kind] = torch.stack(pixels)
             else:
@@ -151,7 +146,7 @@ class Preparer:
         return Prepared(job, places, tensors, tokens)
 
     def _size(self, data: bytes, i: int) -> int:
-        """Pixels of a picture, from its header."""
+        """Pixels of an image, from its header."""
         from PIL.Image import DecompressionBombError
 
         param = f"input[{i}].image"
@@ -159,14 +154,14 @@ class Preparer:
             width, height = image_size(io.BytesIO(data), FORMATS)
         except ValueError as error:
             if isinstance(error.__cause__, DecompressionBombError):
-                raise self._too_large(i, param, str(error.__cause__)) from error
-            text = f"input {i}: the image is none of {', '.join(FORMATS)}, or its header is damaged"
-            raise bad(text, param, "invalid_image") from error
+                raise self._too_large(param, "more than twice what Pillow opens") from error
+            why = f"must be one of {', '.join(FORMATS)}, got another or a damaged header"
+            raise invalid(param, why, "invalid_image") from error
         if width * height > self.max_pixels:
-            raise self._too_large(i, param, f"{width} x {height}")
+            raise self._too_large(param, f"{width} x {height}")
         if max(width, height) > MAX_ASPECT * min(width, height):
-            text = f"input {i}: the image must be at most {MAX_ASPECT} times as long as wide"
-            raise bad(f"{text}, got {width} x {height}", param, "invalid_image")
+            why = f"must be at most {MAX_ASPECT} times as long as wide, got {width} x {height}"
+            raise invalid(param, why, "invalid_image")
         return width * height
 
     def _pixels(self, data: bytes, i: int) -> Tensor:
@@ -174,24 +169,23 @@ class Preparer:
             with pinned("cpu"):
                 return self.preprocess(open_image(io.BytesIO(data), FORMATS))
         except Exception as error:
-            text = f"input {i}: the image cannot be decoded, it is damaged or cut off"
-            raise bad(text, f"input[{i}].image", "invalid_image") from error
+            why = "must be whole, got one that is damaged or cut off"
+            raise invalid(f"input[{i}].image", why, "invalid_image") from error
 
-    def _too_large(self, i: int, param: str, got: str) -> ServiceError:
-        text = f"input {i}: the image must have at most {self.max_pixels} pixels, got {got}"
-        return bad(text, param, "image_too_large")
+    def _too_large(self, param: str, got: str) -> ServiceError:
+        why = f"must have at most {self.max_pixels} pixels, got {got}"
+        return invalid(param, why, "image_too_large")
 
     def _given(self, value: np.ndarray, i: int) -> Tensor:
         row = torch.from_numpy(value.copy())  # what came from another process is read-only
         param = f"input[{i}].embedding"
         if len(row) != self.dim:
-            text = f"input {i}: the embedding must have {self.dim} numbers, got {len(row)}"
-            raise bad(text, param, "wrong_dimension")
+            why = f"must have {self.dim} numbers, got {len(row)}"
+            raise invalid(param, why, "wrong_dimension")
         if not bool(row.isfinite().all()):
-            raise bad(f"input {i}: the embedding must be finite, got a NaN or inf", param)
-        if not float(row.double().norm()) > SHORTEST:
-            text = f"input {i}: the embedding must be longer than {SHORTEST:g}, a direction"
-            raise bad(text, param)
+            raise invalid(param, "must be finite, got a NaN or inf")
+        if not (length := float(row.double().norm())) > SHORTEST:
+            raise invalid(param, f"must be longer than {SHORTEST:g}, a direction, got {length:g}")
         return row
 
 
@@ -209,6 +203,5 @@ def check_prompts(
             tokens = cut_tokens(tokenizer, prompts)
             cut = too_long(tokenizer, prompts, tokens)
         for i, whole in cut:
-            context = tokens.shape[1]
-            text = f"{what}[{i}] in {template!r} has {whole} tokens, the model reads {context}"
-            raise bad(text, f"{what}[{i}]", "text_too_long")
+            why = f"in {shown(template)} must have at most {tokens.shape[1]} tokens, got {whole}"
+            raise invalid(f"{what}[{i}]", why, "text_too_long")

@@ -20,10 +20,12 @@ from clipproj.recipe import (
     resolve,
     without_earlier,
 )
+from clipproj.refusal import Refusal
 from clipproj.report.sections import gate
 from clipproj.serve.engine import Engine
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.inputs import check_prompts
+from clipproj.serve.schema import SPECS
 from clipproj.serve.store import from_bytes
 
 
@@ -42,8 +44,10 @@ def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
         texts = embed(recipe, names, embedder)
         made = project(recipe, texts, embedder)
         judged = judged_edit(recipe, texts, made, earlier)
-    except (ValueError, TypeError) as error:
-        raise ServiceError(400, str(error), None, "invalid_value") from error
+    except Refusal as error:
+        param = "forget" if error.argument == "names" else error.argument
+        known = param in SPECS[recipe.method].model_fields
+        raise ServiceError(400, str(error), param if known else None, "invalid_value") from error
     if judged.refused:
         advice = gate.advice(judged)
         help = f" What may help: {'; '.join(advice)}." if advice else ""
@@ -67,7 +71,7 @@ def _names(loaded: Loaded, recipe: Recipe, earlier: list) -> Names:
         gone = set(on_both(names.forget, demo.class_names()))
         keep = tuple(name for name in demo.class_names() if name not in gone)
         if not keep:
-            raise bad("forget must leave a class of the model, got all of them", "forget")
+            raise invalid("forget", "must leave a class of the model, got all of them")
         names = replace(names, keep=keep)
     return without_earlier(recipe.command, names, earlier)
 
@@ -78,8 +82,8 @@ def _count_prompts(loaded: Loaded, recipe: Recipe, names: Names, most: int) -> i
     templates = recipe.templates or (simple_templates() if keep is None else openai_templates())
     count = (len(names.forms) + (1000 if keep is None else len(keep))) * len(templates)
     if count > most:
-        text = f"names times templates must be at most {most}, got {count}"
-        raise bad(text, "templates", "too_many")
+        why = f"times names must be at most {most}, got {count}"
+        raise invalid("templates", why, "too_many")
     check_prompts(loaded.tokenizer, names.forms, templates, "forget")
     check_prompts(loaded.tokenizer, keep or (), templates, "keep")
     return count
@@ -91,5 +95,5 @@ def from_file(engine: Engine, data: bytes) -> Projector:
         projector = from_bytes(data)
         engine.check(projector, "the projector")
     except ValueError as error:
-        raise bad(str(error), None, "invalid_projector") from error
+        raise invalid(None, str(error), "invalid_projector") from error
     return projector

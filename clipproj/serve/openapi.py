@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from clipproj import __version__, demo
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.schema import SPECS, Body, ClassifyRequest, EmbeddingsRequest
 from clipproj.serve.store import NAME
 
@@ -26,6 +26,8 @@ BODIES: dict[str, tuple[type[Body], ...]] = {  # by the path that reads them
 DOT = (  # a PNG of one red pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
+NAMES = {"forget": ["cat"], "keep": ["dog", "whale"]}
+NEEDED = {"selective": {"domains": "sketch", "keep_domains": "photo"}}  # by a method
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {
         "a text": {"input": "a cat"},
@@ -44,7 +46,7 @@ ASKED: dict[str, dict[str, Any]] = {
     },
     "/v1/tenants/{name}": {
         "names": {"forget": ["cat", "kitten"]},
-        **{name: {"forget": ["cat"], "keep": ["dog", "whale"], "method": name} for name in SPECS},
+        **{name: NAMES | {"method": name} | NEEDED.get(name, {}) for name in SPECS},
     },
 }  # fmt: skip
 ANSWERED: dict[tuple[str, str], dict[str, Any]] = {
@@ -67,7 +69,7 @@ ANSWERED: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/tenants"): {"object": "list", "data": [{"object": "tenant", "name": "acme"}]},
     ("DELETE", "/v1/tenants/{name}"): {"object": "tenant", "name": "acme", "deleted": True},
 }  # fmt: skip
-BLANK = bad("input[1].text must be a string that is not blank, got ''", "input[1].text")
+BLANK = invalid("input[1].text", "must be a string that is not blank, got ''")
 BUSY = ServiceError(504, "no answer within 30 seconds", None, "deadline_exceeded")
 
 

@@ -15,7 +15,7 @@ from clipproj.audit.gate import Limits
 from clipproj.methods.registry import DEFAULT
 from clipproj.models.words import canonical, on_both, repeated
 from clipproj.recipe import Recipe
-from clipproj.serve.errors import ServiceError, bad, shown
+from clipproj.serve.errors import ServiceError, invalid, shown
 from clipproj.serve.inputs import Item, Job
 from clipproj.serve.schema import (
     KINDS,
@@ -46,6 +46,7 @@ WORDS = {  # where pydantic's own would not do
     "float_type": "must be a finite number, got {got}",  # also of one with 400 digits
 }
 WHOLE = ("embedding", "projector")  # named as a whole, whatever part of it is wrong
+LONGEST_PLACE = 100  # letters; a stranger's fields may be long and nested
 MOST_FAULTS = 100  # each takes its time, and only unknown fields can be so many
 
 
@@ -67,10 +68,10 @@ def spec(body: bytes, settings: Settings) -> Recipe:
     data = _object(body)
     method = DEFAULT if data.get("method") is None else data["method"]
     if method not in list(SPECS):
-        raise bad(f"method must be {' or '.join(SPECS)}, got {shown(method)}", "method")
+        raise invalid("method", f"must be {' or '.join(SPECS)}, got {shown(method)}")
     asked = _checked(SPECS[method], data, settings)
     if both := on_both(asked.forget, asked.keep or ()):
-        raise bad(f"keep must not hold what is forgotten, got {shown(both[0])} in both", "keep")
+        raise invalid("keep", f"must not hold what is forgotten, got {shown(both[0])} in both")
     if asked.templates and asked.keep:
         prompts = (len(asked.forget) + len(asked.keep)) * len(asked.templates)
         _check_prompts(prompts, settings)
@@ -86,8 +87,8 @@ def spec(body: bytes, settings: Settings) -> Recipe:
 
 def _check_prompts(prompts: int, settings: Settings) -> None:
     if prompts > settings.max_prompts:
-        text = f"names times templates must be at most {settings.max_prompts}, got {prompts}"
-        raise bad(text, "templates", "too_many")
+        why = f"times names must be at most {settings.max_prompts}, got {prompts}"
+        raise invalid("templates", why, "too_many")
 
 
 def _job(asked: EmbeddingsRequest | ClassifyRequest, settings: Settings, **options: Any) -> Job:
@@ -108,11 +109,10 @@ def _job(asked: EmbeddingsRequest | ClassifyRequest, settings: Settings, **optio
             if one.strength is not None:
                 strength = one.strength
                 if projector is None:
-                    place = f"input[{i}].strength"
-                    raise bad(f"{place} must come with a projector", place)
+                    raise invalid(f"input[{i}].strength", "must come with a projector")
         items.append(Item(kind, value, projector or (), strength if projector else None, side))
     if asked.strength is not None and not any(one.projector for one in items):
-        raise bad("strength must come with a projector", "strength")
+        raise invalid("strength", "must come with a projector")
     return Job(tuple(items), bool(asked.receipt), truncate=bool(asked.truncate), **options)
 
 
@@ -126,9 +126,9 @@ def _object(body: bytes) -> dict[str, Any]:
         if body.count(b":") > _count_fields(data):
             _check_fields(body)
     except ValueError as error:
-        raise bad(f"the body is not JSON: {error}", code="invalid_json") from error
+        raise invalid(None, f"the body is not JSON: {error}", "invalid_json") from error
     if not isinstance(data, dict):
-        raise bad("the body must be a JSON object", code="invalid_json")
+        raise invalid(None, "the body must be a JSON object", "invalid_json")
     return data
 
 
@@ -174,8 +174,8 @@ class _Twice:
 def _refuse_twice(value: Any, path: tuple[str | int, ...]) -> None:
     """Raises ServiceError, naming its place, for the first field that stands twice."""
     if isinstance(value, _Twice):
-        text = f"a field must stand once in its object, got {shown(value.field)} twice"
-        raise bad(text, _place((*path, value.field)), "duplicate_field")
+        why = f"must stand once in its object, got {shown(value.field)} twice"
+        raise invalid(_place((*path, value.field)), why, "duplicate_field")
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for part, one in items:
         if isinstance(one, dict | list | _Twice):
@@ -185,15 +185,14 @@ def _refuse_twice(value: Any, path: tuple[str | int, ...]) -> None:
 def _refusal(error: ValidationError, model: type[Body]) -> ServiceError:
     """The first of pydantic's errors, in the service's shape."""
     if error.error_count() > MOST_FAULTS:
-        return bad(f"there are {error.error_count()} unknown fields", code="unknown_field")
+        return invalid(None, f"there are over {MOST_FAULTS} unknown fields", "unknown_field")
     first = error.errors(include_url=False)[0]
     kind, path, given = first["type"], first["loc"], first["input"]
     whole = next((n for n, part in enumerate(path) if part in WHOLE), len(path))
     param, code = _place(path[: whole + 1]), CODES.get(kind, "invalid_value")
     if kind == "extra_forbidden":
         known = (KINDS.get(path[-2], model) if len(path) > 1 else model).model_fields
-        text = f"there is no field {param}; there are {', '.join(sorted(known))}"
-        return bad(text, param, code)
+        return invalid(param, f"is no field here; there are {', '.join(sorted(known))}", code)
     if kind in WORDS:
         length = len(given) if isinstance(given, str | list) else None
         text = WORDS[kind].format(got=shown(given), length=length, **first.get("ctx", {}))
@@ -201,10 +200,10 @@ def _refusal(error: ValidationError, model: type[Body]) -> ServiceError:
         text = first["msg"]
     else:
         text = re.sub(r"^\w+ should", "must", first["msg"]) + f", got {shown(given)}"
-    return bad(f"{_place(path)} {text}", param, code)
+    return ServiceError(400, f"{_place(path)} {text}", param, code)
 
 
 def _place(path: Sequence[str | int]) -> str:
     """As in `input[3].image`."""
     parts = (f"[{p}]" if isinstance(p, int) else f".{p:.80}" for p in path if p not in TAGS)
-    return "".join(parts).lstrip(".")
+    return "".join(parts).removeprefix(".")[:LONGEST_PLACE]

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from clipproj.methods.registry import DEFAULT, METHODS, STRENGTH, Method, Option
 from clipproj.models.words import name_fault, name_key, repeated
+from clipproj.recipe.record import OF_A_MODEL
 from clipproj.serve.encoded import float32_row, image_bytes
 from clipproj.serve.errors import shown
 
@@ -260,6 +261,10 @@ class TenantSpec(Body):
     """Which share of the forgotten may still be found; null is 0.01, 1 allows everything."""
 
 
+class _Made(TenantSpec):
+    model_config = ConfigDict(use_attribute_docstrings=False)  # it reads the source, here of none
+
+
 def _spec_of(method: Method) -> type[TenantSpec]:
     """A tenant's spec with this method's name and options."""
     named: Any = Literal[method.name]
@@ -267,11 +272,11 @@ def _spec_of(method: Method) -> type[TenantSpec]:
         "method": (named | None, None) if method.name == DEFAULT else (named, ...)
     }
     for one in method.options:
-        text = f"{one.help[0].upper()}{one.help[1:]}; null is {one.default}."
+        text = f"{one.help[0].upper()}{one.help[1:]}. Default: {one.default}."
         fields[one.name] = (Annotated[_values(one) | None, Field(description=text)], None)
     return create_model(
         f"{method.name.title()}Spec",
-        __base__=TenantSpec,
+        __base__=_Made,
         __doc__=f"Method {method.name}: {method.about} ({method.paper}).",
         **fields,
     )
@@ -288,4 +293,6 @@ def _values(option: Option) -> Any:
     return Annotated[option.kind, Field(**ends, **finite)]
 
 
-SPECS = {name: _spec_of(one) for name, one in METHODS.items()}
+SPECS = {  # all that can be made of names
+    name: _spec_of(one) for name, one in METHODS.items() if one.needs <= OF_A_MODEL
+}

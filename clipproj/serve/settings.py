@@ -27,12 +27,12 @@ class Settings(BaseModel):
         replicas: copies of the model. gateways: processes that speak HTTP.
         threads: of torch in a replica on the CPU; None: the machine's cores over the replicas.
         gpus: share of a GPU that a replica takes, when the device is one.
-        max_batch: rows (pictures, texts, features) in one forward pass, and inputs in a request.
+        max_batch: rows (images, texts, features) in one forward pass, and inputs in a request.
         batch_wait: seconds that a batch waits for more requests.
         ongoing: requests that a replica has in hand; queue: requests that wait for a replica at
             each gateway. Beyond both: 429.
         connections: requests that a gateway has in hand, slow uploads too. Beyond: 429.
-        max_body: bytes of a request. max_pixels: of a picture.
+        max_body: bytes of a request. max_pixels: of an image.
         timeout: seconds that an answer may take; upload_timeout: that a request may take to
             arrive; admin_timeout: that making a projector may take.
         grace: seconds that requests in hand have to finish at the end.

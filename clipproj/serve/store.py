@@ -16,7 +16,7 @@ from typing import Any
 from clipproj import files
 from clipproj.projector import Projector, load
 from clipproj.refusal import Refusal
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid, shown
 
 SUFFIX = ".safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # safe in a URL and as a file's name
@@ -44,11 +44,8 @@ class Changes:
 def check_name(name: str) -> str:
     """The name, if it may be a tenant's. Raises ServiceError."""
     if not NAME.fullmatch(name):
-        raise bad(
-            "a tenant's name must be 1 to 128 letters, digits, '.', '_' or '-', the first a letter "
-            f"or digit, got {name!r}",
-            "name",
-        )
+        why = "must be 1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit, "
+        raise invalid("name", f"{why}got {shown(name)}")
     return name
 
 
@@ -217,7 +214,7 @@ class Store:
 
     def _known(self, name: str) -> str:
         if name not in self._files:
-            raise ServiceError(404, f"there is no tenant {name!r}", "name", "tenant_not_found")
+            raise ServiceError(404, f"there is no tenant {shown(name)}", "name", "tenant_not_found")
         return name
 
     def _set(self, name: str, data: bytes, about: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The two banks of a replica: each tenant's projector for pictures, its transpose for texts."""
+"""The two banks of a replica: each tenant's projector for images, its transpose for texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from clipproj import ops
 from clipproj.bank import BankFull, ProjectorBank
 from clipproj.projector import SIDES, Projector
-from clipproj.serve.errors import ServiceError, bad
+from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.inputs import Item
 
 
@@ -141,18 +141,18 @@ class Tenants:
         param = f"input[{i}].projector"
         for name in names:
             if name not in self._forms["image"]:
-                text = f"input {i}: there is no tenant {name!r}"
+                text = f"{param} must name a tenant, got {name!r}, which there is not"
                 raise ServiceError(404, text, param, "tenant_not_found")
             if name not in self._forms[one.side]:
-                text = f"input {i}: tenant {name!r} has an affine projector, which has no form for "
-                raise bad(text + "texts; apply it to pictures or features", param, "no_text_form")
+                why = f"must have a form for texts, got the affine one of {name!r}; apply it to "
+                raise invalid(param, f"{why}images or embeddings of them", "no_text_form")
         if len(names) > 1 and one.strength is not None:
             forms = [self._forms[one.side][name].projector for name in names]
             own = {float(form.strength) for form in forms}
             if len(own) > 1 or not all(f.symmetric and f.offset is None for f in forms):
-                text = f"input {i}: strength must be left out with several projectors unless all "
-                text += "are symmetric and of one strength: it would not replace that of each"
-                raise bad(text, f"input[{i}].strength")
+                why = "must be left out with several projectors unless all are symmetric and of "
+                why += "one strength: it would not replace that of each"
+                raise invalid(f"input[{i}].strength", why)
         parts = [self._forms[one.side][name].projector for name in names]
         own = {float(part.strength) for part in parts}
         strength = one.strength
@@ -160,9 +160,9 @@ class Tenants:
             strength = own.pop()  # of all of them at once; a tenant alone was measured as it is
         rank = sum(part.rank for part in parts)
         if strength is not None and strength > 1 and rank > 1:
-            text = f"input {i}: strength must be at most 1 for the {rank} directions of "
-            text += f"{', '.join(names)}, where reflections cross, got {strength:g}"
-            raise bad(text, f"input[{i}].strength")
+            why = f"must be at most 1 for the {rank} directions of {', '.join(names)}, where "
+            why += f"reflections cross, got {strength:g}"
+            raise invalid(f"input[{i}].strength", why)
         if one.side == "text":
             names = names[::-1]  # (P Q)^T is Q^T P^T
         plan = Plan(names, one.strength)
@@ -170,7 +170,7 @@ class Tenants:
             try:
                 self._index(one.side, [plan])
             except ServiceError as error:
-                text = f"input {i}: {error.message}"
+                text = f"input[{i}].{error.message}"
                 raise ServiceError(error.status, text, param, error.code) from error
         return plan
 
@@ -206,10 +206,10 @@ class Tenants:
                 return bank.index(keys)
         except ValueError as error:
             several = max((plan.names for plan in plans), key=len)
-            text = f"{', '.join(several)} cannot be combined: {error}"
+            why = f"must be able to combine {', '.join(several)}: {error}"
             if isinstance(error, BankFull):
-                raise ServiceError(507, text, "projector", "bank_full") from error
-            raise bad(text, "projector") from error
+                raise ServiceError(507, f"projector {why}", "projector", "bank_full") from error
+            raise invalid("projector", why) from error
 
     def _strengths(self, side: str, index: Tensor, plans: Sequence[Plan]) -> Tensor:
         """[n] float32: of each row the strength asked for, else the entry's own."""

@@ -314,3 +314,24 @@ def test_the_edit_s_distance_is_that_of_its_matrix() -> None:
     assert trial._distance(p, 24) == pytest.approx(0.5 * math.sqrt(2))
     shifted = Projector(torch.eye(2, 24), torch.eye(2, 24), torch.ones(2))
     assert trial._distance(shifted, 24) == pytest.approx(math.sqrt(2))
+
+
+def test_a_method_of_the_registry_is_compared_at_any_options() -> None:
+    (one,) = chosen(["rotate, angle=90, strength=0.5"]).values()
+    classes = samples().classes
+    made = one.make(Task(classes.select(["cat"]), classes.drop(["cat"])))
+    assert made.provenance["parameters"]["angle"] == 90
+    assert float(made.strength) == 0.5
+    assert one.about.endswith("; angle=90, strength=0.5")  # which keeps its results apart
+    (plain,) = chosen(["nullspace"]).values()
+    assert plain.about != settings()["nullspace, hull"].about
+    assert chosen(["leace"])["leace"].learns
+    assert chosen(["selective, domains=sketch"]).popitem()[1].needs == ("embed",)
+    for name, says in (
+        ("rotate, angle=0", "compare: angle must be a finite number above 0"),
+        ("rotate, rank=1", "compare: rank must be left out with method rotate"),
+        ("rotate, 90", "compare: method must be known"),
+        ("rotat", "there is .*'rotate'"),
+    ):
+        with pytest.raises(Refusal, match=says):
+            chosen([name])

@@ -129,10 +129,10 @@ def error(response: httpx.Response) -> dict[str, Any]:
     return body["error"]
 
 
-def png(picture: Image.Image | Path) -> str:
-    """A picture as the base64 of a PNG."""
-    if isinstance(picture, Path):
-        return base64.b64encode(picture.read_bytes()).decode()
+def png(image: Image.Image | Path) -> str:
+    """An image as the base64 of a PNG."""
+    if isinstance(image, Path):
+        return base64.b64encode(image.read_bytes()).decode()
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

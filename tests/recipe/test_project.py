@@ -8,8 +8,11 @@ from embeddings import cone, texts
 
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import compare, stand_ins
-from clipproj.methods.registry import Task, check_options, method
+from clipproj.methods.registry import Method, Task, check_options, method
+from clipproj.recipe import Embedder, Recipe, check
 from clipproj.recipe import make as made_by
+from clipproj.recipe.record import OF_A_MODEL
+from clipproj.refusal import Refusal
 
 
 def make(
@@ -85,3 +88,52 @@ def test_rows_for_every_dimension_are_refused_before_the_mixtures_are_sought(mon
 def test_most_of_the_dimensions_is_worth_a_warning():
     with pytest.warns(UserWarning, match="17 directions are most of the 32 dimensions"):
         nullspace(texts(17), lists(4), "mean")
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "says"),
+    [
+        ({"rank": 1}, ["rank=2"], "op: rank must be given once, got 1 and '2'"),
+        ({}, ["angle=90"], None),
+        ({}, ["keep-weight=3"], None),  # as a flag is spelt
+        ({}, ["contrast=hard"], "op: contrast must be none or span .* got 'hard'"),
+        ({}, ["rank"], "op: option must be NAME=VALUE, got 'rank'"),
+        ({}, ["rank=1", "rank=2"], "op: option must be given once for each, got 'rank' twice"),
+    ],
+)
+def test_options_of_the_command_line(flags: dict, given: list[str], says: str | None) -> None:
+    options = pytest.importorskip("clipproj.cli.options")
+    if says is not None:
+        with pytest.raises(Refusal, match=says):
+            options.method_options("op", None, flags, given)
+    else:  # not nullspace's: whose they are not is told with the others
+        found = options.method_options("op", None, flags, given)
+        with pytest.raises(Refusal, match="must be left out with method nullspace"):
+            check_options("op", method("op", None), found)
+
+
+def test_what_a_method_needs_is_looked_for_before_the_model() -> None:
+    for name, have in (("leace", OF_A_MODEL), ("coreset", ()), ("selective", ())):
+        with pytest.raises(Refusal, match=f"erase: method must do with .* got '{name}', which nee"):
+            check(Recipe(["cat"], method=name), have)
+    check(Recipe(["cat"], method="selective", options={"domains": "sketch"}))
+
+
+def test_a_method_that_asks_for_too_many_prompts_is_refused() -> None:
+    embedder = Embedder(None, more=10)
+    with pytest.raises(Refusal, match="method must need at most 10 more prompts, got 12"):
+        embedder.for_method(["a", "b"], ["{}"] * 6)
+
+
+def test_the_first_that_forgets_is_taken_of_several() -> None:
+    forget, keep = texts(1), lists(8)
+    hull = nullspace(forget, keep, "hull")
+    weak, strong = hull.scaled(0.1), hull.scaled(1.2)
+
+    def made_of(*offered: Projector) -> Projector:
+        several = Method("several", "", lambda task: offered)
+        return made_by("op", Task(forget, keep), several)
+
+    assert made_of(weak, strong, hull) is strong
+    assert made_of(weak, hull) is hull
+    assert made_of(hull, weak) is hull

@@ -165,8 +165,8 @@ BAD = {
     "one inf": (Item("embedding", np.r_[given(0)[1:], np.float32("inf")]), 400, "invalid_value"),
     "zero": (Item("embedding", np.zeros(D, np.float32)), 400, "invalid_value"),
     "width": (Item("embedding", given(0)[1:]), 400, "wrong_dimension"),
-    "not a picture": (Item("image", b"GIF89a?"), 400, "invalid_image"),
-    "cut picture": (Item("image", png((1, 2, 3), (200, 200))[:-60]), 400, "invalid_image"),
+    "not an image": (Item("image", b"GIF89a?"), 400, "invalid_image"),
+    "cut image": (Item("image", png((1, 2, 3), (200, 200))[:-60]), 400, "invalid_image"),
     "format": (Item("image", png((1, 2, 3), form="TIFF")), 400, "invalid_image"),
     "bomb": (Item("image", png((0, 0, 0), (9000, 9000))), 400, "image_too_large"),
     # more than twice the pixels that Pillow opens
@@ -189,19 +189,19 @@ def test_a_bad_request_fails_alone(engine: Engine, case: str) -> None:
     before, failed, after = engine.answer([good, Job((good.inputs[0], bad)), good])
     assert isinstance(failed, ServiceError)
     assert (failed.status, failed.code) == (status, code)
-    assert failed.message.startswith("input 1: ")  # the input is named
+    assert failed.message.startswith("input[1]")  # the input is named
     assert failed.param.startswith("input[1]")
     for answer in (before, after):
         assert np.array_equal(answer.rows, alone.rows)
 
 
-def test_a_picture_is_embedded_as_it_is_shown(engine: Engine) -> None:
+def test_an_image_is_embedded_as_it_is_shown(engine: Engine) -> None:
     shown, stored = io.BytesIO(), io.BytesIO()
-    picture = Image.linear_gradient("L").crop((0, 0, 40, 90))
-    picture.save(shown, "PNG")
+    image = Image.linear_gradient("L").crop((0, 0, 40, 90))
+    image.save(shown, "PNG")
     tags = Image.Exif()
     tags[0x112] = 6
-    picture.transpose(Image.Transpose.ROTATE_90).save(stored, "PNG", exif=tags)
+    image.transpose(Image.Transpose.ROTATE_90).save(stored, "PNG", exif=tags)
     inputs = tuple(Item("image", file.getvalue()) for file in (shown, stored))
     (answer,) = engine.answer([Job(inputs)])
     np.testing.assert_allclose(answer.rows[0], answer.rows[1], atol=1e-6)
@@ -374,7 +374,7 @@ def test_a_name_makes_the_projector_of_the_command_line_however_it_is_spelt(
     pytest.importorskip("rich")
     from clipproj.cli.erase import erase
 
-    names, lifted = ["gi_raffe"], Limits(1, 1)  # of no picture folder: embedded as it is given
+    names, lifted = ["gi_raffe"], Limits(1, 1)  # of no image folder: embedded as it is given
     theirs = erase(Recipe(names, templates=("a {}",), limits=lifted)).projector
     body = {"forget": names, "templates": ["a {}"], "max_loss": 1, "max_found": 1}
     spec = parse.spec(json.dumps(body).encode(), Settings())
@@ -462,7 +462,7 @@ def test_prompts_that_the_model_would_cut_are_refused(engine: Engine) -> None:
     (refused,) = engine.answer([request])
     assert (refused.status, refused.code, refused.param) == (400, "text_too_long", "classes[1]")
     for spec in (tenant(long, ("cat",)), tenant("cat", ("dog", long))):
-        with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in 'a \{\}' has 9\d tokens"):
+        with pytest.raises(ServiceError, match=r"(forget.0.|keep.1.) in .* must have .* got 9\d"):
             from_names(engine.loaded, spec, 10_000)
 
 
@@ -546,9 +546,9 @@ def test_inputs_that_would_cost_too_much_or_mean_nothing(engine: Engine) -> None
     (refused,) = engine.answer([Job((Item("embedding", np.full(D, 1e-14, np.float32)),))])
     assert refused.status == 400
     assert "longer than" in refused.message
-    picture = io.BytesIO()
-    Image.new("L", (6000, 6000)).save(picture, "PNG")  # 36 million pixels in 40 kB
-    many = tuple(Item("image", picture.getvalue()) for _ in range(6))
+    image = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(image, "PNG")  # 36 million pixels in 40 kB
+    many = tuple(Item("image", image.getvalue()) for _ in range(6))
     (refused,) = engine.answer([Job(many)])
     assert (refused.status, refused.code) == (400, "image_too_large")
     with pytest.raises(ServiceError, match="at most 2048 letters"):

@@ -90,7 +90,7 @@ def tenants(client: Client) -> dict[str, Projector]:
     return made
 
 
-def picture(name: str = "cat") -> str:
+def drawing(name: str = "cat") -> str:
     return png(sorted((demo.pictures_dir() / name).glob("*.png"))[0])
 
 
@@ -112,7 +112,7 @@ def test_mixed_requests_at_once_have_each_row_right(
 ) -> None:
     inputs = [{"embedding": numbers(i)} for i in range(12)]
     inputs += [{"text": f"a {name}"} for name in demo.class_names()[:12]]
-    inputs += [{"image": picture(name)} for name in demo.class_names()[:6]]
+    inputs += [{"image": drawing(name)} for name in demo.class_names()[:6]]
     plain = rows(client.embed(*inputs))
     names = [None, *tenants]
     bodies, wanted = [], []
@@ -191,7 +191,7 @@ def test_a_class_is_erased_from_its_name(client: Client) -> None:
     about = made.json()
     assert (about["forget"], about["keep"], about["strength"]) == (["cat"], 53, 1.0)
     options = {"classes": ["cat", "dog", "whale"], "templates": ["a {}"]}
-    image = {"image": f"data:image/png;base64,{picture()}"}
+    image = {"image": f"data:image/png;base64,{drawing()}"}
     response = client.classify(image, image | {"projector": "no-cats"}, receipt=True, **options)
     before, after = response.json()["data"]
     assert before["classes"][0]["class"] == "cat"
@@ -260,7 +260,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
               "input[0].embedding"),
     "words": ({"input": [{"embedding": ["1"] * D}]}, 400, "invalid_value", "input[0].embedding"),
     "base64": ({"input": [{"image": "!!!"}]}, 400, "invalid_base64", "input[0].image"),
-    "picture": ({"input": ["a", {"image": "aGVsbG8="}]}, 400, "invalid_image", "input[1].image"),
+    "no image": ({"input": ["a", {"image": "aGVsbG8="}]}, 400, "invalid_image", "input[1].image"),
     "link": ({"input": [{"image": "http://localhost/"}]}, 400, "invalid_value", "input[0].image"),
     "bomb": ({"input": [{"image": png(Image.new("1", (9000, 9000)))}]}, 400, "image_too_large",
              "input[0].image"),

@@ -13,9 +13,12 @@ pytest.importorskip("jsonschema")  # Ray needs it
 
 from jsonschema import Draft202012Validator
 
+from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.serve import openapi, parse
 from clipproj.serve.errors import ServiceError
 from clipproj.serve.http import ROUTES, make_api
+from clipproj.serve.make import from_names
+from clipproj.serve.schema import SPECS
 from clipproj.serve.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
@@ -85,6 +88,28 @@ def test_what_the_document_forbids_is_refused(path: str, body: Any) -> None:
                     assert not is_taken(path, other), other
                 elif value is None:
                     assert is_taken(path, other), other
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load_model()
+
+
+@pytest.mark.filterwarnings("ignore")  # what methods say of so short a list
+@pytest.mark.parametrize("method", SPECS)
+def test_every_method_makes_a_tenant_of_its_example(loaded: Loaded, method: str) -> None:
+    asked = openapi.ASKED["/v1/tenants/{name}"][method] | {"max_loss": 1, "max_found": 1}
+    made = from_names(loaded, parse.spec(json.dumps(asked).encode(), Settings()), 10_000)
+    assert made.provenance["method"].startswith(method)
+    assert made.provenance["forget"]["names"] == ["cat"]
+
+
+def test_a_refusal_of_a_method_names_the_field(loaded: Loaded) -> None:
+    asked = {"forget": ["cat"], "keep": ["dog"], "method": "redirect", "target": "nobody"}
+    recipe = parse.spec(json.dumps(asked).encode(), Settings())
+    with pytest.raises(ServiceError, match="target must be self, empty or a kept name") as refused:
+        from_names(loaded, recipe, 10_000)
+    assert (refused.value.status, refused.value.param) == (400, "target")
 
 
 def test_models_stand_in_the_document_with_a_word_on_each_field() -> None:

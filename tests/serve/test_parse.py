@@ -36,7 +36,7 @@ def classify(**body: Any) -> tuple[Job, int | None]:
 
 
 def image(value: str) -> bytes:
-    """What is taken for a picture's file."""
+    """What is taken for an image's file."""
     return embeddings(input=[{"image": value}])[0].inputs[0].value
 
 
@@ -277,3 +277,65 @@ def test_limits_are_shares() -> None:
             with pytest.raises(ServiceError, match=f"^{name} must be ") as refused:
                 spec(**{name: value})
             assert (refused.value.status, refused.value.param) == (400, name)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {LONG: 1},
+        {"input": {"text": "a", LONG: 1}},
+        {"input": LONG},
+        {"input": "a", "model": LONG},
+        {"input": "a", "projector": LONG},
+        {"input": "a", "encoding_format": LONG},
+        {"input": "a", "encoding_format": [LONG]},
+        {"input": "a", "receipt": {LONG: LONG}},
+        {"input": {"image": LONG + "@"}},
+        {"input": {"embedding": [LONG]}},
+        {"input": "a", "dimensions": 10**4000},
+        {"input": "a", "encoding_format": "\x00" * 100_000},
+        {f"field {i}": 1 for i in range(100_000)},
+        {"input": {"text": "a"} | {f"field {i}": 1 for i in range(100_000)}},
+    ],
+    ids=lambda body: f"{json.dumps(body):.30}",
+)
+def test_little_of_a_body_comes_back(body: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError) as refused:
+        parse.embeddings(json.dumps(body).encode(), SETTINGS)
+    assert 400 <= refused.value.status < 500
+    assert len(refused.value.message) < 300
+    assert len(refused.value.param or "") <= 100
+
+
+def test_little_of_fields_within_fields_comes_back() -> None:
+    name = "x" * 79
+    body = f'{{"{name}": ' * 150 + f'{{"{name}": 1, "{name}": 2}}' + "}" * 150
+    refused = refusal(parse.embeddings, body.encode(), SETTINGS)
+    assert refused.code == "duplicate_field"
+    assert len(refused.message) < 300
+    assert len(refused.param) <= 100
+
+
+def test_names_come_back_short() -> None:
+    name, other = "a" * 2000, "A" * 2000
+    for refused in (
+        refusal(spec, forget=[name, other]),
+        refusal(spec, forget=[name], keep=[other]),
+        refusal(spec, templates=[name]),
+        refusal(classify, classes=[f"\u200b{name}"]),
+        refusal(spec, method=name),
+    ):
+        assert len(refused.message) < 200
+
+
+def test_an_option_of_another_method_is_no_field() -> None:
+    refused = refusal(spec, method="ccup", rank=1)
+    assert (refused.code, refused.param) == ("unknown_field", "rank")
+    assert "keep_weight" in refused.message
+    assert spec(method="rotate", angle=90).options == {"angle": 90}
+    assert refusal(spec, method="rotate", angle=181).param == "angle"
+    assert refusal(spec, method="redirect", samples=10_001).param == "samples"
+    assert refusal(spec, method="leace").param == "method"  # there are no images to fit it to
