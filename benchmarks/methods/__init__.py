@@ -19,8 +19,9 @@ from __future__ import annotations
 from functools import partial
 
 from clipproj.compare.method import ComparedMethod
+from clipproj.methods.leace import make as leace
 
-from . import jit, leace, lip, pbu, tia
+from . import jit, lip, pbu, tia
 
 METHODS = {
     "lip": ComparedMethod(
@@ -46,9 +47,7 @@ METHODS = {
         partial(tia.make, renormalize=False),
         needs=("empty",),
     ),
-    "leace": ComparedMethod(
-        "LEACE (2306.03819), told every label: the oracle", leace.make, learns=True
-    ),
+    "leace": ComparedMethod("LEACE (2306.03819), told every label: the oracle", leace, learns=True),
 }
 
 __all__ = ["METHODS"]
