@@ -45,6 +45,10 @@ builds: $(VENV)/.dev  ## The extension without CUDA and, where a toolkit is foun
 	$(SAY) "builds with CLIPPROJ_CUDA=0 and, given a toolkit, CLIPPROJ_CUDA=1"
 	@PATH="$(abspath $(BIN)):$$PATH" .ci/builds
 
+torches: $(VENV)/.dev  ## Operators on the oldest torch that is promised and that pip finds, without a new build
+	$(SAY) "registrations, refusals and derivatives on an older torch"
+	@PATH="$(abspath $(BIN)):$$PATH" .ci/torches
+
 # THREADS: all cores where it is not given. BENCH: more options (benchmarks/conftest.py), for a look at
 # a part; then nothing is kept.
 bench: $(VENV)/.bench  ## Operators beside their peers: tables, and benchmarks/results/<machine>.json

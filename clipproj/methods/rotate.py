@@ -40,13 +40,13 @@ def rotate(
     parametrisation of orthogonal fine-tuning in OrthSR (arXiv 2407.08374), here solved instead of
     trained. Since A and B are orthonormal nothing need be inverted, and every class turns by the
     same angle however alike the classes are. On image features it is M^T. Every length and every
-    angle between pictures stays, so a probe finds the class exactly as before, and `unrotate` is
+    angle between images stays, so a probe finds the class exactly as before, and `unrotate` is
     the way back: only the alignment with texts changes.
 
-    A picture then scores for a text t what it scored for M t. As long as texts have nothing along B
-    and the picture neither, that is what the null space of A leaves at strength `1 - cos(angle)`:
+    An image then scores for a text t what it scored for M t. As long as texts have nothing along B
+    and the image neither, that is what the null space of A leaves at strength `1 - cos(angle)`:
     90 degrees are strength 1, 120 are 1.5, 180 reflect. Hence what B must be. The direction that
-    all texts share (mean(keep)) will not do: every picture has much of it, and it turns into the
+    all texts share (mean(keep)) will not do: every image has much of it, and it turns into the
     class. On the embedded model at 90 degrees it costs kept classes 0.05 of accuracy, another
     class's direction 0.07 (a rotation turns that class out as well), a direction that kept texts
     avoid 0.006. That is the default: seeded random rows, less what kept texts have of them.
@@ -56,7 +56,7 @@ def rotate(
         target: [m, d], neutral texts, one for each forgotten text since an invertible map cannot
             make one of two; None for directions that kept texts avoid, which needs keep.
         keep: [m_k, d], texts to keep.
-        angle: degrees in (0, 180]. With ViT-B/32's texts and vectors that have its pictures'
+        angle: degrees in (0, 180]. With ViT-B/32's texts and vectors that have its images'
             cosines 90 leave 0.1 of a class against nine names and 0.4 against a thousand, 120 at
             most 0.01. On the embedded model 90 forget it all, for 0.006 of accuracy and not 0.022.
         contrast: as for `nullspace`, of forget and target alike.
