@@ -1,4 +1,4 @@
-"""`clipproj audit`: all that is known to be asked of an edit, on pictures or on their features."""
+"""`clipproj audit`: all that is known to be asked of an edit, on images or on their features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPILOG = f"""
   clipproj audit cat
 
   clipproj audit --projector out/projector.safetensors --model ViT-B-32 --pretrained openai
-  --images pictures/
+  --images images/
 
   clipproj audit cat --only recover --only leak
 
@@ -58,7 +58,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="PATTERN=NAME",
-            help="Pictures whose file name fits the pattern (as in a shell) are of that domain; "
+            help="Images whose file name fits the pattern (as in a shell) are of that domain; "
             "repeat.",
             rich_help_panel=options.MODEL,
         ),

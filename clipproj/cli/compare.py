@@ -1,4 +1,4 @@
-"""`clipproj compare`: every method on every class, on the same pictures."""
+"""`clipproj compare`: every method on every class, on the same images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER",
-            help="Pictures of other classes that must not suffer; repeat.",
+            help="Images of other classes that must not suffer; repeat.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,
@@ -91,7 +91,7 @@ def compare(
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Compare methods of forgetting on the same pictures, side by side.
+    """Compare methods of forgetting on the same images, side by side.
 
     Writes compare.html and compare.json.
     """

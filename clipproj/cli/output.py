@@ -13,7 +13,7 @@ from clipproj import files
 from clipproj.checkpoints.state import WEIGHTS, locate, read_edits
 from clipproj.refusal import Refusal
 
-_SPARE = 64 << 20  # bytes beyond the weights: report with pictures, projector, undo
+_SPARE = 64 << 20  # bytes beyond the weights: report with images, projector, undo
 
 
 class Output:

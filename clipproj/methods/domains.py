@@ -14,14 +14,14 @@ from clipproj.models.text import Embeddings
 from clipproj.models.words import strings
 from clipproj.refusal import Refusal
 
-_GAINS = (0.2, 1.0)  # few pictures may measure nonsense; pictures show no more than texts do
+_GAINS = (0.2, 1.0)  # few images may measure nonsense; images show no more than texts do
 _SAME_DOMAIN = 1e-6  # of the contrast of the class
 _RIDGE = 0.3  # of the writer, against kept texts of length 1
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Rows of classes in domains ("cat" as "sketch"): of texts, or of pictures.
+    """Rows of classes in domains ("cat" as "sketch"): of texts, or of images.
 
     Args:
         rows: [p, d] floating point; kept as float32 rows of length 1.
@@ -132,10 +132,10 @@ class Space:
             write = write + gain * (shared @ shared) / (depth * level) * sign
         return (a * q + b * g)[None], write[None]
 
-    def gain(self, pictures: Cells) -> float:
-        """How much pictures show the domain over how much they show the class, as texts do."""
-        rows = pictures.rows.double().to(self.served.device)
-        forgotten = pictures.where(None, self.domains).to(rows.device)
+    def gain(self, images: Cells) -> float:
+        """How much images show the domain over how much they show the class, as texts do."""
+        rows = images.rows.double().to(self.served.device)
+        forgotten = images.where(None, self.domains).to(rows.device)
         if forgotten.all() or not forgotten.any():
             raise Refusal(
                 "selective",
@@ -146,7 +146,7 @@ class Space:
         shared = self.of_domain().mean(dim=0)
         shown = rows @ shared
         domain = (shown[forgotten].mean() - shown[~forgotten].mean()) / (shared @ shared)
-        own = torch.tensor([self.names.index(one) for one in pictures.names], device=rows.device)
+        own = torch.tensor([self.names.index(one) for one in images.names], device=rows.device)
         cells = self.grid.mean(dim=0)
         q = self.served[own] - self.served.mean(dim=0)
         as_texts = ((cells[own] - cells.mean(dim=0)) * q).sum(dim=1).mean()

@@ -33,9 +33,9 @@ def nullspace(
       a closed list of candidates. A long list spans the class too (ViT-B/32: with 39 keeps 0.41 of
       its accuracy survives, with 209 0.81).
     - "hull": forget minus the nearest mixture (weights >= 0 of sum 1) of kept texts. For a closed
-      list of any length. At strength 1 and at full rank an edited picture scores for each forgotten
+      list of any length. At strength 1 and at full rank an edited image scores for each forgotten
       text what it scores for its mixture, and an average is never above the highest: some kept text
-      scores at least as high, so no picture is answered by a forgotten class. Where the mixture is
+      scores at least as high, so no image is answered by a forgotten class. Where the mixture is
       one text alone (the only keep, or a near-synonym) both score the same, and rounding decides.
       At other strengths, or where `rank` or a large `tol` drops directions, it need not be so; nor
       where edited texts (side "text") are divided by their length again. Every mixture has that

@@ -1,4 +1,4 @@
-"""Visual prototypes: what stands for the pictures of a class in a domain, given or synthesised."""
+"""Visual prototypes: what stands for the images of a class in a domain, given or synthesised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipproj.models.text import Progress
 from clipproj.refusal import Refusal
 
 # Lip's recipe is for 224 pixels: a step of length 25 where noise has length sqrt(3) * 224, and
-# jitter of 16 pixels. Both scale with the picture.
+# jitter of 16 pixels. Both scale with the image.
 _STEP = 25 / (3**0.5 * 224)
 _JITTER = 16 / 224
 _DECAY = 1e-3
@@ -26,14 +26,14 @@ _BLUR_EVERY, _BLUR_SIGMA = 10, 0.5
 
 
 def feature_prototypes(features: Tensor, names: Sequence[str], domains: Sequence[str]) -> Cells:
-    """The mean picture of each class in each domain: one row for each pair that has pictures.
+    """The mean image of each class in each domain: one row for each pair that has images.
 
     Args:
-        features: [n, d] image features, of any length: each picture counts the same.
+        features: [n, d] image features, of any length: each image counts the same.
         names, domains: n labels each.
 
     Raises:
-        TypeError, ValueError: as `Cells` does; also where the pictures of a pair cancel.
+        TypeError, ValueError: as `Cells` does; also where the images of a pair cancel.
     """
     every = Cells(features, tuple(names), tuple(domains))
     pairs = list(zip(every.names, every.domains, strict=True))
@@ -57,15 +57,15 @@ def synthesize(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Cells:
-    """What pictures of the texts might be, made without a picture: the same cells, other rows.
+    """What images of the texts might be, made without an image: the same cells, other rows.
 
     - "feature": `z <- norm(z + rate t)` from `start`; the model is not asked. Such rows show the
-      domain as strongly as texts do, which pictures do not: no measure of `domain_gain`.
-    - "pixel": a picture x, from noise, climbs cos(encode_image(x), t) as in Lip (arXiv 2407.07485,
+      domain as strongly as texts do, which images do not: no measure of `domain_gain`.
+    - "pixel": an image x, from noise, climbs cos(encode_image(x), t) as in Lip (arXiv 2407.07485,
       the canonical image of 2512.14113): steps along the gradient that get shorter, L2 decay 1e-3,
       jitter of 16 in 224 pixels, a blur of sigma 0.5 every 10 steps, pixels kept in range. Its
       feature is the row. On the embedded model (100 steps) such rows show monochrome drawing at a
-      gain of 0.41 where pictures show it at 0.54, flat colour at 0.65 for 0.21.
+      gain of 0.41 where images show it at 0.54, flat colour at 0.65 for 0.21.
 
     Parameters of the model and their gradients are not touched; dropout and the like are off
     meanwhile. The same seed, texts and batch size give the same rows on one machine.
@@ -79,14 +79,14 @@ def synthesize(
         rate: of "feature".
         preprocess: for mean and standard deviation of the pixels: open_clip's transform, or a
             Hugging Face image processor. None: what the model says of itself (open_clip's do).
-        batch_size: pictures at once.
+        batch_size: images at once.
         progress: called with (steps done, steps in all), over all batches.
 
     Raises:
         TypeError: for a model without an image encoder, texts that are no Cells, steps or a
             batch_size that are no integers.
         ValueError: for an unknown space, options out of range, a start of another width or not
-            finite, pictures whose mean and size are not known, features of another width.
+            finite, images whose mean and size are not known, features of another width.
     """
     op = "synthesize"
     check_module(op, model)
@@ -143,7 +143,7 @@ def _climb_features(
 
 @dataclass(frozen=True)
 class _Frame:
-    """How pictures look to a model: pixels [3, height, width] with this mean and deviation."""
+    """How images look to a model: pixels [3, height, width] with this mean and deviation."""
 
     size: tuple[int, int]
     mean: Tensor  # [3, 1, 1]
@@ -152,7 +152,9 @@ class _Frame:
 
 def _frame(model: nn.Module, preprocess: Any) -> _Frame:
     visual = getattr(model, "visual", None)
-    size = getattr(visual, "image_size", None)
+    size: Any = getattr(visual, "image_size", None)
+    mean: Any
+    std: Any
     mean, std = getattr(visual, "image_mean", None), getattr(visual, "image_std", None)
     config = getattr(model, "config", None)
     if size is None and config is not None:
@@ -189,7 +191,7 @@ def _climb_pixels(
     model: nn.Module, targets: Tensor, frame: _Frame, steps: int, noise: int, moves: int,
     tick: Callable[[], None],
 ) -> Tensor:  # fmt: skip
-    """[b, d] features of the pictures that were found; noise and moves are seeds."""
+    """[b, d] features of the images that were found; noise and moves are seeds."""
     device = frame.mean.device
     dtype = pixel_dtype(model)
     low, high = (0 - frame.mean) / frame.std, (1 - frame.mean) / frame.std
@@ -234,7 +236,7 @@ def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Each picture divided by its length."""
+    """Each image divided by its length."""
     return F.normalize(x.flatten(1), dim=1).view_as(x)
 
 

@@ -21,6 +21,7 @@ from clipproj.methods.inputs import (
     one_model,
     provenance,
     unit_rows,
+    whose,
 )
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.encoder import encode, evaluating
@@ -55,17 +56,17 @@ def redirect(
         V = lam B (I + lam F^T B)^-1,   B = F - mu K (I + mu K^T K)^-1 K^T F.
 
     M acts on texts. On image features it is M^T, rows `z' = z - (z (F - C)) V^T`, so that an edited
-    picture scores for a text t what it scored for M t: for a forgotten name what it scored for C,
+    image scores for a text t what it scored for M t: for a forgotten name what it scored for C,
     for a kept one what it did. C is `1 - margin` times the target. Without margin, when the target
-    is itself a candidate, a picture scores the same for both names and rounding decides. On the
+    is itself a candidate, an image scores the same for both names and rounding decides. On the
     text side lengths are normalised away and a forgotten name becomes its target.
 
     The target decides what the edit is:
 
     - rows: one for each forgotten text or one for all, as Unified Concept Editing does. They must
-      score low on the class's pictures, so no synonym. The empty prompt (`empty_text`; the target
+      score low on the class's images, so no synonym. The empty prompt (`empty_text`; the target
       of TIA, which trains the text tower) does not do so in every model: in the embedded one all
-      pictures score 0.42 for it and 0.47 for their own name, and it leaves 0.26 of a class where
+      images score 0.42 for it and 0.47 for their own name, and it leaves 0.26 of a class where
       "self" leaves 0.002.
     - "self": Partial Model Collapse (arXiv 2507.04219). The model's own labels: `samples` kept
       names are drawn from what it thinks of the forgotten text, and the one least like it is the
@@ -112,7 +113,7 @@ def redirect(
             raise Refusal("redirect", "keep", 'must be given for the target "self", got None')
         if length == 0:
             raise Refusal("redirect", "margin", 'must be below 1 for the target "self", got 1')
-        drawing = {
+        drawing: dict[str, Any] = {
             "samples": integer("redirect", "samples", samples, least=1),
             "temperature": above_zero("redirect", "temperature", temperature),
             "rounds": integer("redirect", "rounds", rounds, least=1),
@@ -133,8 +134,7 @@ def redirect(
     else:
         c = length * _targets(target, f, forget)
         v = pull(f, k, lam, mu)
-        named = isinstance(target, Embeddings)
-        told = {"kind": "given"} | ({"names": list(target.names)} if named else {"rows": len(c)})
+        told = {"kind": "given"} | whose(target, c)
         c = c.expand(len(f), -1)
     history = provenance("redirect", parameters | {"target": told}, forget, keep)
     read, write = (f - c, v) if side == "image" else (v, f - c)
@@ -202,6 +202,7 @@ def make(task: Task, target: str = "self", **options: Any) -> Projector:
     """`redirect` of names, to a kept name where the target is one."""
     to: Embeddings | Tensor | str = target
     if target == "empty":
+        assert task.empty is not None
         to = task.empty[None]
     elif target in task.keep.names:
         to = task.keep.select([target])

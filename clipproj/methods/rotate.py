@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipproj.methods.contrast import CONTRASTS, contrasted, less_keep, ridge_less, row_basis
-from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
+from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows, whose
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
@@ -39,13 +40,13 @@ def rotate(
     parametrisation of orthogonal fine-tuning in OrthSR (arXiv 2407.08374), here solved instead of
     trained. Since A and B are orthonormal nothing need be inverted, and every class turns by the
     same angle however alike the classes are. On image features it is M^T. Every length and every
-    angle between pictures stays, so a probe finds the class exactly as before, and `unrotate` is
+    angle between images stays, so a probe finds the class exactly as before, and `unrotate` is
     the way back: only the alignment with texts changes.
 
-    A picture then scores for a text t what it scored for M t. As long as texts have nothing along B
-    and the picture neither, that is what the null space of A leaves at strength `1 - cos(angle)`:
+    An image then scores for a text t what it scored for M t. As long as texts have nothing along B
+    and the image neither, that is what the null space of A leaves at strength `1 - cos(angle)`:
     90 degrees are strength 1, 120 are 1.5, 180 reflect. Hence what B must be. The direction that
-    all texts share (mean(keep)) will not do: every picture has much of it, and it turns into the
+    all texts share (mean(keep)) will not do: every image has much of it, and it turns into the
     class. On the embedded model at 90 degrees it costs kept classes 0.05 of accuracy, another
     class's direction 0.07 (a rotation turns that class out as well), a direction that kept texts
     avoid 0.006. That is the default: seeded random rows, less what kept texts have of them.
@@ -55,7 +56,7 @@ def rotate(
         target: [m, d], neutral texts, one for each forgotten text since an invertible map cannot
             make one of two; None for directions that kept texts avoid, which needs keep.
         keep: [m_k, d], texts to keep.
-        angle: degrees in (0, 180]. With ViT-B/32's texts and vectors that have its pictures'
+        angle: degrees in (0, 180]. With ViT-B/32's texts and vectors that have its images'
             cosines 90 leave 0.1 of a class against nine names and 0.4 against a thousand, 120 at
             most 0.01. On the embedded model 90 forget it all, for 0.006 of accuracy and not 0.022.
         contrast: as for `nullspace`, of forget and target alike.
@@ -106,13 +107,11 @@ def rotate(
         )
 
     basis, turned = plane_rotation(a, b, math.radians(angle))
-    parameters = {"angle": angle, "contrast": contrast, "directions": len(a)}
+    parameters: dict[str, Any] = {"angle": angle, "contrast": contrast, "directions": len(a)}
     if t is None:
         parameters["target"] = {"kind": "avoids keep", "seed": seed}
     else:
-        named = isinstance(target, Embeddings)
-        told = {"names": list(target.names)} if named else {"rows": len(t)}
-        parameters["target"] = {"kind": "given"} | told
+        parameters["target"] = {"kind": "given"} | whose(target, t)
     history = provenance("rotate", parameters, forget, keep)
     read, write = (basis, turned) if side == "image" else (turned, basis)
     return Projector(read, write, side=side, provenance=history)
@@ -155,12 +154,13 @@ def plane_rotation(a: Tensor, b: Tensor, radians: float) -> tuple[Tensor, Tensor
     return torch.cat([a, b]), turned
 
 
-def _neutral(own: Tensor, a: Tensor, k: Tensor, contrast: str, seed: int) -> Tensor:
+def _neutral(own: Tensor, a: Tensor, k: Tensor | None, contrast: str, seed: int) -> Tensor:
     """Random rows as many as own has, less what is in a and what kept texts have of them."""
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same rows on every device
     rows = torch.randn(own.shape, dtype=own.dtype, device="cpu", generator=generator).to(a.device)
     if contrast == "span":
         return less_keep(rows, k, contrast)
+    assert k is not None  # without keep there is a target
     # kept texts without a: else taking a out of the rows later brought kept texts back in
     rows, k = rows - rows @ a.T @ a, k - k @ a.T @ a
     return ridge_less(rows, k, _AVOID)

@@ -20,7 +20,7 @@ from clipproj.refusal import Refusal
 MODES = ("global", "domain", "complete")
 FORMS = ("reader", "subspace")
 TEMPLATES = ("a {domain} of a {}.", "a {}, {domain}", "a {} in {domain} style.")
-DOMAIN_GAIN = 0.55  # of pictures, where none measure it; see `selective`
+DOMAIN_GAIN = 0.55  # of images, where none measure it; see `selective`
 
 
 def selective(
@@ -56,13 +56,13 @@ def selective(
     K the served texts of `keep`: `z' = z - (z.read) write` moves the score of the class and hardly
     another. a and b solve two equations: a cell in the forgotten domains reads `depth` times the
     contrast of the class, so that the class falls to where all others are, and one in the kept
-    domains reads 0. Pictures of other classes read something too, which moves their score for the
-    forgotten class and costs nothing until it is their highest. What a cell of pictures is follows
-    from texts but for `domain_gain`: how much weaker pictures show the domain than texts do,
+    domains reads 0. Images of other classes read something too, which moves their score for the
+    forgotten class and costs nothing until it is their highest. What a cell of images is follows
+    from texts but for `domain_gain`: how much weaker images show the domain than texts do,
     relative to the class. In mode "global" a = depth and b = 0.
 
-    Measured on the embedded model's held-out pictures, from text alone, one class at a time, pooled
-    over its 54 (accuracy before and after; in brackets how many pictures):
+    Measured on the embedded model's held-out images, from text alone, one class at a time, pooled
+    over its 54 (accuracy before and after; in brackets how many images):
 
         forgotten in              there                elsewhere            other classes
         line drawing and stencil  0.749 -> 0.011 (275) 0.814 -> 0.807 (404) 0.788 -> 0.764
@@ -75,12 +75,12 @@ def selective(
 
     So the class goes from one kind of drawing (monochrome, or in colour) and stays in the other,
     but not from a single style among all five: given the class, the model names the style right on
-    66 % of pictures, and no reader that was tried, fitted to pictures or not, did both within 0.05.
+    66 % of images, and no reader that was tried, fitted to images or not, did both within 0.05.
     One style goes where styles like it need not stay: with only the three in colour in
     `keep_domains` and depth 1.25, line drawing 0.725 -> 0.043 (colour 0.814 -> 0.829), stencil
     0.774 -> 0.044 (0.829), others at 0.77; the style in neither list goes along (to 0.15 and 0.12).
-    Prototypes do not teach a model styles; they set the gain (with one picture a cell flat colour
-    falls to 0.179, at 0.714 of other classes). Depths and gain were chosen on these pictures;
+    Prototypes do not teach a model styles; they set the gain (with one image a cell flat colour
+    falls to 0.179, at 0.714 of other classes). Depths and gain were chosen on these images;
     chosen on half of the classes for the other half, they leave 0.011 and 0.027 of the two kinds,
     0.022 and 0.044 of the two styles, with losses up to 0.03 elsewhere.
 
@@ -89,7 +89,7 @@ def selective(
     Kept cells stay where they are, to rounding. Of line drawing and stencil it leaves 0.564 of
     0.749 (at strength 2 0.164, and 0.730 of 0.814 elsewhere).
 
-    "complete" takes the sign of the domain from pictures of other classes as well, in part: of
+    "complete" takes the sign of the domain from images of other classes as well, in part: of
     those in line drawing and stencil 0.99 read as such before and 0.57 after, of the class 0.09.
 
     Args:
@@ -98,13 +98,13 @@ def selective(
         domains: where it is forgotten, words that fit the templates. In mode "global" all domains.
         keep_domains: where it is kept; empty in mode "global".
         keep: the other classes.
-        mode: "domain"; "complete": its pictures there also lose the sign of the domain; "global".
+        mode: "domain"; "complete": its images there also lose the sign of the domain; "global".
         form: "reader" (rank 1) or "subspace" (orthogonal).
         templates: each with one `{domain}` and one `{}`.
         class_templates: of the served class texts; None: the 80 that OpenAI used on ImageNet.
-        prototypes: cells of pictures. "reader": they measure domain_gain, of any classes, in
+        prototypes: cells of images. "reader": they measure domain_gain, of any classes, in
             forgotten and kept domains. "subspace": those of the class are forgotten too.
-        depth: above 0; more than 1 because pictures vary. Of "reader".
+        depth: above 0; more than 1 because images vary. Of "reader".
         domain_gain: above 0; None: measured from prototypes within [0.2, 1], else 0.55. Of
             "reader" outside mode "global".
         strength: "reader": in [0, 1]; "subspace": in [0, 2].
@@ -187,9 +187,9 @@ class _Task:
     """What is asked, checked as far as it can be without a text."""
 
     name: str
-    keep: tuple[str, ...]
-    domains: tuple[str, ...]
-    keep_domains: tuple[str, ...]
+    keep: Iterable[str]
+    domains: Iterable[str]
+    keep_domains: Iterable[str]
     mode: str
     form: str
     prototypes: Cells | None
@@ -228,11 +228,12 @@ class _Task:
             got = list(self.keep_domains)
             raise Refusal(op, "keep_domains", f'must {want} in mode "{self.mode}", got {got}')
         rank, tol = rank_and_tol(op, self.rank, self.tol)
-        numbers = {"rank": rank, "tol": tol, "strength": number(op, "strength", self.strength)}
+        strength = number(op, "strength", self.strength)
+        numbers: dict[str, float | None] = {"rank": rank, "tol": tol, "strength": strength}
         for label in ("depth", "domain_gain"):
             if getattr(self, label) is not None:
                 numbers[label] = above_zero(op, label, getattr(self, label))
-        if not 0 <= numbers["strength"] <= 2:
+        if not 0 <= strength <= 2:
             raise Refusal(op, "strength", f"must be in [0, 2], got {self.strength}")
         for label, value in numbers.items():
             object.__setattr__(self, label, value)
@@ -259,8 +260,9 @@ def _projector(
                 label,
                 f"must have rows of width {classes.dim} as classes has, got {given.rows.shape[1]}",
             )
-    space = Space(classes, cells, task.name, task.domains, task.keep_domains)
-    told = {
+    domains, elsewhere = tuple(task.domains), tuple(task.keep_domains)
+    space = Space(classes, cells, task.name, domains, elsewhere)
+    told: dict[str, Any] = {
         "mode": task.mode, "form": task.form, "domains": list(task.domains),
         "keep_domains": list(task.keep_domains), "templates": templates and list(templates),
         "prototypes": 0 if task.prototypes is None else len(task.prototypes),
@@ -301,6 +303,7 @@ def make(task: Task, domains: str = "", keep_domains: str = "", **options: Any) 
         tuple(filter(None, (one.strip() for one in text.split(","))))
         for text in (domains, keep_domains)
     )
+    assert task.embed is not None
     strings("selective", "domains", there)  # now, not after all the texts
     name, names = task.forget.names[0], (*task.forget.names, *task.keep.names)
     rows = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,10 +55,9 @@ def last(name, options):
 
 
 def test_every_file_with_a_method_is_found_and_the_default_comes_first():
-    files = {one.name for one in pkgutil.iter_modules(methods.__path__)}
-    own = {"ccup", "coreset", "leace", "nullspace", "redirect", "rotate", "selective", "subgroup"}
-    assert own <= files
-    assert set(METHODS) == own
+    files = Path(methods.__file__).parent.glob("*.py")
+    own = [file.stem for file in files if "\nMETHOD = Method(" in file.read_text(encoding="utf-8")]
+    assert set(METHODS) == set(own) > {"nullspace", "ccup", "leace"}
     assert next(iter(METHODS)) == method("op", None).name == "nullspace"
     assert all(name == one.name for name, one in METHODS.items())
 
