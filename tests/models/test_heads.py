@@ -20,6 +20,7 @@ import timm
 import torch
 import torch.distributed as dist
 import transformers
+from campaigns import one_of_each
 from families import FAMILIES, TEXT, WIDTH, fold_matches
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -181,8 +182,17 @@ def expected_text(text: dict[str, Any], own_tower: bool) -> str | None:
     return f"{path}.weight +" if text.get("proj_bias") else path
 
 
+def kind(name: str) -> tuple[str | None, ...]:
+    """What there is to find in a model of that name, and by which library its towers are."""
+    config = open_clip.get_model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    own_tower = config.get("custom_text", False) or "hf_model_name" in text
+    libraries = vision.get("timm_model_name", "").partition("_")[0], "multimodal_cfg" in config
+    return expected_image(vision), expected_text(text, own_tower), *libraries
+
+
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("name", open_clip.list_models())
+@pytest.mark.parametrize("name", one_of_each(open_clip.list_models(), kind))
 def test_walks_the_configurations_of_open_clip(name: str) -> None:
     """On the meta device: real classes and widths, no data; one layer, since depth is no matter."""
     config = open_clip.get_model_config(name)
