@@ -77,7 +77,7 @@ class Comparison:
         agreement: share of the retained pictures whose answer is the same, right or wrong.
         changed: [c] int64 indices of the pictures whose answer changed.
         pictures_forget, pictures_retain: how many pictures the shares are of.
-        unit: what is counted: "picture", or "mixture of texts" for `stand_ins`.
+        unit: what is counted: "image", or "mixture of texts" for `stand_ins`.
     """
 
     forget: tuple[str, ...]
@@ -91,7 +91,7 @@ class Comparison:
     changed: Tensor
     pictures_forget: int
     pictures_retain: int
-    unit: str = "picture"
+    unit: str = "image"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def compare(
     forget: Sequence[str] | Embeddings,
     *,
     probe: bool = True,
-    unit: str = "picture",
+    unit: str = "image",
 ) -> Comparison:
     """The numbers before and after an edit, and which answers changed.
 

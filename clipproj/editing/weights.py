@@ -36,7 +36,7 @@ class Original:
         """Refuse heads that these bits do not belong into, and, without force, edited ones."""
         for name, want, got in zip(self.names, self.weights, now, strict=True):
             if want is not None and (want.shape, want.dtype) != (got.shape, got.dtype):
-                way = f"; cast it back first, .to({want.dtype}), and undo with force=True if that "
+                way = f"; cast it back first, .to({want.dtype}), and give force if that "
                 way += "left other bits: the handle and the undo file hold the original ones"
                 raise Refusal(
                     "undo",
@@ -49,7 +49,7 @@ class Original:
             state = "a head without the edit" if digest == self.before else "one changed since"
             raise RuntimeError(
                 f'undo: {self.tower} head must have the bits that edit "{self.label}" left '
-                f"({self.after[:12]}), got {state} ({digest[:12]}); force=True overwrites it"
+                f"({self.after[:12]}), got {state} ({digest[:12]}); give force to overwrite it"
             )
 
     def save(self, path: str | os.PathLike[str], **more: Any) -> None:
