@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must n
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
 _OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins that is no Refusal
-_OPTIONS = {("load_pictures", "folder"): "images"}  # arguments that are options of another name
+_OPTIONS = {("load_images", "folder"): "images"}  # arguments that are options of another name
 
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:

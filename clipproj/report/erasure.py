@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint, as_dict
-from clipproj.audit.images import Pictures
+from clipproj.audit.images import Images
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
@@ -38,7 +38,7 @@ def write_report(
     notes: Sequence[str] = (),
     comparison: Comparison | None = None,
     curve: Sequence[CurvePoint] = (),
-    images: Pictures | None = None,
+    images: Images | None = None,
     classes: Embeddings | None = None,
 ) -> None:
     """Write the report, atomically. The same inputs give the same bytes.
@@ -104,14 +104,14 @@ def table(comparison: Comparison, texts: Comparison | None = None) -> Table:
         rows.append((name, was, now))
 
     if comparison.forget or texts is None:
-        forgotten = count(comparison.pictures_forget, comparison.unit)
+        forgotten = count(comparison.images_forget, comparison.unit)
         row(f"{names} ({forgotten})", before.found, after.found)
     if comparison.unmeasured and texts is not None:
         some = comparison.unmeasured
         was, now = (scores.found_among(some) for scores in (texts.before, texts.after))
         row(f"{listed(some)} ({count(now.n, texts.unit)})", was, now)
-    others = count(comparison.pictures_retain, comparison.unit)
-    row(f"all other classes ({others})", before.retain, after.retain)
+    others = count(comparison.images_keep, comparison.unit)
+    row(f"all other classes ({others})", before.keep, after.keep)
     near = len(comparison.nearest)
     title = "the nearest of them" if near == 1 else f"the {near} nearest of them"
     row(title, before.neighbours, after.neighbours)
@@ -129,7 +129,7 @@ def _card(verdict: Verdict) -> Card:
     return Card("Receipt", verdict.status, about=about, role=role)
 
 
-def _changed(comparison: Comparison, images: Pictures, classes: Embeddings) -> Page:
+def _changed(comparison: Comparison, images: Images, classes: Embeddings) -> Page:
     """Two groups of images whose answer changed: of forgotten classes, and of others."""
     gone = {name_key(name) for name in comparison.forget}
     forgotten, others = [], []
@@ -155,8 +155,8 @@ def _changed(comparison: Comparison, images: Pictures, classes: Embeddings) -> P
 
     galleries = []
     for title, found, total in (
-        ("Forgotten", forgotten, comparison.pictures_forget),
-        ("Others", others, comparison.pictures_retain),
+        ("Forgotten", forgotten, comparison.images_forget),
+        ("Others", others, comparison.images_keep),
     ):
         if total:
             cards = tuple(card(i, name) for i, name in _spread(found, room))
@@ -182,7 +182,7 @@ def _strength(curve: Sequence[CurvePoint], chosen: float) -> Page:
     x = [point.strength for point in curve]
     series = {
         "forgotten": (x, [point.forget for point in curve]),
-        "all others": (x, [point.retain for point in curve]),
+        "all others": (x, [point.keep for point in curve]),
         "nearest others": (x, [point.neighbours for point in curve]),
         "linear probe": (x, [point.probe for point in curve]),
     }
@@ -197,7 +197,7 @@ def _strength(curve: Sequence[CurvePoint], chosen: float) -> Page:
         alt="The four numbers over the strength",
     )  # fmt: skip
     columns = ("strength", "forgotten %", "all others %", "nearest others %", "linear probe %")
-    rows = tuple((f"{p.strength:g}", p.forget, p.retain, p.neighbours, p.probe) for p in curve)
+    rows = tuple((f"{p.strength:g}", p.forget, p.keep, p.neighbours, p.probe) for p in curve)
     values = Table(columns, rows, folded="The values")
     return Page("strength", "Strength", lead, (values,), (figure,))
 
@@ -225,11 +225,11 @@ def _bars(comparison: Comparison, names: Sequence[str], folded: str = "") -> Tab
 
 
 def _mixtures(texts: Comparison) -> Page:
-    mixtures = count(texts.pictures_forget + texts.pictures_retain, "mixture")
+    mixtures = count(texts.images_forget + texts.images_keep, "mixture")
     lead = (
         "They stand in for images: three parts of a forgotten text and one of a kept one, or three "
         f"of a kept one and two of another. Accuracy before, in grey, and after, of {mixtures}: "
-        f"all others {percent(texts.before.retain)} and {percent(texts.after.retain)}, the "
+        f"all others {percent(texts.before.keep)} and {percent(texts.after.keep)}, the "
         "forgotten and the nearest below."
     )
     shown = _bars(texts, (*texts.forget, *texts.nearest))

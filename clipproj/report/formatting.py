@@ -91,13 +91,13 @@ def either(names: Sequence[str], one: str, several: str) -> str:
 def result(comparison: Comparison) -> str:
     """What happened to the accuracies, in at most three sentences; no word of what has none."""
     before, after = comparison.before, comparison.after
-    of = count(comparison.pictures_forget, comparison.unit)
+    of = count(comparison.images_forget, comparison.unit)
     near = len(comparison.nearest)
     told = [
         f"on {where} it went from {percent(old)} to {percent(new)}."
         for where, old, new in (
             (f"{of} of {listed(comparison.forget or comparison.names)}", before.found, after.found),
-            ("all other classes", before.retain, after.retain),
+            ("all other classes", before.keep, after.keep),
             ("the nearest of them" if near == 1 else f"the {near} nearest of them",
              before.neighbours, after.neighbours),
         )
@@ -127,7 +127,7 @@ def caveat(comparison: Comparison) -> str:
             "show of it was not measured."
         )
     if before.found <= _FORGOTTEN:
-        known = f"{percent(before.found)} of {count(comparison.pictures_forget, 'image')}"
+        known = f"{percent(before.found)} of {count(comparison.images_forget, 'image')}"
         return (
             f"The model did not know the class by its text before the edit ({known}): there was no "
             "alignment with it to erase."
@@ -139,8 +139,8 @@ def caveat(comparison: Comparison) -> str:
     else:
         alignment, information = "not weakened", "is in place"
     alignment = f"The alignment with the text is {alignment}."
-    if comparison.pictures_forget < _FEW:
-        number = count(comparison.pictures_forget, "image")
+    if comparison.images_forget < _FEW:
+        number = count(comparison.images_forget, "image")
         alignment = f"{number} cannot say whether the alignment with the text is erased."
         information = "is in place"
     images = f"{percent(after.probe)} of the forgotten class{_es(comparison)} images"

@@ -19,21 +19,21 @@ def cards(measured: Mapping[str, Any], texts: Mapping[str, Any] | None = None) -
         measured: the numbers of an edit, as `evaluate.as_dict` gives them.
         texts: the same of the edit on mixtures of texts, for what no image was measured of.
     """
-    gone = measured if texts is None or measured["pictures"]["forget"] else texts
+    gone = measured if texts is None or measured["images"]["forget"] else texts
     unit = measured["of"]
 
     def card(label: str, of: Mapping[str, Any], key: str, about: str, role: str) -> Card:
         was, now = (_shown(of[when][key]) for when in ("before", "after"))
         return Card(label, now, f"{was} before", about, role)
 
-    forgotten = count(gone["pictures"]["forget"], gone["of"])
-    others = count(measured["pictures"]["retain"], unit)
+    forgotten = count(gone["images"]["forget"], gone["of"])
+    others = count(measured["images"]["keep"], unit)
     nearest = ", ".join(measured["nearest"]) or "no class"
     agreement = f"of {others} answered as before, at a mean cosine of {_cosine(measured)}"
     return (
         card("Forgotten", gone, "found",
              f"of {forgotten} of {_names(gone)} answered by a forgotten name", "forget"),
-        card("All others", measured, "retain", f"accuracy on {others} of other classes", "keep"),
+        card("All others", measured, "keep", f"accuracy on {others} of other classes", "keep"),
         card("Nearest others", measured, "neighbours", f"accuracy on {nearest}", "neighbours"),
         Card("Same answers", _shown(measured["agreement"]), "", agreement, "keep"),
         card("Linear probe", measured, "probe",
@@ -106,14 +106,14 @@ def suggestion(tuned: Mapping[str, Any], strength: float) -> Card:
     best = tuned["strength"]
     target = (
         f"at most {percent(tuned['forget_at_most'])} still found, at most "
-        f"{percent(tuned['retain_loss_at_most'])} of others lost"
+        f"{percent(tuned['keep_loss_at_most'])} of others lost"
     )
     if math.isclose(best, strength, abs_tol=1e-6):
         judged = "the least that meets the target" if tuned["met"] else "none meets the target"
         return Card("Strength", f"{strength:g}", "no better one", f"{judged}: {target}")
     chosen = tuned["chosen"]
     left = (
-        f"leaves {_shown(chosen['forget'])} of the forgotten, {_shown(chosen['retain'])} of all "
+        f"leaves {_shown(chosen['forget'])} of the forgotten, {_shown(chosen['keep'])} of all "
         f"others, {_shown(chosen['neighbours'])} of the nearest"
     )
     judged = "the least that meets the target" if tuned["met"] else "nearest to the target"

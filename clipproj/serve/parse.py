@@ -43,6 +43,9 @@ WORDS = {  # where pydantic's own would not do
     "tuple_type": "must be a list, got {got}",
     "too_short": "must hold at least {min_length}, got {length}",
     "too_long": "must hold at most {max_length}, got {length}",
+    "greater_than": "must be above {gt:g}, got {got}",
+    "greater_than_equal": "must be at least {ge:g}, got {got}",
+    "less_than_equal": "must be at most {le:g}, got {got}",
     "float_type": "must be a finite number, got {got}",  # also of one with 400 digits
 }
 WHOLE = ("embedding", "projector")  # named as a whole, whatever part of it is wrong

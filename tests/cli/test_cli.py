@@ -123,7 +123,7 @@ def test_what_is_left_out_is_told(
     shutil.copytree(pictures, tmp_path / "shown")
     (tmp_path / "shown" / "cat" / "phone.heic").write_bytes(b"")
     usual[usual.index(str(pictures))] = "shown"
-    said = "load_pictures: left out 1 file of shown: 1 .heic"
+    said = "load_images: left out 1 file of shown: 1 .heic"
     result = run("erase", "cat", *usual)
     assert result.exit_code == 0
     assert result.stderr.startswith(f"note: {said}")

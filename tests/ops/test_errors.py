@@ -157,6 +157,8 @@ HEAD: list[tuple[dict[str, Any], str]] = [
         "bias must be float32 for float32 features, got float16",
     ),
 ]
+# A head's weight is checked against x before the factors are.
+HEAD_FACTORS = FACTORS[:8] + FACTORS[9:] + ROWS[4:]
 CLASSES: list[tuple[dict[str, Any], str]] = [
     ({"classes": lambda: t(8)}, "classes must be [C, d] with d=8, got [8]"),
     ({"classes": lambda: t(4, 7)}, "classes must be [C, d] with d=8, got [4, 7]"),
@@ -189,20 +191,26 @@ ALONE: list[tuple[dict[str, Any], str]] = [
     ({"index": lambda: None}, "spans and index must come together, got spans alone"),
 ]
 OPTIONAL_BANK = [row for row in BANK if row[0].keys() & {"spans", "index"}] + ALONE
-REFUSALS = {
-    "project": FACTORS + ROWS,
-    "project_": FACTORS + ROWS + IN_PLACE,
-    "project_out": FACTORS + ROWS + OUT,
-    "project_rows": FACTORS + ROWS + BANK,
-    "projected_norm": FACTORS + ROWS,
-    "fold_": WEIGHT_FACTORS + WEIGHT,
-    # A head's weight is checked against x before the factors are.
-    "linear": FACTORS[:8] + FACTORS[9:] + ROWS[4:] + HEAD + OPTIONAL_BANK,
-    "logits": FACTORS + ROWS + CLASSES + OPTIONAL_BANK,
-}
-NAMES = [*REFUSALS]
-TABLE = [(name, change, text) for name, rows in REFUSALS.items() for change, text in rows]
 
+
+def parameters(name: str) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(getattr(ops, name)).parameters)
+
+
+def refusals(name: str) -> list[tuple[dict[str, Any], str]]:
+    """All that an operator of such arguments refuses."""
+    given = parameters(name)
+    if "dim" in given:
+        return WEIGHT_FACTORS + WEIGHT
+    rows = HEAD_FACTORS + HEAD if "weight" in given else FACTORS + ROWS
+    rows = rows + OUT * ("out" in given) + CLASSES * ("classes" in given)
+    if "spans" in given:
+        required = given["spans"].default is inspect.Parameter.empty
+        return rows + (BANK if required else OPTIONAL_BANK)
+    return rows + IN_PLACE * name.endswith("_")
+
+
+TABLE = [(name, change, text) for name in ops.__all__ for change, text in refusals(name)]
 
 GOOD: dict[str, Any] = {
     "x": lambda: t(3, 8),
@@ -218,10 +226,6 @@ GOOD: dict[str, Any] = {
     "index": lambda: t(3, dtype=INT),
     "dim": lambda: 1,
 }
-
-
-def parameters(name: str) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(getattr(ops, name)).parameters)
 
 
 def call(name: str, change: dict[str, Any]) -> None:
@@ -255,7 +259,7 @@ def test_refused(name: str, change: dict[str, Any], text: str, mode: str) -> Non
     assert refusal(name, change, mode) == f"{name}: {text}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ops.__all__)
 def test_of_two_mistakes_both_modes_name_the_same(name: str) -> None:
     """The order of checks, csrc/check.h beside _checks.py."""
     changes = [change for other, change, _ in TABLE if other == name]
@@ -266,13 +270,13 @@ def test_of_two_mistakes_both_modes_name_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ops.__all__)
 def test_the_call_that_the_table_changes_is_fine(name: str, mode: str) -> None:
     with MODES[mode]():
         call(name, {})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ops.__all__)
 @pytest.mark.parametrize("strength", [1.0, 1, [1.0]])
 def test_strength_is_no_number(name: str, strength: object) -> None:
     text = f"{name}: strength must be a tensor or None, got {type(strength).__name__}"
@@ -291,7 +295,7 @@ def test_scale_is_no_number(scale: object) -> None:
     ("name", "argument"),
     [
         (name, argument)
-        for name in NAMES
+        for name in ops.__all__
         for argument, parameter in list(parameters(name).items())[1:]
         if parameter.annotation in (Tensor, Tensor | None)
     ],
@@ -327,7 +331,7 @@ def test_parts_of_a_bank_come_together(given: tuple[str, ...], text: str) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ops.__all__)
 def test_devices_must_agree_on_a_gpu(name: str) -> None:
     for argument in ("read", "write"):
         with pytest.raises(RuntimeError, match=f"{name}: {argument} must be on cpu, got cuda:0"):
@@ -368,7 +372,7 @@ def test_neighbours_in_one_buffer_are_no_overlap() -> None:
     call("project_", {"x": lambda: x, "read": lambda: read})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ops.__all__)
 def test_tensors_that_are_not_strided_are_refused(name: str) -> None:
     with pytest.raises(NotImplementedError, match="Sparse"):
         call(name, {"x": lambda: t(3, 8).to_sparse()})

@@ -77,10 +77,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
         (folder / f"{i}").mkdir()
         for j in range(30):
             Image.new("RGB", (200, 150), colour).save(folder / f"{i}" / f"{j}.png")
-    loaded = audit.load_pictures(folder)
-    images = audit.Pictures(loaded.paths, loaded.labels, NAMES)
+    loaded = audit.load_images(folder)
+    images = audit.Images(loaded.paths, loaded.labels, NAMES)
     noise = 0.1 * torch.randn(240, 32, generator=generator)
-    samples = audit.Samples.of_pictures(rows[images.labels] + noise, images, classes)
+    samples = audit.Samples.of_images(rows[images.labels] + noise, images, classes)
     forget, keep = classes.select([EVIL]), classes.drop([EVIL])
     projector = nullspace(forget, keep, "mean").scaled(1.5)
 
@@ -183,7 +183,7 @@ def test_the_four_numbers_are_together_with_their_limit(case: dict, html: str) -
     assert comparison.before.forget > 0.9
     assert comparison.after.forget == 0
     cards = html[html.index('<dl class="cards">') : html.index("</dl>")]
-    for key in ("forget", "retain", "neighbours", "probe"):
+    for key in ("forget", "keep", "neighbours", "probe"):
         for scores in (comparison.before, comparison.after):
             assert formatting.percent(getattr(scores, key)) in cards
     assert formatting.percent(comparison.agreement) in cards
