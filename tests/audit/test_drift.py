@@ -151,7 +151,7 @@ def test_result_is_json_and_a_page() -> None:
     assert page.figures[0].svg.startswith('<div class="chart">')
 
 
-def test_an_edit_of_texts_without_retained_images_moves_no_image() -> None:
+def test_an_edit_of_texts_without_kept_images_moves_no_image() -> None:
     texts = Embeddings(torch.eye(8)[:3], ("ant", "cat", "dog"), ("{}",), "planted")
     samples = Samples(torch.eye(8)[[1, 1]], torch.tensor([1, 1]), texts)
     result = drift(samples, Projector(torch.eye(8)[1:2], side="text"), ["cat"])
