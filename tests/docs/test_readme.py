@@ -63,7 +63,7 @@ def test_ci_runs_its_commands():
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
     for target in made:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
-        assert re.search(rf"^make ([\w-]+ )*{target}\b", ci, flags=re.MULTILINE)
+        assert re.search(rf"^for step in ([\w-]+ )*{target}\b", ci, flags=re.MULTILINE)
 
 
 def test_shows_what_is_printed(tmp_path, monkeypatch):
