@@ -35,9 +35,10 @@ campaigns: $(VENV)/.dev  ## The long ones: all combinations, many seeds, sanitiz
 	$(SAY) "pytest -m campaign, $(WORKERS) workers"
 	@$(PYTEST) -m campaign
 
-lint: $(VENV)/.dev  ## Ruff and clang-format, as pre-commit runs them
-	$(SAY) "ruff, clang-format"
+lint: $(VENV)/.dev  ## Ruff and clang-format, as pre-commit runs them, and mypy
+	$(SAY) "ruff, mypy, clang-format"
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/helpers/cuda_on_cpu benchmarks -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inl')
 
 builds: $(VENV)/.dev  ## The extension without CUDA and, where a toolkit is found, with it

@@ -1,6 +1,6 @@
 """What each method forgets and what it costs: the figures of docs/methods.md, as Markdown tables.
 
-On the embedded model and its held-out pictures: every method on every class that the model knows;
+On the embedded model and its held-out images: every method on every class that the model knows;
 a class forgotten in some domains; other words and prompts against the plain and the best edit. On
 real CLIP texts, where a file of them is given: how long a keep list each contrast bears.
 
@@ -123,7 +123,7 @@ def by_domain(source: Unedited) -> Table:
                 for group, mask in (("there", mine & inside), ("elsewhere", mine & ~inside)):
                     hits[group].append(after[mask])
                     was[group].append(before[mask])
-                # the same pictures for every class: a case is a class, not a picture
+                # the same images for every class: a case is a class, not an image
                 others.append([float(x[~mine].double().mean()) for x in (before, after)])
                 cosine = F.cosine_similarity(samples.features, edited.features)[~mine]
                 cosines.append(float(cosine.mean()))
@@ -141,7 +141,7 @@ def by_domain(source: Unedited) -> Table:
     return Table(
         columns,
         tuple(out),
-        "Every class in turn, from texts alone. There and elsewhere: pictures of the class, "
+        "Every class in turn, from texts alone. There and elsewhere: images of the class, "
         "pooled; others: means over classes.",
     )
 
@@ -171,9 +171,9 @@ def attacked(source: Unedited, classes: Sequence[str]) -> Table:
             out.append((f"{label}: {kind}", *pair))
     columns = ("attack", "unedited %", "after the edit %")
     caption = (
-        f"Means over {len(classes)} classes. Chosen on one half of the pictures, measured on the "
-        "other: share of the class's pictures that win against all other class texts; of any "
-        "vector the AUROC against all other pictures."
+        f"Means over {len(classes)} classes. Chosen on one half of the images, measured on the "
+        "other: share of the class's images that win against all other class texts; of any "
+        "vector the AUROC against all other images."
     )
     return Table(columns, tuple(out), caption)
 
@@ -182,7 +182,7 @@ def keep_lists(path: Path, forgets: int = 40) -> Table:
     """Real CLIP texts: what each contrast leaves of a class as its keep list gets longer.
 
     The texts of one set of prompts are erased and compete; those of the other stand in for
-    pictures, which they are not: the gap between texts and pictures is not in them.
+    images, which they are not: the gap between texts and images is not in them.
     """
     data = np.load(path)
     texts, queries = (
@@ -232,7 +232,7 @@ def keep_lists(path: Path, forgets: int = 40) -> Table:
     )  # fmt: skip
     caption = (
         f"OpenAI ViT-B/32, {forgets} of ImageNet's classes in turn, each against its nearest and "
-        "random others. Pictures are stood in for by texts of other prompts. Length taken: of the "
+        "random others. Images are stood in for by texts of other prompts. Length taken: of the "
         "class's unit text along what is erased."
     )
     return Table(columns, tuple(out), caption)

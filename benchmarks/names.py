@@ -1,11 +1,11 @@
 """Several names at once: what they cost, and whether the gate sees it, as a Markdown table.
 
-On the embedded model's pictures and, where their files are given, on features of real pictures by
+On the embedded model's images and, where their files are given, on features of real images by
 OpenAI's ViT-B/32 with real texts: random names forgotten from a closed list and from a generic one,
 by what the command line makes of them and by a mean contrast at strength 1.5 whatever the rank.
 
     python benchmarks/names.py --keep benchmarks/results \\
-        [--texts vitb32_text.npz --pictures oxford_pets_test_vitb32.npz food101_fewshot_vitb32.npz]
+        [--texts vitb32_text.npz --images oxford_pets_test_vitb32.npz food101_fewshot_vitb32.npz]
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ EDITS = ("as the command does", "mean, strength 1.5")
 DRAWS = 5
 COLUMNS = (
     "names, list, edit", "found %", "others lost %", "nearest lost %", "same answer %", "cosine",
-    "mixtures: found %", "others lost %", "nearest lost %", "refused on pictures", "on mixtures",
+    "mixtures: found %", "others lost %", "nearest lost %", "refused on images", "on mixtures",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Pictures, and lists to keep; `generic` None: only the closed list.
+    """Images, and lists to keep; `generic` None: only the closed list.
 
     Attributes:
         candidates: names that may be forgotten.
@@ -61,11 +61,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--texts", type=Path, help="npz with imagenet_photo and imagenet_names")
-    parser.add_argument("--pictures", type=Path, nargs="*", default=(), help="npz of features")
+    parser.add_argument("--images", type=Path, nargs="*", default=(), help="npz of features")
     parser.add_argument("--keep", type=Path, help="folder for names.json and names.md")
     args = parser.parse_args()
     found, parts = {}, []
-    for setting in settings(args.texts, args.pictures):
+    for setting in settings(args.texts, args.images):
         table = Table(COLUMNS, tuple(rows(setting)), f"Means over {DRAWS} draws of random names.")
         found[setting.title] = [list(map(plain, row)) for row in table.rows]
         parts.append(f"## {setting.title}\n\n{markdown(table)}")
@@ -76,7 +76,7 @@ def main() -> None:
         (args.keep / "names.json").write_text(text + "\n", encoding="utf-8")
 
 
-def settings(texts: Path | None, pictures: Sequence[Path]) -> Iterator[Setting]:
+def settings(texts: Path | None, images: Sequence[Path]) -> Iterator[Setting]:
     source = load(Recipe(command="names"))
     samples = source.samples
     yield Setting(f"Embedded model, {len(samples.names)} classes", samples, None, samples.names)
@@ -85,20 +85,20 @@ def settings(texts: Path | None, pictures: Sequence[Path]) -> Iterator[Setting]:
     data = np.load(texts)
     by_name = dict(zip(data["imagenet_names"].tolist(), data["imagenet_photo"], strict=True))
     generic = embed(np.stack(list(by_name.values())), tuple(by_name))
-    for path in pictures:
+    for path in images:
         closed = features(path)
-        title = f"{path.stem}: {len(closed)} pictures"
+        title = f"{path.stem}: {len(closed)} images"
         yield Setting(f"{title}, {len(closed.names)} names", closed, generic, closed.names)
-    if pictures:  # the same pictures among all the names, which holds theirs too
-        closed = features(pictures[0])
+    if images:  # the same images among all the names, which holds theirs too
+        closed = features(images[0])
         place = (closed.classes.tensor @ generic.tensor.T).argmax(dim=1)
         far = [name for i, name in enumerate(generic.names) if i not in set(place.tolist())]
         wide = replace(closed, labels=place[closed.labels], classes=generic, texts=generic.tensor)
-        yield Setting(f"{pictures[0].stem} among {len(generic)} names", wide, None, far)
+        yield Setting(f"{images[0].stem} among {len(generic)} names", wide, None, far)
 
 
 def features(path: Path) -> Samples:
-    """Pictures of the classes that the file has texts for."""
+    """Images of the classes that the file has texts for."""
     data = np.load(path)
     row = {int(c): i for i, c in enumerate(data["text_class"])}
     own = np.isin(data["label"], list(row))
@@ -148,15 +148,13 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
         p = make("names", Task(forget, keep, closed=kind != "generic"), method("names", None))
     seen = compare(samples, samples.edited(p), names, probe=False)
     told = {"closed": kind != "generic"}
-    judged = judge(p, forget, keep, **told, pictures=seen)
+    judged = judge(p, forget, keep, **told, images=seen)
     on_texts = judge(p, forget, keep, **told, general=general)
     numbers = [seen.after.found]
-    numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("retain", "neighbours")]
+    numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("keep", "neighbours")]
     numbers += [seen.agreement, seen.cosine, judged.texts.after.found]
     texts = judged.texts
-    numbers += [
-        getattr(texts.before, k) - getattr(texts.after, k) for k in ("retain", "neighbours")
-    ]
+    numbers += [getattr(texts.before, k) - getattr(texts.after, k) for k in ("keep", "neighbours")]
     return [*map(float, numbers), float(judged.refused), float(on_texts.refused)]
 
 

@@ -24,17 +24,14 @@ from clipproj.zeroshot import ZeroShotHead
 if TYPE_CHECKING:  # what is loaded later, once more for tools that read the source
     from clipproj import audit, methods, reference
     from clipproj.audit.tune import text_proxies, tune
-    from clipproj.methods import (
-        ccup,
-        coreset,
-        from_leace,
-        nullspace,
-        redirect,
-        rotate,
-        selective,
-        subgroup,
-        unrotate,
-    )
+    from clipproj.methods.ccup import ccup
+    from clipproj.methods.coreset import coreset
+    from clipproj.methods.leace import from_leace
+    from clipproj.methods.nullspace import nullspace
+    from clipproj.methods.redirect import redirect
+    from clipproj.methods.rotate import rotate, unrotate
+    from clipproj.methods.selective import selective
+    from clipproj.methods.subgroup import subgroup
 
 __all__ = [
     "Edit",
@@ -78,11 +75,19 @@ __all__ = [
 ]
 
 _MODULES = ("audit", "methods", "reference")
-_METHODS = ("ccup", "coreset", "from_leace", "nullspace", "redirect", "rotate", "selective",
-            "subgroup", "unrotate")  # fmt: skip
-_HOMES = dict.fromkeys(_METHODS, "clipproj.methods") | dict.fromkeys(
-    ("text_proxies", "tune"), "clipproj.audit.tune"
-)
+_HOMES = {
+    "ccup": "clipproj.methods.ccup",
+    "coreset": "clipproj.methods.coreset",
+    "from_leace": "clipproj.methods.leace",
+    "nullspace": "clipproj.methods.nullspace",
+    "redirect": "clipproj.methods.redirect",
+    "rotate": "clipproj.methods.rotate",
+    "selective": "clipproj.methods.selective",
+    "subgroup": "clipproj.methods.subgroup",
+    "text_proxies": "clipproj.audit.tune",
+    "tune": "clipproj.audit.tune",
+    "unrotate": "clipproj.methods.rotate",
+}
 
 
 def __getattr__(name: str) -> Any:

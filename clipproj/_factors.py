@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 
 from clipproj._tensors import as_tensor
 from clipproj.refusal import Refusal
+
+
+class Factors(TypedDict):
+    """What the operators take of a projector by keyword: `ops.project(x, **p.factors())`."""
+
+    read: Tensor
+    write: Tensor
+    offset: Tensor | None
+    strength: Tensor
 
 
 def factor(name: str, value: Tensor | np.ndarray) -> Tensor:

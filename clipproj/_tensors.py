@@ -30,7 +30,7 @@ def as_tensor(op: str, name: str, value: Any, device: torch.device | str = "cpu"
         )
     # torch takes no other byte order, no negative strides, and warns of memory it may not write
     native = value.astype(value.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements="CW")).to(device)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"])).to(device)
 
 
 def check_plain(op: str, x: Any) -> None:
@@ -54,7 +54,7 @@ def is_sharded(x: Any) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
-def whole(x: Tensor) -> Tensor:
+def whole(x: Any) -> Tensor:
     """A DTensor put together, such as a distributed projector's factors; others as they are."""
     return x if type(x) is Tensor or not is_sharded(x) else x.full_tensor()
 

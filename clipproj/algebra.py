@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from clipproj._factors import Factors
 from clipproj._provenance import made_by
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -51,8 +52,7 @@ def compose(p: Projector, q: Projector) -> Projector:
         ValueError: for different sides or widths; for affine projectors of rank sum above d.
     """
     _check_pair("compose", p, q)
-    f, g = p.factors(torch.float64), q.factors(torch.float64)
-    g = {name: None if t is None else t.to(p.read.device) for name, t in g.items()}
+    f, g = p.factors(torch.float64), _on(p.read.device, q.factors(torch.float64))
     crossed = g["strength"] * f["write"] @ g["read"].T @ g["write"]
     read = torch.cat([f["read"], g["read"]])
     write = torch.cat([f["strength"] * (f["write"] - crossed), g["strength"] * g["write"]])
@@ -91,6 +91,16 @@ def _check_pair(op: str, p: Projector, q: Projector) -> None:
         raise Refusal(op, "q", f"must be of width {p.dim} as p is, got {q.dim}")
     theirs = p.provenance.get("head_hash")
     q.require_model(op, theirs, argument="q", model="the model that p comes from")
+
+
+def _on(device: torch.device, factors: Factors) -> Factors:
+    offset = factors["offset"]
+    return {
+        "read": factors["read"].to(device),
+        "write": factors["write"].to(device),
+        "offset": None if offset is None else offset.to(device),
+        "strength": factors["strength"].to(device),
+    }
 
 
 def _history(method: str, p: Projector, q: Projector) -> dict:

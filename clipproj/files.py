@@ -67,7 +67,8 @@ def sha256(*tensors: Tensor | None, text: str = "") -> str:
             continue
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
         plain = tensor.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy() if plain.numel() else b"")
+        if plain.numel():
+            digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

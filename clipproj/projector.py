@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
-from clipproj._factors import check_orthonormal, factor, move_buffers
+from clipproj._factors import Factors, check_orthonormal, factor, move_buffers
 from clipproj._provenance import plain_json
 from clipproj._tensors import as_tensor, check_plain, is_sharded, shard_by_shard, whole
 from clipproj.refusal import Refusal
@@ -52,6 +52,7 @@ class Projector(nn.Module):
     read: Tensor
     offset: Tensor | None
     strength: Tensor
+    _write: Tensor | None
 
     def __init__(
         self,
@@ -163,9 +164,11 @@ class Projector(nn.Module):
             return ops.project_out(x, **operands, normalize=normalize, out=out)
         return ops.project(x, **operands, normalize=normalize)
 
-    def _sharded(self, x: Any, strength: float | Tensor | None, normalize: bool) -> Any:
+    def _sharded(
+        self, x: Any, strength: float | Tensor | np.ndarray | None, normalize: bool
+    ) -> Any:
         """A DTensor's rows. A projector that is distributed itself is taken whole."""
-        if getattr(strength, "ndim", 0):
+        if isinstance(strength, Tensor | np.ndarray) and strength.ndim:
             got = list(strength.shape)
             raise TypeError(f"Projector: strength must be 0-dim for a DTensor, got {got}")
         self._check_width("Projector", x)  # of all of it, not of this process's part
@@ -175,9 +178,7 @@ class Projector(nn.Module):
 
         return shard_by_shard("Projector", edit, x)
 
-    def operands(
-        self, x: Tensor, strength: float | Tensor | np.ndarray | None = None
-    ) -> dict[str, Tensor | None]:
+    def operands(self, x: Tensor, strength: float | Tensor | np.ndarray | None = None) -> Factors:
         """read, write, offset and strength, as the operators take them by keyword for rows x.
 
         Takes and raises what calling the projector does.
@@ -201,7 +202,7 @@ class Projector(nn.Module):
             factors["strength"] = torch.full_like(factors["strength"], value)
         return factors
 
-    def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
+    def factors(self, dtype: torch.dtype = torch.float32) -> Factors:
         """read, write, offset, strength as the operators take them for features of `dtype`.
 
         float64 for float64, else float32; write stays the same tensor as read when symmetric.
@@ -337,9 +338,13 @@ class Projector(nn.Module):
         Raises ValueError for a strength that was set out of range.
         """
         self._checked(self.strength, warn=False)
-        tensors = {"read": self.read, "write": self._write, "offset": self.offset}
-        tensors = {name: t for name, t in tensors.items() if t is not None}
-        meta = {"side": self.side, "provenance": self.provenance, "hash": self.content_hash()}
+        factors = {"read": self.read, "write": self._write, "offset": self.offset}
+        tensors = {name: t for name, t in factors.items() if t is not None}
+        meta: dict[str, Any] = {
+            "side": self.side,
+            "provenance": self.provenance,
+            "hash": self.content_hash(),
+        }
         return tensors | {"strength": self.strength}, meta
 
     @classmethod
@@ -384,7 +389,7 @@ class Projector(nn.Module):
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise Refusal(op, "x", f"must be [..., {self.dim}], got {list(x.shape)}")
 
-    def _checked(self, strength: float | Tensor, warn: bool = True) -> float:
+    def _checked(self, strength: float | Tensor | np.ndarray, warn: bool = True) -> float:
         """The number, if it is one that this projector may have."""
         strength = as_tensor("Projector", "strength", strength)
         if isinstance(strength, Tensor) and (strength.ndim or strength.is_complex()):
@@ -417,7 +422,7 @@ class Projector(nn.Module):
 
 def stored(tensors: Mapping[str, Tensor], side: str, provenance: Any) -> Projector:
     """A projector from what a file holds. ValueError for anything that makes none."""
-    factors = [tensors.get(name) for name in ("read", "write", "offset", "strength")]
+    factors: list[Any] = [tensors.get(name) for name in ("read", "write", "offset", "strength")]
     with warnings.catch_warnings():  # whoever built it has been warned about its strength
         warnings.simplefilter("ignore")
         try:

@@ -8,6 +8,7 @@ reference have the same precision, which the second part of `tolerance` covers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn import functional
 MOSTLY_ERASED = 1e-3  # of a row's length: the direction of what is left is noise below this
 
 
-def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
+def _wide(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.detach().double() for t in tensors]
 
 
@@ -82,7 +83,9 @@ def plain(
     normalize: bool = False,
 ) -> Tensor:
     """What one would write without this package: the update by torch's kernels, in x's dtype."""
-    factors = [None if t is None else t.to(x.dtype) for t in (read, write, offset, strength)]
+    factors: list[Any] = [
+        None if t is None else t.to(x.dtype) for t in (read, write, offset, strength)
+    ]
     out = _update(x, *factors)
     return functional.normalize(out, dim=-1) if normalize else out
 
@@ -104,7 +107,7 @@ def tolerance(
     rounding, at the store, is what `plain` does at least once. Rows that lose more than 99.9 % of
     their length have no bound when normalising (inf); check that they are finite and of length 1.
     """
-    options = {"offset": offset, "strength": strength, "normalize": normalize}
+    options: dict[str, Any] = {"offset": offset, "strength": strength, "normalize": normalize}
     reference = project(x, read, write, **options)
     bound = _rounding(x, read, write, **options)
     return _torch_error(plain(x, read, write, **options), reference) + bound
@@ -125,7 +128,7 @@ def _magnitude(
     x: Tensor, read: Tensor, write: Tensor, offset: Tensor | None, strength: Tensor | None
 ) -> Tensor:
     """`|x| + s (|x| |read^T| + |c|) |write|`, what the sums of the update may reach."""
-    wide = [None if t is None else t.abs() for t in _wide(x, read, write, offset, strength)]
+    wide: list[Any] = [t if t is None else t.abs() for t in _wide(x, read, write, offset, strength)]
     dots = wide[0] @ wide[1].T if wide[3] is None else wide[0] @ wide[1].T + wide[3]
     return wide[0] + _per_row(wide[4], wide[0]) * (dots @ wide[2])
 
@@ -294,7 +297,8 @@ def linear_tolerance(
     reference = linear(x, weight, bias, *factors[:4], normalize=normalize, spans=spans, index=index)
 
     y = functional.linear(*_wide(x, weight, bias))
-    sums = functional.linear(*(None if t is None else t.abs() for t in _wide(x, weight, bias)))
+    magnitudes: list[Any] = [t if t is None else t.abs() for t in _wide(x, weight, bias)]
+    sums = functional.linear(*magnitudes)
     terms = x.shape[-1] + sum(read.shape)
     bound = 4 * _eps(x.dtype) * terms**0.5 * _each(_magnitude, sums, *factors)
     if x.dtype.itemsize == 2:
@@ -304,7 +308,7 @@ def linear_tolerance(
     return _torch_error(torch_result, reference) + bound
 
 
-def _one_over_length(y: Tensor, *factors: Tensor | None) -> Tensor:
+def _one_over_length(y: Tensor, *factors: Any) -> Tensor:
     return _over_length(torch.ones_like(y, dtype=torch.float64), y, *factors)
 
 

@@ -135,8 +135,8 @@ class ZeroShotHead(nn.Module):
         """
         if type(x) is not Tensor and isinstance(x, np.ndarray):
             x = as_tensor("ZeroShotHead", "x", x, self.classes.device)
-            options = {"projector": projector, "strength": strength, "dtype": dtype}
-            return self(x, index, **options).numpy(force=True)
+            options: dict[str, Any] = {"projector": projector, "strength": strength}
+            return self(x, index, dtype=dtype, **options).numpy(force=True)
         if projector is None:
             projector = self.projector
         else:
@@ -146,10 +146,8 @@ class ZeroShotHead(nn.Module):
             want, got = ("given", "None") if banked else ("None", "one")
             kind = "with" if banked else "without"
             raise Refusal("ZeroShotHead", "index", f"must be {want} {kind} a bank, got {got}")
-        if banked:
-            operands = projector.operands(x, index, strength)
-        else:
-            operands = projector.operands(x, strength)
+        taken: tuple[Any, ...] = (index, strength) if banked else (strength,)
+        operands: Any = projector.operands(x, *taken)
         wide = operands["read"].dtype
         return ops.logits(
             x,

@@ -17,9 +17,9 @@ projector = clipproj.nullspace(forget, keep, "hull")
 verdict = audit.judge(projector, forget, keep, closed=True)
 print(f"refused: {verdict.refused}, the others lose {verdict.price.loss:.1%}")
 
-pictures = audit.load_pictures(demo.pictures_dir())
+pictures = audit.load_images(demo.pictures_dir())
 features = audit.image_features(model, preprocess, pictures)
-samples = audit.Samples.of_pictures(features, pictures, texts)
+samples = audit.Samples.of_images(features, pictures, texts)
 given = audit.AuditInput(samples, projector, ("cat",))
 
 # accuracy: the class, all others, the nearest of them, and a probe. retrieval: search. recover: do

@@ -12,7 +12,7 @@ tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
 projector = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
 
-pictures = audit.load_pictures(demo.pictures_dir())
+pictures = audit.load_images(demo.pictures_dir())
 images = torch.stack([preprocess(audit.open_image(path)) for path in pictures.paths])
 
 served = torch.compile(model.eval().visual)
@@ -20,7 +20,7 @@ served = torch.compile(model.eval().visual)
 
 def samples():
     features = torch.cat([served(part) for part in images.split(97)])  # batches of one size
-    return audit.Samples.of_pictures(features, pictures, texts)
+    return audit.Samples.of_images(features, pictures, texts)
 
 
 with torch.no_grad():
@@ -32,7 +32,7 @@ with torch.no_grad():
         edit.undo()
         again = samples()
 
-for name in ("forget", "retain", "neighbours", "probe"):  # the probe: what training still finds
+for name in ("forget", "keep", "neighbours", "probe"):  # the probe: what training still finds
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

@@ -17,13 +17,13 @@ texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing
 forget, keep = texts.select(["cat"]), texts.drop(["cat"])
 projector = clipproj.nullspace(forget, keep, "hull")
 
-# Pictures are for measuring alone. They lie in a folder for each class.
-pictures = audit.load_pictures(demo.pictures_dir())
+# Images are for measuring alone. They lie in a folder for each class.
+pictures = audit.load_images(demo.pictures_dir())
 
 
 def samples():
     features = audit.image_features(model, preprocess, pictures)
-    return audit.Samples.of_pictures(features, pictures, texts)
+    return audit.Samples.of_images(features, pictures, texts)
 
 
 before, original = samples(), model.visual.attnpool.c_proj.weight.clone()
@@ -31,7 +31,7 @@ edit = clipproj.edit(model, projector)  # folded into the last projection: servi
 print(clipproj.verify(model, edit.receipt).text)
 
 result = audit.compare(before, samples(), forget)
-for name in ("forget", "retain", "neighbours", "probe"):  # the probe: what training still finds
+for name in ("forget", "keep", "neighbours", "probe"):  # the probe: what training still finds
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

@@ -10,7 +10,7 @@ place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the 
 model, _, preprocess = open_clip.create_model_and_transforms(place)
 tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
-pictures = audit.load_pictures(demo.pictures_dir())
+pictures = audit.load_images(demo.pictures_dir())
 features = audit.image_features(model, preprocess, pictures)  # [n, d], of the unedited model
 
 # The bank holds a projector for each tenant. Tenants come and go while other threads call it, and
@@ -30,9 +30,9 @@ print("rows alone and in the batch, same bits:", torch.equal(alone, rows[:8]))
 
 # What "acme" sees of all pictures: its class is gone from the answers, and a probe still finds it.
 of_acme = bank(features, bank.index(["acme"] * len(features)))
-before, after = (audit.Samples.of_pictures(f, pictures, texts) for f in (features, of_acme))
+before, after = (audit.Samples.of_images(f, pictures, texts) for f in (features, of_acme))
 result = audit.compare(before, after, ["cat"])
-for name in ("forget", "retain", "neighbours", "probe"):
+for name in ("forget", "keep", "neighbours", "probe"):
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

@@ -9,7 +9,7 @@ place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the 
 model, _, preprocess = open_clip.create_model_and_transforms(place)
 tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
-pictures = audit.load_pictures(demo.pictures_dir())
+pictures = audit.load_images(demo.pictures_dir())
 
 # What a vector store holds: half-precision rows of numpy. A file larger than memory is edited in
 # the same way, opened by numpy.load(file, mmap_mode="r+").
@@ -23,13 +23,13 @@ edited = stored.copy()
 for start in range(0, len(edited), 256):
     edited[start : start + 256] = projector(edited[start : start + 256])
 
-before, after = (audit.Samples.of_pictures(rows, pictures, texts) for rows in (stored, edited))
+before, after = (audit.Samples.of_images(rows, pictures, texts) for rows in (stored, edited))
 cat = texts.names.index("cat")
 for when, samples in (("before", before), ("after", after)):
     first = samples.cosines()[:, cat].topk(9).indices  # a search by the class's text
     print(f"cats among the first 9 hits, {when}: {int((samples.labels[first] == cat).sum())}")
 result = audit.compare(before, after, ["cat"])
-for name in ("forget", "retain", "neighbours", "probe"):  # the probe: what training still finds
+for name in ("forget", "keep", "neighbours", "probe"):  # the probe: what training still finds
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

@@ -5,13 +5,13 @@
 
 None of these is part of the package. Each works on the output of a tower, where its paper trains
 inside it, and its file says what that changes. Where a paper gives no setting for that, or one that
-does worse here, the setting was chosen on the embedded model by its own pictures: in favour of the
+does worse here, the setting was chosen on the embedded model by its own images: in favour of the
 method wherever it is measured on those. The files say which settings.
 
-Lip, PBU and JiT learn a d x d map of picture features, from the identity: the same as training the
-last projection of the image tower. PBU and JiT need pictures of the class; their synthetic forms
-make features up from its text as Lip does. TIA edits the text tower and sees no picture. LEACE is
-the oracle: it is told the label of every picture.
+Lip, PBU and JiT learn a d x d map of image features, from the identity: the same as training the
+last projection of the image tower. PBU and JiT need images of the class; their synthetic forms
+make features up from its text as Lip does. TIA edits the text tower and sees no image. LEACE is
+the oracle: it is told the label of every image.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ METHODS = {
         "Lip (2407.07485): answers smoothed around 64 made-up features", lip.make, learns=True
     ),
     "pbu": ComparedMethod(
-        "PBU (2403.16246): cross-entropy climbed on the class's pictures", pbu.make, learns=True
+        "PBU (2403.16246): cross-entropy climbed on the class's images", pbu.make, learns=True
     ),
     "pbu, synthetic": ComparedMethod(
         "PBU on 64 made-up features", partial(pbu.make, synthetic=True), learns=True
     ),
     "jit": ComparedMethod(
-        "JiT (2402.01401): answers smoothed around the class's pictures", jit.make, learns=True
+        "JiT (2402.01401): answers smoothed around the class's images", jit.make, learns=True
     ),
     "jit, synthetic": ComparedMethod(
         "JiT on 64 made-up features", partial(jit.make, synthetic=True), learns=True

@@ -1,4 +1,4 @@
-"""What the methods that train a map of picture features share: the rows, the answers, the stop."""
+"""What the methods that train a map of image features share: the rows, the answers, the stop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from clipproj.refusal import Refusal
 if TYPE_CHECKING:
     from clipproj.methods.method import Task
 
-COUNT = 64  # made-up features of a text: Lip's pictures of a class
-# Lip accepts a picture at 0.6 to 0.99, by class. Chosen here: features only just as sure as that
-# lie nearer to the boundary than pictures do, and what forgets them leaves up to half of those.
+COUNT = 64  # made-up features of a text: Lip's images of a class
+# Lip accepts an image at 0.6 to 0.99, by class. Chosen here: features only just as sure as that
+# lie nearer to the boundary than images do, and what forgets them leaves up to half of those.
 SURE = 0.999
 # Adam moves every element by its rate, and so a unit feature by up to rate x d. Chosen, of d = 128.
 RATE = 0.25
-_SPREAD = 2.0  # of the random start beside the mean picture; chosen: 1 gives rows too much alike
+_SPREAD = 2.0  # of the random start beside the mean image; chosen: 1 gives rows too much alike
 _STEP = 0.02
 _STEPS = 400  # together more than the way from anywhere to a text
 
@@ -60,37 +60,35 @@ class Classes:
 
 
 def to_learn(op: str, task: Task, classes: Classes, synthetic: bool) -> Tensor:
-    """[n, d] unit features of the class: of its pictures, or made up when asked or without any."""
+    """[n, d] unit features of the class: of its images, or made up when asked or without any."""
     if synthetic or task.fit is None:
         return synthesise(task, classes)
-    return F.normalize(task.fit.features[forgotten_pictures(op, task)], dim=1)
+    return F.normalize(task.fit.features[forgotten_images(op, task)], dim=1)
 
 
-def forgotten_pictures(op: str, task: Task) -> Tensor:
-    """[n] bool: which of the fit pictures are of a class to forget.
+def forgotten_images(op: str, task: Task) -> Tensor:
+    """[n] bool: which of the fit images are of a class to forget.
 
-    Raises Refusal without pictures to learn from, or with none of these classes.
+    Raises Refusal without images to learn from, or with none of these classes.
     """
     if task.fit is None:
-        raise Refusal(op, "task.fit", "must be labelled pictures, got None")
+        raise Refusal(op, "task.fit", "must be labelled images, got None")
     # Other forms of a name (plurals, synonyms) have a text of their own and no class.
     known = [name for name in task.forget.names if name in task.fit.names]
     shown = task.fit.of(known) if known else torch.zeros(len(task.fit), dtype=torch.bool)
     if not shown.any():
         names = ", ".join(map(repr, task.forget.names[:3]))
-        raise Refusal(
-            op, "task.fit", f"must have pictures of what is forgotten, got none of {names}"
-        )
+        raise Refusal(op, "task.fit", f"must have images of what is forgotten, got none of {names}")
     return shown
 
 
 @torch.no_grad()
 def synthesise(task: Task, classes: Classes) -> Tensor:
-    """[64 m, d] unit features, of no picture, that the model is sure show what is forgotten.
+    """[64 m, d] unit features, of no image, that the model is sure show what is forgotten.
 
-    Lip climbs from noise by the gradient of the class's logit in a picture's pixels. Here a feature
-    climbs the cosine with the text, from the mean picture (of whatever class) plus noise, until the
-    model is sure of it; without pictures it starts at the noise alone. One that never gets there,
+    Lip climbs from noise by the gradient of the class's logit in an image's pixels. Here a feature
+    climbs the cosine with the text, from the mean image (of whatever class) plus noise, until the
+    model is sure of it; without images it starts at the noise alone. One that never gets there,
     because another text is too near, ends at the text itself, which is Lip's lowered threshold.
     """
     generator = torch.Generator().manual_seed(task.seed)

@@ -1,6 +1,6 @@
 """Lip (Kravets and Namboodiri, arXiv 2407.07485, WACV 2025), at the output of the image tower.
 
-Smooth the model around the class: make up pictures of it, and pull the answer to each towards the
+Smooth the model around the class: make up images of it, and pull the answer to each towards the
 answers to noisy copies of it, with more and more noise, until the made-up ones are forgotten.
 
 From the authors' code: 64 made-up samples, 25 noisy copies of each whose branch is not followed by
@@ -38,7 +38,7 @@ _STEPS = 10
 
 
 def make(task: Task) -> Dense:
-    """The map that Lip trains. It needs no pictures; with some it starts at their mean."""
+    """The map that Lip trains. It needs no images; with some it starts at their mean."""
     classes = Classes.of(task)
     rows = synthesise(task, classes)
     generator = torch.Generator().manual_seed(task.seed + 1)

@@ -1,6 +1,6 @@
 """PBU, partially blinded unlearning (Panda et al., arXiv 2403.16246, AAAI-25), on a projection.
 
-Forgotten pictures alone: climb the cross-entropy of the class, held near the start by a quadratic
+Forgotten images alone: climb the cross-entropy of the class, held near the start by a quadratic
 that is stiffer where the class's own Fisher information is high,
 
     L(D) = -a CE(I + D) + b <F, D * D> + g <D, D>,   F = mean of squared gradients at the start.
@@ -10,7 +10,7 @@ There the other classes collapse after two epochs, so stopping early is part of 
 
 Simplified: one matrix is trained. Chosen on the embedded model: g = 100 (the notebook's 4001 holds
 features of which the model is sure where they are, for those have almost no gradient), rate
-0.25 / d (1e-4 there), and the stop, when none of the pictures is found.
+0.25 / d (1e-4 there), and the stop, when none of the images is found.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _BATCH = 64
 
 
 def make(task: Task, *, synthetic: bool = False) -> Dense:
-    """The map that PBU trains, from pictures of the class or (without any, or if asked) made-up
-    ones. Refusal for pictures among which none is of the class."""
+    """The map that PBU trains, from images of the class or (without any, or if asked) made-up
+    ones. Refusal for images among which none is of the class."""
     classes = Classes.of(task)
     rows = to_learn("pbu", task, classes, synthetic)
     _, fisher = gradient_and_fisher(classes, rows)

@@ -17,8 +17,8 @@ ViT-B/32). That length matters: against unit rows |B A| wins and nothing is lear
 Ten tries, not 100, and the last one is given: where it did not forget, the measures show it.
 
 Judge it with and without normalising texts again. Without, the short text answers nothing. With, it
-is the empty prompt that competes in the class's place; where that is near every picture, as in the
-embedded model (mean cosine 0.42), the class keeps its own pictures and takes those of others.
+is the empty prompt that competes in the class's place; where that is near every image, as in the
+embedded model (mean cosine 0.42), the class keeps its own images and takes those of others.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from clipproj.audit.evaluate import (
     strength_curve,
 )
 from clipproj.audit.gate import Judgement, Limits, judge
-from clipproj.audit.images import Pictures, image_features, load_pictures, open_image
+from clipproj.audit.images import Images, image_features, load_images, open_image
 from clipproj.audit.leak import leak
 from clipproj.audit.paraphrase import paraphrase
 from clipproj.audit.probe import probe_recall
@@ -37,10 +37,10 @@ __all__ = [
     "AuditResult",
     "Comparison",
     "CurvePoint",
+    "Images",
     "Judgement",
     "Limits",
     "Measured",
-    "Pictures",
     "RanPAC",
     "Samples",
     "Scores",
@@ -55,7 +55,7 @@ __all__ = [
     "image_features",
     "judge",
     "leak",
-    "load_pictures",
+    "load_images",
     "nearest",
     "open_image",
     "paraphrase",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipproj.audit.groups import forgotten
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import NO_ANSWER, Edit, Samples
+from clipproj.audit.samples import NO_ANSWER, RowEdit, Samples
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.refusal import Refusal
 
@@ -21,7 +21,7 @@ _DRAWS = 200  # of answers as a calibrated model would give them
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures of like confidence: how many, their mean confidence, their accuracy."""
+    """Images of like confidence: how many, their mean confidence, their accuracy."""
 
     n: int
     confidence: float
@@ -30,17 +30,17 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Retained pictures at one time.
+    """Kept images at one time.
 
     Args:
-        error: expected calibration error, mean over pictures of |accuracy - confidence| of their
+        error: expected calibration error, mean over images of |accuracy - confidence| of their
             bin. It has no interval; see `expected_error`.
         expected_error: what it would be for a model that is perfectly calibrated, on as many
-            pictures with the same confidences: from 200 seeded draws of right and wrong answers.
+            images with the same confidences: from 200 seeded draws of right and wrong answers.
         brier: mean of the squared distance of the probabilities from the right answer, in [0, 2].
         log_loss: mean negative log likelihood of the right class, in nats.
         confidence: mean probability of the answer.
-        accuracy: share of pictures whose most likely class is theirs.
+        accuracy: share of images whose most likely class is theirs.
         bins: from the least to the most confident.
     """
 
@@ -55,12 +55,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Pictures of the forgotten classes at one time.
+    """Images of the forgotten classes at one time.
 
     Args:
         confidence: mean probability of the answer, whatever it is.
-        own: mean probability of the picture's own class.
-        answers: the three most frequent answers, with how many pictures get them.
+        own: mean probability of the image's own class.
+        answers: the three most frequent answers, with how many images get them.
     """
 
     confidence: Measured
@@ -70,7 +70,7 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What `calibration` measured, of pictures of all other classes and of the forgotten ones."""
+    """What `calibration` measured, of images of all other classes and of the forgotten ones."""
 
     forget: tuple[str, ...]
     scale: float
@@ -82,13 +82,13 @@ class CalibrationResult:
 
 def calibration(
     samples: Samples,
-    edit: Edit,
+    edit: RowEdit,
     forget: Sequence[str],
     *,
     bins: int = 15,
     renormalize: bool = True,
 ) -> CalibrationResult:
-    """Calibration of retained pictures, and how sure the model is of forgotten ones.
+    """Calibration of kept images, and how sure the model is of forgotten ones.
 
     Probabilities are softmax(scale * cosine) over all classes, with the scale of the samples. All
     classes compete before and after, the forgotten ones too.
@@ -97,7 +97,7 @@ def calibration(
         samples: before the edit.
         edit: of either tower.
         forget: names of classes.
-        bins: of equal numbers of pictures, at least 1; no more than there are pictures.
+        bins: of equal numbers of images, at least 1; no more than there are images.
         renormalize: False leaves texts at the length that a text-side edit gave them.
 
     Raises TypeError, ValueError as `groups.forgotten`, `Samples.edited`; ValueError for bins < 1.
@@ -113,17 +113,17 @@ def calibration(
 
 
 def log_probabilities(samples: Samples, renormalize: bool = True) -> Tensor:
-    """[n, C] float64: of every class for every picture, log softmax(scale * cosine).
+    """[n, C] float64: of every class for every image, log softmax(scale * cosine).
 
-    A picture of length zero has a cosine of 0 with everything, so every class is as likely.
+    An image of length zero has a cosine of 0 with everything, so every class is as likely.
     """
     return (samples.scale * samples.cosines(renormalize).double()).log_softmax(dim=1)
 
 
 def reliability(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Bin, ...]:
-    """Pictures in bins of equal number, from the least to the most confident; none is empty.
+    """Images in bins of equal number, from the least to the most confident; none is empty.
 
-    Pictures of one confidence share their accuracy, so that no order among them matters.
+    Images of one confidence share their accuracy, so that no order among them matters.
 
     Args:
         confidence: [n] float64. correct: [n] bool.

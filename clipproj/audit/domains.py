@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Zero-shot accuracy in one domain; NaN where it has no such picture.
+    """Zero-shot accuracy in one domain; NaN where it has no such image.
 
     Args:
-        forget_before, forget_after: of its pictures of forgotten classes.
-        retain_before, retain_after: of its other pictures.
+        forget_before, forget_after: of its images of forgotten classes.
+        keep_before, keep_after: of its other images.
     """
 
     name: str
     forget_before: Measured
     forget_after: Measured
-    retain_before: Measured
-    retain_after: Measured
+    keep_before: Measured
+    keep_after: Measured
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class DomainsResult:
     domains: tuple[Domain, ...]
 
 
-def domains(samples: Samples, edit: Edit, forget: Sequence[str]) -> DomainsResult:
-    """Accuracy on forgotten and other classes before and after, in each domain of the pictures.
+def domains(samples: Samples, edit: RowEdit, forget: Sequence[str]) -> DomainsResult:
+    """Accuracy on forgotten and other classes before and after, in each domain of the images.
 
     Args:
         samples: before the edit, with `domains`.
@@ -75,5 +75,5 @@ AUDIT = Audit(
     title="Domain by domain",
     place=100,
     run=lambda given: domains(*given.edit),
-    needs={"domains": "needs to be told which picture is of which domain"},
+    needs={"domains": "needs to be told which image is of which domain"},
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from clipproj.audit.calibration import log_probabilities
 from clipproj.audit.groups import class_groups
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.refusal import Refusal
 
@@ -51,10 +51,10 @@ class DriftResult:
     """What `drift` measured.
 
     Args:
-        side: of the edit. An edit of the texts moves no picture: then only answers of pictures
+        side: of the edit. An edit of the texts moves no image: then only answers of images
             change, and the rows that move are the texts.
-        moved: by rows: "retained pictures" (all but the forgotten), "neighbours", "forgotten
-            pictures", and class texts taken for pictures: "kept texts", "forgotten texts".
+        moved: by rows: "kept images" (all but the forgotten), "neighbours", "forgotten
+            images", and class texts taken for images: "kept texts", "forgotten texts".
     """
 
     forget: tuple[str, ...]
@@ -89,7 +89,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def drift(
-    samples: Samples, edit: Edit, forget: Sequence[str], *, renormalize: bool = True
+    samples: Samples, edit: RowEdit, forget: Sequence[str], *, renormalize: bool = True
 ) -> DriftResult:
     """Cosines, lengths, CKA, answers and predictions after the edit against before.
 
@@ -109,12 +109,12 @@ def drift(
     side = getattr(edit, "side", "image")
     moved = {}
     for name, rows in (
-        ("retained pictures", ~gone), ("neighbours", near), ("forgotten pictures", gone),
+        ("kept images", ~gone), ("neighbours", near), ("forgotten images", gone),
     ):  # fmt: skip
         pair = samples.take(rows), after.take(rows)
         moved[name] = _moved(pair[0].features, pair[1].features, *pair, renormalize)
 
-    # Perfect pictures, which are their class texts.
+    # Perfect images, which are their class texts.
     perfect = Samples(
         samples.texts, torch.arange(len(samples.texts), device="cpu"), samples.classes,
         samples.texts, scale=samples.scale,

@@ -1,7 +1,7 @@
-"""What an edit did, measured on pictures or on what stands in for them.
+"""What an edit did, measured on images or on what stands in for them.
 
 Four numbers belong together and are always given together: accuracy on the forgotten classes, on
-the others, on the others' nearest five, and how many forgotten pictures a linear probe still finds.
+the others, on the others' nearest five, and how many forgotten images a linear probe still finds.
 The first says that the alignment with the texts is gone, the last that the information is not.
 """
 
@@ -32,24 +32,24 @@ _PROBE_WORK = 2e9  # n * d * d up to which a probe takes about half a second on 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Zero-shot answers on one set of features; shares in [0, 1], NaN where there is no picture.
+    """Zero-shot answers on one set of features; shares in [0, 1], NaN where there is no image.
 
     Args:
-        forget: top-1 accuracy on pictures of the forgotten classes.
+        forget: top-1 accuracy on images of the forgotten classes.
         found: share of them answered by a forgotten class, their own or another; found_of: the
-            same of each forgotten class that has pictures.
-        retain: the same on all other pictures.
-        neighbours: the same on pictures of the retained classes nearest to the forgotten ones.
-        others: the same on pictures of the retained classes that are not among these.
-        probe: share of the forgotten classes' pictures that a linear probe finds.
-        per_class: accuracy of each class that has pictures.
+            same of each forgotten class that has images.
+        keep: the same on all other images.
+        neighbours: the same on images of the kept classes nearest to the forgotten ones.
+        others: the same on images of the kept classes that are not among these.
+        probe: share of the forgotten classes' images that a linear probe finds.
+        per_class: accuracy of each class that has images.
         predictions: [n] int64 rows of the class texts; -1 for a feature of length zero, which is
             an answer to nothing and counts as wrong.
     """
 
     forget: Measured
     found: Measured
-    retain: Measured
+    keep: Measured
     neighbours: Measured
     others: Measured
     probe: Measured
@@ -58,7 +58,7 @@ class Scores:
     predictions: Tensor
 
     def found_among(self, names: Sequence[str]) -> Measured:
-        """`found` of some of the forgotten classes, NaN for classes without pictures."""
+        """`found` of some of the forgotten classes, NaN for classes without images."""
         some = [self.found_of[name] for name in names if name in self.found_of]
         hits, n = sum(round(one * one.n) for one in some), sum(one.n for one in some)
         return share([True] * hits + [False] * (n - hits))
@@ -66,18 +66,18 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The same pictures before and after an edit.
+    """The same images before and after an edit.
 
     Args:
-        forget: the forgotten classes that the pictures have.
-        unmeasured: forgotten names that no picture is of.
-        nearest: the retained classes (with pictures) nearest to them, nearest first.
-        cosine: mean cosine between a retained picture's feature before and after; 1 is untouched.
-        cosine_forget: the same for pictures of the forgotten classes.
-        agreement: share of the retained pictures whose answer is the same, right or wrong.
-        changed: [c] int64 indices of the pictures whose answer changed.
-        pictures_forget, pictures_retain: how many pictures the shares are of.
-        unit: what is counted: "picture", or "mixture of texts" for `stand_ins`.
+        forget: the forgotten classes that the images have.
+        unmeasured: forgotten names that no image is of.
+        nearest: the kept classes (with images) nearest to them, nearest first.
+        cosine: mean cosine between a kept image's feature before and after; 1 is untouched.
+        cosine_forget: the same for images of the forgotten classes.
+        agreement: share of the kept images whose answer is the same, right or wrong.
+        changed: [c] int64 indices of the images whose answer changed.
+        images_forget, images_keep: how many images the shares are of.
+        unit: what is counted: "image", or "mixture of texts" for `stand_ins`.
     """
 
     forget: tuple[str, ...]
@@ -89,9 +89,9 @@ class Comparison:
     cosine_forget: Measured
     agreement: Measured
     changed: Tensor
-    pictures_forget: int
-    pictures_retain: int
-    unit: str = "picture"
+    images_forget: int
+    images_keep: int
+    unit: str = "image"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,17 +105,17 @@ class CurvePoint:
 
     strength: float
     forget: Measured
-    retain: Measured
+    keep: Measured
     neighbours: Measured
     others: Measured
     probe: float
 
 
 def score(samples: Samples, forget: Sequence[str] | Embeddings) -> Scores:
-    """Zero-shot accuracies and probe recall of pictures by their features.
+    """Zero-shot accuracies and probe recall of images by their features.
 
     Args:
-        samples: pictures and the texts that compete for each of them.
+        samples: images and the texts that compete for each of them.
         forget: forgotten names, among the classes, which have others as well; as Embeddings names
             that are no class as well, which then count for what is nearest to them alone.
 
@@ -130,12 +130,12 @@ def compare(
     forget: Sequence[str] | Embeddings,
     *,
     probe: bool = True,
-    unit: str = "picture",
+    unit: str = "image",
 ) -> Comparison:
     """The numbers before and after an edit, and which answers changed.
 
     Args:
-        before, after: the same pictures; `before.edited(edit)` is one way to get the second, the
+        before, after: the same images; `before.edited(edit)` is one way to get the second, the
             features of an edited model another. Which classes are nearest is decided before.
         forget: as in `score`.
         probe: whether to fit the linear probe, else it is NaN.
@@ -163,8 +163,8 @@ def compare(
         cosine_forget=mean(cosine[groups.gone], (-1, 1)),
         agreement=share(same[~groups.gone]),
         changed=(~same).nonzero().flatten(),
-        pictures_forget=int(groups.gone.sum()),
-        pictures_retain=int((~groups.gone).sum()),
+        images_forget=int(groups.gone.sum()),
+        images_keep=int((~groups.gone).sum()),
         unit=unit,
     )
 
@@ -216,7 +216,7 @@ def as_dict(
     shown = {*comparison.forget, *comparison.nearest}
 
     def scores(one: Scores) -> dict[str, Any]:
-        groups = ("forget", "found", "retain", "neighbours", "others")
+        groups = ("forget", "found", "keep", "neighbours", "others")
         numbers = {name: float(getattr(one, name)) for name in groups}
         low_high = {name: [getattr(one, name).low, getattr(one, name).high] for name in groups}
         per_class = {n: float(v) for n, v in one.per_class.items() if every or n in shown}
@@ -234,9 +234,9 @@ def as_dict(
             "agreement": float(comparison.agreement),
             "changed": len(comparison.changed),
             "of": comparison.unit,
-            "pictures": {
-                "forget": comparison.pictures_forget,
-                "retain": comparison.pictures_retain,
+            "images": {
+                "forget": comparison.images_forget,
+                "keep": comparison.images_keep,
             },
             "curve": [{k: float(v) for k, v in asdict(point).items()} for point in curve],
         }
@@ -260,7 +260,7 @@ class _At:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Which pictures are of forgotten classes and which of the nearest others.
+    """Which images are of forgotten classes and which of the nearest others.
 
     Args:
         labels: [n] int64.
@@ -284,10 +284,10 @@ class Groups:
         return cls(samples.labels, rows["forgotten"], gone, near, names)
 
     def shares(self, correct: Tensor) -> tuple[Measured, Measured, Measured, Measured]:
-        """forget, retain, neighbours, others; NaN for a group without pictures."""
+        """forget, keep, neighbours, others; NaN for a group without images."""
         groups = (self.gone, ~self.gone, self.near, ~(self.gone | self.near))
-        forget, retain, neighbours, others = (share(correct[mask]) for mask in groups)
-        return forget, retain, neighbours, others
+        forget, keep, neighbours, others = (share(correct[mask]) for mask in groups)
+        return forget, keep, neighbours, others
 
     def probe(self, features: Tensor) -> Measured:
         """What a linear probe finds of the forgotten classes."""

@@ -13,9 +13,9 @@ from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
-FEW_PICTURED = 10  # other classes with pictures; with fewer, names in general are measured too
+FEW_WITH_IMAGES = 10  # other classes with images; with fewer, names in general are measured too
 NEAR = 200  # of those, the nearest to what is forgotten: on Pets and Food-101 what mixtures of them
-# lose is about what pictures lose; of a thousand names it is diluted tenfold
+# lose is about what images lose; of a thousand names it is diluted tenfold
 GENERAL_PROMPTS = ("a {}",)  # they are a thousand, and only measured on
 ONE_NAME = 10  # times `max_found` may be found of one forgotten name
 _TURNED = 0.6  # mean cosine of the others to what they were, below which they are not themselves
@@ -31,7 +31,7 @@ class Limits:
     Args:
         max_loss: by how much accuracy on all other classes may fall, a share in [0, 1]; 1 allows
             everything.
-        max_found: which share of the forgotten classes' pictures may still be answered by a
+        max_found: which share of the forgotten classes' images may still be answered by a
             forgotten name, of one name ten times that; 1 allows everything.
 
     Raises ValueError for a number outside [0, 1].
@@ -52,13 +52,13 @@ class Price:
 
     Attributes:
         names: what is forgotten by this edit.
-        others: where the other classes were measured: on pictures; on mixtures of the kept texts,
-            where the pictures are not of all kept names; on mixtures of names in general.
-        found: where it was counted what a forgotten name still answers: on pictures, and on
-            mixtures where a forgotten text has no pictures.
+        others: where the other classes were measured: on images; on mixtures of the kept texts,
+            where the images are not of all kept names; on mixtures of names in general.
+        found: where it was counted what a forgotten name still answers: on images, and on
+            mixtures where a forgotten text has no images.
         spent: what earlier edits of the model lost, which counts as well.
         told: False where texts were needed for an affine edit, whose offset was fitted to the
-            lengths of pictures.
+            lengths of images.
     """
 
     names: tuple[str, ...]
@@ -74,22 +74,22 @@ class Price:
         forget: Embeddings,
         keep: Embeddings,
         texts: Comparison,
-        pictures: Comparison | None = None,
+        images: Comparison | None = None,
         general: Comparison | None = None,
         spent: float = 0.0,
     ) -> Price:
         """The price from what was measured; arguments as of `judge`."""
         others, found = [], []
-        if pictures is not None and pictures.pictures_retain:
-            others.append(pictures)
-        if pictures is not None and pictures.pictures_forget:
-            found.append(pictures)
-        if not others or not set(keep.names) <= pictures.after.per_class.keys():
+        if images is not None and images.images_keep:
+            others.append(images)
+        if images is not None and images.images_forget:
+            found.append(images)
+        if not others or not set(keep.names) <= images.after.per_class.keys():
             others.append(texts)
-        if not found or not set(forget.names) <= set(pictures.forget):
+        if not found or not set(forget.names) <= set(images.forget):
             found.append(texts)
         told = projector.offset is None or texts not in (*others, *found)
-        if general is not None and general.before.retain >= _TOLD_APART:
+        if general is not None and general.before.keep >= _TOLD_APART:
             others.append(general)
         return cls(forget.names, tuple(others), tuple(found), spent, told)
 
@@ -97,7 +97,7 @@ class Price:
         """Plain JSON: each number where it is worst, before and after, and what it is of."""
         pairs = {
             "found": (self.most, "found"),
-            "others": (self.worst, "retain"),
+            "others": (self.worst, "keep"),
             "nearest": (self.worst, "neighbours"),
         }
         return plain(
@@ -143,7 +143,7 @@ class Price:
     def beyond_loss(self, limits: Limits) -> Comparison | None:
         """Where the others lose more than allowed, or what they lose means nothing; else None."""
         for one in sorted(self.others, key=lost, reverse=True):
-            kept = one.before.retain >= KNOWN and one.cosine >= _TURNED
+            kept = one.before.keep >= KNOWN and one.cosine >= _TURNED
             if not (kept and lost(one) + self.spent <= limits.max_loss + ROUNDING):
                 return one
         return None
@@ -167,7 +167,7 @@ class Judgement:
 
     Attributes:
         texts: the edit on `stand_ins`.
-        pictures: what it does to pictures, where there are some.
+        images: what it does to images, where there are some.
         price: what decides.
         limits: what was asked for.
         projector: as it was applied.
@@ -178,7 +178,7 @@ class Judgement:
     """
 
     texts: Comparison
-    pictures: Comparison | None
+    images: Comparison | None
     price: Price
     limits: Limits
     projector: Projector
@@ -209,7 +209,7 @@ def judge(
     limits: Limits = Limits(),
     *,
     closed: bool,
-    pictures: Comparison | None = None,
+    images: Comparison | None = None,
     general: Embeddings | None = None,
     spent: float = 0.0,
 ) -> Judgement:
@@ -219,8 +219,8 @@ def judge(
         projector: as applied, with its strength and of the side that is edited.
         forget, keep: the texts it was made of.
         closed: whether the kept names are those that compete, not names in general.
-        pictures: what it does to pictures, where there are some.
-        general: names in general, where there are few pictures: the nearest to what is forgotten
+        images: what it does to images, where there are some.
+        general: names in general, where there are few images: the nearest to what is forgotten
             stand for what else the model knows. Left out where it does not tell them apart. None:
             for several names the kept ones where these are names in general, else none.
         spent: what earlier edits of the model lost, a share.
@@ -239,17 +239,17 @@ def judge(
     if general is not None:
         near = general.select(nearest(general, forget, NEAR))
         wide = on_texts(near, "mixture of names in general")
-    price = Price.of(projector, forget, keep, texts, pictures, wide, spent)
-    unseen = closed and wide is None and pictures is None
-    unknown = unseen or (wide is not None and wide.before.retain < _TOLD_APART)
+    price = Price.of(projector, forget, keep, texts, images, wide, spent)
+    unseen = closed and wide is None and images is None
+    unknown = unseen or (wide is not None and wide.before.keep < _TOLD_APART)
     return Judgement(
-        texts, pictures, price, limits, projector, len(forget), len(keep), closed, unknown
+        texts, images, price, limits, projector, len(forget), len(keep), closed, unknown
     )
 
 
 def lost(measured: Comparison) -> float:
     """By how much accuracy on all other classes fell."""
-    return measured.before.retain - measured.after.retain
+    return measured.before.keep - measured.after.keep
 
 
 def whole(measured: Comparison) -> tuple[str, Measured]:

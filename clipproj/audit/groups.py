@@ -52,8 +52,8 @@ def class_groups(
 ) -> dict[str, Tensor]:
     """Rows of the classes that are "forgotten", "neighbours" and "others", each [m] int64.
 
-    Neighbours are the `count` retained classes nearest to a forgotten one, nearest first, others
-    all the rest. Both are of classes that have pictures, as there is nothing to measure of the
+    Neighbours are the `count` kept classes nearest to a forgotten one, nearest first, others
+    all the rest. Both are of classes that have images, as there is nothing to measure of the
     rest; m may be 0.
 
     Args:

@@ -1,4 +1,4 @@
-"""Labelled pictures in class folders, and the features a model gives them."""
+"""Labelled images in class folders, and the features a model gives them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures and what they show.
+class Images:
+    """Images and what they show.
 
     Args:
         paths: n files.
@@ -42,17 +42,17 @@ class Pictures:
         return len(self.paths)
 
 
-def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
-    """The pictures of a folder that has one folder per class, as torchvision's ImageFolder.
+def load_images(folder: str | os.PathLike[str]) -> Images:
+    """The images of a folder that has one folder per class, as torchvision's ImageFolder.
 
     They may lie in folders below that of their class, behind links too, but not where another
     class has its own. A class is named as its
     folder, in the one spelling of `canonical`. Hidden files are not looked at; those
-    of another suffix than `readable_suffixes` are left out with a warning, as are pictures beside
-    the class folders. Pictures are opened here and decoded later.
+    of another suffix than `readable_suffixes` are left out with a warning, as are images beside
+    the class folders. Images are opened here and decoded later.
 
     Raises:
-        ValueError: for no folder, no class folders, a class folder without pictures, two folders
+        ValueError: for no folder, no class folders, a class folder without images, two folders
             of one name (`name_key`), a link to another class or to all of them, a name that
             `name_fault` finds fault with, or a file that `open_image` refuses by
             its header.
@@ -61,24 +61,24 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise Refusal("load_pictures", "folder", f"must be a folder, got {root}")
+        raise Refusal("load_images", "folder", f"must be a folder, got {root}")
     entries = sorted(path for path in root.iterdir() if _visible(path.name))
     folders = [path for path in entries if path.is_dir()]
     if not folders:
-        raise Refusal("load_pictures", "folder", f"must hold a folder for each class, got {root}")
+        raise Refusal("load_images", "folder", f"must hold a folder for each class, got {root}")
     readable = readable_suffixes()
     beside = sum(_kind(path) in readable | PHONE and path.is_file() for path in entries)
     skipped = Counter({"in no class folder": beside} if beside else {})
     # of two that are one place the link is the other's
     reals = {path.resolve(): path for path in sorted(folders, key=lambda one: not one.is_symlink())}
     by_name: dict[str, list[Path]] = {}
-    taken: dict[str, Path] = {}  # "cat" and "Cat" have one text: their pictures could only tie
+    taken: dict[str, Path] = {}  # "cat" and "Cat" have one text: their images could only tie
     for path in folders:
         name = _class_name(path)
         other = taken.setdefault(name_key(name), path)
         if other is not path:
             raise Refusal(
-                "load_pictures",
+                "load_images",
                 "classes",
                 f"must be distinct, got two folders {name!r}: {other.name!r} and {path.name!r}",
             )
@@ -88,13 +88,13 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
         if not by_name[name]:
             only = f", only {_listed(others)}" if others else ""
             raise Refusal(
-                "load_pictures", None, f"a class must have pictures, got none in {path}{only}"
+                "load_images", None, f"a class must have images, got none in {path}{only}"
             )
         skipped += others
     if skipped:
         left = skipped.total()
         warnings.warn(
-            f"load_pictures: left out {left} file{'s' * (left != 1)} of {root}: {_listed(skipped)}",
+            f"load_images: left out {left} file{'s' * (left != 1)} of {root}: {_listed(skipped)}",
             stacklevel=2,
         )
     classes = tuple(sorted(by_name))
@@ -103,29 +103,29 @@ def load_pictures(folder: str | os.PathLike[str]) -> Pictures:
         image_size(path)
     counts = torch.tensor([len(by_name[name]) for name in classes], device="cpu")
     labels = torch.arange(len(classes), device="cpu").repeat_interleave(counts)
-    return Pictures(paths, labels, classes, dict(skipped))
+    return Images(paths, labels, classes, dict(skipped))
 
 
 def image_features(
     model: nn.Module,
     preprocess: Callable[..., Any],
-    pictures: Pictures,
+    images: Images,
     *,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Tensor:
-    """[n, d] float32 features of the pictures as the model gives them, not normalised, on the CPU.
+    """[n, d] float32 features of the images as the model gives them, not normalised, on the CPU.
 
     Args:
         model: open_clip or OpenAI CLIP (`encode_image`), or Hugging Face (`get_image_features`, or
             a `*VisionModelWithProjection`). Dropout and the like are off meanwhile.
-        preprocess: open_clip's transform from a picture to a tensor, or a Hugging Face processor.
-        progress: called with (pictures done, pictures in all) after each batch.
+        preprocess: open_clip's transform from an image to a tensor, or a Hugging Face processor.
+        progress: called with (images done, images in all) after each batch.
 
     Raises:
         TypeError: for an unknown model.
-        ValueError: for a picture that cannot be decoded, a model that gives anything but one row
-            for each picture, or features that are not finite.
+        ValueError: for an image that cannot be decoded, a model that gives anything but one row
+            for each image, or features that are not finite.
         ImportError: without Pillow.
     """
     if batch_size < 1:
@@ -135,10 +135,10 @@ def image_features(
     rows: list[Tensor] = []
     # inference_mode(False): a caller's inference mode must not make tensors that autograd refuses
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        for start in range(0, len(pictures), batch_size):
-            paths = pictures.paths[start : start + batch_size]
-            images = [open_image(path) for path in paths]
-            inputs = image_inputs(model, preprocess, images)
+        for start in range(0, len(images), batch_size):
+            paths = images.paths[start : start + batch_size]
+            opened = [open_image(path) for path in paths]
+            inputs = image_inputs(model, preprocess, opened)
             batch = tower_features("image_features", model, "image", inputs).float().cpu()
             for path, finite in zip(paths, batch.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
@@ -147,7 +147,7 @@ def image_features(
                     )
             rows.append(batch)
             if progress is not None:
-                progress(start + len(paths), len(pictures))
+                progress(start + len(paths), len(images))
         return torch.cat(rows)
 
 
@@ -158,7 +158,7 @@ def _visible(name: str) -> bool:
 def _class_name(folder: Path) -> str:
     if fault := name_fault(folder.name):
         raise Refusal(
-            "load_pictures",
+            "load_images",
             None,
             f"the name of a class folder {fault}, got {folder.name!r} in "
             f"{folder.parent}; rename it",
@@ -172,7 +172,7 @@ def _files(folder: Path, reals: Mapping[Path, Path]) -> Iterator[Path]:
     Args:
         reals: the folders of all classes by where they are without links.
 
-    Raises ValueError where a link leads to another class: its pictures would be labelled as this.
+    Raises ValueError where a link leads to another class: its images would be labelled as this.
     """
 
     def refuse(error: OSError) -> None:
@@ -189,9 +189,9 @@ def _files(folder: Path, reals: Mapping[Path, Path]) -> Iterator[Path]:
         owner = next((reals[one] for one in (place, *place.parents) if one in reals), folder)
         if owner != folder or place == root:
             raise Refusal(
-                "load_pictures",
+                "load_images",
                 None,
-                f"a class must have pictures of its own, got {here}, a link into "
+                f"a class must have images of its own, got {here}, a link into "
                 f"{root if place == root else owner}",
             )
         seen.add(real)

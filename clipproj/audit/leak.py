@@ -13,20 +13,20 @@ from torch import Tensor
 
 from clipproj.audit.groups import forgotten
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
 
 GAMMAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_CHUNK = 1024  # pictures compared with the memory at once
+_CHUNK = 1024  # images compared with the memory at once
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Share of the forgotten classes' pictures, and of all others, that are named rightly."""
+    """Share of the forgotten classes' images, and of all others, that are named rightly."""
 
     forget: Measured
-    retain: Measured
+    keep: Measured
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class LeakPoint:
 
     Args:
         gamma: the weight; 0 is no memory.
-        before: forgotten pictures, unedited model with its memory.
-        unedited, edited, purged: forgotten pictures, by what became of the memory.
+        before: forgotten images, unedited model with its memory.
+        unedited, edited, purged: forgotten images, by what became of the memory.
     """
 
     gamma: float
@@ -59,8 +59,8 @@ class LeakResult:
         edited: with a memory whose features and texts went through the edit as well.
         purged: with an unedited memory less all entries of the forgotten classes.
         entries: how many the memory has, and `entries_forget` how many are of forgotten classes;
-            of a picture left out with no other of its class there is none.
-        left_out: the memory is the pictures themselves, each without its own entry.
+            of an image left out with no other of its class there is none.
+        left_out: the memory is the images themselves, each without its own entry.
         k, beta, gamma: as they were given.
         curve: the forgotten classes over gamma.
     """
@@ -83,7 +83,7 @@ class LeakResult:
 
 def leak(
     samples: Samples,
-    edit: Edit,
+    edit: RowEdit,
     forget: Sequence[str],
     *,
     memory: Samples | None = None,
@@ -93,26 +93,26 @@ def leak(
 ) -> LeakResult:
     """Add what a retrieval memory knows to each edited feature, and see whether the class is back.
 
-    RECO (arXiv 2306.07196) finds the nearest pictures of a memory and takes their texts; here
-    without its trained fusion, on unit rows z (the picture), V (the memory's pictures), T (their
+    RECO (arXiv 2306.07196) finds the nearest images of a memory and takes their texts; here
+    without its trained fusion, on unit rows z (the image), V (the memory's images), T (their
     classes' texts), with the k largest of z V^T:
 
         c = softmax(beta z V^T) T,   zbar = unit(unit(z) + gamma unit(c))
 
-    The memory is taken as it was before the edit, passed through the edit (pictures for an edit of
+    The memory is taken as it was before the edit, passed through the edit (images for an edit of
     images, and texts for either, since they are added to features), and purged: unedited, but
     without the entries of forgotten classes. The unedited one stands for every store that an edit
     of a model does not reach.
 
     Args:
-        samples: pictures before the edit.
+        samples: images before the edit.
         edit: of either tower.
         forget: the forgotten classes, of `samples`.
-        memory: pictures before the edit, of the same width, with their own classes; None takes
-            `samples`, each picture without its own entry.
+        memory: images before the edit, of the same width, with their own classes; None takes
+            `samples`, each image without its own entry.
         k: entries to look up, fewer where the memory has fewer.
         beta: sharpness of the lookup. 100 is CLIP's logit scale; 0 takes all k alike.
-        gamma: weight of the memory against the picture, above 0. About 0.2 helps an unedited model
+        gamma: weight of the memory against the image, above 0. About 0.2 helps an unedited model
             most (embedded model); with much more the memory alone decides.
 
     Raises ValueError for a name that is no class, none or all of them, a memory of another width or
@@ -136,7 +136,7 @@ def leak(
             raise Refusal("leak", name, f"must be finite and {above}, got {value}")
 
     after, gone = samples.edited(edit), samples.of(forget)
-    # A forgotten class may have other pictures in the memory, or none.
+    # A forgotten class may have other images in the memory, or none.
     held = [name for name in forget if name in store.names]
     old = store.of(held) if held else torch.zeros(len(store), dtype=torch.bool, device="cpu")
     own = [int(store.of([name]).sum()) for name in held]
@@ -180,7 +180,7 @@ def leak(
     )
 
 
-def _through(edit: Edit, store: Samples) -> Tensor:
+def _through(edit: RowEdit, store: Samples) -> Tensor:
     """The memory's texts after the edit, whichever tower it is of: [C, d] float32."""
     if getattr(edit, "side", "image") == "text":
         return store.edited(edit).texts
@@ -197,9 +197,9 @@ def _looked_up(
     beta: float,
     purges: Sequence[Tensor],
 ) -> list[Tensor]:
-    """For each purge, [m] bool entries that are gone: unit(c) of each picture, [n, d].
+    """For each purge, [m] bool entries that are gone: unit(c) of each image, [n, d].
 
-    Zeros where no entry is left for a picture. One comparison with the memory serves all.
+    Zeros where no entry is left for an image. One comparison with the memory serves all.
     """
     z, keys, values = (F.normalize(x, dim=1) for x in (features, keys, values))
     parts = [[torch.zeros(0, features.shape[1], dtype=torch.float32, device="cpu")] for _ in purges]

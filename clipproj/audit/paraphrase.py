@@ -1,8 +1,8 @@
 """Whether another way of naming a forgotten class finds it again.
 
-Each text takes the place of the class's own among the class texts and is judged by the pictures it
+Each text takes the place of the class's own among the class texts and is judged by the images it
 wins. A maximum over many texts is biased upward, so every search is also cross-fitted: chosen on
-one half of the pictures and measured on the other, and run on the unedited model as well.
+one half of the images and measured on the other, and run on the unedited model as well.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clipproj.audit.groups import forgotten
 from clipproj.audit.registry import Audit, Embed
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.synonyms import known_words, misspellings
-from clipproj.audit.text_attack import ALL, HALVES, Found, Target, Text
+from clipproj.audit.text_attack import ALL, HALVES, AttackedClass, AttackScore, Text
 from clipproj.models.words import (
     expand_names,
     imagenet_names,
@@ -33,7 +33,7 @@ Tried = list[list[list[int]]]  # [before, after][half 0, half 1, all]: rows of t
 
 OTHER_TEMPLATES = (
     "{}", "a {}", "the word {}", "i see a {}.", "this looks like a {}.", "an emoji of a {}.",
-    "a {} in the wild.", "a picture that someone took of a {}.", "{}, a kind of thing.",
+    "a {} in the wild.", "an image that someone took of a {}.", "{}, a kind of thing.",
 )  # fmt: skip
 _PLAIN = "a photo of a {}."  # how words of the vocabulary are first tried
 _WORDS_ON = 8  # words of the vocabulary that are then tried in every template
@@ -52,8 +52,8 @@ class Attack:
         tried: how many texts the maximum is over; 0 for a vector.
         strongest: the text with the highest `answered - taken` after the edit; None without any.
         detector: the text with the highest AUROC after the edit.
-        held_out: after the edit: chosen on one half of the pictures, measured on the other, both
-            ways. NaN with fewer than 4 pictures of the class.
+        held_out: after the edit: chosen on one half of the images, measured on the other, both
+            ways. NaN with fewer than 4 images of the class.
         unedited: the same search on the unedited model.
     """
 
@@ -62,8 +62,8 @@ class Attack:
     tried: int
     strongest: Text | None
     detector: Text | None
-    held_out: Found
-    unedited: Found
+    held_out: AttackScore
+    unedited: AttackScore
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ParaphraseResult:
 
 def paraphrase(
     samples: Samples,
-    edit: Edit,
+    edit: RowEdit,
     forget: Sequence[str],
     embed: Embed,
     *,
@@ -102,9 +102,9 @@ def paraphrase(
     A word is embedded as the classes are, over `samples.classes.templates`; templates are tried one
     by one. The search tries each word of the vocabulary in "a photo of a {}." and the best 8 in
     every template. Vectors are closed forms, the class text plus a ridge-regularised discriminant
-    of the pictures: "mix of texts" a ridge on the weights of the vocabulary's texts, "any vector"
+    of the images: "mix of texts" a ridge on the weights of the vocabulary's texts, "any vector"
     with no such bound. An edit of the text tower also edits every text tried. A class
-    without pictures, or with all there are, is not attacked.
+    without images, or with all there are, is not attacked.
 
     Args:
         samples: before the edit.
@@ -140,7 +140,7 @@ def paraphrase(
     plain = _rows(embed, [_PLAIN.replace("{}", word) for word in words], samples)
     own, attacks, unknown = [], [], []
     for name in forget:
-        target = Target(samples, edit, name)
+        target = AttackedClass(samples, edit, name)
         own.append(target.text(name, samples.classes.select([name]).tensor[0].cpu()))
         if not 0 < int(target.mine.sum()) < len(samples):
             continue  # no attack can be judged
@@ -173,7 +173,7 @@ def paraphrase(
 
 
 def _attack(
-    target: Target, kind: str, texts: Sequence[str], rows: Tensor, tried: Tried | None = None
+    target: AttackedClass, kind: str, texts: Sequence[str], rows: Tensor, tried: Tried | None = None
 ) -> Attack:
     """The best of texts with rows [P, d]; `tried` says which rows each state and half may take."""
     every = [[list(range(len(texts)))] * 3] * 2 if tried is None else tried
@@ -191,9 +191,13 @@ def _attack(
 
 
 def _search(
-    target: Target, words: Sequence[str], plain: Tensor, prompts: Sequence[str], embed: Embed,
+    target: AttackedClass,
+    words: Sequence[str],
+    plain: Tensor,
+    prompts: Sequence[str],
+    embed: Embed,
     samples: Samples,
-) -> Attack:  # fmt: skip
+) -> Attack:
     """Each word plainly, then the best in every template, as each half, and all, would choose."""
     rest = [i for i, word in enumerate(words) if name_key(word) != name_key(target.name)]
     texts = {_PLAIN.replace("{}", words[i]): None for i in rest}

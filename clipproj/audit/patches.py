@@ -1,4 +1,4 @@
-"""What an image tower makes of each position of a picture: features, and how far it is attended to.
+"""What an image tower makes of each position of an image: features, and how far it is attended to.
 
 Both are read off the real forward pass by hooks that are gone afterwards. What is done by hand from
 the last layer on is checked against the feature that the model itself gives.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipproj.audit.images import Pictures, image_features, open_image
+from clipproj.audit.images import Images, image_features, open_image
 from clipproj.models.encoder import evaluating, image_inputs, tower_features
 from clipproj.models.heads import check_module, unwrap, which_class
 from clipproj.refusal import Refusal
@@ -63,7 +63,7 @@ class Tower(NamedTuple):
 def patch_features(
     model: nn.Module,
     preprocess: Callable[..., Any],
-    pictures: Pictures,
+    images: Images,
     *,
     batch_size: int = 64,
 ) -> Patches:
@@ -90,7 +90,7 @@ def patch_features(
 
     handle = tower.site.register_forward_hook(keep)
     try:
-        real = image_features(model, preprocess, pictures, batch_size=batch_size)
+        real = image_features(model, preprocess, images, batch_size=batch_size)
     finally:
         handle.remove()
     by_hand = torch.cat(pooled) if pooled else real[:0]
@@ -106,12 +106,12 @@ def patch_features(
 def attention_maps(
     model: nn.Module,
     preprocess: Callable[..., Any],
-    pictures: Pictures,
+    images: Images,
     logits: Sequence[Callable[[Tensor, Tensor], Tensor]],
     *,
     batch_size: int = 64,
 ) -> list[Tensor]:
-    """Which positions a score of the picture rests on, by gradient times attention.
+    """Which positions a score of the image rests on, by gradient times attention.
 
     Transformer-MM-Explainability (arXiv 2103.15679) for the image tower: from R = I, each attention
     A adds mean over heads of relu(dL/dA * A) R; the map is the class token's row of R, without its
@@ -120,7 +120,7 @@ def attention_maps(
     A ModifiedResNet has one attention, that of its pool.
 
     Args:
-        logits: each from features [b, d] and int64 rows of `pictures` [b] to L [b], by autograd.
+        logits: each from features [b, d] and int64 rows of `images` [b] to L [b], by autograd.
 
     Returns:
         [n, h, w] float32 for each of `logits`, on the CPU; all 0 where L does not depend on it.
@@ -139,7 +139,7 @@ def attention_maps(
             )
     maps: list[list[Tensor]] = [[] for _ in logits]
     model = unwrap(model)
-    for rows in torch.arange(len(pictures), device="cpu").split(batch_size):
+    for rows in torch.arange(len(images), device="cpu").split(batch_size):
         seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
         def keep(module: nn.Module, args: Any, kwargs: Any, output: Any, seen: list = seen) -> None:
@@ -150,7 +150,7 @@ def attention_maps(
         # inference_mode(False): in a caller's inference mode nothing would be followed
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             try:
-                paths = [pictures.paths[i] for i in rows.tolist()]
+                paths = [images.paths[i] for i in rows.tolist()]
                 z = _encode(model, pixels(model, preprocess, paths).requires_grad_())
             finally:
                 for handle in handles:
@@ -165,9 +165,9 @@ def attention_maps(
 
 
 def pixels(model: nn.Module, preprocess: Callable[..., Any], paths: Sequence[Any]) -> Tensor:
-    """[n, 3, h, w]: pictures as the model takes them, on its device and in its dtype."""
-    images = [open_image(path) for path in paths]
-    return image_inputs(model, preprocess, images)["pixel_values"]
+    """[n, 3, h, w]: images as the model takes them, on its device and in its dtype."""
+    opened = [open_image(path) for path in paths]
+    return image_inputs(model, preprocess, opened)["pixel_values"]
 
 
 def off_by(got: Tensor, want: Tensor) -> float:

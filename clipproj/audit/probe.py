@@ -31,16 +31,16 @@ def unmeasurable(labels: Tensor, wanted: Tensor) -> str:
     present, counts = labels.unique(return_counts=True)
     found = torch.isin(present, wanted)
     if not found.any():
-        return "there is no picture of a forgotten class"
+        return "there is no image of a forgotten class"
     if counts[found].min() < 2:
-        return "a forgotten class has a single picture, which a probe is fitted on or tested on"
+        return "a forgotten class has a single image, which a probe is fitted on or tested on"
     if found.all():
         return "there is no other class to tell it from"
     return ""
 
 
 def ridge_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
-    """What a ridge probe names each picture, none of them seen in its fit.
+    """What a ridge probe names each image, none of them seen in its fit.
 
     One-vs-rest ridge regression with a bias on unit features, in closed form and float64,
     cross-validated over 5 stratified folds.
@@ -48,7 +48,7 @@ def ridge_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
     Args:
         features: [n, d], any length of rows: what the probe is fitted on.
         labels: [n] int64, class of each row, numbers >= 0.
-        applied: more features of the same pictures, [n, d]: the probes fitted on `features` are
+        applied: more features of the same images, [n, d]: the probes fitted on `features` are
             asked about these too (what does a probe from before an edit say after it?).
 
     Returns:
@@ -71,7 +71,7 @@ def ridge_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
     answers = torch.zeros(1 + len(asked), len(labels), dtype=torch.int64, device="cpu")
     for i, held_out in enumerate(rows):
         n_class = sizes.sum(0) - sizes[i]
-        n = n_class.sum().clamp_min(1)  # a single picture has nothing to be fitted on
+        n = n_class.sum().clamp_min(1)  # a single image has nothing to be fitted on
         sum_class = sums.sum(0) - sums[i]
         mean, prior = sum_class.sum(0) / n, n_class / n
         centred = gram.sum(0) - gram[i] - n * torch.outer(mean, mean)
@@ -101,15 +101,15 @@ def mean_answers(features: Tensor, labels: Tensor, *applied: Tensor) -> Tensor:
 
 
 def probe_recall(features: Tensor, labels: Tensor, wanted: Tensor) -> Measured:
-    """Share of the wanted classes' pictures that a ridge probe names; chance is 1 / classes.
+    """Share of the wanted classes' images that a ridge probe names; chance is 1 / classes.
 
     Args:
         features, labels: as `ridge_answers` takes them.
         wanted: [m] int64, the classes whose recall is asked for.
 
     Returns:
-        A number in [0, 1]; NaN where it cannot be measured: no picture of a wanted class, a wanted
-        class with a single picture, or no other class to tell it from.
+        A number in [0, 1]; NaN where it cannot be measured: no image of a wanted class, a wanted
+        class with a single image, or no other class to tell it from.
     """
     if unmeasurable(labels, wanted):
         return share([])

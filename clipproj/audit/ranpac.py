@@ -17,7 +17,7 @@ from clipproj.refusal import Refusal
 _CHUNK = 4096  # rows of random features held at once
 _DECADES = tuple(10.0**i for i in range(-8, 9))  # the paper's ridges
 _FLOOR = 1e-6  # of the Gram's trace: below, rounding of a downdate would show in the answers
-_SAME = 1e-9  # relative difference up to which two sums are of the same pictures
+_SAME = 1e-9  # relative difference up to which two sums are of the same images
 
 
 class RanPAC:
@@ -25,7 +25,7 @@ class RanPAC:
 
         h = relu(unit(z) R),   G = sum h^T h,   Q = sum h^T y,   W = (G + lam I)^-1 Q
 
-    G and Q are sums over pictures, so pictures can be added one batch after the other and a class
+    G and Q are sums over images, so images can be added one batch after the other and a class
     can be taken out exactly: what is left is what a fit without the class gives, to rounding
     (`forget`). A companion to an edit: a classifier of one's own on the same features, which the
     edit of a tower does not reach, and a strong probe for what an edited feature still holds.
@@ -35,7 +35,7 @@ class RanPAC:
 
     Attributes:
         classes: the names, in the order of labels and scores.
-        counts: [C] int64, the pictures of each class that are in the sums.
+        counts: [C] int64, the images of each class that are in the sums.
         ridge: lam.
         projection: R, [d, width] float64.
     """
@@ -72,22 +72,22 @@ class RanPAC:
         seed: int = 0,
         ridge: float | None = None,
     ) -> RanPAC:
-        """Fit on pictures.
+        """Fit on images.
 
         Args:
             features: [n, d], finite, any length of rows.
             labels: [n] int64, rows of `classes`.
-            classes: distinct names; one may be without pictures.
+            classes: distinct names; one may be without images.
             width: random features. The paper takes 10 000; 1000 to 4000 are for a CPU.
             seed: of R, and of the split that the ridge is picked on.
             ridge: None picks it as the paper's code does: of the decades 1e-8 to 1e8 the one of
-                least squared error on 20 % of the pictures after a fit on the others. Only decades
+                least squared error on 20 % of the images after a fit on the others. Only decades
                 between 1e-6 and 1 of the Gram's trace are tried: smaller ones would make a later
                 downdate inexact, larger ones answer nothing.
 
         Raises:
             TypeError, ValueError: for features or labels of another form, or options out of range;
-                for one picture or none without a ridge.
+                for one image or none without a ridge.
         """
         width = operator.index(width)
         if width < 1:
@@ -99,7 +99,7 @@ class RanPAC:
         projection = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         if ridge is None:
             if len(features) < 2:
-                raise Refusal("fit", "ridge", f"must be given to fit on {len(features)} pictures")
+                raise Refusal("fit", "ridge", f"must be given to fit on {len(features)} images")
             order = torch.randperm(len(features), generator=generator, device="cpu")
             part = max(1, len(order) // 5)
             ridge = _picked(cls(names, projection, 1.0), features, labels, order, part)
@@ -108,7 +108,7 @@ class RanPAC:
         return out
 
     def add(self, features: Tensor, labels: Tensor, new: Sequence[str] = ()) -> None:
-        """Take in more pictures; the same as having fitted on all of them with this ridge.
+        """Take in more images; the same as having fitted on all of them with this ridge.
 
         Args:
             features: [n, d]. labels: [n] int64, rows of `classes` with `new` at its end.
@@ -127,15 +127,15 @@ class RanPAC:
     def forget(self, name: str, features: Tensor) -> None:
         """Take a class out exactly: the state is that of a fit without it, to rounding.
 
-        The pictures of the class shaped the answers to all classes through G, so dropping its
+        The images of the class shaped the answers to all classes through G, so dropping its
         column alone is not forgetting, and G cannot be put right without them. Whoever may have to
-        forget keeps the class's features (d numbers a picture, far less than a Gram per class);
+        forget keeps the class's features (d numbers an image, far less than a Gram per class);
         without them there is only a new fit on the rest. What is given is checked, by count and by
         sum, against what was taken in: anything else is refused and nothing changes.
 
         Args:
             name: a class, which moves the rows after it up by one.
-            features: [n, d], all pictures of the class that were fitted or added, in any order.
+            features: [n, d], all images of the class that were fitted or added, in any order.
 
         Raises:
             TypeError, ValueError: for a name that is no class or the last one; for features that
@@ -155,7 +155,7 @@ class RanPAC:
             raise Refusal(
                 "forget",
                 "features",
-                f"must be the {count} pictures of {name!r} that were taken in, got {len(features)}",
+                f"must be the {count} images of {name!r} that were taken in, got {len(features)}",
             )
         given = torch.zeros_like(self._sums[row])
         for chunk in features.split(_CHUNK):
@@ -165,7 +165,7 @@ class RanPAC:
             raise Refusal(
                 "forget",
                 "features",
-                f"must be the pictures of {name!r} that were taken in, got others "
+                f"must be the images of {name!r} that were taken in, got others "
                 f"(their sum differs by {off:.3g})",
             )
         self._update(features, labels, -1)
@@ -189,7 +189,7 @@ class RanPAC:
         return self._weights
 
     def scores(self, features: Tensor) -> Tensor:
-        """[n, C] float64 regression scores of features [n, d]; a picture's add up to about 1."""
+        """[n, C] float64 regression scores of features [n, d]; an image's add up to about 1."""
         none = torch.zeros(len(features), dtype=torch.int64, device="cpu")
         _check("scores", features, none, len(self.classes), len(self.projection))
         parts = [self._hidden(chunk) @ self.weights for chunk in features.split(_CHUNK)]
@@ -219,10 +219,10 @@ def ranpac_answers(
     seed: int = 0,
     without: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What RanPAC names each picture, none of them seen in its fit, with and without some classes.
+    """What RanPAC names each image, none of them seen in its fit, with and without some classes.
 
     The folds are those of `probe.ridge_answers`, and each costs a downdate and one solve instead of
-    a fit. The ridge, one number, is picked once, on a split of all pictures.
+    a fit. The ridge, one number, is picked once, on a split of all images.
 
     Args:
         features, labels, applied: as `probe.ridge_answers` takes them.

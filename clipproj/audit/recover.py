@@ -15,7 +15,7 @@ from clipproj.audit.groups import forgotten
 from clipproj.audit.probe import mean_answers, ridge_answers, unmeasurable
 from clipproj.audit.ranpac import RanPAC, ranpac_answers
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
 
@@ -23,16 +23,16 @@ PROBES = ("ridge", "ranpac", "mean")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one probe finds of the forgotten classes; no picture was seen in the fit it is asked of.
+class ProbeResult:
+    """What one probe finds of the forgotten classes; no image was seen in the fit it is asked of.
 
     Args:
         probe: of `PROBES`.
-        before: share of the forgotten pictures named rightly; fitted and asked before the edit.
+        before: share of the forgotten images named rightly; fitted and asked before the edit.
         after: fitted anew and asked on edited features.
         old: fitted before the edit, asked about edited features.
-        alarms_before, alarms_after: share of all other pictures named a forgotten class.
-        others_before, others_after: share of all other pictures named rightly.
+        alarms_before, alarms_after: share of all other images named a forgotten class.
+        others_before, others_after: share of all other images named rightly.
     """
 
     probe: str
@@ -50,11 +50,11 @@ class Removal:
     """A RanPAC head whose owner takes the class out exactly.
 
     Args:
-        before_with, before_without: accuracy on all other pictures, unedited features, with the
+        before_with, before_without: accuracy on all other images, unedited features, with the
             class in the head and after it was taken out.
         after_with, after_without: the same on edited features.
         difference: largest absolute difference between the scores of the head that forgot and of
-            one fitted without the class, on all pictures.
+            one fitted without the class, on all images.
     """
 
     before_with: Measured
@@ -70,9 +70,9 @@ class RecoverResult:
 
     Args:
         forget: the forgotten classes.
-        side: which tower the edit is of; an edit of the text tower changes no picture's feature.
-        zero_shot_before, zero_shot_after: accuracy by the texts on the forgotten pictures.
-        chance: one over the number of classes with pictures.
+        side: which tower the edit is of; an edit of the text tower changes no image's feature.
+        zero_shot_before, zero_shot_after: accuracy by the texts on the forgotten images.
+        chance: one over the number of classes with images.
         probes: one each.
         removal: None without RanPAC among the probes.
         reason: why nothing could be measured, or "".
@@ -83,14 +83,14 @@ class RecoverResult:
     zero_shot_before: Measured
     zero_shot_after: Measured
     chance: float
-    probes: tuple[Found, ...]
+    probes: tuple[ProbeResult, ...]
     removal: Removal | None
     reason: str
 
 
 def recover(
     samples: Samples,
-    edit: Edit,
+    edit: RowEdit,
     forget: Sequence[str],
     *,
     seed: int = 0,
@@ -100,17 +100,17 @@ def recover(
     """Look for a class in edited features with probes that no text can deceive.
 
     Three probes, each cross-validated over 5 stratified folds, are fitted before the edit, fitted
-    anew after it (who has labelled pictures and the edited model), and fitted before and asked
+    anew after it (who has labelled images and the edited model), and fitted before and asked
     after (who holds an old probe). RanPAC (arXiv 2307.02251) also shows the other direction: what
     the owner of a probe can do to forget exactly. Old probes that fail prove little: at any
     strength but 1 a symmetric edit is a change of coordinates, which whoever knows it undoes.
 
     Cost: RanPAC takes about 6 n width^2 + 6 width^3 operations in float64 for each of two sets of
-    features, which is nearly all of it: 1 to 3 seconds for 679 pictures of 128 numbers on one core.
+    features, which is nearly all of it: 1 to 3 seconds for 679 images of 128 numbers on one core.
     With `probes=("ridge", "mean")` it is 4 n d^2, some hundredths of a second.
 
     Args:
-        samples: pictures before the edit.
+        samples: images before the edit.
         edit: of either tower; one of the texts leaves features, and so all answers, as they are.
         forget: the forgotten classes, of `samples`.
         seed: of RanPAC's random features.
@@ -167,10 +167,10 @@ def _found(
     labels: Tensor,
     gone: Tensor,
     wanted: Tensor,
-) -> Found:
+) -> ProbeResult:
     right = [answers == labels for answers in (before, after, old)]
     alarm = [torch.isin(answers, wanted)[~gone] for answers in (before, after)]
-    return Found(
+    return ProbeResult(
         probe,
         *(share(hits[gone]) for hits in right),
         *(share(hits) for hits in alarm),

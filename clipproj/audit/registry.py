@@ -27,7 +27,7 @@ class AuditInput:
     """An edit and what it is audited on.
 
     Args:
-        samples: pictures before the edit.
+        samples: images before the edit.
         projector: the edit.
         forget: its classes, of `samples`.
         model, preprocess, embed: the unedited model, for audits that need more than features; None

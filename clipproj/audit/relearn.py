@@ -1,4 +1,4 @@
-"""Relearn: how few pictures, and how few steps, bring a forgotten class back."""
+"""Relearn: how few images, and how few steps, bring a forgotten class back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipproj.audit.groups import forgotten
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.shots import (
     Prototype,
     Training,
@@ -24,16 +24,16 @@ from clipproj.audit.shots import (
 from clipproj.audit.stats import Measured, share
 from clipproj.refusal import Refusal
 
-_LEAST = 3  # pictures of a class: to learn from, to hold out, and one more
+_LEAST = 3  # images of a class: to learn from, to hold out, and one more
 
 
 @dataclass(frozen=True)
 class Shots:
-    """What so many labelled pictures of each forgotten class bring back.
+    """What so many labelled images of each forgotten class bring back.
 
     Args:
-        shots: labelled pictures a class.
-        classes: forgotten classes that have a picture more than that, at least 3.
+        shots: labelled images a class.
+        classes: forgotten classes that have an image more than that, at least 3.
         before, after: prototypes of unedited (the control) and of edited features.
         recovered: the better of the two kinds of prototype after the edit, over the original
             zero-shot accuracy on the same classes; 1 is all of it.
@@ -57,12 +57,12 @@ class RelearnResult:
 
     Args:
         forget: the forgotten classes.
-        zero_shot_before, zero_shot_after: accuracy on their pictures without any shot.
-        others_before, others_after: on all other pictures.
-        lowered_before, lowered_after: accuracy on the forgotten pictures without any shot, when the
-            class may take as many other pictures by its text as it may by a prototype.
+        zero_shot_before, zero_shot_after: accuracy on their images without any shot.
+        others_before, others_after: on all other images.
+        lowered_before, lowered_after: accuracy on the forgotten images without any shot, when the
+            class may take as many other images by its text as it may by a prototype.
         shots: one each.
-        repeats: draws of the labelled pictures; all numbers are means over them.
+        repeats: draws of the labelled images; all numbers are means over them.
         steps: the most steps of the adapter.
         reason: why a number is missing, or "".
     """
@@ -82,7 +82,7 @@ class RelearnResult:
 
 def relearn(
     samples: Samples,
-    edit: Edit,
+    edit: RowEdit,
     forget: Sequence[str],
     *,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
@@ -90,25 +90,25 @@ def relearn(
     repeats: int = 10,
     steps: int = 200,
 ) -> RelearnResult:
-    """Bring a forgotten class back with a few labelled pictures of it, in two ways.
+    """Bring a forgotten class back with a few labelled images of it, in two ways.
 
-    A prototype is the mean of the labelled pictures' unit features (as Tip-Adapter, arXiv
+    A prototype is the mean of the labelled images' unit features (as Tip-Adapter, arXiv
     2111.03930, without its training), its cosines scaled as those with texts are and shifted until
-    the class takes 1 % of the pictures of other classes: a price that is the same before and after
+    the class takes 1 % of the images of other classes: a price that is the same before and after
     the edit. The text alone at that price is told beside it, for an edit may only have lowered it.
 
     An adapter is a matrix A, the identity at first, on the features: full-batch gradient descent on
-    the cross entropy of the labelled pictures, each step 0.02 long in the Frobenius norm of A, so
+    the cross entropy of the labelled images, each step 0.02 long in the Frobenius norm of A, so
     that steps mean the same for every width. It starts where the edit left it; the control says
     what teaching an unknown name takes.
 
-    About 1 to 3 seconds for 679 pictures of 128 numbers and one class, on one core.
+    About 1 to 3 seconds for 679 images of 128 numbers and one class, on one core.
 
     Args:
-        samples: pictures before the edit.
+        samples: images before the edit.
         edit: of either tower.
-        forget: the forgotten classes, of `samples`. Those with fewer than 3 pictures are left out.
-        shots: labelled pictures a class; a class takes part where it has at least one more.
+        forget: the forgotten classes, of `samples`. Those with fewer than 3 images are left out.
+        shots: labelled images a class; a class takes part where it has at least one more.
         seed: of the draws; those of more shots contain those of fewer, and before and after the
             edit they are the same.
         repeats: draws. steps: the most steps of the adapter.
@@ -123,7 +123,7 @@ def relearn(
             raise Refusal("relearn", name, f"must be at least 1, got {values}")
     edited, gone = samples.edited(edit), samples.of(forget)
     generator = torch.Generator().manual_seed(seed)
-    # for each class, in each repeat, its pictures in the order in which they are labelled
+    # for each class, in each repeat, its images in the order in which they are labelled
     rows = {c: (samples.labels == c).nonzero().flatten() for c in wanted.tolist()}
     scaled = len(samples.names) - len(forget) > 1 and not gone.all()
     usable = {c: r for c, r in rows.items() if len(r) >= _LEAST and scaled}
@@ -180,15 +180,15 @@ def _shots(
 
 def _reason(shots: Sequence[int], rows: dict[int, Tensor], scaled: bool, known: Tensor) -> str:
     if not scaled:
-        return "a prototype is scaled by two other classes at least, and by their pictures"
+        return "a prototype is scaled by two other classes at least, and by their images"
     told, few = [], sum(len(r) < _LEAST for r in rows.values())
     if few:
         classes = "a forgotten class has" if few == 1 else f"{few} forgotten classes have"
-        told.append(f"{classes} fewer than {_LEAST} pictures")
+        told.append(f"{classes} fewer than {_LEAST} images")
     most = max(len(r) for r in rows.values())
     if most >= _LEAST and max(shots) >= most:
         told.append(
-            f"{max(shots)} labelled pictures take a class of more, and the largest forgotten one "
+            f"{max(shots)} labelled images take a class of more, and the largest forgotten one "
             f"has {most}"
         )
     if most >= _LEAST and not known.any():

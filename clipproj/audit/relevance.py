@@ -1,4 +1,4 @@
-"""Where in a picture a text is seen, before and after an edit (No Token Left Behind, 2204.04908).
+"""Where in an image a text is seen, before and after an edit (No Token Left Behind, 2204.04908).
 
 The heat of a text at a position is its product with what the image tower makes of that position, in
 the space of its output and after the edit. On request also the paper's own map: gradient times
@@ -17,18 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipproj.audit.groups import class_groups
-from clipproj.audit.images import Pictures
+from clipproj.audit.images import Images
 from clipproj.audit.patches import attention_maps, find_tower, off_by, patch_features, pixels
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples, applied
+from clipproj.audit.samples import RowEdit, Samples, applied
 from clipproj.audit.stats import Measured, mean, share
 from clipproj.models.heads import unwrap
 from clipproj.refusal import Refusal
 
-_SAME_MODEL = 2e-2  # relative, of a picture's feature: the smallest useful edit does more
-_CHUNK = 256  # pictures whose positions are held at once
-_PANEL = 112  # pixels of one picture on the page
-# CLIP's own normalisation, undone to draw; another model's pictures only look a little pale.
+_SAME_MODEL = 2e-2  # relative, of an image's feature: the smallest useful edit does more
+_CHUNK = 256  # images whose positions are held at once
+_PANEL = 112  # pixels of one image on the page
+# CLIP's own normalisation, undone to draw; another model's images only look a little pale.
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073], dtype=torch.float32, device="cpu")[
     :, None, None
 ]
@@ -39,21 +39,21 @@ _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711], dtype=torch.float32, d
 
 @dataclass(frozen=True)
 class Heat:
-    """How strongly a class's own text is seen in its own pictures.
+    """How strongly a class's own text is seen in its own images.
 
     Args:
         name: the class.
-        before, after: mean over its pictures of the mean heat per position, relu(z . t).
+        before, after: mean over its images of the mean heat per position, relu(z . t).
         kept: all heat after / all heat before.
         turned: what relu(-z . t) has grown by / all heat before. An edit stronger than a projection
             leaves no heat and still shows the class, as what its text is pushed away from.
         apart: the same share for the text less the mean of the other classes' texts, which is what
             tells the class from them: all texts of a CLIP share a direction that is hot everywhere.
-        correlation: mean over its pictures of Pearson's r between both maps (of `apart`), over
-            positions; a picture with a flat map, as those of a class erased whole are, is no case.
+        correlation: mean over its images of Pearson's r between both maps (of `apart`), over
+            positions; an image with a flat map, as those of a class erased whole are, is no case.
         attended, attended_correlation: kept and correlation of the attention maps of `apart`; NaN
             without attention.
-        answered_before, answered_after: share of its pictures answered by its name.
+        answered_before, answered_after: share of its images answered by its name.
     """
 
     name: str
@@ -76,30 +76,30 @@ class RelevanceResult:
     Args:
         forget: the forgotten names.
         grid: positions of one map, h x w.
-        pictures: how many pictures were looked at.
+        images: how many images were looked at.
         attention: whether attention maps were made.
-        forgotten: one Heat for each forgotten class that has pictures.
-        retained: all others together, each with its own text; its name is "the others".
-        neighbours: one Heat for each of the retained classes nearest to the forgotten ones.
-        drawn: names of the pictures in `picture`, by row.
-        picture: [h, w, 3] uint8: a row per drawn picture: as the model sees it, then its heat
+        forgotten: one Heat for each forgotten class that has images.
+        kept: all others together, each with its own text; its name is "the others".
+        neighbours: one Heat for each of the kept classes nearest to the forgotten ones.
+        drawn: names of the images in `image`, by row.
+        image: [h, w, 3] uint8: a row per drawn image: as the model sees it, then its heat
             before and after on one scale.
     """
 
     forget: tuple[str, ...]
     grid: tuple[int, int]
-    pictures: int
+    images: int
     attention: bool
     forgotten: tuple[Heat, ...]
-    retained: Heat
+    kept: Heat
     neighbours: tuple[Heat, ...]
     drawn: tuple[str, ...]
-    picture: Tensor = field(repr=False)
+    image: Tensor = field(repr=False)
 
 
 def relevance(
     samples: Samples,
-    edit: Edit,
+    edit: RowEdit,
     forget: Sequence[str],
     model: nn.Module,
     preprocess: Callable[..., Any],
@@ -110,7 +110,7 @@ def relevance(
     attention: bool = False,
     batch_size: int = 64,
 ) -> RelevanceResult:
-    """Heat maps of class texts over pictures, before and after an edit.
+    """Heat maps of class texts over images, before and after an edit.
 
     Features of positions are not normalised, so a heat is comparable before and after. An edit of
     the text tower edits the texts, whose lengths stay as it leaves them: <z, P t> = <P^T z, t>.
@@ -122,16 +122,16 @@ def relevance(
             VisionTransformer (pooled by class token or average) or a ModifiedResNet, or CLIPModel,
             ChineseCLIPModel, MetaClip2Model of transformers. It is left as it was.
         preprocess: as `image_features` takes it.
-        per_class: at most so many pictures of a class are looked at, evenly spaced.
-        drawn: pictures drawn of each forgotten class, and of each of the neighbours one.
-        neighbours: how many retained classes get a row of their own.
+        per_class: at most so many images of a class are looked at, evenly spaced.
+        drawn: images drawn of each forgotten class, and of each of the neighbours one.
+        neighbours: how many kept classes get a row of their own.
         attention: also roll attention out, a backward pass before and one after. The score is the
-            product with what sets a picture's class apart; `edit` must be one that autograd can
+            product with what sets an image's class apart; `edit` must be one that autograd can
             follow, as a Projector is.
 
     Raises:
         TypeError: for a model that is no nn.Module.
-        ValueError: for samples without paths or pictures, a name that is no class, no class left,
+        ValueError: for samples without paths or images, a name that is no class, no class left,
             counts out of range, a model of another kind, and one whose
             features are not those of `samples`.
         RuntimeError: when the tower, run by hand from its last layer on, does not give the feature
@@ -143,13 +143,13 @@ def relevance(
         if value < least:
             raise Refusal("relevance", name, f"must be at least {least}, got {value}")
     if samples.paths is None:
-        raise Refusal("relevance", "samples", "must have paths, got features without pictures")
+        raise Refusal("relevance", "samples", "must have paths, got features without images")
     if not len(samples):
-        raise Refusal("relevance", "samples", "must have a picture, got none")
+        raise Refusal("relevance", "samples", "must have an image, got none")
     groups = class_groups("relevance", samples, forget, neighbours)
     forget = tuple(samples.names[c] for c in groups["forgotten"].tolist())
     near = tuple(samples.names[c] for c in groups["neighbours"].tolist())
-    find_tower(model)  # refused before a picture is opened
+    find_tower(model)  # refused before an image is opened
 
     looked = samples.take(_spread(samples.labels, per_class))
     edited = looked.edited(edit)
@@ -160,8 +160,8 @@ def relevance(
     }
     for rows in torch.arange(len(looked), device="cpu").split(_CHUNK):
         part = looked.take(rows)
-        pictures = Pictures(part.paths, part.labels, samples.names)
-        grid, pooled = patch_features(model, preprocess, pictures, batch_size=batch_size)
+        images = Images(part.paths, part.labels, samples.names)
+        grid, pooled = patch_features(model, preprocess, images, batch_size=batch_size)
         off = off_by(pooled, part.features)
         if not off < _SAME_MODEL:
             raise Refusal(
@@ -179,7 +179,7 @@ def relevance(
                 _score(text[rows].float(), used)
                 for text, used in zip(apart, (None, None if on_text else edit), strict=True)
             ]
-            found = attention_maps(model, preprocess, pictures, logits, batch_size=batch_size)
+            found = attention_maps(model, preprocess, images, logits, batch_size=batch_size)
             for state, one in enumerate(found):
                 heats["attention"][state].append(one.double())
     maps = {kind: [torch.cat(one) for one in both] for kind, both in heats.items() if both[0]}
@@ -217,18 +217,18 @@ def relevance(
     return RelevanceResult(
         forget=forget,
         grid=tuple(maps["bare"][0].shape[1:]),
-        pictures=len(looked),
+        images=len(looked),
         attention=attention,
         forgotten=tuple(of(name, looked.of([name])) for name in seen),
-        retained=of("the others", ~looked.of(forget)),
+        kept=of("the others", ~looked.of(forget)),
         neighbours=tuple(of(name, looked.of([name])) for name in near),
         drawn=tuple(looked.names[looked.labels[i]] for i in picks),
-        picture=torch.cat(rows_drawn) if picks else none,
+        image=torch.cat(rows_drawn) if picks else none,
     )
 
 
 def _spread(labels: Tensor, per_class: int) -> Tensor:
-    """Rows of at most `per_class` pictures of each class, evenly spaced, in order."""
+    """Rows of at most `per_class` images of each class, evenly spaced, in order."""
     rows = []
     for c in labels.unique():
         of_class = (labels == c).nonzero().flatten()
@@ -238,13 +238,13 @@ def _spread(labels: Tensor, per_class: int) -> Tensor:
 
 
 def _own_text(samples: Samples) -> tuple[Tensor, Tensor]:
-    """[n, d] float64 each: every picture's class text, and that less the mean of the others."""
+    """[n, d] float64 each: every image's class text, and that less the mean of the others."""
     texts = samples.texts.double()
     others = (texts.sum(dim=0) - texts) / (len(texts) - 1)
     return texts[samples.labels], (texts - others)[samples.labels]
 
 
-def _score(texts: Tensor, edit: Edit | None) -> Callable[[Tensor, Tensor], Tensor]:
+def _score(texts: Tensor, edit: RowEdit | None) -> Callable[[Tensor, Tensor], Tensor]:
     """From features [b, d] and their rows of `texts` to the products of both, after the edit."""
 
     def score(z: Tensor, rows: Tensor) -> Tensor:
@@ -298,6 +298,6 @@ AUDIT = Audit(
     place=90,
     run=lambda given: relevance(*given.edit, given.model, given.preprocess),
     needs=dict.fromkeys(
-        ("model", "paths"), "needs the model and the pictures, features alone show no map"
+        ("model", "paths"), "needs the model and the images, features alone show no map"
     ),
 )

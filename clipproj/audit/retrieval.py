@@ -2,8 +2,8 @@
 
 Two things decide what a search sees of an edit P, since `<z P, t> = <z, t P^T>`:
 
-- One text ranks pictures by `<z', t'>`: a picture's length counts, a text's does not. One picture
-  ranks texts: a text's length counts, a picture's does not. So an edit of the texts that is
+- One text ranks images by `<z', t'>`: an image's length counts, a text's does not. One image
+  ranks texts: a text's length counts, an image's does not. So an edit of the texts that is
   normalised again can vanish from the answers (`normalise(P t)` of a partial projection of t is t).
 - Which of an oblique edit's factors reads is a matter of the side: the other way round the class
   stays in place.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clipproj.audit.groups import class_groups
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.search import Search, search
 from clipproj.audit.stats import Measured
 from clipproj.methods.inputs import forget_and_keep
@@ -48,11 +48,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class SideCheck:
-    """How much of the forgotten texts an edit leaves for any picture to align with.
+    """How much of the forgotten texts an edit leaves for any image to align with.
 
     Args:
         side: of the projector.
-        left: rms over the texts of `max <z', t>` over all unit pictures z, with the edit made on
+        left: rms over the texts of `max <z', t>` over all unit images z, with the edit made on
             its side; 1 without an edit.
         left_swapped: the same with read and write swapped.
         wrong: whether swapped they would leave less, of an edit that aims at nothing.
@@ -89,8 +89,8 @@ class RetrievalResult:
 
     @property
     def others(self) -> bool:
-        """Whether there is a picture of another class."""
-        return len(self.before.pictures_recall) > 1
+        """Whether there is an image of another class."""
+        return len(self.before.images_recall) > 1
 
 
 def wrong_side(
@@ -100,9 +100,9 @@ def wrong_side(
 ) -> SideCheck:
     """Whether read and write of an oblique projector are swapped for its side.
 
-    For an edit of pictures z, `<z', t> = <z, t'>` with `t' = t - s (t W^T) R`, so |t'| bounds how
-    well any picture can still align with a forgotten text t. Swapped factors exchange R and W, and
-    the pair that leaves the shorter t' is the one that was meant. Pictures that are the forgotten
+    For an edit of images z, `<z', t> = <z, t'>` with `t' = t - s (t W^T) R`, so |t'| bounds how
+    well any image can still align with a forgotten text t. Swapped factors exchange R and W, and
+    the pair that leaves the shorter t' is the one that was meant. Images that are the forgotten
     texts themselves cannot tell (`t P t^T = t P^T t^T`), and answers need not.
 
     An edit that sends a class to another leaves the length of the other text, and is told by where
@@ -140,9 +140,9 @@ def wrong_side(
 
 
 def retrieval(
-    samples: Samples, edit: Edit, forget: Sequence[str], *, ks: Sequence[int] = (1, 5, 10)
+    samples: Samples, edit: RowEdit, forget: Sequence[str], *, ks: Sequence[int] = (1, 5, 10)
 ) -> RetrievalResult:
-    """Recall and precision of search by text and by picture, on both sides, normalised or not.
+    """Recall and precision of search by text and by image, on both sides, normalised or not.
 
     Args:
         samples: before the edit.
@@ -157,11 +157,11 @@ def retrieval(
         raise Refusal("retrieval", "ks", f"must be integers of at least 1, got {list(ks)}")
     ks = sorted({1, *ks})
     groups = class_groups("retrieval", samples, forget)
-    pictures = F.normalize(samples.features.double(), dim=1)
+    images = F.normalize(samples.features.double(), dim=1)
     texts = F.normalize(samples.texts.double(), dim=1)
 
-    def found(pictures: Tensor, texts: Tensor) -> Search:
-        return search(pictures, texts, samples.labels, groups, ks)
+    def found(images: Tensor, texts: Tensor) -> Search:
+        return search(images, texts, samples.labels, groups, ks)
 
     after, length, cosine = [], math.nan, math.nan
     for one in _both_sides(edit):
@@ -175,7 +175,7 @@ def retrieval(
             rows = _in_units(edited.features, samples.features)
         for again in (True, False):
             new = F.normalize(rows, dim=1) if again else rows
-            pair = (pictures, new) if side == "text" else (new, texts)
+            pair = (images, new) if side == "text" else (new, texts)
             after.append(Setting(side, again, found(*pair)))
 
     check = swapped = None
@@ -184,12 +184,12 @@ def retrieval(
         moved = samples.edited(_swapped(edit))
         pair = _in_units(moved.features, samples.features), _in_units(moved.texts, samples.texts)
         swapped = found(*pair).texts_recall["forgotten"][1]
-    before = found(pictures, texts)
+    before = found(images, texts)
     names = [tuple(samples.names[c] for c in groups[g].tolist()) for g in list(groups)[:2]]
     return RetrievalResult(*names, before, tuple(after), check, swapped, length, cosine)
 
 
-def _both_sides(edit: Edit) -> list[Edit]:
+def _both_sides(edit: RowEdit) -> list[RowEdit]:
     """The edit, and where there is one its counterpart on the other tower."""
     if not isinstance(edit, Projector) or edit.offset is not None:
         return [edit]

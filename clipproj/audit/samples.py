@@ -1,4 +1,4 @@
-"""What every audit looks at: labelled picture features and the texts that compete for them."""
+"""What every audit looks at: labelled image features and the texts that compete for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipproj import files
 from clipproj._tensors import as_tensor
-from clipproj.audit.images import Pictures
+from clipproj.audit.images import Images
 from clipproj.models.heads import unwrap
 from clipproj.models.text import Embeddings
 from clipproj.models.words import name_key
@@ -24,14 +24,14 @@ from clipproj.refusal import Refusal
 NO_ANSWER = -1
 _CHUNK = 8192  # rows compared with the class texts at once
 
-Edit = Callable[[Tensor], Tensor]
+RowEdit = Callable[[Tensor], Tensor]
 """A Projector, or anything else that edits [n, d] rows; its `side` ("image" without one) says
 which tower's rows those are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Pictures as features, labelled, and the class texts.
+    """Images as features, labelled, and the class texts.
 
     Args:
         features: [n, d] float32 on the CPU, finite, as the model gives them (not normalised).
@@ -39,8 +39,8 @@ class Samples:
         classes: the unedited text of each class that competes; kept on the CPU.
         texts: [C, d] float32, the texts as they are now; None: those of `classes`. An edit of the
             text tower changes these, not `classes`.
-        domains: for each picture the style or source it comes from, or None.
-        paths: for each picture its file, or None.
+        domains: for each image the style or source it comes from, or None.
+        paths: for each image its file, or None.
         scale: what cosines are multiplied by for probabilities; CLIP's exp(logit_scale).
 
     Raises:
@@ -98,31 +98,31 @@ class Samples:
         for name in ("domains", "paths"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
-                raise Refusal(op, name, f"must be {n}, one a picture, got {len(value)}")
+                raise Refusal(op, name, f"must be {n}, one an image, got {len(value)}")
         if not self.scale > 0:
             raise Refusal(op, "scale", f"must be above 0, got {self.scale}")
 
     @classmethod
-    def of_pictures(
-        cls, features: Tensor, pictures: Pictures, classes: Embeddings, **more: Any
+    def of_images(
+        cls, features: Tensor, images: Images, classes: Embeddings, **more: Any
     ) -> Samples:
-        """The features of a picture folder; labels are matched to the texts by name (`name_key`).
+        """The features of an image folder; labels are matched to the texts by name (`name_key`).
 
-        Raises ValueError for a picture class without a text, and as `Samples`.
+        Raises ValueError for an image class without a text, and as `Samples`.
         """
         row = {name_key(name): i for i, name in enumerate(classes.names)}
         row |= {name: i for i, name in enumerate(classes.names)}  # of two spellings the same one
-        rows = {name: row.get(name, row.get(name_key(name))) for name in pictures.classes}
+        rows = {name: row.get(name, row.get(name_key(name))) for name in images.classes}
         missing = [name for name, i in rows.items() if i is None]
         if missing:
             raise Refusal(
                 "Samples",
                 "classes",
-                "must have a text for every class of the pictures, got none for "
+                "must have a text for every class of the images, got none for "
                 f"{', '.join(map(repr, missing[:3]))}",
             )
-        labels = torch.tensor(list(rows.values()), device="cpu")[pictures.labels]
-        return cls(features, labels, classes, paths=pictures.paths, **more)
+        labels = torch.tensor(list(rows.values()), device="cpu")[images.labels]
+        return cls(features, labels, classes, paths=images.paths, **more)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -132,8 +132,8 @@ class Samples:
         """The class names, in the order of the rows of `texts`."""
         return self.classes.names
 
-    def edited(self, edit: Edit) -> Samples:
-        """The same pictures and classes after an edit of one tower; lengths are left as they are.
+    def edited(self, edit: RowEdit) -> Samples:
+        """The same images and classes after an edit of one tower; lengths are left as they are.
 
         Raises ValueError where the edit gives other shapes, or what is not finite.
         """
@@ -142,7 +142,7 @@ class Samples:
         return replace(self, features=applied(edit, self.features))
 
     def take(self, rows: Tensor) -> Samples:
-        """The pictures of these rows, int64 or bool; all classes stay."""
+        """The images of these rows, int64 or bool; all classes stay."""
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         picked = rows.tolist()
         return replace(
@@ -154,13 +154,13 @@ class Samples:
         )
 
     def of(self, names: Sequence[str]) -> Tensor:
-        """[n] bool: pictures of these classes. ValueError for a name that is no class."""
+        """[n] bool: images of these classes. ValueError for a name that is no class."""
         wanted = self.classes.select(names).names
         rows = [self.names.index(name) for name in wanted]
         return torch.isin(self.labels, torch.tensor(rows, dtype=torch.int64, device="cpu"))
 
     def cosines(self, renormalize: bool = True) -> Tensor:
-        """[n, C] float32: of unit pictures with unit texts, NaN nowhere (a zero row gives zeros).
+        """[n, C] float32: of unit images with unit texts, NaN nowhere (a zero row gives zeros).
 
         Args:
             renormalize: False leaves the texts at the length an edit left them, as a service does
@@ -170,7 +170,7 @@ class Samples:
         return F.normalize(self.features, dim=1) @ texts.T
 
     def answers(self, renormalize: bool = True) -> Tensor:
-        """[n] int64: the nearest class of each picture; NO_ANSWER (-1) for a row of zeros."""
+        """[n] int64: the nearest class of each image; NO_ANSWER (-1) for a row of zeros."""
         texts = F.normalize(self.texts, dim=1) if renormalize else self.texts
         out = [torch.empty(0, dtype=torch.int64, device="cpu")]
         for rows in self.features.split(_CHUNK):
@@ -179,7 +179,7 @@ class Samples:
         return torch.cat(out)
 
     def correct(self, renormalize: bool = True) -> Tensor:
-        """[n] bool: pictures answered by their class."""
+        """[n] bool: images answered by their class."""
         return self.answers(renormalize) == self.labels
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -208,7 +208,7 @@ class Samples:
         )  # fmt: skip
 
 
-def applied(edit: Edit, rows: Tensor) -> Tensor:
+def applied(edit: RowEdit, rows: Tensor) -> Tensor:
     """Rows [n, d] through an edit of their tower. ValueError where it gives another shape."""
     with torch.no_grad():
         read = getattr(edit, "read", None)

@@ -1,4 +1,4 @@
-"""Recall and precision at k, of texts that search pictures and of pictures that search texts."""
+"""Recall and precision at k, of texts that search images and of images that search texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from clipproj.audit.stats import Measured, mean, share
 
 # Scores are float32 after a product in float64: equal rows score equal wherever they stand.
-_CHUNK = 8192  # pictures that search at once
+_CHUNK = 8192  # images that search at once
 _QUERIES = 64  # texts that search at once
 
 PerK = dict[int, Measured]
@@ -25,34 +25,34 @@ class Search:
     to the size of what is searched.
 
     Args:
-        pictures_recall: a class text searches all pictures: share of the class's pictures among
-            the first k. Mean over classes; of a single class over its pictures.
-        pictures_precision: the same search: share of the first k that are of the class.
-        texts_recall: a picture searches all class texts: share of pictures whose class is among
-            the first k. A picture of length zero finds nothing.
+        images_recall: a class text searches all images: share of the class's images among
+            the first k. Mean over classes; of a single class over its images.
+        images_precision: the same search: share of the first k that are of the class.
+        texts_recall: an image searches all class texts: share of images whose class is among
+            the first k. An image of length zero finds nothing.
     """
 
-    pictures_recall: dict[str, PerK]
-    pictures_precision: dict[str, PerK]
+    images_recall: dict[str, PerK]
+    images_precision: dict[str, PerK]
     texts_recall: dict[str, PerK]
 
 
 def search(
-    pictures: Tensor, texts: Tensor, labels: Tensor, groups: dict[str, Tensor], ks: Sequence[int]
+    images: Tensor, texts: Tensor, labels: Tensor, groups: dict[str, Tensor], ks: Sequence[int]
 ) -> Search:
-    """What class texts find among the pictures, and pictures among the class texts.
+    """What class texts find among the images, and images among the class texts.
 
     Args:
-        pictures: [n, d] float64, at the lengths that they count with.
+        images: [n, d] float64, at the lengths that they count with.
         texts: [C, d] float64, likewise.
         labels: [n] int64, rows of texts.
-        groups: rows of texts by name; "forgotten" is told even when it has no picture.
+        groups: rows of texts by name; "forgotten" is told even when it has no image.
         ks: how many results count, each at least 1.
     """
     recalls: dict[str, PerK] = {}
     precisions: dict[str, PerK] = {}
     found: dict[str, PerK] = {}
-    of_texts = _ranks_of_texts(pictures, texts, labels)
+    of_texts = _ranks_of_texts(images, texts, labels)
     for group, rows in groups.items():
         if not len(rows) and group != "forgotten":
             continue
@@ -63,15 +63,15 @@ def search(
         rows = rows[torch.isin(rows, labels)]
         ranks = []
         for some in rows.split(_QUERIES):
-            scores = (pictures @ texts[some].T).float().T.contiguous()
+            scores = (images @ texts[some].T).float().T.contiguous()
             ranks += [
-                _ranks_of_pictures(of_one, labels == c)
+                _ranks_of_images(of_one, labels == c)
                 for of_one, c in zip(scores, some.tolist(), strict=True)
             ]
         recalls[group], precisions[group] = {}, {}
-        for k in _within(ks, len(pictures)):
+        for k in _within(ks, len(images)):
             chances = [_chance(*one, k) for one in ranks]
-            if len(chances) == 1:  # one query is no sample of queries, its pictures are one
+            if len(chances) == 1:  # one query is no sample of queries, its images are one
                 recalls[group][k] = _cases(chances[0])
                 precisions[group][k] = _of_answers(float(chances[0].sum()), k)
             else:
@@ -84,17 +84,17 @@ def _within(ks: Sequence[int], size: int) -> list[int]:
     return sorted({min(k, size) for k in ks}) if size else list(ks)
 
 
-def _ranks_of_pictures(scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
-    """For each hit how many pictures score above it, and how many as it does, itself among them."""
+def _ranks_of_images(scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+    """For each hit how many images score above it, and how many as it does, itself among them."""
     ordered, own = scores.sort().values, scores[hits]
     upto = torch.searchsorted(ordered, own, right=True)
     return len(ordered) - upto, upto - torch.searchsorted(ordered, own)
 
 
-def _ranks_of_texts(pictures: Tensor, texts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for each picture's class text among the texts; a zero row ranks it below all."""
+def _ranks_of_texts(images: Tensor, texts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for each image's class text among the texts; a zero row ranks it below all."""
     above, tied = [], []
-    for rows, label in zip(pictures.split(_CHUNK), labels.split(_CHUNK), strict=True):
+    for rows, label in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True):
         scores = (rows @ texts.T).float()
         own = scores.gather(1, label[:, None])
         nothing = (rows == 0).all(dim=1)

@@ -1,4 +1,4 @@
-"""The two ways in which a few labelled pictures bring a class back: a prototype, an adapter."""
+"""The two ways in which a few labelled images bring a class back: a prototype, an adapter."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from clipproj.audit.stats import Measured, mean, share
 
 STEP = 0.02  # length of a step of the adapter, in the Frobenius norm
 BACK = 0.9  # share of the original accuracy that counts as back
-PRICE = 0.01  # share of all other pictures that a prototype may take
-_MOST_OTHERS = 5000  # pictures of other classes that an adapter is asked about, at most
-_MOST_HELD = 1000  # held-out pictures that it is asked about at every step, at most
+PRICE = 0.01  # share of all other images that a prototype may take
+_MOST_OTHERS = 5000  # images of other classes that an adapter is asked about, at most
+_MOST_HELD = 1000  # held-out images that it is asked about at every step, at most
 
 
 @dataclass(frozen=True)
 class Prototype:
-    """A class vector made of labelled pictures, on pictures that it was not made of.
+    """A class vector made of labelled images, on images that it was not made of.
 
     Args:
-        alone: share of the held-out forgotten pictures named rightly with the prototype in the
+        alone: share of the held-out forgotten images named rightly with the prototype in the
             text's place.
         with_text: the same with the mean of prototype and text.
-        others: share of all other pictures named rightly with the prototype in the text's place.
+        others: share of all other images named rightly with the prototype in the text's place.
     """
 
     alone: Measured
@@ -43,12 +43,12 @@ class Prototype:
 
 @dataclass(frozen=True)
 class Training:
-    """A linear adapter trained on the labelled pictures alone.
+    """A linear adapter trained on the labelled images alone.
 
     Args:
         reached: share of the repeats that came back to 90 % of the original accuracy in time.
         steps: how many steps that took, of the repeats that did.
-        others: share of all other pictures named rightly by the adapter at that step.
+        others: share of all other images named rightly by the adapter at that step.
     """
 
     reached: Measured
@@ -57,11 +57,11 @@ class Training:
 
 
 class View:
-    """Unit features and texts, and what the texts of the kept classes say of each picture.
+    """Unit features and texts, and what the texts of the kept classes say of each image.
 
-    Pictures are nearer to pictures than to texts, so cosines with a prototype are scaled to the
+    Images are nearer to images than to texts, so cosines with a prototype are scaled to the
     spread of those with texts that do not win, and shifted until the class takes 1 % of the
-    pictures of kept classes: what whoever has pictures without labels can do, at a fixed price. It
+    images of kept classes: what whoever has images without labels can do, at a fixed price. It
     takes two kept classes.
     """
 
@@ -80,7 +80,7 @@ class View:
         self.spread = (lost - lost.nanmean(dim=0)).square().nanmean(dim=0).sqrt().nanmean()
 
     def prototype(self, rows: dict[int, Tensor], text: float) -> Tensor:
-        """[n] bool: pictures named rightly with prototypes of these rows, mixed with the texts."""
+        """[n] bool: images named rightly with prototypes of these rows, mixed with the texts."""
         columns = self.features @ self.texts[self.wanted].T
         for i, label in enumerate(self.wanted.tolist()):
             if label in rows:
@@ -93,7 +93,7 @@ class View:
 
 
 def prototype(view: View, drawn: Sequence[dict[int, Tensor]], held: Sequence[Tensor]) -> Prototype:
-    """Prototypes of the drawn pictures, a draw each, on the pictures held out of it."""
+    """Prototypes of the drawn images, a draw each, on the images held out of it."""
     rates = []
     for text in (0.0, 0.5):
         hits = torch.full(
@@ -119,14 +119,14 @@ def train(
     known: Tensor,
     steps: int,
 ) -> Training:
-    """An adapter A, the identity at first, on the drawn pictures: full-batch gradient descent.
+    """An adapter A, the identity at first, on the drawn images: full-batch gradient descent.
 
     All draws go at once. Gradients of A are outer products with the labelled rows X [m, d], so
     A = I + C^T X, and C [m, d] is all that moves: nothing here is d x d.
 
     Args:
         view: what the adapter starts from.
-        drawn, held: labelled pictures of each forgotten class, and those held out, of each draw.
+        drawn, held: labelled images of each forgotten class, and those held out, of each draw.
         known: [n] bool, named rightly before the edit: what 90 % are of.
         steps: at most.
     """

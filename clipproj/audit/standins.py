@@ -1,4 +1,4 @@
-"""Stand-ins for pictures where there are none: mixtures of two class texts."""
+"""Stand-ins for images where there are none: mixtures of two class texts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MOST = 5000  # mixtures of each kind: shares to within half a point, in a second
 
 
 def stand_ins(forget: Embeddings, keep: Embeddings, most: int = MOST) -> Samples:
-    """Mixtures of class texts in the place of pictures, with all names as the classes.
+    """Mixtures of class texts in the place of images, with all names as the classes.
 
-    A picture is never its class's text alone, and an edit that ruins pictures may leave every text
+    An image is never its class's text alone, and an edit that ruins images may leave every text
     its own nearest: of ViT-B/32's ImageNet names 0.5 % miss themselves after an edit under which
-    pictures lose 20 points. Mixtures lie between the classes, as pictures do:
+    images lose 20 points. Mixtures lie between the classes, as images do:
 
     - 0.6 of a kept text and 0.4 of another kept one, right when the larger answers;
     - 0.75 of a forgotten text and 0.25 of a kept one, found when a forgotten name answers.
 
-    They tell an edit that ruins the rest from one that does not, not what pictures lose: where all
-    pictures are near what is forgotten, as breeds are, a long list of names of which few are near
-    dilutes it (one breed: 0.01 of the mixtures, 0.08 of the pictures, 0.53 of the mixtures of the
-    nearest five). Measure on pictures where there are some.
+    They tell an edit that ruins the rest from one that does not, not what images lose: where all
+    images are near what is forgotten, as breeds are, a long list of names of which few are near
+    dilutes it (one breed: 0.01 of the mixtures, 0.08 of the images, 0.53 of the mixtures of the
+    nearest five). Measure on images where there are some.
 
     Args:
         forget, keep: of one model, [m, d] and [m_k, d]. Kept names that are forgotten as well count

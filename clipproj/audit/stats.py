@@ -47,10 +47,16 @@ def share(hits: Tensor | Sequence[bool]) -> Measured:
     n = hits.numel()
     if n == 0:
         return Measured(math.nan, 0)
-    p, z2 = int(hits.sum()) / n, _Z * _Z
+    p = int(hits.sum()) / n
+    return Measured(p, n, *wilson(p, n))
+
+
+def wilson(p: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share p of n cases, n at least 1; p always lies in it."""
+    z2 = _Z * _Z
     centre, spread = p + z2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low, high = ((centre + sign * spread) / (1 + z2 / n) for sign in (-1, 1))
-    return Measured(p, n, max(0.0, min(low, p)), min(1.0, max(high, p)))
+    return max(0.0, min(low, p)), min(1.0, max(high, p))
 
 
 def mean(

@@ -43,7 +43,7 @@ def audit(
 ) -> list[AuditResult]:
     """Run audits, in the order of `registry.audits`.
 
-    An audit that refuses this input (no model at hand, a tower without maps, no picture of the
+    An audit that refuses this input (no model at hand, a tower without maps, no image of the
     class, a package that is not installed) is not left out silently, nor does it end the others:
     its result says why. Any other error is a bug, and ends the run.
 

@@ -1,7 +1,7 @@
 """CLIP as a tagger: a score and a threshold for every class, and what an edit does to both.
 
-A service that tags pictures compares each cosine with a threshold that somebody set before the
-edit. So two things are measured: whether a tag's own pictures still score highest (average
+A service that tags images compares each cosine with a threshold that somebody set before the
+edit. So two things are measured: whether a tag's own images still score highest (average
 precision, which needs no threshold), and what the old threshold lets through afterwards.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipproj.audit.groups import class_groups
 from clipproj.audit.registry import Audit
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, mean, share
 
 RECALLS = [i / 20 for i in range(1, 21)]
@@ -27,17 +27,17 @@ RECALLS = [i / 20 for i in range(1, 21)]
 class Tagged:
     """One tag, or several, at one time.
 
-    Of one tag, and of the forgotten ones together, shares are of pictures. Of the neighbours and
+    Of one tag, and of the forgotten ones together, shares are of images. Of the neighbours and
     the others they are means over tags, with intervals over tags.
 
     Args:
-        average_precision: mean over the tag's own pictures of the precision at their score. Its
-            interval takes that precision as given for each picture.
-        recall: share of the tag's pictures that get it at the old threshold.
-        precision: share of the pictures that get it which are the tag's; NaN when none gets it.
-        flag_rate: share of all pictures that get it.
-        false_positives: share of the other classes' pictures that get it.
-        level: mean score over all pictures, a cosine.
+        average_precision: mean over the tag's own images of the precision at their score. Its
+            interval takes that precision as given for each image.
+        recall: share of the tag's images that get it at the old threshold.
+        precision: share of the images that get it which are the tag's; NaN when none gets it.
+        flag_rate: share of all images that get it.
+        false_positives: share of the other classes' images that get it.
+        level: mean score over all images, a cosine.
         best_f1: F1 at the threshold that is best at this time, not the old one.
     """
 
@@ -56,7 +56,7 @@ class Tag:
 
     name: str
     group: str
-    pictures: int
+    images: int
     threshold: float
     before: Tagged
     after: Tagged
@@ -69,7 +69,7 @@ class TaggingResult:
     Args:
         before, after: by group: "forgotten", and where there are such tags "neighbours", "others".
         change: of the latter two, mean over tags of after less before of the false positives.
-        tags: every tag that has pictures, forgotten first.
+        tags: every tag that has images, forgotten first.
         curve_before, curve_after: mean precision of the forgotten tags at recall 0.05, 0.1 to 1.
     """
 
@@ -113,7 +113,7 @@ def best_threshold(scores: Tensor, hits: Tensor) -> tuple[float, float]:
 
 
 def tagging(
-    samples: Samples, edit: Edit, forget: Sequence[str], *, renormalize: bool = True
+    samples: Samples, edit: RowEdit, forget: Sequence[str], *, renormalize: bool = True
 ) -> TaggingResult:
     """Average precision of every tag, and what thresholds of before let through after the edit.
 
@@ -159,7 +159,7 @@ def tagging(
 
 class _Column(NamedTuple):
     scores: Tensor  # [n] of one tag
-    hits: Tensor  # [n] bool, the pictures that are its own
+    hits: Tensor  # [n] bool, the images that are its own
 
 
 def _at_hits(scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +171,7 @@ def _at_hits(scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tagged(columns: list[_Column], thresholds: list[float]) -> Tagged:
-    """Tags at their thresholds, pooled: each picture of each tag is a case."""
+    """Tags at their thresholds, pooled: each image of each tag is a case."""
     flags = [scores >= at for (scores, _), at in zip(columns, thresholds, strict=True)]
     pairs = [(flag, hits) for flag, (_, hits) in zip(flags, columns, strict=True)]
 

@@ -1,4 +1,4 @@
-"""A text in the place of a class's own: which pictures it wins, and the vector that wins most."""
+"""A text in the place of a class's own: which images it wins, and the vector that wins most."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.audit.samples import Edit, Samples, applied
-from clipproj.audit.stats import Measured, share
+from clipproj.audit.samples import RowEdit, Samples, applied
+from clipproj.audit.stats import Measured, share, wilson
 
 _AT_ONCE = 256  # texts scored at once
 _TIE = 1e-6  # a cosine by which a text must win: the same words in another batch differ by less
 _RIDGE = 0.5  # as the linear probe's
-_CLOSE = 1e-2  # the same for a place near the pictures, where nothing is noise
+_CLOSE = 1e-2  # the same for a place near the images, where nothing is noise
 _MIXES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of a direction, added to a text
 
-ALL, HALVES = 2, (0, 1)  # which pictures: of one half, or all
+ALL, HALVES = 2, (0, 1)  # which images: of one half, or all
 
 
 @dataclass(frozen=True)
-class Found:
+class AttackScore:
     """What a text finds.
 
     Args:
-        answered: share of the class's pictures it wins against the texts of all other classes.
-        taken: share of all other pictures it wins; a text that wins everything finds nothing.
+        answered: share of the class's images it wins against the texts of all other classes.
+        taken: share of all other images it wins; a text that wins everything finds nothing.
         auroc: area under the ROC curve of its cosines, the class against the others; 0.5 is chance.
     """
 
@@ -43,12 +43,12 @@ class Text:
     """One text in the place of the class's own, before and after the edit."""
 
     text: str
-    before: Found
-    after: Found
+    before: AttackScore
+    after: AttackScore
 
 
-class Scores(NamedTuple):
-    """Of P texts, by which pictures (half 0, half 1, all): shares and AUROC, [3, P] float64."""
+class AttackScores(NamedTuple):
+    """Of P texts, by which images (half 0, half 1, all): shares and AUROC, [3, P] float64."""
 
     answered: Tensor
     taken: Tensor
@@ -65,23 +65,23 @@ class Scores(NamedTuple):
         return tuple(int(rows[one[of, rows].argmax()]) for one in (self.net, self.auroc))
 
 
-class Model(NamedTuple):
-    """Unit pictures and texts of one state of the model, and the best cosine of all rivals."""
+class ModelState(NamedTuple):
+    """Unit images and texts of one state of the model, and the best cosine of all rivals."""
 
-    pictures: Tensor  # [n, d]
+    images: Tensor  # [n, d]
     texts: Tensor  # [C, d]
     rival: Tensor  # [n]
-    edit: Edit | None  # of the texts
+    edit: RowEdit | None  # of the texts
 
     def unit(self, texts: Tensor) -> Tensor:
         """[P, d]: texts of the unedited tower, as this model has them."""
         return F.normalize(texts if self.edit is None else applied(self.edit, texts).cpu())
 
 
-class Target:
+class AttackedClass:
     """One forgotten class against all others, before (models[0]) and after (models[1]) an edit."""
 
-    def __init__(self, samples: Samples, edit: Edit, name: str) -> None:
+    def __init__(self, samples: Samples, edit: RowEdit, name: str) -> None:
         self.name = name
         self.row = samples.names.index(name)
         self.mine = samples.labels == self.row
@@ -96,27 +96,27 @@ class Target:
             for one, used in ((samples, None), (samples.edited(edit), edit if on_text else None))
         )
 
-    def _model(self, samples: Samples, edit: Edit | None) -> Model:
+    def _model(self, samples: Samples, edit: RowEdit | None) -> ModelState:
         cosines = samples.cosines()
         cosines[:, self.row] = -math.inf
-        pictures = F.normalize(samples.features)
-        return Model(pictures, F.normalize(samples.texts), cosines.amax(dim=1), edit)
+        images = F.normalize(samples.features)
+        return ModelState(images, F.normalize(samples.texts), cosines.amax(dim=1), edit)
 
     def of(self, which: int) -> Tensor:
-        """[n] bool: the pictures of a half, or all."""
+        """[n] bool: the images of a half, or all."""
         return torch.ones_like(self.mine) if which == ALL else self.half == which
 
     @property
     def crossed(self) -> bool:
-        """Whether both halves have two pictures of the class and of others."""
+        """Whether both halves have two images of the class and of others."""
         counts = [int((self.of(h) & m).sum()) for h in HALVES for m in (self.mine, ~self.mine)]
         return min(counts) >= 2
 
-    def scores(self, model: Model, texts: Tensor) -> Scores:
+    def scores(self, model: ModelState, texts: Tensor) -> AttackScores:
         """Of texts [P, d] of the unedited tower."""
         out = []
         for rows in texts.split(_AT_ONCE):
-            cosines = model.pictures @ model.unit(rows).T
+            cosines = model.images @ model.unit(rows).T
             wins = cosines > model.rival[:, None] + _TIE
             part = torch.empty(3, 3, len(rows), dtype=torch.float64, device="cpu")
             for which in (*HALVES, ALL):
@@ -127,10 +127,10 @@ class Target:
                 part[2, which] = _aurocs(cosines[mask], self.mine[mask])
             out.append(part)
         none = torch.empty(3, 3, 0, dtype=torch.float64, device="cpu")
-        return Scores(*torch.cat([none, *out], dim=2))
+        return AttackScores(*torch.cat([none, *out], dim=2))
 
     def text(self, words: str, row: Tensor) -> Text:
-        """What one text [d] of the unedited tower finds, of all pictures."""
+        """What one text [d] of the unedited tower finds, of all images."""
         before, after = (
             self._measure(model, [(ALL, unit, unit)])
             for model in self.models
@@ -139,8 +139,12 @@ class Target:
         return Text(words, before, after)
 
     def chosen(
-        self, model: Model, scores: Scores, texts: Tensor, allowed: Sequence[Sequence[int]]
-    ) -> Found:
+        self,
+        model: ModelState,
+        scores: AttackScores,
+        texts: Tensor,
+        allowed: Sequence[Sequence[int]],
+    ) -> AttackScore:
         """The best text by one half, measured on the other, both ways.
 
         Args:
@@ -155,14 +159,14 @@ class Target:
         ]
         return self._measure(model, tests)
 
-    def fitted(self, model: Model, span: Tensor | None) -> Found:
+    def fitted(self, model: ModelState, span: Tensor | None) -> AttackScore:
         """The vector that wins most, fitted on one half and measured on the other, both ways.
 
-        Among S (S C S + l I)^-1 S g, with a ridge l, the direction w separates the class's pictures
+        Among S (S C S + l I)^-1 S g, with a ridge l, the direction w separates the class's images
         from the others (g: the difference of their means, C: the covariance about these), and the
-        place p is nearest to the class's mean picture (g: that mean, C: I). S is the square root of
+        place p is nearest to the class's mean image (g: that mean, C: I). S is the square root of
         V^T V for texts V: then both are mixes of texts, and the ridge is one on their weights;
-        S = I leaves them free. Pictures are ranked by w and won by the class's text, or p, plus as
+        S = I leaves them free. Images are ranked by w and won by the class's text, or p, plus as
         much of w as wins most on the half of the fit.
 
         Args:
@@ -176,7 +180,7 @@ class Target:
         tests = []
         for half in HALVES:
             mask = self.of(half)
-            z, mine = model.pictures[mask].double(), self.mine[mask]
+            z, mine = model.images[mask].double(), self.mine[mask]
             centre, rest = z[mine].mean(dim=0), z[~mine].mean(dim=0)
             about = z - torch.where(mine[:, None], centre, rest)
             w = _goal(root, about.T @ about / len(z), centre - rest)
@@ -188,26 +192,28 @@ class Target:
             tests.append((1 - half, mixes[net.argmax()].float(), w.float()))
         return self._measure(model, tests)
 
-    def _measure(self, model: Model, tests: Sequence[tuple[int, Tensor, Tensor]]) -> Found:
-        """Of each part of the pictures: what one vector wins there, and how another ranks them."""
+    def _measure(
+        self, model: ModelState, tests: Sequence[tuple[int, Tensor, Tensor]]
+    ) -> AttackScore:
+        """Of each part of the images: what one vector wins there, and how another ranks them."""
         wins, mine, aurocs = [], [], []
         for which, wins_by, ranks_by in tests:
             mask = self.of(which)
-            pictures = model.pictures[mask]
-            wins.append(pictures @ wins_by > model.rival[mask] + _TIE)
+            images = model.images[mask]
+            wins.append(images @ wins_by > model.rival[mask] + _TIE)
             mine.append(self.mine[mask])
-            aurocs.append(_aurocs((pictures @ ranks_by)[:, None], mine[-1]))
+            aurocs.append(_aurocs((images @ ranks_by)[:, None], mine[-1]))
         won, own = torch.cat(wins), torch.cat(mine)
         count = min(int(own.sum()), int((~own).sum()))
         auroc = _bounded(float(torch.cat(aurocs).mean()), count)
-        return Found(share(won[own]), share(won[~own]), auroc)
+        return AttackScore(share(won[own]), share(won[~own]), auroc)
 
 
-_NOTHING = Found(*[Measured(math.nan, 0)] * 3)
+_NOTHING = AttackScore(*[Measured(math.nan, 0)] * 3)
 
 
 def _aurocs(scores: Tensor, mine: Tensor) -> Tensor:
-    """[P] float64: how often a picture of the class scores above another, of [n, P]; ties half."""
+    """[P] float64: how often an image of the class scores above another, of [n, P]; ties half."""
     own, rest = scores[mine].T.contiguous(), scores[~mine].T.sort(dim=1).values.contiguous()
     below = torch.searchsorted(rest, own).double()
     upto = torch.searchsorted(rest, own, right=True).double()
@@ -222,10 +228,7 @@ def _bounded(value: float, n: int) -> Measured:
     """
     if not n:
         return Measured(math.nan, 0)
-    z2 = 1.959963984540054**2
-    centre = (value + z2 / (2 * n)) / (1 + z2 / n)
-    spread = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Measured(value, n, max(0.0, centre - spread), min(1.0, centre + spread))
+    return Measured(value, n, *wilson(value, n))
 
 
 def _root(texts: Tensor) -> Tensor:

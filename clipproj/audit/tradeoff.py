@@ -9,10 +9,10 @@ from itertools import pairwise
 from clipproj.refusal import Refusal
 
 
-def area(forget: Sequence[float], retain: Sequence[float]) -> float:
-    """The area under retain over forgetting, as UPCORE (arXiv 2502.15082) compares edits.
+def area(forget: Sequence[float], keep: Sequence[float]) -> float:
+    """The area under keep over forgetting, as UPCORE (arXiv 2502.15082) compares edits.
 
-    A point is an edit of one strength: x = 1 - forget, y = retain. Of points with one x the
+    A point is an edit of one strength: x = 1 - forget, y = keep. Of points with one x the
     highest y counts. Points are sorted by x and joined by straight lines (trapezoid rule) over
     [0, 1], and the curve goes on where there are none:
 
@@ -24,7 +24,7 @@ def area(forget: Sequence[float], retain: Sequence[float]) -> float:
 
     Args:
         forget: accuracies on what is forgotten, each in [0, 1], one a point; 0 is all forgotten.
-        retain: accuracies on what stays, each in [0, 1], in the same order.
+        keep: accuracies on what stays, each in [0, 1], in the same order.
 
     Returns:
         A number in [0, 1].
@@ -32,19 +32,18 @@ def area(forget: Sequence[float], retain: Sequence[float]) -> float:
     Raises:
         ValueError: for no points, other counts, or numbers out of [0, 1], NaN among them.
     """
-    if len(forget) != len(retain) or len(forget) == 0:
+    if len(forget) != len(keep) or len(forget) == 0:
         raise Refusal(
             "area",
             None,
-            "forget and retain must be of one length, at least 1, got "
-            f"{len(forget)} and {len(retain)}",
+            f"forget and keep must be of one length, at least 1, got {len(forget)} and {len(keep)}",
         )
-    for name, values in (("forget", forget), ("retain", retain)):
+    for name, values in (("forget", forget), ("keep", keep)):
         for i, value in enumerate(values):
             if not 0 <= value <= 1:
                 raise Refusal("area", name, f"must be in [0, 1], got {value} at index {i}")
     best: dict[float, float] = {}
-    for lost, kept in zip(forget, retain, strict=True):
+    for lost, kept in zip(forget, keep, strict=True):
         x = 1 - float(lost)
         best[x] = max(best.get(x, 0.0), float(kept))
     points = sorted(best.items())

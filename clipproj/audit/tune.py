@@ -27,21 +27,21 @@ class Tuned:
     """The strength that was chosen and the curve it was chosen from; true when the target was met.
 
     Args:
-        strength: the least that meets both targets; where none does, the one of least retain loss
+        strength: the least that meets both targets; where none does, the one of least keep loss
             among those that forget enough, else the one that forgets most.
         met: whether both targets are met there.
-        forget_at_most, retain_loss_at_most: the targets.
+        forget_at_most, keep_loss_at_most: the targets.
         base: the curve at strength 0.
         chosen: the curve at `strength`.
         points: the whole curve; shares of the samples, with counts and intervals.
-        area: UPCORE's area under retain over forgetting (`tradeoff.area`), of all strengths.
+        area: UPCORE's area under keep over forgetting (`tradeoff.area`), of all strengths.
         projector: at that strength.
     """
 
     strength: float
     met: bool
     forget_at_most: float
-    retain_loss_at_most: float
+    keep_loss_at_most: float
     base: CurvePoint
     chosen: CurvePoint
     points: tuple[CurvePoint, ...]
@@ -58,7 +58,7 @@ def tune(
     forget: Sequence[str] | None = None,
     *,
     forget_at_most: float = 0.01,
-    retain_loss_at_most: float = 0.01,
+    keep_loss_at_most: float = 0.01,
     strengths: Sequence[float] | None = None,
     probe: bool | None = None,
 ) -> Tuned:
@@ -70,11 +70,11 @@ def tune(
 
     Args:
         projector: of either side.
-        samples: a calibration set of pictures, or `text_proxies` where there are none.
+        samples: a calibration set of images, or `text_proxies` where there are none.
         forget: the forgotten classes, among the samples' classes; None: those that the projector's
             provenance names.
         forget_at_most: accuracy on the forgotten classes.
-        retain_loss_at_most: by how much accuracy on all others may fall.
+        keep_loss_at_most: by how much accuracy on all others may fall.
         strengths: to try. None: 0 to 2 in steps of 0.05, to 1 for a projector that is not
             symmetric, whose rows get longer beyond.
         probe: as `strength_curve`.
@@ -83,11 +83,11 @@ def tune(
         A Tuned, false when no strength meets the target: `if not tuned` is for the caller to ask.
 
     Raises:
-        ValueError: for a target outside [0, 1], no picture of a forgotten class or of another, a
+        ValueError: for a target outside [0, 1], no image of a forgotten class or of another, a
             name that is no class, strengths out of [0, 2].
     """
     for name, value in (
-        ("forget_at_most", forget_at_most), ("retain_loss_at_most", retain_loss_at_most),
+        ("forget_at_most", forget_at_most), ("keep_loss_at_most", keep_loss_at_most),
     ):  # fmt: skip
         if not 0 <= value <= 1:
             raise Refusal("tune", name, f"must be a share in [0, 1], got {value}")
@@ -106,27 +106,27 @@ def tune(
     gone = samples.of(forget)
     for name, count in (("a forgotten", gone.sum()), ("another", (~gone).sum())):
         if not count:
-            raise Refusal("tune", "samples", f"must hold a picture of {name} class, got none")
+            raise Refusal("tune", "samples", f"must hold an image of {name} class, got none")
 
     points = strength_curve(samples, forget, projector, strengths, probe=probe)
     base = points[0]
     enough = [p for p in points if p.forget <= forget_at_most]
-    meeting = [p for p in enough if base.retain - p.retain <= retain_loss_at_most + _ROUNDING]
+    meeting = [p for p in enough if base.keep - p.keep <= keep_loss_at_most + _ROUNDING]
     if meeting:
         chosen = meeting[0]
     elif enough:
-        chosen = max(enough, key=lambda p: (p.retain, -p.strength))
+        chosen = max(enough, key=lambda p: (p.keep, -p.strength))
     else:
         chosen = min(points, key=lambda p: (p.forget, p.strength))
     return Tuned(
         strength=chosen.strength,
         met=bool(meeting),
         forget_at_most=forget_at_most,
-        retain_loss_at_most=retain_loss_at_most,
+        keep_loss_at_most=keep_loss_at_most,
         base=base,
         chosen=chosen,
         points=tuple(points),
-        area=area([p.forget for p in points], [p.retain for p in points]),
+        area=area([p.forget for p in points], [p.keep for p in points]),
         projector=projector.scaled(
             torch.tensor(chosen.strength, dtype=torch.float32, device="cpu")
         ),
@@ -140,11 +140,11 @@ def text_proxies(
     templates: Iterable[Template] | None = None,
     **options: Any,
 ) -> Samples:
-    """Prompts that stand in for pictures where there are none: one sample a class and template.
+    """Prompts that stand in for images where there are none: one sample a class and template.
 
-    A prompt's text answers like a picture of its class would if pictures lay where texts do. They
+    A prompt's text answers like an image of its class would if images lay where texts do. They
     do not quite: in CLIP a gap lies between the two, so what is tuned on texts is a first guess,
-    to be checked on pictures.
+    to be checked on images.
 
     Args:
         classes: the texts that compete, from the same model.

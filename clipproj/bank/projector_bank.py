@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from numbers import Real
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +22,23 @@ from clipproj.projector import SIDES, Projector
 from clipproj.refusal import Refusal
 
 __all__ = ["BankFull", "Entry", "ProjectorBank"]
+
+
+class BankFactors(TypedDict):
+    """What the operators take of a bank by keyword, whatever the rows."""
+
+    read: Tensor
+    write: Tensor
+    offset: Tensor | None
+    spans: Tensor
+
+
+class BankOperands(BankFactors):
+    """What they take for certain rows: `ops.project_rows(x, **bank.operands(x, index))`."""
+
+    index: Tensor
+    strength: Tensor
+    flag: Tensor | None
 
 
 class ProjectorBank(BankRows):
@@ -198,8 +216,9 @@ class ProjectorBank(BankRows):
         self._check_capture("index")  # the graph would copy from where these indices lie now
         names = list(names)
         with self.lock:
-            held, used = self._entries, set()
+            used: set[int] = set()
             try:  # single names alone, in a tenth of the time
+                held: dict[Any, Entry] = self._entries
                 indices = [-1 if name is None else held[name].index for name in names]
             except (KeyError, TypeError):
                 indices = [self._index_of(name, used) for name in names]
@@ -238,8 +257,8 @@ class ProjectorBank(BankRows):
         return ops.project_rows(x, **operands, normalize=normalize)
 
     def operands(
-        self, x: Tensor, index: Tensor, strength: float | Tensor | None = None
-    ) -> dict[str, Tensor | None]:
+        self, x: Tensor, index: Tensor, strength: float | Tensor | np.ndarray | None = None
+    ) -> BankOperands:
         """read, write, offset, spans, index, strength and flag, as `project_rows`, `linear` and
         `logits` of `clipproj.ops` take them by keyword, for rows x.
 
@@ -250,7 +269,10 @@ class ProjectorBank(BankRows):
         if not isinstance(index, Tensor):
             got = type(index).__name__
             raise TypeError(f"ProjectorBank: index must be a tensor from bank.index(), got {got}")
-        d = self._buffers["read"].shape[1]
+        held: dict[str, Any] = (
+            self._buffers
+        )  # as attributes they would take half a microsecond each
+        d = held["read"].shape[1]
         if x.ndim == 0 or x.shape[-1] != d:
             raise Refusal("ProjectorBank", "x", f"must be [..., {d}], got {list(x.shape)}")
         n = math.prod(x.shape[:-1])
@@ -262,33 +284,37 @@ class ProjectorBank(BankRows):
                 "index",
                 f"must be [{n}], one for each row, got {list(index.shape)}",
             )
-        operands = self.factors(x.dtype)
-        wide = operands["read"].dtype
-        if strength is None:  # clamped, because a bad index is the operator's to refuse
-            own = self._buffers["strengths"]
-            strength = own.index_select(0, index.clamp(0, own.shape[0] - 1))
+        factors = self.factors(x.dtype)
+        wide = factors["read"].dtype
+        if isinstance(strength, Tensor):
+            own = strength
+        elif strength is None:  # clamped, because a bad index is the operator's to refuse
+            own = held["strengths"]
+            own = own.index_select(0, index.clamp(0, own.shape[0] - 1))
+        elif isinstance(strength, np.ndarray):
+            own = as_tensor("ProjectorBank", "strength", strength, index.device)
         elif isinstance(strength, Real):
             if not 0 <= strength <= 2:
                 raise Refusal("ProjectorBank", "strength", f"must be in [0, 2], got {strength:g}")
-            strength = torch.full((), strength, dtype=wide, device=index.device)
-        elif isinstance(strength, np.ndarray):
-            strength = as_tensor("ProjectorBank", "strength", strength, index.device).to(wide)
-        elif not isinstance(strength, Tensor):
+            own = torch.full((), strength, dtype=wide, device=index.device)
+        else:
             got = type(strength).__name__
             raise TypeError(f"ProjectorBank: strength must be a number or a tensor, got {got}")
-        operands["index"] = index
-        operands["strength"] = strength if strength.dtype == wide else strength.to(wide)
-        flag = self._buffers["flag"]
-        operands["flag"] = flag if flag.is_cuda else None  # the CPU raises instead
-        return operands
+        flag = held["flag"]
+        return {
+            **factors,
+            "index": index,
+            "strength": own if own.dtype == wide else own.to(wide),
+            "flag": flag if flag.is_cuda else None,  # the CPU raises instead
+        }
 
-    def factors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
+    def factors(self, dtype: torch.dtype = torch.float32) -> BankFactors:
         """read, write, offset and spans, for features of `dtype`: the buffers, but for float64.
 
         What float64 features take is a copy of one moment, spans too: a span that is switched later
         would mean other rows than were copied. (Not in a compiled graph, which knows no lock.)
         """
-        held = self._buffers  # as attributes they would take half a microsecond each
+        held: dict[str, Any] = self._buffers
         read, write, offset = held["read"], held["_write"], held["offset"]
         spans = held["spans"]
         if dtype == torch.float64:

@@ -69,6 +69,7 @@ class BankRows(nn.Module):
     spans: Tensor
     strengths: Tensor
     flag: Tensor
+    _write: Tensor | None
 
     def __init__(
         self,
@@ -101,7 +102,8 @@ class BankRows(nn.Module):
         self._combined: OrderedDict[tuple[str, ...], Entry] = OrderedDict()  # least recent first
         self._free_rows = FreeRows(self.capacity)
         self._retired: list[tuple[int, int]] = []  # (start, rank), still read by some work
-        self._next, self._spare = 0, []  # indices: the first that is new, and recycled ones
+        self._next = 0  # the first index that is new
+        self._spare: list[int] = []  # recycled ones
         self._former: dict[tuple[str, ...], int] = {}  # of combinations that have yielded
 
     @property
@@ -168,7 +170,8 @@ class BankRows(nn.Module):
         """
         with self.lock:
             self.reclaim()
-            for held in (self._entries, self._combined):
+            both: tuple[dict[Any, Entry], ...] = (self._entries, self._combined)
+            for held in both:
                 for key, old in sorted(held.items(), key=lambda item: -item[1].start):
                     start = self._free_rows.take(old.rank, below=old.start) if old.rank else None
                     if start is None:
@@ -251,9 +254,9 @@ class BankRows(nn.Module):
             "read": self.read[rows],
             "strength": torch.tensor(entry.strength, dtype=torch.float32, device="cpu"),
         }
-        if not entry.symmetric:
+        if self._write is not None and not entry.symmetric:
             held["write"] = self._write[rows]
-        if entry.affine:
+        if self.offset is not None and entry.affine:
             held["offset"] = self.offset[rows]
         meta = {"side": self.side, "provenance": entry.provenance, "hash": entry.hash}
         made = Projector.from_parts(held, meta)
@@ -317,7 +320,8 @@ class BankRows(nn.Module):
         yielding = [functools.partial(self._yield, key) for key in lent]  # least recent first
         kept = sum(entry.rank for entry in self._combined.values() if entry.index in used)
         if rank <= self.free - kept:  # else nobody need yield for it
-            for make_room in (lambda: None, self.reclaim, self.compact, *yielding, self.compact):
+            ways: list[Callable[[], object]] = [self.reclaim, self.compact, *yielding, self.compact]
+            for make_room in (lambda: None, *ways):
                 make_room()
                 start = self._free_rows.take(rank)
                 if start is not None:

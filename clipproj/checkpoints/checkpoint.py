@@ -58,7 +58,7 @@ class Loaded:
 
     model: nn.Module
     preprocess: Callable[..., Any]
-    tokenizer: Callable[..., Any]
+    tokenizer: Any
     name: str
     config: dict[str, Any] | None
     checkpoint: Path | None
@@ -195,6 +195,8 @@ def save_model(loaded: Loaded, folder: Path) -> Path:
     if loaded.config is None:
         from clipproj.checkpoints import hugging_face
 
+        if loaded.checkpoint is None:
+            raise Refusal("save_model", "loaded.checkpoint", "must be the model's file, got None")
         hugging_face.save(loaded.model, loaded.checkpoint, folder, loaded.files, edits)
         return folder / HF_WEIGHTS
     write_state(folder / WEIGHTS, loaded.model.state_dict(), edits)
@@ -236,11 +238,12 @@ def undo(
     if out is not None and Path(out).suffix != ".safetensors":
         raise Refusal("undo", "out", f"must be a .safetensors file, got {out}")
     checkpoint = locate(checkpoint)
-    here = out is None or (Path(out).exists() and checkpoint.samefile(out))
+    target = checkpoint if out is None else Path(out)
+    here = target.exists() and checkpoint.samefile(target)
     if here:
         check_whole(checkpoint)
     else:
-        check_alone(Path(out))
+        check_alone(target)
     state = read_state(checkpoint)
     restored = _undo(state, undo_file, force=force)
     original = Original.load(undo_file)
@@ -250,8 +253,8 @@ def undo(
         head = {name: tensor for name, tensor in restored.items() if tensor is not state[name]}
         replace_tensors(checkpoint, head, edits)
         return checkpoint
-    write_state(out, restored, edits)
-    return Path(out)
+    write_state(target, restored, edits)
+    return target
 
 
 def _brief(error: Exception) -> str:

@@ -60,7 +60,7 @@ def load(folder: Path, checkpoint: Path, device: torch.device | str) -> tuple[nn
         if missing:
             raise Refusal(
                 "load_model",
-                folder,
+                str(folder),
                 f"must hold all weights of {type(model).__name__}, got none "
                 f"that fit for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}",
             )
@@ -73,7 +73,7 @@ def load(folder: Path, checkpoint: Path, device: torch.device | str) -> tuple[nn
             model = build(folder, dtype=dtypes.pop(), **here)
     for key, tensor in head_keys("load_model", model, state):
         if not torch.equal(state[key], tensor):
-            raise Refusal("load_model", checkpoint, f"must hold the head's own bits in {key}")
+            raise Refusal("load_model", str(checkpoint), f"must hold the head's own bits in {key}")
     processor = transformers.AutoProcessor.from_pretrained(folder, **here)
     _check_words(folder, model, getattr(processor, "tokenizer", processor))
     return model.to(device).eval(), processor
@@ -86,11 +86,12 @@ def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
     """
     if not hasattr(tokenizer, "model_max_length"):
         got = type(tokenizer).__name__
-        raise Refusal("load_model", folder, f"must have a tokenizer, got {got} alone")
+        raise Refusal("load_model", str(folder), f"must have a tokenizer, got {got} alone")
     family = family_of(model)
     if not hasattr(model, "get_text_features") and not (family and family.single("text")):
         return  # nothing reads its texts
-    size = getattr(model.config, "text_config", model.config).vocab_size
+    config: Any = getattr(model.config, "text_config", model.config)
+    size = config.vocab_size
     if len(tokenizer) > size:
         raise Refusal(
             "load_model",
@@ -102,7 +103,7 @@ def _check_words(folder: Path, model: nn.Module, tokenizer: Any) -> None:
     if ids[0] == ids[1] or any(not one or tokenizer.unk_token_id in one for one in ids):
         raise Refusal(
             "load_model",
-            folder,
+            str(folder),
             f"must hold its tokenizer's vocabulary, got one of "
             f"{len(tokenizer)} tokens that does not know the word cat from dog",
         )

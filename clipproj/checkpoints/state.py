@@ -19,8 +19,12 @@ from clipproj.editing.records import EDITS, Record, held, parse
 from clipproj.refusal import Refusal
 
 WEIGHTS = "open_clip_model.safetensors"  # what open_clip looks for in a `local-dir:`, in its order
-OPEN_CLIP = (WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-OPEN_CLIP += ("open_clip_pytorch_model.pth",)
+OPEN_CLIP = (
+    WEIGHTS,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
 HF_WEIGHTS = "model.safetensors"
 HUGGING_FACE = (HF_WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 CONFIG, HF_CONFIG = "open_clip_config.json", "config.json"
@@ -100,7 +104,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
     for shard, names in shards.items():
         held = _read(shard)
         if missing := sorted(names - held.keys()):
-            raise Refusal("read_state", shard, f"must hold {missing[0]}, as {path.name} says")
+            raise Refusal("read_state", str(shard), f"must hold {missing[0]}, as {path.name} says")
         state |= {name: held[name] for name in held if name in names}
     return state
 
@@ -160,9 +164,9 @@ def read_edits(
     path = Path(path)
     log = _log_file(path)
     if log is not None:
-        found = parse(_log_in(_json(log), log).get(EDITS, []), log)
+        found = parse(_log_in(_json(log), log).get(EDITS, []), str(log))
     elif path.suffix == ".safetensors":
-        found = parse(_metadata_log(path), path)
+        found = parse(_metadata_log(path), str(path))
     else:
         return []
     return held(found, read_state(path) if state is None else state) if found else []

@@ -30,7 +30,7 @@ _OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins
 _WORDS = {
     "force=True": "--force",
     "truncate=True": "--truncate",
-    "load_pictures: folder": "images",
+    "load_images: folder": "images",
 }  # what it is called here
 
 

@@ -1,7 +1,7 @@
-"""Methods side by side: every one on every class, on the same pictures, with the same measures.
+"""Methods side by side: every one on every class, on the same images, with the same measures.
 
-A method that learns from pictures is made twice, each time from one half of them, and measured on
-the other; so every picture is answered once by an edit that has not seen it.
+A method that learns from images is made twice, each time from one half of them, and measured on
+the other; so every image is answered once by an edit that has not seen it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipproj import files
 from clipproj.audit.cache import Cache, code_digest
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.compare.method import ComparedMethod, Task
 from clipproj.compare.trial import TrialData, measure
 from clipproj.refusal import Refusal
@@ -27,7 +27,7 @@ PICTURES = 8  # of a class, that its shares say something
 
 
 def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]:
-    """Classes with at least 8 pictures of which the model answers half right, sorted by name.
+    """Classes with at least 8 images of which the model answers half right, sorted by name.
 
     A class that the model does not know cannot be seen to be forgotten. With `count`, at most so
     many, spread evenly over them. Raises ValueError where there is none.
@@ -42,7 +42,7 @@ def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]
         raise Refusal(
             "known_classes",
             "samples",
-            f"must hold a class with {PICTURES} pictures of which the model "
+            f"must hold a class with {PICTURES} images of which the model "
             "answers half right, got none; name classes to take others",
         )
     found.sort()
@@ -80,7 +80,7 @@ def run(
         data.samples.of([name])  # all are looked up before any is computed
     bases = {BASE: ComparedMethod("the model as it is", _same)}
     if any(one.learns for one in methods.values()):
-        about = "the model as it is, each half of the pictures apart"
+        about = "the model as it is, each half of the images apart"
         bases[BASE_IN_HALVES] = ComparedMethod(about, _same, learns=True)
     for name in methods:
         if name in (BASE, BASE_IN_HALVES):
@@ -122,12 +122,12 @@ class _Same:
         return rows
 
 
-def _same(task: Task) -> Edit:
+def _same(task: Task) -> RowEdit:
     return _Same()
 
 
 def _digest(data: TrialData) -> str:
-    """Hex digest of the pictures and texts: results of others are other results."""
+    """Hex digest of the images and texts: results of others are other results."""
     sets = [data.samples, *(data.elsewhere or {}).values()]
     tensors = [t for s in sets for t in (s.features, s.labels, s.classes.tensor, s.texts)]
     names = json.dumps([[*s.names, s.scale] for s in sets] + [*(data.elsewhere or ())])

@@ -11,7 +11,7 @@ from clipproj.audit.stats import Measured, mean
 from clipproj.compare.comparison import BASE
 
 _SHARES = (
-    "forget", "retain", "neighbours", "others", "probe", "ranpac", "cosine", "retrieval",
+    "forget", "keep", "neighbours", "others", "probe", "ranpac", "cosine", "retrieval",
     "precision", "prompt", "area", "rank", "distance", "seconds",
 )  # fmt: skip
 _WITHIN = {  # what is no share in [0, 1]
@@ -27,10 +27,10 @@ class Row:
         about: what it is.
         refused: how many classes it refused, and why the first of them.
         numbers: by measure of `trial.measure`, the mean over classes with its interval; besides
-            retain_lost, neighbours_lost and others_lost, how far below the unedited model, class
+            keep_lost, neighbours_lost and others_lost, how far below the unedited model, class
             by class. NaN where there is none.
         elsewhere: the same of each other data set.
-        per_class: by class the share of its pictures still answered by it.
+        per_class: by class the share of its images still answered by it.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Leaderboard:
 
     Args:
         forget: the classes, each forgotten alone, each a case of every mean.
-        pictures: how many pictures each class was measured with, by name.
+        images: how many images each class was measured with, by name.
         rows: one each.
         results: every number of every trial, as `comparison.run` gave them.
     """
 
     forget: tuple[str, ...]
-    pictures: dict[str, int]
+    images: dict[str, int]
     rows: tuple[Row, ...]
     results: dict[str, dict[str, Any]] = field(repr=False)
 
@@ -72,7 +72,7 @@ class Leaderboard:
             }
             for key in ("rank", "seconds"):  # the mean of what differs little says enough
                 numbers[key] = Measured(numbers[key], numbers[key].n)
-            for key in ("retain", "neighbours", "others"):
+            for key in ("keep", "neighbours", "others"):
                 lost = [_value(base[g][key]) - _value(c[key]) for g, c in there.items()]
                 numbers[f"{key}_lost"] = mean(lost, (-1, 1))
             sets = next(iter(there.values()), {}).get("elsewhere", {})
@@ -90,8 +90,8 @@ class Leaderboard:
                     per_class={gone: _value(trial["forget"]) for gone, trial in there.items()},
                 )
             )
-        pictures = {gone: trial["forget"]["n"] for gone, trial in base.items()}
-        return cls(tuple(base), pictures, tuple(rows), {k: dict(v) for k, v in results.items()})
+        images = {gone: trial["forget"]["n"] for gone, trial in base.items()}
+        return cls(tuple(base), images, tuple(rows), {k: dict(v) for k, v in results.items()})
 
 
 def _value(number: Any) -> float:

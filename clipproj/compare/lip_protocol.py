@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from clipproj.audit.images import Pictures
+from clipproj.audit.images import Images
 from clipproj.models.words import name_key
 from clipproj.refusal import Refusal
 
@@ -34,14 +34,14 @@ class Reference:
     """Zero-shot accuracies before forgetting, as shares; published with two decimals of a percent.
 
     Args:
-        full: on all test pictures.
+        full: on all test images.
         forget: on those of each forgotten class, in their order.
-        retain: on those of all other classes, a mean over the three choices of the class.
+        keep: on those of all other classes, a mean over the three choices of the class.
     """
 
     full: float
     forget: tuple[float, float, float]
-    retain: float
+    keep: float
 
     @property
     def mean(self) -> float:
@@ -57,7 +57,7 @@ class Dataset:
         title: its name in print.
         classes: how many classes compete.
         forget: the classes to forget, one at a time, spelled as in the protocol's splits.
-        pictures: test pictures of each of them.
+        images: test images of each of them.
         templates: the prompts.
         reference: accuracies before forgetting, by backbone.
         folders: names that its folder goes by; case, spaces, hyphens and underscores do not count.
@@ -70,7 +70,7 @@ class Dataset:
     title: str
     classes: int
     forget: tuple[str, str, str]
-    pictures: tuple[int, int, int]
+    images: tuple[int, int, int]
     templates: tuple[str, ...]
     reference: Mapping[str, Reference]
     folders: tuple[str, ...]
@@ -79,24 +79,24 @@ class Dataset:
     left_out: tuple[str, ...] = ()
     year_last: bool = False
 
-    def prepared(self, pictures: Pictures) -> Pictures:
-        """The pictures of a folder under the names that the protocol's prompts are made with.
+    def prepared(self, images: Images) -> Images:
+        """The images of a folder under the names that the protocol's prompts are made with.
 
         Without ImageNet's number in front, a year first, and without the classes left out. Of what
-        is test and what training nothing is known here: the folder should hold the test pictures.
+        is test and what training nothing is known here: the folder should hold the test images.
         """
         out = {_key(name) for name in self.left_out}
-        stays = [i for i, name in enumerate(pictures.classes) if _key(name) not in out]
-        rows = torch.isin(pictures.labels, torch.tensor(stays, device="cpu")).nonzero().flatten()
-        names = [self._prompted(pictures.classes[i]) for i in stays]
+        stays = [i for i, name in enumerate(images.classes) if _key(name) not in out]
+        rows = torch.isin(images.labels, torch.tensor(stays, device="cpu")).nonzero().flatten()
+        names = [self._prompted(images.classes[i]) for i in stays]
         order = sorted(range(len(stays)), key=names.__getitem__)  # names stay sorted
-        new = torch.full((len(pictures.classes),), -1, dtype=torch.int64, device="cpu")
+        new = torch.full((len(images.classes),), -1, dtype=torch.int64, device="cpu")
         for label, i in enumerate(order):
             new[stays[i]] = label
         return replace(
-            pictures,
-            paths=tuple(pictures.paths[i] for i in rows.tolist()),
-            labels=new[pictures.labels[rows]],
+            images,
+            paths=tuple(images.paths[i] for i in rows.tolist()),
+            labels=new[images.labels[rows]],
             classes=tuple(names[i] for i in order),
         )
 
@@ -140,9 +140,9 @@ class Dataset:
         return tuple(out)
 
 
-def _percent(full: float, one: float, two: float, three: float, retain: float) -> Reference:
+def _percent(full: float, one: float, two: float, three: float, keep: float) -> Reference:
     shares = (round(value / 100, 4) for value in (one, two, three))
-    return Reference(round(full / 100, 4), tuple(shares), round(retain / 100, 4))
+    return Reference(round(full / 100, 4), tuple(shares), round(keep / 100, 4))
 
 
 DATASETS: Mapping[str, Dataset] = {
@@ -150,7 +150,7 @@ DATASETS: Mapping[str, Dataset] = {
         "Stanford Dogs",
         classes=120,  # [DATA]
         forget=("Pekinese", "toy poodle", "Scotch terrier"),  # [CODE]
-        pictures=(61, 61, 64),  # [CODE] counted in the split file
+        images=(61, 61, 64),  # [CODE] counted in the split file
         templates=("a photo of a {}.",),  # [CODE]
         reference={  # [DATA]
             "RN50": _percent(51.68, 70.49, 57.38, 50.00, 51.62),
@@ -167,7 +167,7 @@ DATASETS: Mapping[str, Dataset] = {
             "2010 Dodge Ram Pickup 3500 Crew Cab",
             "2011 Ford Ranger SuperCab",
         ),  # [CODE]
-        pictures=(42, 42, 42),  # [DATA, inferred]
+        images=(42, 42, 42),  # [DATA, inferred]
         templates=("a photo of a {}.",),  # [CODE]
         reference={  # [DATA]
             "RN50": _percent(55.76, 26.19, 40.48, 52.38, 55.85),
@@ -185,7 +185,7 @@ DATASETS: Mapping[str, Dataset] = {
         "Caltech101",
         classes=100,  # [DATA]; [CODE] CoOp leaves out BACKGROUND_Google and Faces_easy
         forget=("euphonium", "minaret", "platypus"),  # [CODE]
-        pictures=(19, 23, 10),  # [DATA, inferred]
+        images=(19, 23, 10),  # [DATA, inferred]
         templates=("a photo of a {}.",),  # [CODE]
         reference={  # [DATA]
             "RN50": _percent(85.72, 78.95, 82.61, 90.00, 85.74),
@@ -199,7 +199,7 @@ DATASETS: Mapping[str, Dataset] = {
         "Oxford Flowers",
         classes=102,  # [DATA]
         forget=("gazania", "tree mallow", "trumpet creeper"),  # [CODE]
-        pictures=(23, 17, 17),  # [DATA, inferred]
+        images=(23, 17, 17),  # [DATA, inferred]
         templates=("a photo of a {}, a type of flower.",),  # [CODE]
         reference={  # [DATA]
             "RN50": _percent(66.06, 95.65, 100.0, 58.82, 65.90),
@@ -215,7 +215,7 @@ def find_datasets(root: str | os.PathLike[str]) -> dict[str, Path]:
 
     A data set's folder goes by the names in `Dataset.folders`. Where it holds the class folders one
     level down, as the data set is distributed (`stanford_dogs/Images`), that level is given. What
-    is in there is read by `clipproj.audit.load_pictures`; nothing is opened here.
+    is in there is read by `clipproj.audit.load_images`; nothing is opened here.
 
     Raises:
         ValueError: for no such folder, or two folders of one data set.
@@ -248,17 +248,17 @@ class Accuracies:
     """What the score is of, as shares in [0, 1]; NaN where nothing was measured.
 
     Args:
-        forget: on test pictures of the forgotten class, all classes of its data set competing.
-        retain: on those of the other classes of its data set.
-        others: on all test pictures of each other data set, by its name.
+        forget: on test images of the forgotten class, all classes of its data set competing.
+        keep: on those of the other classes of its data set.
+        others: on all test images of each other data set, by its name.
     """
 
     forget: float
-    retain: float
+    keep: float
     others: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        for name, value in {"forget": self.forget, "retain": self.retain, **self.others}.items():
+        for name, value in {"forget": self.forget, "keep": self.keep, **self.others}.items():
             if not (math.isnan(value) or 0 <= value <= 1):
                 raise Refusal("Accuracies", name, f"must be a share in [0, 1], got {value}")
 
@@ -270,13 +270,13 @@ class Score:
     Args:
         value: the sum of the terms over 5, or NaN.
         forget: AF / BF of the class, what is left of it; above 1 where it gained.
-        retain, others: the share that was lost, 0 for a gain.
+        keep, others: the share that was lost, 0 for a gain.
         reason: why `value` is NaN, or "".
     """
 
     value: float
     forget: float
-    retain: float
+    keep: float
     others: Mapping[str, float]
     reason: str = ""
 
@@ -300,7 +300,7 @@ def score(before: Accuracies, after: Accuracies) -> Score:
             f"must be of the data sets {sorted(before.others)} as before is, got "
             f"{sorted(after.others)}",
         )
-    pairs = {"the class": (before.forget, after.forget), "retained": (before.retain, after.retain)}
+    pairs = {"the class": (before.forget, after.forget), "kept": (before.keep, after.keep)}
     pairs |= {name: (value, after.others[name]) for name, value in before.others.items()}
     reasons = []
     for name, (b, a) in pairs.items():
@@ -314,9 +314,9 @@ def score(before: Accuracies, after: Accuracies) -> Score:
     left = {name: a / b if b > 0 else math.nan for name, (b, a) in pairs.items()}
     forget = left.pop("the class")
     lost = {name: 1 - min(share, 1.0) if share >= 0 else math.nan for name, share in left.items()}
-    retain = lost.pop("retained")
-    value = math.nan if reasons else (forget + retain + sum(lost.values())) / (OTHERS + 2)
-    return Score(value, forget, retain, lost, "; ".join(reasons))
+    keep = lost.pop("kept")
+    value = math.nan if reasons else (forget + keep + sum(lost.values())) / (OTHERS + 2)
+    return Score(value, forget, keep, lost, "; ".join(reasons))
 
 
 def _key(name: str) -> str:
@@ -325,7 +325,7 @@ def _key(name: str) -> str:
 
 
 def _without_number(name: str) -> str:
-    """`n02086079-Pekinese` as `Pekinese`; load_pictures leaves the hyphen as it is."""
+    """`n02086079-Pekinese` as `Pekinese`; load_images leaves the hyphen as it is."""
     number, hyphen, rest = name.partition("-")
     wordnet = len(number) == 9 and number[0] == "n" and number[1:].isdigit()
     return rest if hyphen and wordnet else name

@@ -15,7 +15,7 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
 
     Args:
         results: of `comparison.run`. base: the name of the unedited model among them.
-        full: accuracy on all pictures before the edit.
+        full: accuracy on all images before the edit.
     """
 
     def accuracies(trial: Mapping[str, Any]) -> Accuracies:
@@ -23,7 +23,7 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
             return math.nan if number is None or number["value"] is None else number["value"]
 
         others = {name: value(number) for name, number in trial["elsewhere"].items()}
-        return Accuracies(value(trial["forget"]), value(trial["retain"]), others)
+        return Accuracies(value(trial["forget"]), value(trial["keep"]), others)
 
     before = {gone: accuracies(trial) for gone, trial in results[base].items()}
     rows, reasons = [], {}
@@ -43,18 +43,18 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
         + (f"Not a number where: {'; '.join(reasons)}." if reasons else "")
     )
     published = tuple(
-        (f"{BACKBONES[name]}, published", *one.forget, one.retain, one.full)
+        (f"{BACKBONES[name]}, published", *one.forget, one.keep, one.full)
         for name, one in data.reference.items()
     )
     here = tuple(before[gone].forget for gone in before)
-    kept = math.fsum(one.retain for one in before.values()) / len(before)
+    kept = math.fsum(one.keep for one in before.values()) / len(before)
     measured = ("this model, here", *here, kept, full)
     lead = (
         f"{data.title} under Lip's protocol (arXiv 2407.07485): accuracies before forgetting "
         "beside the published ones, and the protocol's score. No accuracy after forgetting is "
         "published for these classes, so the score stands by itself."
     )
-    heads = ("before the edit", *(f"{gone} %" for gone in before), "retained %", "all %")
+    heads = ("before the edit", *(f"{gone} %" for gone in before), "kept %", "all %")
     return Page("lip", "Lip's protocol", lead, (
         Table(heads, (measured, *published)), Table(columns, tuple(rows), caption),
     ))  # fmt: skip

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clipproj.audit.samples import Edit
+from clipproj.audit.samples import RowEdit
 from clipproj.methods.method import NEEDS, Task
 from clipproj.refusal import Refusal
 
 __all__ = ["ComparedMethod", "Make", "Task"]
 
-Make = Callable[[Task], Edit]
+Make = Callable[[Task], RowEdit]
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def run(recipe: ComparisonRecipe, say: Progress = silent) -> list[Compared]:
     """The command without a terminal.
 
     Raises:
-        ValueError: for options that exclude each other, unknown names, classes that no picture
+        ValueError: for options that exclude each other, unknown names, classes that no image
             shows; ImportError, RuntimeError, OSError: as for `erase`.
     """
 
@@ -120,7 +120,7 @@ def _check(recipe: ComparisonRecipe) -> None:
 def _own(
     recipe: ComparisonRecipe, methods: Mapping[str, ComparedMethod], cache: Cache, say: Progress
 ) -> list[Compared]:
-    """The pictures of one folder, or features of a file."""
+    """The images of one folder, or features of a file."""
 
     source = load(recipe, recipe.features, say)
     if recipe.save_features is not None:
@@ -212,7 +212,7 @@ def _compared(
         progress=lambda done, total: say(f"{title}"[:16], done, total),
     )
     about = {BASE: "the model as it is"}
-    about[BASE_IN_HALVES] = "the same, each half of the pictures apart"
+    about[BASE_IN_HALVES] = "the same, each half of the images apart"
     about |= {name: method.about for name, method in methods.items()}
     return Compared(title, source.about, Leaderboard.of(results, about))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from clipproj.audit.evaluate import Groups, strength_curve
 from clipproj.audit.probe import ridge_answers, unmeasurable
 from clipproj.audit.ranpac import ranpac_answers
-from clipproj.audit.samples import Edit, Samples
+from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, mean, plain, share
 from clipproj.audit.tagging import precisions
 from clipproj.audit.tradeoff import area
@@ -26,16 +26,16 @@ from clipproj.projector import Projector
 from clipproj.refusal import Refusal, refusal
 
 HALVES = 2
-TOP = 10  # pictures a query for the class's text brings up
+TOP = 10  # images a query for the class's text brings up
 WIDTH = 400  # of RanPAC: enough for what a thousand find, at a tenth of the time
 
 
 @dataclass(frozen=True, eq=False)
 class TrialData:
-    """What is compared on: images, other pictures that must not suffer, and prompts.
+    """What is compared on: images, other images that must not suffer, and prompts.
 
     Args:
-        samples: the pictures whose classes are forgotten, unedited.
+        samples: the images whose classes are forgotten, unedited.
         elsewhere: other data sets by name, each with texts of its own.
         empty: [d] unit text of the empty prompt, or None.
         prompts: by class, a row for each prompt of it; empty where no model is at hand.
@@ -51,13 +51,13 @@ class TrialData:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Pictures and the edit that has not seen them.
+    """Images and the edit that has not seen them.
 
-    A method that learns has two, one a half; what is told from pictures together (a probe, a
+    A method that learns has two, one a half; what is told from images together (a probe, a
     ranking) is told in each apart, for two edits are two spaces.
     """
 
-    edit: Edit
+    edit: RowEdit
     before: Samples
     after: Samples
     gone: Tensor
@@ -71,13 +71,13 @@ class _Part:
 def measure(data: TrialData, method: ComparedMethod, forget: str, seed: int = 0) -> dict[str, Any]:
     """One method on one class: plain JSON, each share as value, n, low and high.
 
-    forget, retain, neighbours, others: zero-shot accuracy, as `evaluate.Scores`.
-    probe, ranpac: share of the class's pictures that a cross-validated ridge probe and RanPAC (400
+    forget, keep, neighbours, others: zero-shot accuracy, as `evaluate.Scores`.
+    probe, ranpac: share of the class's images that a cross-validated ridge probe and RanPAC (400
         random features) find, as in `recover`.
-    cosine: of retained features, or of kept texts where the text tower is edited, to themselves.
-    retrieval: of the pictures that the class's text brings up first, as many as the class has and
+    cosine: of kept features, or of kept texts where the text tower is edited, to themselves.
+    retrieval: of the images that the class's text brings up first, as many as the class has and
         at most 10, the share that are of the class. precision: the class's average precision.
-    prompt: accuracy of the class's pictures under the prompt of it that finds most of them.
+    prompt: accuracy of the class's images under the prompt of it that finds most of them.
     area: `tradeoff.area` over strengths 0 to 1, of a Projector of the image side.
     elsewhere: accuracy on each other data set.
     rank, distance (Frobenius norm of the edit's matrix less the identity), seconds to make it.
@@ -108,9 +108,7 @@ def measure(data: TrialData, method: ComparedMethod, forget: str, seed: int = 0)
     correct[rows] = torch.cat([part.after.correct(part.again) for part in parts])
     groups = Groups.of(before, [forget])
     shares = groups.shares(correct)
-    out: dict[str, Any] = dict(
-        zip(("forget", "retain", "neighbours", "others"), shares, strict=True)
-    )
+    out: dict[str, Any] = dict(zip(("forget", "keep", "neighbours", "others"), shares, strict=True))
     out |= _recoverable(parts, seed)
     out["cosine"] = mean(torch.cat([_cosines(part) for part in parts]))
     out |= _ranking(parts, forget)
@@ -134,8 +132,8 @@ def _at_hand(data: TrialData, need: str) -> bool:
 
 def _made(
     data: TrialData, method: ComparedMethod, forget: str, seed: int
-) -> list[tuple[Edit, Tensor]]:
-    """Edits with the rows of the pictures that each is measured on."""
+) -> list[tuple[RowEdit, Tensor]]:
+    """Edits with the rows of the images that each is measured on."""
     s = data.samples
     task = Task(
         forget=s.classes.select([forget]),
@@ -158,7 +156,7 @@ def _made(
 
 
 def halves(labels: Tensor) -> Tensor:
-    """[n] int64, which half each picture is in: those of a class dealt out in turn."""
+    """[n] int64, which half each image is in: those of a class dealt out in turn."""
     half = torch.empty_like(labels)
     half[labels.argsort(stable=True)] = torch.arange(len(labels), device="cpu") % HALVES
     return half
@@ -190,7 +188,7 @@ def _recoverable(parts: Sequence[_Part], seed: int) -> dict[str, Measured]:
 
 
 def _ranking(parts: Sequence[_Part], forget: str) -> dict[str, Measured]:
-    """What the class's text brings up: the share of its first pictures, and average precision."""
+    """What the class's text brings up: the share of its first images, and average precision."""
     first, precision = [], []
     for part in parts:
         scores = part.after.cosines(part.again)[:, part.after.names.index(forget)]
@@ -201,7 +199,7 @@ def _ranking(parts: Sequence[_Part], forget: str) -> dict[str, Measured]:
 
 
 def _strongest_prompt(parts: Sequence[_Part], prompts: Tensor, forget: str) -> Measured:
-    """Accuracy on the class when its text is the prompt, of all, that finds most of its pictures.
+    """Accuracy on the class when its text is the prompt, of all, that finds most of its images.
 
     The best of many is no estimate of any one of them, but it is what an attacker has who can try.
     """
@@ -218,15 +216,15 @@ def _strongest_prompt(parts: Sequence[_Part], prompts: Tensor, forget: str) -> M
     return share(found[found.sum(1).argmax()])
 
 
-def _area(before: Samples, edit: Edit, forget: str) -> float:
+def _area(before: Samples, edit: RowEdit, forget: str) -> float:
     if not isinstance(edit, Projector) or edit.side != "image":
         return math.nan
     strengths = [i / 10 for i in range(11)]
     points = strength_curve(before, [forget], edit, strengths, probe=False)
-    return area([p.forget for p in points], [p.retain for p in points])
+    return area([p.forget for p in points], [p.keep for p in points])
 
 
-def _distance(edit: Edit, dim: int) -> float:
+def _distance(edit: RowEdit, dim: int) -> float:
     """Frobenius norm of W - I, for rows z W + shift."""
     with torch.no_grad():
         rows = edit(

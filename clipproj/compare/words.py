@@ -13,27 +13,27 @@ ENOUGH = 0.01  # accuracy on a class up to which it counts as forgotten
 
 
 def pages(board: Leaderboard) -> tuple[Page, ...]:
-    """The tables, a picture of forgetting against its price, and class by class."""
+    """The tables, an image of forgetting against its price, and class by class."""
     base = board.rows[0].numbers
     rest = [s for s in board.rows if s.name not in (BASE, BASE_IN_HALVES)]
     best = [s for s in rest if s.numbers["forget"] <= ENOUGH and not s.refused]
     cheap = min(best, key=lambda s: s.numbers["neighbours_lost"], default=None)
     lead = (
         f"{count(len(rest), 'method')} on {count(len(board.forget), 'class')}, "
-        f"{count(sum(board.pictures.values()), 'picture')} of them. "
+        f"{count(sum(board.images.values()), 'image')} of them. "
     )
     if cheap is None:
-        lead += f"None leaves at most {percent(ENOUGH)} of these pictures answered as before."
+        lead += f"None leaves at most {percent(ENOUGH)} of these images answered as before."
     else:
         n = cheap.numbers
         lead += (
             f"After {len(best)} of them a class's name answers at most {percent(ENOUGH)} of "
-            f"its pictures. Of these {cheap.name} costs the nearest classes least: "
-            f"{percent(n['neighbours'])} of their pictures are answered right "
-            f"({percent(base['neighbours'])} before), of all others {percent(n['retain'])} "
-            f"({percent(base['retain'])}). Searched for, the class's text still brings up "
+            f"its images. Of these {cheap.name} costs the nearest classes least: "
+            f"{percent(n['neighbours'])} of their images are answered right "
+            f"({percent(base['neighbours'])} before), of all others {percent(n['keep'])} "
+            f"({percent(base['keep'])}). Searched for, the class's text still brings up "
             f"{percent(n['retrieval'])} ({percent(base['retrieval'])}), and a linear probe "
-            f"finds {percent(n['probe'])} of the pictures ({percent(base['probe'])})."
+            f"finds {percent(n['probe'])} of the images ({percent(base['probe'])})."
         )
     shown = [s for s in board.rows if not math.isnan(s.numbers["forget"])]
     chart = dots(
@@ -42,7 +42,7 @@ def pages(board: Leaderboard) -> tuple[Page, ...]:
             "still answered by the class": [s.numbers["forget"] for s in shown],
             "lost on the nearest": [s.numbers["neighbours_lost"] for s in shown],
         },
-        "share of pictures",
+        "share of images",
         alt="Every method: what is left of the class, and what the nearest classes lost",
         caption="Both should be at 0. Means over classes.",
     )
@@ -56,19 +56,19 @@ def main(board: Leaderboard) -> Table:
         "method", "still found %", "others %", "nearest %", "search %", "probe %", "RanPAC %",
         "cosine",
     )  # fmt: skip
-    keys = ("forget", "retain", "neighbours", "retrieval", "probe", "ranpac", "cosine")
+    keys = ("forget", "keep", "neighbours", "retrieval", "probe", "ranpac", "cosine")
     caption = (
         f"Means over {count(len(board.forget), 'class')}, each erased alone. Still found: "
-        "pictures of the class that its name still answers; others, nearest: accuracy on all "
-        "others and on the (up to five) nearest. Search: share of the class among the pictures "
-        "that its text brings up first. Probe, RanPAC: how many of the class's pictures a "
+        "images of the class that its name still answers; others, nearest: accuracy on all "
+        "others and on the (up to five) nearest. Search: share of the class among the images "
+        "that its text brings up first. Probe, RanPAC: how many of the class's images a "
         "classifier fitted to the edited features finds: the information, whatever the texts "
         "say. Where no class was named, they are those that the model answers half right on "
-        "these very pictures, which flatters it before the edit."
+        "these very images, which flatters it before the edit."
     )
     if any(s.name == BASE_IN_HALVES for s in board.rows):
         caption += (
-            " Methods that learn from pictures are made from one half and measured on the "
+            " Methods that learn from images are made from one half and measured on the "
             f"other; their search, probe and RanPAC compare with {BASE_IN_HALVES}."
         )
     rows = tuple((_label(board, s), *(s.numbers[k] for k in keys)) for s in board.rows)
@@ -82,15 +82,15 @@ def more(board: Leaderboard) -> Table:
         "area", "rank", "distance", "seconds",
     )  # fmt: skip
     keys = (
-        "retain_lost", "neighbours_lost", "others_lost", "precision", "prompt",
+        "keep_lost", "neighbours_lost", "others_lost", "precision", "prompt",
         "area", "rank", "distance", "seconds",
     )  # fmt: skip
     caption = (
         "Lost: below the unedited model, class by class; rest are the others but the nearest. "
-        "Search looks at as many pictures as the class has, at most 10. Precision: the average "
+        "Search looks at as many images as the class has, at most 10. Precision: the average "
         "precision of that ranking. "
-        "Prompt: accuracy of the class's pictures under the one prompt of its templates that "
-        "finds most of them. Area: under retain over forgetting, strengths 0 to 1. Distance: "
+        "Prompt: accuracy of the class's images under the one prompt of its templates that "
+        "finds most of them. Area: under keep over forgetting, strengths 0 to 1. Distance: "
         "Frobenius norm of the edit less the identity. Seconds: to make the edit."
     )
     rows = tuple((_label(board, s), *(s.numbers[k] for k in keys)) for s in board.rows)
@@ -103,17 +103,17 @@ def _elsewhere(board: Leaderboard) -> tuple[Page, ...]:
         return ()
     rows = tuple((s.name, *(s.elsewhere.get(one, math.nan) for one in sets)) for s in board.rows)
     columns = ("method", *(f"{one} %" for one in sets))
-    lead = "Zero-shot accuracy on pictures of other data sets, with their own class names."
+    lead = "Zero-shot accuracy on images of other data sets, with their own class names."
     return (Page("elsewhere", "Other data sets", lead, (Table(columns, rows),)),)
 
 
 def _per_class(board: Leaderboard) -> Page:
-    columns = ("class", "pictures", *(f"{s.name} %" for s in board.rows))
+    columns = ("class", "images", *(f"{s.name} %" for s in board.rows))
     rows = tuple(
-        (gone, board.pictures[gone], *(s.per_class.get(gone, math.nan) for s in board.rows))
+        (gone, board.images[gone], *(s.per_class.get(gone, math.nan) for s in board.rows))
         for gone in board.forget
     )
-    lead = "How many pictures of each class are still answered by it."
+    lead = "How many images of each class are still answered by it."
     return Page("classes", "Class by class", lead, (Table(columns, rows),))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
+from clipproj._factors import Factors
 from clipproj.editing import log, records
 from clipproj.editing.log import Edit
 from clipproj.editing.receipt import Receipt
@@ -87,7 +88,7 @@ def edit(
         raise Refusal("edit", "tower", f'must be "image" or "text", got {tower!r}')
     head = find_heads(model)[tower]
     model = unwrap(model)
-    if not head.foldable:
+    if not head.foldable or head.dim is None:
         raise Refusal("edit", "tower", f"must have a foldable head, got {tower}: {head.reason}")
     check_alone(model, head)
     _check_fits(head, projector)
@@ -100,7 +101,8 @@ def edit(
         before, after = clone(now), clone(now)
         check_finite(head, before, "before the edit")
         factors = folded.factors(now[0].dtype)
-        ops.fold_(after[0], **factors | {"offset": None}, dim=head.dim)
+        linear: Factors = {**factors, "offset": None}
+        ops.fold_(after[0], **linear, dim=head.dim)
         if after[1] is not None:
             ops.fold_(after[1], **factors, dim=0)
         check_finite(head, after, "after it")
@@ -149,14 +151,14 @@ def undo(
         original.check(weights_of("undo", target, *original.names), force)
         restored = copy.copy(target)
         for name, tensor in zip(original.names, original.weights, strict=True):
-            if name is not None:
+            if name is not None and tensor is not None:
                 key = key_of("undo", target, name)
                 restored[key] = tensor.to(target[key].device, copy=True)
         return restored
 
     on_head = log.entries(target, original.tower)
-    key = original.before, original.after
-    same = [e for e in on_head if (e.original.before, e.original.after) == key]
+    bits = original.before, original.after
+    same = [e for e in on_head if (e.original.before, e.original.after) == bits]
     if same:
         (edit if edit in same else same[-1]).undo(force=force)
         return target

@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from clipproj._version import __version__
 from clipproj.editing.weights import Weights, rows_of
 from clipproj.models.heads import Head
 from clipproj.projector import Projector, stored
+from clipproj.refusal import Refusal
 
 PROBES = 8  # columns of the sketch
 
@@ -65,6 +67,8 @@ class Receipt:
         cls, head: Head, given: Projector, folded: Projector, before: Weights, after: Weights
     ) -> Receipt:
         """The receipt of having folded `folded`, a form of `given`, into the tensors `before`."""
+        if head.weight is None or head.dim is None:
+            raise Refusal("Receipt", "head", f"must have a weight, got {head}")
         head_before = files.sha256(*before)
         rows = rows_of(before, head.dim)
         read = folded.factors(torch.float64)["read"]
@@ -121,8 +125,8 @@ class Receipt:
         artefact = files.read(path, "receipt")
         tensors, meta = artefact.tensors, artefact.meta
         projector = stored(tensors, **meta["projector"])
-        measured = {name: tensors[name] for name in ("measured", "sketch", "norms")}
-        return cls(**measured, **meta | {"projector": projector})
+        told: dict[str, Any] = {name: tensors[name] for name in ("measured", "sketch", "norms")}
+        return cls(**told | meta | {"projector": projector})
 
 
 def probes(d: int, seed: str) -> Tensor:

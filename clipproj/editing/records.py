@@ -42,7 +42,7 @@ def make(receipt: Receipt, before: Weights, after: Weights) -> Record:
     }
 
 
-def parse(told: object, where: object) -> list[Record]:
+def parse(told: object, where: str) -> list[Record]:
     """The records in what stands under `EDITS`. ValueError, naming `where`, for anything else."""
     found = told.get("edits") if isinstance(told, Mapping) else told
     if not isinstance(found, list):

@@ -35,7 +35,9 @@ class Original:
     def check(self, now: Weights, force: bool) -> None:
         """Refuse heads that these bits do not belong into, and, without force, edited ones."""
         for name, want, got in zip(self.names, self.weights, now, strict=True):
-            if want is not None and (want.shape, want.dtype) != (got.shape, got.dtype):
+            if want is None or got is None:  # no bias
+                continue
+            if (want.shape, want.dtype) != (got.shape, got.dtype):
                 way = f"; cast it back first, .to({want.dtype}), and undo with force=True if that "
                 way += "left other bits: the handle and the undo file hold the original ones"
                 raise Refusal(
@@ -80,22 +82,23 @@ def weights_of(
     bias: str | None,
 ) -> Weights:
     """The tensors of those names in a model or state dict; or `target` itself, if it is them."""
+    found: Any = target
     if isinstance(target, nn.Module):
         target = dict(unwrap(target).named_parameters(remove_duplicate=False))
     if isinstance(target, Mapping):
         names = [name for name in (weight, bias) if name is not None]
-        target = tuple(target[key_of(op, target, name)] for name in names)
+        found = tuple(target[key_of(op, target, name)] for name in names)
     elif isinstance(target, Tensor):
-        target = (target,)
-    if not isinstance(target, tuple) or not all(isinstance(t, Tensor) for t in target):
+        found = (target,)
+    if not isinstance(found, tuple) or not all(isinstance(t, Tensor) for t in found):
         raise TypeError(
             f"{op}: target must be a model, a state dict, a weight or (weight, bias), "
             f"got {type(target).__name__}"
         )
-    if len(target) != 1 + (bias is not None):
+    if len(found) != 1 + (bias is not None):
         want = "a weight alone" if bias is None else "(weight, bias)"
-        raise Refusal(op, "target", f"must be {want}, as the edit's head is, got {len(target)}")
-    return target if bias is not None else (target[0], None)
+        raise Refusal(op, "target", f"must be {want}, as the edit's head is, got {len(found)}")
+    return found[0], None if bias is None else found[1]
 
 
 def key_of(op: str, state: Mapping[str, Tensor], name: str) -> str:
@@ -130,7 +133,7 @@ def rows_of(weights: Weights, dim: int) -> Tensor:
 
 def check_alone(model: nn.Module, head: Head) -> None:
     """Refuse a head whose memory another parameter or buffer sees: both would be edited."""
-    named = [*model.named_parameters(remove_duplicate=False)]
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
     named += model.named_buffers(remove_duplicate=False)
     extents = {name: extent for name, t in named if (extent := _extent(t)) is not None}
     for name in filter(None, (head.weight, head.bias)):
@@ -167,7 +170,8 @@ def check_finite(head: Head, weights: Weights, when: str) -> None:
 
 def clone(weights: Weights) -> Weights:
     """Copies on the same device."""
-    return tuple(None if t is None else t.detach().clone() for t in weights)
+    weight, bias = weights
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
 def commit(into: Weights, values: Weights, log_it: Callable[[], None] = lambda: None) -> None:
@@ -183,7 +187,7 @@ def commit(into: Weights, values: Weights, log_it: Callable[[], None] = lambda: 
 
 def _write(into: Weights, values: Weights) -> None:
     for parameter, value in zip(into, values, strict=True):
-        if parameter is not None:
+        if parameter is not None and value is not None:
             # inference tensors take writes in inference mode only, others count them outside it
             with torch.inference_mode(parameter.is_inference()), torch.no_grad():
                 parameter.copy_(value)

@@ -62,7 +62,7 @@ def contrasted(
 
 def less_keep(f: Tensor, k: Tensor | None, contrast: str) -> Tensor:
     """Rows f [m, d] less what the contrast takes of k [m_k, d]."""
-    if contrast == "none":
+    if contrast == "none" or k is None:
         return f
     if contrast == "mean":
         return f - k.mean(0)

@@ -123,9 +123,13 @@ def coreset(
             raise Refusal(op, "level", f"must leave at least 2 of {m} rows, got {level}")
     dropped = order[:count].tolist()
     stay = order[count:].sort().values
-    named = isinstance(forget, Embeddings)
-    kept = forget.select([forget.names[i] for i in stay.tolist()]) if named else forget[stay]
-    names = tuple(forget.names[i] for i in dropped) if named else ()
+    names: tuple[str, ...] = ()
+    kept: Embeddings | Tensor
+    if isinstance(forget, Embeddings):
+        kept = forget.select([forget.names[i] for i in stay.tolist()])
+        names = tuple(forget.names[i] for i in dropped)
+    else:
+        kept = forget[stay]
     variances = (float(part.var(0).sum()) for part in (rows, rows[stay]))
     return Coreset(kept, tuple(dropped), names, scores, *variances)
 
@@ -151,8 +155,10 @@ def _forest(rows: Tensor, seed: int) -> Tensor:
 
 def make(task: Task, share: float = 0.1, rank: int | None = None) -> Projector:
     """The null space, less the hull of kept texts, of the core of the forgotten names' prompts."""
+    assert task.prompts is not None
     core = coreset(task.prompts, share=share, seed=task.seed)
     rank = len(task.forget) if rank is None else rank
+    assert isinstance(core.kept, Embeddings)  # as prompts are
     made = nullspace(core.kept.tensor, task.keep.tensor, "hull", rank=rank, side=task.side)
     told = made.provenance["parameters"] | {"share": share, "dropped_prompts": len(core.dropped)}
     made.provenance = provenance("coreset", told, task.forget, task.keep)

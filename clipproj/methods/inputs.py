@@ -120,13 +120,18 @@ def one_model(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings
     """ValueError where `value` and forget are known to come from different models."""
     if isinstance(forget, Embeddings) and isinstance(value, Embeddings):
         theirs, ours = value.head_hash, forget.head_hash
-        if None not in (theirs, ours) and theirs != ours:
+        if theirs is not None and ours is not None and theirs != ours:
             raise Refusal(
                 op,
                 name,
                 f"must come from the model that forget comes from, got {value.model} "
                 f"with head {theirs[:12]}, not {forget.model} with head {ours[:12]}",
             )
+
+
+def whose(value: object, rows: Tensor) -> dict[str, Any]:
+    """Rows in a provenance: by their names where they have some, else how many."""
+    return {"names": list(value.names)} if isinstance(value, Embeddings) else {"rows": len(rows)}
 
 
 def apart(op: str, name: str, rows: Tensor, f: Tensor) -> None:

@@ -58,6 +58,7 @@ def make(task: Task) -> Projector:
     concept-erasure.
     """
     fit = task.fit
+    assert fit is not None
     rows = [fit.names.index(name) for name in task.forget.names if name in fit.names]
     concept = fit.labels[:, None] == torch.tensor(rows, dtype=torch.int64, device=fit.labels.device)
     shown = concept.any(1)

@@ -180,5 +180,6 @@ class Method:
 
     def needed(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The fields of `NEEDS` that it takes at these options, sorted."""
-        by_value = {one.needs.get(options.get(one.name)) for one in self.options}
-        return tuple(sorted(self.needs | by_value - {None}))
+        said = ((one.needs, options.get(one.name)) for one in self.options)
+        by_value = {needs[value] for needs, value in said if value is not None and value in needs}
+        return tuple(sorted(self.needs | by_value))

@@ -152,7 +152,9 @@ class _Frame:
 
 def _frame(model: nn.Module, preprocess: Any) -> _Frame:
     visual = getattr(model, "visual", None)
-    size = getattr(visual, "image_size", None)
+    size: Any = getattr(visual, "image_size", None)
+    mean: Any
+    std: Any
     mean, std = getattr(visual, "image_mean", None), getattr(visual, "image_std", None)
     config = getattr(model, "config", None)
     if size is None and config is not None:

@@ -21,6 +21,7 @@ from clipproj.methods.inputs import (
     one_model,
     provenance,
     unit_rows,
+    whose,
 )
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.encoder import encode, evaluating
@@ -112,7 +113,7 @@ def redirect(
             raise Refusal("redirect", "keep", 'must be given for the target "self", got None')
         if length == 0:
             raise Refusal("redirect", "margin", 'must be below 1 for the target "self", got 1')
-        drawing = {
+        drawing: dict[str, Any] = {
             "samples": integer("redirect", "samples", samples, least=1),
             "temperature": above_zero("redirect", "temperature", temperature),
             "rounds": integer("redirect", "rounds", rounds, least=1),
@@ -133,8 +134,7 @@ def redirect(
     else:
         c = length * _targets(target, f, forget)
         v = pull(f, k, lam, mu)
-        named = isinstance(target, Embeddings)
-        told = {"kind": "given"} | ({"names": list(target.names)} if named else {"rows": len(c)})
+        told = {"kind": "given"} | whose(target, c)
         c = c.expand(len(f), -1)
     history = provenance("redirect", parameters | {"target": told}, forget, keep)
     read, write = (f - c, v) if side == "image" else (v, f - c)
@@ -202,6 +202,7 @@ def make(task: Task, target: str = "self", **options: Any) -> Projector:
     """`redirect` of names, to a kept name where the target is one."""
     to: Embeddings | Tensor | str = target
     if target == "empty":
+        assert task.empty is not None
         to = task.empty[None]
     elif target in task.keep.names:
         to = task.keep.select([target])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipproj.methods.contrast import CONTRASTS, contrasted, less_keep, ridge_less, row_basis
-from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows
+from clipproj.methods.inputs import forget_and_keep, integer, number, provenance, unit_rows, whose
 from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
@@ -106,13 +107,11 @@ def rotate(
         )
 
     basis, turned = plane_rotation(a, b, math.radians(angle))
-    parameters = {"angle": angle, "contrast": contrast, "directions": len(a)}
+    parameters: dict[str, Any] = {"angle": angle, "contrast": contrast, "directions": len(a)}
     if t is None:
         parameters["target"] = {"kind": "avoids keep", "seed": seed}
     else:
-        named = isinstance(target, Embeddings)
-        told = {"names": list(target.names)} if named else {"rows": len(t)}
-        parameters["target"] = {"kind": "given"} | told
+        parameters["target"] = {"kind": "given"} | whose(target, t)
     history = provenance("rotate", parameters, forget, keep)
     read, write = (basis, turned) if side == "image" else (turned, basis)
     return Projector(read, write, side=side, provenance=history)
@@ -155,12 +154,13 @@ def plane_rotation(a: Tensor, b: Tensor, radians: float) -> tuple[Tensor, Tensor
     return torch.cat([a, b]), turned
 
 
-def _neutral(own: Tensor, a: Tensor, k: Tensor, contrast: str, seed: int) -> Tensor:
+def _neutral(own: Tensor, a: Tensor, k: Tensor | None, contrast: str, seed: int) -> Tensor:
     """Random rows as many as own has, less what is in a and what kept texts have of them."""
     generator = torch.Generator().manual_seed(seed)  # of the CPU: the same rows on every device
     rows = torch.randn(own.shape, dtype=own.dtype, device="cpu", generator=generator).to(a.device)
     if contrast == "span":
         return less_keep(rows, k, contrast)
+    assert k is not None  # without keep there is a target
     # kept texts without a: else taking a out of the rows later brought kept texts back in
     rows, k = rows - rows @ a.T @ a, k - k @ a.T @ a
     return ridge_less(rows, k, _AVOID)

@@ -187,9 +187,9 @@ class _Task:
     """What is asked, checked as far as it can be without a text."""
 
     name: str
-    keep: tuple[str, ...]
-    domains: tuple[str, ...]
-    keep_domains: tuple[str, ...]
+    keep: Iterable[str]
+    domains: Iterable[str]
+    keep_domains: Iterable[str]
     mode: str
     form: str
     prototypes: Cells | None
@@ -228,11 +228,12 @@ class _Task:
             got = list(self.keep_domains)
             raise Refusal(op, "keep_domains", f'must {want} in mode "{self.mode}", got {got}')
         rank, tol = rank_and_tol(op, self.rank, self.tol)
-        numbers = {"rank": rank, "tol": tol, "strength": number(op, "strength", self.strength)}
+        strength = number(op, "strength", self.strength)
+        numbers: dict[str, float | None] = {"rank": rank, "tol": tol, "strength": strength}
         for label in ("depth", "domain_gain"):
             if getattr(self, label) is not None:
                 numbers[label] = above_zero(op, label, getattr(self, label))
-        if not 0 <= numbers["strength"] <= 2:
+        if not 0 <= strength <= 2:
             raise Refusal(op, "strength", f"must be in [0, 2], got {self.strength}")
         for label, value in numbers.items():
             object.__setattr__(self, label, value)
@@ -259,8 +260,9 @@ def _projector(
                 label,
                 f"must have rows of width {classes.dim} as classes has, got {given.rows.shape[1]}",
             )
-    space = Space(classes, cells, task.name, task.domains, task.keep_domains)
-    told = {
+    domains, elsewhere = tuple(task.domains), tuple(task.keep_domains)
+    space = Space(classes, cells, task.name, domains, elsewhere)
+    told: dict[str, Any] = {
         "mode": task.mode, "form": task.form, "domains": list(task.domains),
         "keep_domains": list(task.keep_domains), "templates": templates and list(templates),
         "prototypes": 0 if task.prototypes is None else len(task.prototypes),
@@ -301,6 +303,7 @@ def make(task: Task, domains: str = "", keep_domains: str = "", **options: Any) 
         tuple(filter(None, (one.strip() for one in text.split(","))))
         for text in (domains, keep_domains)
     )
+    assert task.embed is not None
     strings("selective", "domains", there)  # now, not after all the texts
     name, names = task.forget.names[0], (*task.forget.names, *task.keep.names)
     rows = [

@@ -106,13 +106,13 @@ def subgroup(
             "parent",
             "must have at least 2 rows, such as the siblings', without features of both, got 1",
         )
-    if statistics is not None:
+    if statistics is not None and zk is not None:
         zk = _aligned(op, zk, statistics)
 
     rows = f - q.mean(0)
     _, singular, candidates = torch.linalg.svd(rows, full_matrices=False)
     candidates = candidates[singular > _TOL * singular[0]]
-    gone, kept = (f, q) if zf is None else (zf, zk)
+    gone, kept = (f, q) if zf is None or zk is None else (zf, zk)
     energy = _energy(gone, candidates) / (_energy(kept, candidates) + _EPS)
     best, least = float(energy.max()), ratio
     if least is None:
@@ -147,8 +147,8 @@ def subgroup(
         parameters |= {"ridge": ridge, "features_keep": len(zk), "aligned": statistics is not None}
         parameters["features_forget"] = 0 if zf is None else len(zf)
     history = provenance(op, parameters, forget, parent)
-    factors = (u, None) if read is None else (read, u)
-    return Projector(*factors, strength=strength, side=side, provenance=history)
+    read, write = (u, None) if read is None else (read, u)
+    return Projector(read, write, strength=strength, side=side, provenance=history)
 
 
 def _reminder(kept: Tensor, gone: Tensor, u: Tensor, ridge: float) -> Tensor:

@@ -233,9 +233,9 @@ def padded(
 
 def context_length(model: nn.Module, tokenizer: Any) -> int:
     """Tokens that a model of transformers reads of a text, with its tokenizer."""
-    config = getattr(model.config, "text_config", model.config)
+    config: Any = getattr(model.config, "text_config", model.config)
     # of positions that begin after that of the padding, as RoBERTa's do, these are never used
-    unused = next(
+    unused: int = next(
         (
             module.padding_idx + 1
             for name, module in model.named_modules()
@@ -248,4 +248,5 @@ def context_length(model: nn.Module, tokenizer: Any) -> int:
 
 def masks_texts(model: nn.Module) -> bool:
     """Whether a model of transformers takes a mask with its texts."""
-    return not model.config.model_type.startswith(UNMASKED)
+    config: Any = model.config
+    return not config.model_type.startswith(UNMASKED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,13 +108,15 @@ def find_heads(model: nn.Module) -> Heads:
     """
     check_module("find_heads", model)
     model = unwrap(model)
+    image: Site
+    text: Site
     call = "encode_{}()"
     if which_class(model, "open_clip", "CLIP"):
-        image, text = _image_site(unwrap(model.visual), "open_clip"), "text_projection"
+        image, text = _image_site(model.visual, "open_clip"), "text_projection"
     elif which_class(model, "open_clip", "CustomTextCLIP", "CoCa"):
-        image, text = _image_site(unwrap(model.visual), "open_clip"), _text_site(unwrap(model.text))
+        image, text = _image_site(model.visual, "open_clip"), _text_site(model.text)
     elif which_class(model, "clip", "CLIP"):
-        image, text = _image_site(unwrap(model.visual), "clip"), "text_projection"
+        image, text = _image_site(model.visual, "clip"), "text_projection"
     elif family := family_of(model):
         image, text = family.image, family.text
         single = family.single("image") or family.single("text")
@@ -185,7 +188,8 @@ def sign_hash(*tensors: Tensor | None) -> str:
     return files.sha256(*(None if t is None else t.signbit() for t in tensors))
 
 
-def _image_site(visual: nn.Module, package: str) -> Site:
+def _image_site(visual: Any, package: str) -> Site:
+    visual = unwrap(visual)
     if known := which_class(visual, package, *IMAGE):
         return f"visual.{IMAGE[known]}"
     if not which_class(visual, package, "TimmModel"):
@@ -194,7 +198,7 @@ def _image_site(visual: nn.Module, package: str) -> Site:
     for child, path in TIMM_HEAD.items():
         if hasattr(visual.head, child):
             return f"visual.head.{path}"
-    trunk = unwrap(visual.trunk)
+    trunk: Any = unwrap(visual.trunk)
     classifier = trunk.get_classifier()
     if isinstance(classifier, nn.Identity):
         return MAP_HEAD if getattr(trunk, "attn_pool", None) is not None else POOLED
@@ -204,7 +208,8 @@ def _image_site(visual: nn.Module, package: str) -> Site:
     return Absent(f"the classifier of {_describe(trunk)} is not one module")
 
 
-def _text_site(text: nn.Module) -> Site:
+def _text_site(text: Any) -> Site:
+    text = unwrap(text)
     if known := which_class(text, "open_clip", *TEXT):
         return f"text.{TEXT[known]}"
     if not which_class(text, "open_clip", "HFTextEncoder"):
@@ -218,7 +223,9 @@ def _inspect(model: nn.Module, tower: str, site: Site) -> Head:
     """Check what is at `site`. Nested wrappers on the way become part of the parameter's name."""
     if isinstance(site, Absent):
         return Head(tower, None, None, None, None, False, site.reason)
-    owner, found, path = model, model, ""
+    owner: Any = model
+    found: Any = model
+    path = ""
     for name in site.split("."):
         owner, found, path = found, getattr(found, name), f"{path}.{name}".lstrip(".")
         while wrapper := which_class(found, "torch", *_WRAPPERS):
@@ -234,7 +241,8 @@ def _inspect(model: nn.Module, tower: str, site: Site) -> Head:
     if type(found) is not nn.Linear and not parametrize.is_parametrized(found):
         reason = f"{path} must be exactly an nn.Linear to be folded into, it is {_describe(found)}"
         return Head(tower, None, None, None, None, False, reason)
-    weight, bias = f"{path}.weight", None if found.bias is None else f"{path}.bias"
+    weight = f"{path}.weight"
+    bias = None if found.bias is None else f"{path}.bias"
     width = found.out_features
     reason = _refusal(found, "weight", weight, (width, found.in_features))
     if bias and reason is None:
@@ -242,7 +250,7 @@ def _inspect(model: nn.Module, tower: str, site: Site) -> Head:
     return Head(tower, weight, bias, 0, width, reason is None, reason)
 
 
-def _refusal(owner: nn.Module, name: str, path: str, shape: tuple[int | None, ...]) -> str | None:
+def _refusal(owner: Any, name: str, path: str, shape: tuple[int | None, ...]) -> str | None:
     """Why the values of parameter `name` of `owner` cannot be edited in place; None if they can."""
     if parametrize.is_parametrized(owner, name):
         kinds = ", ".join(type(kind).__name__ for kind in owner.parametrizations[name])

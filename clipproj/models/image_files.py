@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from types import ModuleType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def _pillow() -> ModuleType:
 
 
 @contextmanager
-def _opened(source: Source, formats: Sequence[str] | None) -> Iterator[Image]:
+def _opened(source: Source, formats: Sequence[str] | None) -> Iterator[Any]:
     pillow = _pillow()
     with warnings.catch_warnings(), ExitStack() as ours:
         # Pillow warns of what is large and refuses what is twice as large.
@@ -107,7 +107,7 @@ def _opened(source: Source, formats: Sequence[str] | None) -> Iterator[Image]:
             yield image
 
 
-def _white_is_known(image: Image) -> bool:
+def _white_is_known(image: Any) -> bool:
     """False for numbers of any range, which Pillow would clip at 255."""
     if image.mode.startswith("I;16") and image.format == "TIFF":
         bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)

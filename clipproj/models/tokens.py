@@ -45,7 +45,7 @@ def too_long(
     context = tokens.shape[1]
     # one less: SigLIP ends a text with the token it pads with
     full = [i for i, count in enumerate(counts(tokenizer, tokens)) if count >= context - 1]
-    found = []
+    found: list[tuple[int, int]] = []
     for i in full:  # one at a time: a batch would be padded to its longest
         room = 2 * context + len(texts[i].encode())
         asked = _takes(tokenizer, "context_length")

@@ -28,7 +28,7 @@ def call(op: OpOverload, *args: Tensor | None, **options: Any) -> Tensor:
 
 def write(op: OpOverload, subject: str, *args: Tensor | None, **options: Any) -> Tensor:
     """What op returns, or else has written: its argument `subject`, the first or a keyword."""
-    target = options.get(subject, args[0])
+    target: Any = options.get(subject, args[0])
     if torch.compiler.is_compiling() or _uncounted(target) or _busy((*args, target)):
         out = op(*args, **options)
     else:

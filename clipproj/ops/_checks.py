@@ -7,6 +7,7 @@ tensor being written, strides that are symbols) is left to the kernels.
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import SymInt, Tensor
@@ -20,11 +21,11 @@ _FACTOR_DTYPE = {
 Size = int | SymInt
 
 
-def _shape(t: Tensor) -> str:
+def _shape(t: Any) -> str:
     return f"[{', '.join(map(str, t.shape))}]"
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 

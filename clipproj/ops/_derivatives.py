@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,19 +41,19 @@ def _project(
     return _ops.project_rows.default(x, read, write, offset, spans, index, strength)
 
 
-def update(x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+def update(x: Tensor, factors: Sequence[Any]) -> Tensor:
     """A tangent of x through the update, which is linear up to its offset."""
     read, write, _, *rest = factors
     return _project(x, read, write, None, *rest)
 
 
-def transposed(grad: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+def transposed(grad: Tensor, factors: Sequence[Any]) -> Tensor:
     """A gradient back through the update: the same update with its sides swapped."""
     read, write, _, *rest = factors
     return _project(grad, write, read, None, *rest)
 
 
-def _row(x: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _row(x: Tensor, factors: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """The projected row and its length, wide: a row rounded to 8 bits before it divides its own
     derivative costs what the forward's single rounding saved.
 
@@ -63,7 +63,7 @@ def _row(x: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     return row, torch.linalg.vector_norm(row, dim=-1, keepdim=True)
 
 
-def through_normalize(v: Tensor, x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+def through_normalize(v: Tensor, x: Tensor, factors: Sequence[Any]) -> Tensor:
     """v times the derivative of normalize at the projected row, a symmetric matrix."""
     row, length = _row(x, factors)
     v = v.to(row.dtype)
@@ -74,13 +74,13 @@ def through_normalize(v: Tensor, x: Tensor, factors: Sequence[Tensor | None]) ->
     return (v - unit * along) / divisor
 
 
-def _direction(x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+def _direction(x: Tensor, factors: Sequence[Any]) -> Tensor:
     """The derivative of the length at the projected row."""
     row, length = _row(x, factors)
     return row / torch.where(length > 0, length, 1)  # zero rows have subgradient zero
 
 
-def primal(x: Tensor | None) -> Tensor | None:
+def primal(x: Any) -> Any:
     """x without its tangent at this level."""
     return None if x is None else _torch.unpack_dual(x).primal
 
@@ -98,6 +98,7 @@ class Derivative(_torch.SingleLevelFunction):
     `_torch.enable_forward`, and takes the `primal` of what has a tangent of its own.
     """
 
+    apply: ClassVar[Callable[..., Tensor]]  # of torch, which does not declare it
     inputs: tuple[str, ...] = ("x", *FACTORS)
     # Other arguments that could be tracked, and what to do instead.
     refused: dict[str, str] = dict.fromkeys(FACTORS[:4], TRAIN_FACTORS)
@@ -134,7 +135,7 @@ class Projection(Derivative):
         return None, None, transposed(grad, factors).to(ctx.dtype), *[None] * len(factors)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, *factors = ctx.saved_tensors
         with _torch.enable_forward(True):
             if not ctx.normalize:
@@ -153,7 +154,7 @@ class Length(Derivative):
         return None, None, transposed(grad, factors).to(x.dtype), *[None] * len(factors)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, *factors = ctx.saved_tensors
         with _torch.enable_forward(True):
             tangent = update(tangents[2].to(wide(x.dtype)), factors)

@@ -6,6 +6,7 @@ are passed by when they have nothing to do; each line says what public name is m
 .ci/torches runs the operators' tests on the oldest torch that setup.py promises.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ compiled_autograd_key = Function._compiled_autograd_key  # compiled autograd ask
 enable_forward = forward_ad._set_fwd_grad_enabled
 
 # torch.library.register_vmap takes no operator with a tensor by keyword; these are its parts.
-vmap_level = retrieve_current_functorch_interpreter
+vmap_level: Callable[[], Any] = retrieve_current_functorch_interpreter
 vmap_call = custom_function_call_vmap_helper
 is_batched = torch._C._functorch.is_batchedtensor
 

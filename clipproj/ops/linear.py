@@ -60,7 +60,7 @@ class _Linear(Derivative):
         )
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, weight, bias, *factors = ctx.saved_tensors
         x_tangent, weight_tangent, bias_tangent = tangents[2:5]
         with _torch.enable_forward(True):

@@ -51,7 +51,7 @@ class _Logits(Derivative):
         return None, None, grad, None, None, *[None] * len(factors)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, classes, scale, *factors = ctx.saved_tensors
         with _torch.enable_forward(True):
             tangent = update(tangents[2].to(scale.dtype), factors)

@@ -15,7 +15,7 @@ from clipproj import demo, ops
 from clipproj.audit import evaluate
 from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.gate import Judgement, judge
-from clipproj.audit.images import Pictures, image_features, load_pictures
+from clipproj.audit.images import Images, image_features, load_images
 from clipproj.audit.samples import Samples
 from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.editing import log
@@ -46,7 +46,7 @@ class Ready:
 
     recipe: Recipe
     saved: Projector | None
-    images: Pictures | None
+    images: Images | None
     names: Names
     loaded: Loaded
     earlier: list[dict[str, Any]]
@@ -85,7 +85,7 @@ class Outcome:
     tower: str
     projector: Projector
     texts: Texts
-    images: Pictures | None
+    images: Images | None
     comparison: Comparison | None
     curve: list[CurvePoint]
     judged: Judgement
@@ -188,7 +188,7 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
         projector = project(recipe, texts, embedder)
         ready.fold(projector).undo()  # nor after an hour of images
 
-    before = images and Samples.of_pictures(
+    before = images and Samples.of_images(
         image_rows(loaded, images, "images before", say), images, texts.classes
     )
     handle = ready.fold(projector)
@@ -241,13 +241,13 @@ def judged_edit(
         texts.keep,
         recipe.limits,
         closed=texts.closed,
-        pictures=images,
+        images=images,
         general=texts.general,
         spent=sum(one.get("loss", 0) for one in earlier),
     )
 
 
-def image_rows(loaded: Loaded, images: Pictures, stage: str, say: Progress = silent) -> Tensor:
+def image_rows(loaded: Loaded, images: Images, stage: str, say: Progress = silent) -> Tensor:
     """`image_features`, saying how far it is."""
     return image_features(
         loaded.model,
@@ -257,10 +257,10 @@ def image_rows(loaded: Loaded, images: Pictures, stage: str, say: Progress = sil
     )
 
 
-def _images(recipe: Recipe) -> Pictures | None:
+def _images(recipe: Recipe) -> Images | None:
     if recipe.images is not None:
-        return load_pictures(recipe.images)
-    return None if recipe.model is not None else load_pictures(demo.pictures_dir())
+        return load_images(recipe.images)
+    return None if recipe.model is not None else load_images(demo.pictures_dir())
 
 
 def _fold_seconds(loaded: Loaded, handle: Edit) -> float:

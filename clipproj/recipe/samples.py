@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipproj import demo
-from clipproj.audit.images import Pictures, load_pictures
+from clipproj.audit.images import Images, load_images
 from clipproj.audit.samples import Samples, logit_scale
 from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.models.encoder import encode, evaluating
@@ -46,7 +46,7 @@ def load(
     say: Progress = silent,
     *,
     loaded: Loaded | None = None,
-    prepared: Callable[[Pictures], Pictures] | None = None,
+    prepared: Callable[[Images], Images] | None = None,
 ) -> Unedited:
     """Samples of the recipe's images under its model, or of a file that `Samples.save` wrote.
 
@@ -55,7 +55,7 @@ def load(
         prepared: what to make of the images before they are embedded; None: nothing.
 
     Raises:
-        ValueError: for options that exclude each other, no images, and as `load_pictures`,
+        ValueError: for options that exclude each other, no images, and as `load_images`,
             `embed_classes` and `Samples`; FileNotFoundError, RuntimeError: as `Samples.load` and
             `load_model`.
     """
@@ -74,7 +74,7 @@ def load(
         if recipe.model is not None:
             raise Refusal(recipe.command, "images", "must be a folder of class folders, got none")
         images = demo.pictures_dir()
-    found = load_pictures(images)
+    found = load_images(images)
     if prepared is not None:
         found = prepared(found)
     if loaded is None:
@@ -83,7 +83,7 @@ def load(
         say("model", 1, 1)
     classes = Embedder(loaded, say, recipe.truncate)(found.classes, recipe.templates or None)
     rows = image_rows(loaded, found, "images", say)
-    samples = Samples.of_pictures(rows, found, classes, scale=logit_scale(loaded.model))
+    samples = Samples.of_images(rows, found, classes, scale=logit_scale(loaded.model))
     skipped = sum(found.skipped.values())
     return Unedited(samples, loaded, _about(samples, loaded.name, images, skipped))
 

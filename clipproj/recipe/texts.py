@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clipproj.audit.gate import FEW_PICTURED, GENERAL_PROMPTS
+from clipproj.audit.gate import FEW_WITH_IMAGES, GENERAL_PROMPTS
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.methods import empty_text, prompts
 from clipproj.models.text import Embeddings, embed_classes, generic_keep
@@ -141,7 +141,7 @@ def embed(
             keep = keep.drop(again)
     else:
         keep_from, keep = "given" if recipe.keep else "images", texts.select(names.keep)
-        if len(set(classes or ()) - set(gone.names)) < FEW_PICTURED:
+        if len(set(classes or ()) - set(gone.names)) < FEW_WITH_IMAGES:
             general = embedder.generic(
                 forget,
                 GENERAL_PROMPTS,

@@ -11,8 +11,8 @@ from clipproj.audit.stats import Measured
 if TYPE_CHECKING:  # they take words from here
     from clipproj.audit.evaluate import Comparison
 
-_FORGOTTEN = 0.05  # share of pictures up to which a class counts as not found
-_FEW = 4  # pictures below which no answer at all leaves more than half open
+_FORGOTTEN = 0.05  # share of images up to which a class counts as not found
+_FEW = 4  # images below which no answer at all leaves more than half open
 _LONG = 60  # letters of a name in a sentence, at most
 
 
@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
 
 
 def count(n: int, thing: str) -> str:
-    """ "1 picture", "40 pictures", "40 mixtures of texts"."""
+    """ "1 image", "40 images", "40 mixtures of texts"."""
     head, of, rest = thing.partition(" of ")
     plural = head + ("es" if head.endswith("s") else "s") + of + rest
     return f"{n:,} {thing if n == 1 else plural}".replace(",", "\u00a0")
@@ -91,43 +91,43 @@ def either(names: Sequence[str], one: str, several: str) -> str:
 def result(comparison: Comparison) -> str:
     """What happened to the accuracies, in at most three sentences; no word of what has none."""
     before, after = comparison.before, comparison.after
-    of = count(comparison.pictures_forget, comparison.unit)
+    of = count(comparison.images_forget, comparison.unit)
     near = len(comparison.nearest)
     told = [
         f"on {where} it went from {percent(old)} to {percent(new)}."
         for where, old, new in (
             (f"{of} of {listed(comparison.forget or comparison.names)}", before.found, after.found),
-            ("all other classes", before.retain, after.retain),
+            ("all other classes", before.keep, after.keep),
             ("the nearest of them" if near == 1 else f"the {near} nearest of them",
              before.neighbours, after.neighbours),
         )
         if not math.isnan(old)
     ]  # fmt: skip
     if not told:
-        return "There is no picture: accuracy was not measured."
+        return "There is no image: accuracy was not measured."
     first = told[0].replace(" it went", " went", 1)
     told = [f"Top-1 accuracy {first}", *(f"{one[0].upper()}{one[1:]}" for one in told[1:])]
     if comparison.unmeasured:
-        told.append(f"There are no pictures of {listed(comparison.unmeasured)}.")
+        told.append(f"There are no images of {listed(comparison.unmeasured)}.")
     return " ".join(told)
 
 
 def caveat(comparison: Comparison) -> str:
     """What the numbers do not say: alignment with text is not information."""
     before, after = comparison.before, comparison.after
-    if comparison.unit != "picture":
+    if comparison.unit != "image":
         return (
-            "Mixtures of two class texts stand in for pictures: they tell whether an edit ruins "
-            "the rest, not what pictures lose. What a linear probe still finds is unknown: the "
+            "Mixtures of two class texts stand in for images: they tell whether an edit ruins "
+            "the rest, not what images lose. What a linear probe still finds is unknown: the "
             "edit erases alignment with text, not information."
         )
     if math.isnan(after.found):
         return (
-            "No picture of a forgotten class was given: what pictures and a linear probe still "
+            "No image of a forgotten class was given: what images and a linear probe still "
             "show of it was not measured."
         )
     if before.found <= _FORGOTTEN:
-        known = f"{percent(before.found)} of {count(comparison.pictures_forget, 'picture')}"
+        known = f"{percent(before.found)} of {count(comparison.images_forget, 'image')}"
         return (
             f"The model did not know the class by its text before the edit ({known}): there was no "
             "alignment with it to erase."
@@ -139,21 +139,21 @@ def caveat(comparison: Comparison) -> str:
     else:
         alignment, information = "not weakened", "is in place"
     alignment = f"The alignment with the text is {alignment}."
-    if comparison.pictures_forget < _FEW:
-        number = count(comparison.pictures_forget, "picture")
+    if comparison.images_forget < _FEW:
+        number = count(comparison.images_forget, "image")
         alignment = f"{number} cannot say whether the alignment with the text is erased."
         information = "is in place"
-    pictures = f"{percent(after.probe)} of the forgotten class{_es(comparison)} pictures"
+    images = f"{percent(after.probe)} of the forgotten class{_es(comparison)} images"
     if math.isnan(after.probe):
         return (
             f"{alignment} What else the features hold of it is unknown: a linear probe needs two "
-            "pictures of each forgotten class, and another class to tell it from."
+            "images of each forgotten class, and another class to tell it from."
         )
     chance = 1 / max(1, len(after.per_class))
     sure = getattr(after.probe, "low", after.probe) > chance
     if sure and after.probe >= max(0.5 * before.probe, _FORGOTTEN):
-        return f"{alignment} The information {information}: a linear probe still finds {pictures}."
-    return f"{alignment} A linear probe finds {pictures}; a stronger one may find more."
+        return f"{alignment} The information {information}: a linear probe still finds {images}."
+    return f"{alignment} A linear probe finds {images}; a stronger one may find more."
 
 
 def _es(comparison: Comparison) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipproj import files as artefacts
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint
-from clipproj.audit.images import Pictures, open_image
+from clipproj.audit.images import Images, open_image
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
@@ -43,7 +43,7 @@ def write_report(
     notes: Sequence[str] = (),
     comparison: Comparison | None = None,
     curve: Sequence[CurvePoint] = (),
-    pictures: Pictures | None = None,
+    pictures: Images | None = None,
     classes: Embeddings | None = None,
 ) -> None:
     """Write the report, atomically. The same inputs give the same bytes.
@@ -120,9 +120,7 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _gallery(
-    comparison: Comparison, pictures: Pictures, classes: Embeddings
-) -> list[dict[str, Any]]:
+def _gallery(comparison: Comparison, pictures: Images, classes: Embeddings) -> list[dict[str, Any]]:
     """Two groups of pictures whose answer changed: of forgotten classes, and of others."""
     gone = {name_key(name) for name in comparison.forget}
     forgotten, others = [], []
@@ -132,8 +130,8 @@ def _gallery(
     room = GALLERY - min(len(forgotten), len(others), GALLERY // 2)  # the rest is the other group's
     groups = []
     for title, found, total in (
-        ("Forgotten", forgotten, comparison.pictures_forget),
-        ("Others", others, comparison.pictures_retain),
+        ("Forgotten", forgotten, comparison.images_forget),
+        ("Others", others, comparison.images_keep),
     ):
         cards = [
             {
@@ -196,7 +194,7 @@ class _Chart:
     def of(cls, curve: Sequence[CurvePoint], strength: float) -> _Chart:
         lines = []
         for key, label in (
-            ("retain", "all others"), ("neighbours", "nearest others"),
+            ("keep", "all others"), ("neighbours", "nearest others"),
             ("probe", "linear probe"), ("forget", "forgotten"),
         ):  # fmt: skip
             values = [(p.strength, getattr(p, key)) for p in curve]

@@ -15,13 +15,13 @@ def table(comparison: Comparison, edit_seconds: float, texts: Comparison | None 
     """The numbers that belong together, the nearest classes one by one, and what they do not say.
 
     Args:
-        texts: the same edit on `stand_ins`, for forgotten names that no picture is of.
+        texts: the same edit on `stand_ins`, for forgotten names that no image is of.
 
     Raises ImportError without rich.
     """
     before, after = comparison.before, comparison.after
-    forgotten = count(comparison.pictures_forget, comparison.unit)
-    others = count(comparison.pictures_retain, comparison.unit)
+    forgotten = count(comparison.images_forget, comparison.unit)
+    others = count(comparison.images_keep, comparison.unit)
     out = _table("before", "after", caption=caveat(comparison))
 
     def row(name: str, one: str, other: str, style: str = "") -> None:
@@ -34,14 +34,14 @@ def table(comparison: Comparison, edit_seconds: float, texts: Comparison | None 
         some = comparison.unmeasured
         was, now = (scores.found_among(some) for scores in (texts.before, texts.after))
         row(f"{listed(some)} ({count(now.n, texts.unit)})", percent(was), percent(now), "bold")
-    row(f"all other classes ({others})", percent(before.retain), percent(after.retain), "bold")
+    row(f"all other classes ({others})", percent(before.keep), percent(after.keep), "bold")
     near = len(comparison.nearest)
     title = "the nearest of them" if near == 1 else f"the {near} nearest of them"
     row(title, percent(before.neighbours), percent(after.neighbours), "bold")
     for name in comparison.nearest:
         row(f"    {name}", percent(before.per_class[name]), percent(after.per_class[name]))
     row("same answer as before, all others", percent(1.0), percent(comparison.agreement))
-    if comparison.unit == "picture":
+    if comparison.unit == "image":
         row(f"a linear probe finds {names}", percent(before.probe), percent(after.probe), "bold")
     else:
         row(f"a linear probe finds {names}", "unknown", "unknown")

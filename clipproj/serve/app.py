@@ -27,7 +27,7 @@ from clipproj.serve import make
 from clipproj.serve.batching import Batcher
 from clipproj.serve.engine import Answer, Engine
 from clipproj.serve.errors import ServiceError
-from clipproj.serve.http import Gateway, make_api
+from clipproj.serve.http import SECONDS, Gateway, awaited, make_api
 from clipproj.serve.inputs import Job, Prepared
 from clipproj.serve.settings import Settings
 from clipproj.serve.store import Changes, Store, to_bytes
@@ -35,7 +35,6 @@ from clipproj.serve.store import Changes, Store, to_bytes
 FAILURES = 3  # batches in a row whose every request failed in the model, until a replica is ill
 HEALTH_PERIOD = 2.0  # seconds; without the store every request fails, so its end is noticed soon
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
-SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 
 class StoreActor:
@@ -119,14 +118,14 @@ class Replica:
         response = self.store.changes.remote(tenants.epoch, tenants.version)
         rows, changes = await asyncio.gather(
             self._in(self.batches, self.engine.forward, requests),
-            asyncio.wait_for(_awaited(response), self.settings.timeout),
+            asyncio.wait_for(awaited(response), self.settings.timeout),
             return_exceptions=True,
         )
         forwarded = clock()
         if isinstance(rows, BaseException):
             raise rows
         if isinstance(changes, BaseException):
-            # not what the bank last knew: a tenant may be gone or changed since
+            # not what the bank last knew: a tenant may be removed or changed since
             text = f"the store of tenants cannot be reached: {type(changes).__name__}"
             return [ServiceError(503, text, None, "store_unreachable", 1)] * len(batch)
         texts = [classes for _, classes in batch]
@@ -181,10 +180,6 @@ class Replica:
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(pool, functools.partial(work, *args))
-
-
-async def _awaited(response: Any) -> Any:
-    return await response
 
 
 def build(args: Mapping[str, Any] | Settings) -> serve.Application:

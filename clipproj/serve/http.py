@@ -237,7 +237,7 @@ class Gateway:
         timeout = timeout or self.settings.timeout
         response = method.remote(*args, **options)
         try:
-            out = await asyncio.wait_for(_awaited(response), timeout)
+            out = await asyncio.wait_for(awaited(response), timeout)
         except asyncio.TimeoutError:
             response.cancel()
             text = f"no answer within {timeout:g} seconds"
@@ -249,7 +249,7 @@ class Gateway:
     async def _body(self, request: Request) -> bytes:
         """All of a request's body, if it is not too long and does not take too long."""
         limit = self.settings.max_body
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise ServiceError(415, "the body must not be compressed", None, "compressed")
         told = request.headers.get("content-length", "0")
         if not told.isdecimal():
@@ -325,5 +325,6 @@ def _refusal(error: ServiceError, headers: Any = None) -> Response:
     return response
 
 
-async def _awaited(response: Any) -> Any:
+async def awaited(response: Any) -> Any:
+    """What a handle's response comes to; a coroutine, which `asyncio.wait_for` wants."""
     return await response

@@ -7,6 +7,7 @@ from dataclasses import replace
 from clipproj import demo
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.editing import log
+from clipproj.methods.registry import DEFAULT
 from clipproj.models.words import on_both, openai_templates, simple_templates
 from clipproj.projector import Projector
 from clipproj.recipe import (
@@ -46,7 +47,7 @@ def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
         judged = judged_edit(recipe, texts, made, earlier)
     except Refusal as error:
         param = "forget" if error.argument == "names" else error.argument
-        known = param in SPECS[recipe.method].model_fields
+        known = param in SPECS[recipe.method or DEFAULT].model_fields
         raise ServiceError(400, str(error), param if known else None, "invalid_value") from error
     if judged.refused:
         advice = gate.advice(judged)

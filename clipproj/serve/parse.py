@@ -43,6 +43,9 @@ WORDS = {  # where pydantic's own would not do
     "tuple_type": "must be a list, got {got}",
     "too_short": "must hold at least {min_length}, got {length}",
     "too_long": "must hold at most {max_length}, got {length}",
+    "greater_than": "must be above {gt:g}, got {got}",
+    "greater_than_equal": "must be at least {ge:g}, got {got}",
+    "less_than_equal": "must be at most {le:g}, got {got}",
     "float_type": "must be a finite number, got {got}",  # also of one with 400 digits
 }
 WHOLE = ("embedding", "projector")  # named as a whole, whatever part of it is wrong
@@ -122,8 +125,9 @@ def _object(body: bytes) -> dict[str, Any]:
         data = from_json(body)  # a NaN gets an error that says where it is
         # It silently keeps the last of two fields of one name. json shows both, but takes what it
         # refuses, half of a surrogate pair and a thousand levels: so both read the body, unless
-        # it has no more colons than `data` has fields: then none was lost.
-        if body.count(b":") > _count_fields(data):
+        # it has no more colons than `data` has fields: then none was lost. Those of data URLs
+        # stand in strings.
+        if body.count(b":") - body.count(b'"data:') > _count_fields(data):
             _check_fields(body)
     except ValueError as error:
         raise invalid(None, f"the body is not JSON: {error}", "invalid_json") from error

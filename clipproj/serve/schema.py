@@ -194,7 +194,8 @@ Item = Annotated[
 def _inputs(value: Any, info: ValidationInfo) -> Any:
     """One input as a list of one; too many are refused before any of them is read."""
     if value is None:
-        return value
+        text = "must be a text, or a list of at least one input, got null"
+        raise PydanticCustomError("invalid_value", text)
     inputs, most = value if isinstance(value, list) else [value], info.context.max_batch
     if len(inputs) > most and not token_ids(inputs[0]):  # many ids are one text
         text = f"must hold at most {most} inputs, got {len(inputs)}; send more requests "

@@ -31,7 +31,7 @@ class Changes:
     Attributes:
         epoch: of the store; it starts the next one each time it is started.
         version: number of changes in this epoch.
-        tenants: name to a projector's file, or None for one that is gone.
+        tenants: name to a projector's file, or None for one that is removed.
         full: whether `tenants` is all there is, so that any other must go.
     """
 
@@ -112,7 +112,7 @@ class Store:
         self._changing, self._lock = threading.Lock(), threading.Lock()
         self._files: dict[str, bytes] = {}
         self._about: dict[str, dict[str, Any]] = {}
-        self._changed: dict[str, int] = {}  # name to the version of its last change, gone ones too
+        self._changed: dict[str, int] = {}  # name to version, removed ones too
         self._floor = 0  # deletions up to this version are forgotten
         self.epoch, self.version = _next_epoch(self.folder / ".epoch"), 0
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
@@ -206,9 +206,9 @@ class Store:
             with self._lock:
                 del self._files[name], self._about[name]
                 self._count(name)
-                gone = sorted((at, n) for n, at in self._changed.items() if n not in self._files)
-                if len(gone) > TOMBSTONES:
-                    for at, n in gone[: len(gone) // 2]:
+                removed = sorted((at, n) for n, at in self._changed.items() if n not in self._files)
+                if len(removed) > TOMBSTONES:
+                    for at, n in removed[: len(removed) // 2]:
                         del self._changed[n]
                         self._floor = at
 

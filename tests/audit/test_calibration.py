@@ -34,7 +34,7 @@ def samples_of(features: Tensor, labels: list[int], scale: float = 5.0) -> Sampl
 
 
 def calibrated(n: int, temperature: float = 1.0, without: int | None = None) -> Samples:
-    """Pictures whose label is drawn from the model's probabilities, of a scale then multiplied."""
+    """Images whose label is drawn from the model's probabilities, of a scale then multiplied."""
     features = torch.randn(n, 8)
     if without is not None:
         features[:, without] = -20
@@ -74,24 +74,24 @@ def test_scores_are_those_of_sklearn_and_by_hand() -> None:
 
 
 def test_a_calibrated_model_has_the_error_that_chance_gives_and_a_sharpened_one_more() -> None:
-    def retained(temperature: float) -> Calibration:
-        # pictures of "hen" are left out, so no picture may be likely to be one
+    def kept(temperature: float) -> Calibration:
+        # images of "hen" are left out, so no image may be likely to be one
         samples = calibrated(4000, temperature, without=7)
         return calibration(samples, same, ["hen"]).before
 
-    fair, sharp = retained(1), retained(5)
+    fair, sharp = kept(1), kept(5)
     assert fair.expected_error.low <= fair.error <= fair.expected_error.high
     assert sharp.error > 5 * sharp.expected_error.high
     assert fair.error.n == fair.expected_error.n == 4000
 
 
-def test_the_error_of_chance_is_of_pictures_in_bins_by_confidence() -> None:
-    # every other picture knows nothing (1/8), the rest are sure: their bin cannot err
+def test_the_error_of_chance_is_of_images_in_bins_by_confidence() -> None:
+    # every other image knows nothing (1/8), the rest are sure: their bin cannot err
     features = torch.zeros(800, 8)
     features[::2, 0] = 1
     chance = calibration(samples_of(features, [0] * 800, 100.0), same, ["cat"], bins=2).before
     sigma = math.sqrt(1 / 8 * 7 / 8 / 400)
-    want = math.sqrt(2 / math.pi) * sigma / 2  # mean of |normal|, of half of the pictures
+    want = math.sqrt(2 / math.pi) * sigma / 2  # mean of |normal|, of half of the images
     assert float(chance.expected_error) == pytest.approx(want, rel=0.15)
 
 
@@ -106,8 +106,8 @@ def test_scale_is_that_of_the_samples() -> None:
         assert float(result.forgotten_before.own) == pytest.approx(want)
 
 
-def test_what_forgotten_pictures_are_answered_as_and_how_surely() -> None:
-    # cats with a little of dog (3 pictures), of ant (2), of bee and of emu (1 each), and no more
+def test_what_forgotten_images_are_answered_as_and_how_surely() -> None:
+    # cats with a little of dog (3 images), of ant (2), of bee and of emu (1 each), and no more
     second = [3, 3, 3, 0, 0, 1, 4]
     features = torch.eye(8)[[2] * 8 + [0]]
     features[range(7), second] += 0.5
@@ -139,7 +139,7 @@ def test_texts_keep_the_length_that_an_edit_leaves_them_only_when_asked() -> Non
     assert float(short.after.confidence) == pytest.approx(ant, abs=1e-6)
 
 
-def test_one_picture_no_picture_and_bins_out_of_range() -> None:
+def test_one_image_no_image_and_bins_out_of_range() -> None:
     samples = samples_of(torch.eye(8)[[0]], [0])
     result = calibration(samples, same, ["cat"])
     assert (result.before.error.n, len(result.before.bins)) == (1, 1)

@@ -1,4 +1,4 @@
-"""The matrix of classes and domains, on pictures whose answers are known."""
+"""The matrix of classes and domains, on images whose answers are known."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_each_domain_has_its_own_numbers() -> None:
     assert (a.name, b.name) == ("a", "b")
     assert (a.forget_before, a.forget_after, a.forget_after.n) == (1.0, 0.5, 2)
     assert (b.forget_before, b.forget_after, b.forget_after.n) == (1.0, 1.0, 1)
-    assert (a.retain_after, b.retain_after, b.retain_after.n) == (1.0, 1.0, 2)
+    assert (a.keep_after, b.keep_after, b.keep_after.n) == (1.0, 1.0, 2)
     page = section.page(result)
-    assert "most first: a, 100.0\u00a0% to 50.0\u00a0% of 2 pictures; b, 100.0" in page.lead
+    assert "most first: a, 100.0\u00a0% to 50.0\u00a0% of 2 images; b, 100.0" in page.lead
     json.dumps(plain(result), allow_nan=False)
 
 

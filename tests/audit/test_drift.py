@@ -73,14 +73,14 @@ def test_identity_moves_nothing() -> None:
     samples = samples_of(torch.randn(24, 16), list(range(8)) * 3)
     result = drift(samples, Projector(torch.eye(16)[:1], strength=0.0), ["cat"])
     assert list(result.moved) == [
-        "retained pictures", "neighbours", "forgotten pictures", "kept texts", "forgotten texts",
+        "kept images", "neighbours", "forgotten images", "kept texts", "forgotten texts",
     ]  # fmt: skip
     for one in result.moved.values():
         assert float(one.cosine) == pytest.approx(1)
         assert (float(one.length), one.shortest, one.longest) == pytest.approx((1, 1, 1))
         assert (one.agreement, float(one.divergence)) == (1.0, pytest.approx(0, abs=1e-12))
         assert math.isnan(one.cka) or one.cka == pytest.approx(1)
-    assert result.moved["retained pictures"].cosine.n == 21
+    assert result.moved["kept images"].cosine.n == 21
     assert result.moved["neighbours"].cosine.n == 15
 
 
@@ -92,7 +92,7 @@ def test_known_moves() -> None:
     features[2, 0], features[2, 2] = 1.0, 1.0
     samples = samples_of(features, [2, 3, 0], scale=1.0)
     result = drift(samples, Projector(torch.eye(8)[2:3]), ["cat"])
-    cat, kept = result.moved["forgotten pictures"], result.moved["retained pictures"]
+    cat, kept = result.moved["forgotten images"], result.moved["kept images"]
     assert float(cat.cosine) == pytest.approx(3**0.5 / 2)
     assert float(cat.length) == pytest.approx(3**0.5 / 2)
     assert float(kept.cosine) == pytest.approx((1 + 0.5**0.5) / 2)
@@ -113,28 +113,28 @@ def test_known_moves() -> None:
     assert "aligned with its text or not" in section.page(result).lead
 
 
-def test_an_edit_of_texts_moves_texts_and_answers_but_no_picture() -> None:
+def test_an_edit_of_texts_moves_texts_and_answers_but_no_image() -> None:
     features = torch.eye(8) + 0.1
     edit = Projector(torch.eye(8)[2:3], strength=2.0, side="text")  # the text of cat is reflected
     result = drift(samples_of(features, list(range(8))), edit, ["cat"])
-    assert float(result.moved["forgotten pictures"].cosine) == pytest.approx(1)
-    assert result.moved["forgotten pictures"].agreement == 0
-    assert result.moved["retained pictures"].agreement == 1
-    assert result.moved["retained pictures"].divergence > 0
+    assert float(result.moved["forgotten images"].cosine) == pytest.approx(1)
+    assert result.moved["forgotten images"].agreement == 0
+    assert result.moved["kept images"].agreement == 1
+    assert result.moved["kept images"].divergence > 0
     assert float(result.moved["forgotten texts"].cosine) == pytest.approx(-1)
     assert float(result.moved["kept texts"].cosine) == pytest.approx(1)
     pytest.importorskip("matplotlib")
-    assert "No picture moves" in section.page(result).lead
+    assert "No image moves" in section.page(result).lead
 
 
-def test_zero_rows_and_groups_without_pictures() -> None:
+def test_zero_rows_and_groups_without_images() -> None:
     features = torch.eye(8)[[0, 0, 3]]
     features[1] = 0
     result = drift(samples_of(features, [0, 0, 3]), Projector(torch.eye(8)[2:3]), ["cat"])
-    kept = result.moved["retained pictures"]
+    kept = result.moved["kept images"]
     assert (kept.cosine.n, kept.agreement.n, kept.agreement) == (2, 3, 1.0)
-    assert math.isnan(result.moved["forgotten pictures"].cosine)
-    assert math.isnan(result.moved["forgotten pictures"].shortest)
+    assert math.isnan(result.moved["forgotten images"].cosine)
+    assert math.isnan(result.moved["forgotten images"].shortest)
     pytest.importorskip("matplotlib")
     section.page(result)
     empty = samples_of(features[:0], [])
@@ -148,16 +148,16 @@ def test_result_is_json_and_a_page() -> None:
     samples = samples_of(F.normalize(torch.randn(24, 16), dim=1), list(range(8)) * 3)
     result = drift(samples, Projector(torch.eye(16)[2:3]), ["cat"])
     told = json.loads(json.dumps(stats.plain(result), allow_nan=False))
-    assert told["moved"]["forgotten pictures"]["cosine"]["n"] == 3
+    assert told["moved"]["forgotten images"]["cosine"]["n"] == 3
     page = section.page(result)
     assert page.key == "drift"
     assert len(page.tables[0].rows) == 5
     assert page.figures[0].svg.startswith("<svg")
 
 
-def test_an_edit_of_texts_without_retained_pictures_moves_no_picture() -> None:
+def test_an_edit_of_texts_without_retained_images_moves_no_image() -> None:
     texts = Embeddings(torch.eye(8)[:3], ("ant", "cat", "dog"), ("{}",), "planted")
     samples = Samples(torch.eye(8)[[1, 1]], torch.tensor([1, 1]), texts)
     result = drift(samples, Projector(torch.eye(8)[1:2], side="text"), ["cat"])
-    assert "no picture moves" in section.lead(result)
+    assert "no image moves" in section.lead(result)
     assert "n/a" not in section.lead(result)

@@ -1,4 +1,4 @@
-"""Scores against answers known by construction, and pictures as they come."""
+"""Scores against answers known by construction, and images as they come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clipproj
-from clipproj.audit import Pictures, Samples, evaluate
+from clipproj.audit import Images, Samples, evaluate
 from clipproj.methods import nullspace
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
@@ -25,9 +25,9 @@ def embed(rows: Tensor, names: tuple[str, ...] = NAMES) -> Embeddings:
     return Embeddings(F.normalize(rows.float(), dim=1), names, ("{}",), "made up")
 
 
-def pictures_of(labels: list[int], names: tuple[str, ...] = NAMES) -> Pictures:
+def images_of(labels: list[int], names: tuple[str, ...] = NAMES) -> Images:
     paths = tuple(Path(f"{i}.png") for i in range(len(labels)))
-    return Pictures(paths, torch.tensor(labels), names)
+    return Images(paths, torch.tensor(labels), names)
 
 
 def samples_of(features: Tensor, labels: list[int], classes: Embeddings) -> Samples:
@@ -47,20 +47,20 @@ def test_score_counts_right_answers(classes: Embeddings) -> None:
     scores = evaluate.score(samples_of(rows, [0, 0, 1, 1, 2, 2, 3, 3], classes), ["cat"])
     assert scores.predictions.tolist() == [0, 0, 1, 0, 0, 1, 3, -1]
     assert scores.forget == 0
-    assert scores.retain == pytest.approx(4 / 6)
+    assert scores.keep == pytest.approx(4 / 6)
     assert scores.per_class == {"ant": 1.0, "bee": 0.5, "cat": 0.0, "dog": 0.5}
 
 
-def test_neighbours_are_the_nearest_classes_that_have_pictures() -> None:
+def test_neighbours_are_the_nearest_classes_that_have_images() -> None:
     names = ("cat", "lion", "tiger", "car", "bus", "van", "tram", "ship")
     rows = torch.eye(8)
     rows[1, 0], rows[2, 0], rows[3:, 0] = 3, 2, torch.linspace(0.5, 0.1, 5)
     texts = embed(rows, names)
     assert evaluate.nearest(texts, ["cat"]) == ("lion", "tiger", "car", "bus", "van")
     assert evaluate.nearest(texts, ["cat"], count=2) == ("lion", "tiger")
-    pictures = pictures_of([0, 0, 1, 1], ("cat", "tiger"))
+    images = images_of([0, 0, 1, 1], ("cat", "tiger"))
     features = texts.tensor[[0, 0, 2, 1]]
-    samples = Samples.of_pictures(features, pictures, texts)
+    samples = Samples.of_images(features, images, texts)
     comparison = evaluate.compare(samples, samples, ["cat"])
     assert comparison.nearest == ("tiger",)
     assert comparison.before.neighbours == 0.5
@@ -71,18 +71,18 @@ def test_neighbours_are_the_nearest_classes_that_have_pictures() -> None:
 
 def test_labels_are_matched_to_texts_by_name() -> None:
     texts = embed(torch.eye(5), ("emu", *reversed(NAMES)))
-    pictures = pictures_of([0, 1, 2, 3])
+    images = images_of([0, 1, 2, 3])
     features = torch.eye(5)[[4, 3, 2, 1]]
-    samples = Samples.of_pictures(features, pictures, texts)
+    samples = Samples.of_images(features, images, texts)
     comparison = evaluate.compare(samples, samples, ["dog"])
-    assert comparison.before.forget == comparison.before.retain == 1
-    assert (comparison.pictures_forget, comparison.pictures_retain) == (1, 3)
+    assert comparison.before.forget == comparison.before.keep == 1
+    assert (comparison.images_forget, comparison.images_keep) == (1, 3)
 
 
 def test_labels_are_matched_to_another_spelling_of_the_same_name() -> None:
     texts = embed(torch.eye(4), ("Cafe\u0301", "Cat", "cat", "tall_tree"))
-    pictures = pictures_of([0, 1, 2], ("café", "cat", "tall tree"))
-    samples = Samples.of_pictures(torch.eye(4)[[0, 2, 3]], pictures, texts)
+    images = images_of([0, 1, 2], ("café", "cat", "tall tree"))
+    samples = Samples.of_images(torch.eye(4)[[0, 2, 3]], images, texts)
     assert samples.labels.tolist() == [0, 2, 3]
 
 
@@ -107,14 +107,14 @@ def test_compare_of_an_edit_of_the_texts(classes: Embeddings) -> None:
     assert comparison.cosine == pytest.approx(1)
 
 
-def test_a_group_without_pictures_is_nan_and_null_in_json(classes: Embeddings) -> None:
+def test_a_group_without_images_is_nan_and_null_in_json(classes: Embeddings) -> None:
     samples = samples_of(torch.eye(4)[[0, 1]], [0, 1], classes)
     comparison = evaluate.compare(samples, samples, ["cat"])
     assert math.isnan(comparison.before.forget)
     assert math.isnan(comparison.before.probe)
     parsed = json.loads(json.dumps(evaluate.as_dict(comparison), allow_nan=False))
     assert parsed["before"]["forget"] is None
-    assert parsed["before"]["retain"] == 1
+    assert parsed["before"]["keep"] == 1
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_nearest_refuses_to_forget_everything(classes: Embeddings) -> None:
         evaluate.nearest(classes, NAMES)
 
 
-def test_compare_refuses_pictures_of_a_class_without_a_text(classes: Embeddings) -> None:
+def test_compare_refuses_images_of_a_class_without_a_text(classes: Embeddings) -> None:
     with pytest.raises(ValueError, match="got none for 'yak'"):
-        Samples.of_pictures(torch.eye(4)[:2], pictures_of([0, 1], ("ant", "yak")), classes)
+        Samples.of_images(torch.eye(4)[:2], images_of([0, 1], ("ant", "yak")), classes)
 
 
-def test_compare_refuses_other_pictures(classes: Embeddings) -> None:
+def test_compare_refuses_other_images(classes: Embeddings) -> None:
     one, other = (samples_of(torch.eye(4), labels, classes) for labels in ([0, 1, 2, 3], [0] * 4))
     with pytest.raises(ValueError, match="after must have the classes and labels of before"):
         evaluate.compare(one, other, ["cat"])
@@ -188,11 +188,11 @@ def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
         (curve[0], comparison.before),
         (next(p for p in curve if p.strength == 1.25), comparison.after),
     ):
-        for number in ("forget", "retain", "neighbours", "probe"):
+        for number in ("forget", "keep", "neighbours", "probe"):
             assert getattr(point, number) == getattr(scores, number)
     assert comparison.before.forget == 1
     assert comparison.after.forget == 0
-    assert comparison.after.retain == 1
+    assert comparison.after.keep == 1
     assert comparison.after.probe > 0.9
 
 
@@ -220,7 +220,7 @@ def test_curve_of_the_text_side_edits_the_texts(clip_like: tuple) -> None:
     samples, _, projector = clip_like
     (point,) = evaluate.strength_curve(samples, ["cat"], projector.T, [1.0])
     edited = evaluate.score(samples.edited(projector.T), ["cat"])
-    assert (point.forget, point.retain) == (edited.forget, edited.retain)
+    assert (point.forget, point.keep) == (edited.forget, edited.keep)
     assert point.probe == evaluate.score(samples, ["cat"]).probe  # features are what they were
 
 
@@ -230,9 +230,9 @@ def test_names_that_are_no_class_say_only_what_is_nearest(classes: Embeddings) -
     seen = evaluate.compare(samples, samples, foreign)
     assert (seen.forget, seen.unmeasured) == ((), ("eel",))
     assert seen.nearest[0] == classes.names[3]
-    assert (seen.pictures_forget, seen.pictures_retain) == (0, 4)
+    assert (seen.images_forget, seen.images_keep) == (0, 4)
     assert math.isnan(seen.after.forget)
-    assert seen.after.retain == 1
+    assert seen.after.keep == 1
     with pytest.raises(ValueError, match="got 'eel'"):
         evaluate.compare(samples, samples, ["eel"])
 

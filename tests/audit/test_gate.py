@@ -1,4 +1,4 @@
-"""The gate: what an edit may cost and leave, on pictures where there are some, else on mixtures."""
+"""The gate: what an edit may cost and leave, on images where there are some, else on mixtures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_ruins_the_others_is_refused_and_may_be_allowed() -> None:
     assert alarm.startswith("All other classes fall from 100.0\u00a0% to ")
     assert alarm.endswith("of 30 mixtures of texts: more than 2.0\u00a0% is lost.")
     assert gate.advice(judged) == (
-        "the names that compete, or pictures of them in class folders", "fewer names at once",
+        "the names that compete, or images of them in class folders", "fewer names at once",
     )  # fmt: skip
     allowed = judge(RUIN, FORGET, KEEP, ALL, closed=False)
     assert not allowed.refused
@@ -81,36 +81,36 @@ def test_what_leaves_the_class_is_refused() -> None:
     assert gate.advice(judge(span, one, many, Limits(), closed=True)) == ("contrast hull",)
 
 
-def pictured(edit: Projector, labels: list[int], names: Embeddings = FORGET) -> Judgement:
-    """The edit on a picture for each of these classes, the first two of which are forgotten."""
+def imaged(edit: Projector, labels: list[int], names: Embeddings = FORGET) -> Judgement:
+    """The edit on an image for each of these classes, the first two of which are forgotten."""
     classes = Embeddings(torch.eye(8), (*FORGET.names, *KEEP.names), ("a {}",), "model")
     samples = Samples(torch.eye(8)[labels], torch.tensor(labels), classes)
     seen = compare(samples, samples.edited(edit), names)
-    return judge(edit, names, KEEP, closed=True, pictures=seen)
+    return judge(edit, names, KEEP, closed=True, images=seen)
 
 
-def test_pictures_of_all_classes_decide() -> None:
-    judged = pictured(GOOD, [*range(8)] * 3)
+def test_images_of_all_classes_decide() -> None:
+    judged = imaged(GOOD, [*range(8)] * 3)
     assert not judged.refused
     assert judged.price.as_dict()["others"] == {
-        "before": 1, "after": 1, "of": 18, "on": "picture"
+        "before": 1, "after": 1, "of": 18, "on": "image"
     }  # fmt: skip
-    assert pictured(RUIN, [*range(8)] * 3).refused
+    assert imaged(RUIN, [*range(8)] * 3).refused
 
 
-def test_pictures_of_some_classes_do_not_speak_for_the_others() -> None:
-    judged = pictured(RUIN, [0, 1, 7])  # of the kept classes one, which nothing touches
+def test_images_of_some_classes_do_not_speak_for_the_others() -> None:
+    judged = imaged(RUIN, [0, 1, 7])  # of the kept classes one, which nothing touches
     assert judged.refused
     assert judged.price.as_dict()["others"]["on"] == "mixture of texts"
-    assert judged.price.as_dict()["found"]["on"] == "picture"
-    judged = pictured(WEAK, [2, 3, 4, 5, 6, 7])
+    assert judged.price.as_dict()["found"]["on"] == "image"
+    judged = imaged(WEAK, [2, 3, 4, 5, 6, 7])
     assert judged.price.as_dict()["found"]["on"] == "mixture of texts"
     assert judged.refused
 
 
-def test_forms_without_pictures_are_looked_for_in_texts() -> None:
-    half = Projector(torch.eye(8)[:1])  # erases the one that has pictures
-    judged = pictured(half, [0, 2, 3, 4, 5, 6, 7] * 2)
+def test_forms_without_images_are_looked_for_in_texts() -> None:
+    half = Projector(torch.eye(8)[:1])  # erases the one that has images
+    judged = imaged(half, [0, 2, 3, 4, 5, 6, 7] * 2)
     assert judged.price.as_dict()["found"]["on"] == "mixture of texts"
     assert judged.price.as_dict()["found"]["after"] == 0.5
     assert judged.refused
@@ -177,10 +177,10 @@ def test_an_edit_must_be_within_its_limits_on_everything() -> None:
     samples = Samples(torch.eye(8)[[0, 1, 2, 3, 4, 5, 6]], labels, classes)
     slight = Projector(torch.eye(8)[:3], strength=0.3)
     seen = compare(samples, samples.edited(slight), FORGET)
-    judged = judge(slight, FORGET, KEEP, Limits(0.9, 1), closed=True, pictures=seen)
+    judged = judge(slight, FORGET, KEEP, Limits(0.9, 1), closed=True, images=seen)
     assert len(judged.price.others) == 2
     assert gate.alarms(judged)[0].startswith(
-        "Before the edit 0.0\u00a0% of 5 pictures of other classes"
+        "Before the edit 0.0\u00a0% of 5 images of other classes"
     )
 
 
@@ -194,9 +194,9 @@ def test_what_earlier_edits_forgot_does_not_dilute_what_is_found() -> None:
     samples = Samples(features, labels, classes)
     seen = compare(samples, samples, classes.select(names[:21]))
     forget, keep = classes.select(names[:1]), classes.select(names[21:])
-    left = judge(Projector(rows[:1], strength=0.0), forget, keep, closed=True, pictures=seen)
+    left = judge(Projector(rows[:1], strength=0.0), forget, keep, closed=True, images=seen)
     assert seen.after.found < 0.05
-    assert gate.alarms(left)[0].startswith("Of the forgotten names 100.0\u00a0% of 20 pictures")
+    assert gate.alarms(left)[0].startswith("Of the forgotten names 100.0\u00a0% of 20 images")
 
 
 def test_where_nothing_was_right_before_no_loss_is_told() -> None:
@@ -204,10 +204,10 @@ def test_where_nothing_was_right_before_no_loss_is_told() -> None:
     labels = torch.tensor([0, 1, 3, 4, 5, 6, 7, 2])  # folders named as nobody calls the classes
     samples = Samples(torch.eye(8), labels, classes)
     seen = compare(samples, samples.edited(GOOD), FORGET)
-    judged = judge(GOOD, FORGET, KEEP, closed=True, pictures=seen)
+    judged = judge(GOOD, FORGET, KEEP, closed=True, images=seen)
     assert judged.refused
     assert gate.alarms(judged)[0].startswith(
-        "Before the edit 0.0\u00a0% of 6 pictures of other classes"
+        "Before the edit 0.0\u00a0% of 6 images of other classes"
     )
     assert "other names for this model" in gate.alarms(judged)[0]
 
@@ -226,12 +226,12 @@ def test_an_affine_edit_is_not_judged_by_texts() -> None:
     judged = judge(affine, one, KEEP, closed=True)
     assert judged.refused
     assert gate.alarms(judged) == (
-        "What an affine edit costs is told by pictures alone, of all classes.",
+        "What an affine edit costs is told by images alone, of all classes.",
     )
-    assert gate.advice(judged) == ("pictures in class folders",)
+    assert gate.advice(judged) == ("images in class folders",)
     assert not judge(affine, one, KEEP, ALL, closed=True).refused
-    assert pictured(affine, [2, 3, 4, 5, 6, 7], one).refused
-    assert not pictured(affine, [0, 2, 3, 4, 5, 6, 7], one).refused
+    assert imaged(affine, [2, 3, 4, 5, 6, 7], one).refused
+    assert not imaged(affine, [0, 2, 3, 4, 5, 6, 7], one).refused
 
 
 def test_classes_that_fall_are_worth_a_word() -> None:
@@ -258,7 +258,7 @@ def test_a_bad_edit_is_refused_with_nothing_written(
         shown = run("erase", "cat", *usual, "--strength", "0.05", *rehearsal)
         assert shown.exit_code == 3
         text = " ".join(shown.stdout.split())
-        assert "Refused. Of the forgotten names 100.0 % of 3 pictures are still" in text
+        assert "Refused. Of the forgotten names 100.0 % of 3 images are still" in text
         assert "What may help: strength 1." in text
         assert "nothing written; --max-loss 1 --max-found 1 lift the limits" in text
         assert list(tmp_path.iterdir()) == []
@@ -282,7 +282,7 @@ def test_limits_lifted_the_report_says_so_at_the_top(
     assert 'role="alert"' not in (tmp_path / "good/report.html").read_text()
 
 
-def test_names_without_pictures_are_forgotten_and_said_to_be_unmeasured(
+def test_names_without_images_are_forgotten_and_said_to_be_unmeasured(
     ask: Callable[..., Any],
 ) -> None:
     with pytest.warns(UserWarning, match="no images of 'zebra': forgotten all the same, "):

@@ -19,7 +19,7 @@ NAMES = ("cat", "dog", "car", "key")
 
 
 def _samples(per_class: int = 12, look: float = 1.0, near: float = 0.4) -> Samples:
-    """Axis i is the text of class i, axis 4 + i what else its pictures share.
+    """Axis i is the text of class i, axis 4 + i what else its images share.
 
     They are a little like the next class too, which takes them over once the text is gone.
     """
@@ -46,8 +46,8 @@ def test_a_leak_is_measured_and_gone_after_the_purge() -> None:
     assert result.purged.forget == 0
     assert result.edited.forget == 0  # its entries say nothing of cats
     for one in (result.none, result.unedited, result.edited, result.purged):
-        assert one.retain == 1
-        assert one.retain.n == 36
+        assert one.keep == 1
+        assert one.keep.n == 36
     assert (result.entries, result.entries_forget, result.left_out) == (47, 12, True)
     page = section.page(result)
     assert page.lead.startswith("An unedited retrieval memory leaks “cat”")
@@ -65,17 +65,17 @@ def test_the_weight_of_the_memory_decides_and_the_curve_shows_it() -> None:
     assert "but to 100.0" in section.lead(result)  # at a larger weight it does
 
 
-def test_a_picture_never_finds_itself() -> None:
+def test_a_image_never_finds_itself() -> None:
     eye = torch.eye(16)
     labels = torch.arange(4)
-    # One picture a class, each with a look of its own: only its own entry could name it.
+    # One image a class, each with a look of its own: only its own entry could name it.
     samples = Samples(
         eye[labels] + eye[labels + 4], labels, Embeddings(eye[:4], NAMES, ("{}",), "planted")
     )
     assert leak(samples, CAT, ["cat"], k=1).unedited.forget == 0
     other = Samples(samples.features, labels, samples.classes)
     known = leak(samples, CAT, ["cat"], memory=other, k=1)
-    assert known.unedited.forget == 1  # somebody else's copy of the picture does
+    assert known.unedited.forget == 1  # somebody else's copy of the image does
     assert known.purged.forget == 0
     assert (known.entries, known.left_out) == (4, False)
 
@@ -109,7 +109,7 @@ def test_the_fusion_is_the_formula() -> None:
         right = torch.tensor(hits)
         got = getattr(result, name)
         assert got.forget == pytest.approx(float(right[samples.labels == 0].double().mean()))
-        assert got.retain == pytest.approx(float(right[samples.labels > 0].double().mean()))
+        assert got.keep == pytest.approx(float(right[samples.labels > 0].double().mean()))
     assert result.entries_forget == 8
 
 
@@ -129,9 +129,9 @@ def test_a_memory_without_the_class_measures_no_leak_and_says_so() -> None:
     assert result.entries_forget == 0
     assert result.unedited == result.purged
     assert "was not measured" in section.lead(result)
-    pictures = leak(store, CAT, ["cat"], memory=samples)
-    assert math.isnan(pictures.unedited.forget)
-    assert "No picture of “cat” was given" in section.page(pictures).lead
+    images = leak(store, CAT, ["cat"], memory=samples)
+    assert math.isnan(images.unedited.forget)
+    assert "No image of “cat” was given" in section.page(images).lead
 
 
 def test_purging_all_there_is_leaves_the_edited_model() -> None:
@@ -166,7 +166,7 @@ def test_bad_calls_say_what_they_wanted(options: dict, why: str) -> None:
         leak(_samples(), CAT, **({"forget": ["cat"]} | options))
 
 
-def test_a_memory_without_another_picture_of_the_class_measures_no_leak() -> None:
+def test_a_memory_without_another_image_of_the_class_measures_no_leak() -> None:
     samples = _samples()
     single = samples.take(torch.arange(48) > 10)
     result = leak(single, CAT, ["cat"])
@@ -174,7 +174,7 @@ def test_a_memory_without_another_picture_of_the_class_measures_no_leak() -> Non
     assert "was not measured" in section.lead(result)
     nothing = leak(samples.take(torch.arange(0)), CAT, ["cat"])
     assert nothing.entries == 0
-    assert "No picture of “cat”" in section.page(nothing).lead
+    assert "No image of “cat”" in section.page(nothing).lead
     with pytest.raises(ValueError, match="memory must be"):
         leak(samples, CAT, ["cat"], memory=samples.take(torch.arange(0)))
 
@@ -186,5 +186,5 @@ def test_a_purge_that_leaves_fewer_than_k_takes_all_of_them_alike() -> None:
         few = samples.take(samples.labels > 0)
         want = leak(samples, lambda rows: rows, ["cat"], memory=few, k=k, beta=0.0, gamma=5.0)
         assert result.purged.forget == want.unedited.forget
-    # without its own entry a picture has fewer of its class than of others, all counted alike
-    assert result.before_memory.retain == result.purged.retain == 0
+    # without its own entry an image has fewer of its class than of others, all counted alike
+    assert result.before_memory.keep == result.purged.keep == 0

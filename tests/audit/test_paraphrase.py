@@ -20,7 +20,15 @@ from clipproj.audit.paraphrase import Attack, ParaphraseResult, paraphrase
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import plain, share
 from clipproj.audit.synonyms import LANGUAGES, known_words, misspellings
-from clipproj.audit.text_attack import ALL, HALVES, Scores, Target, _aurocs, _goal, _root
+from clipproj.audit.text_attack import (
+    ALL,
+    HALVES,
+    AttackedClass,
+    AttackScores,
+    _aurocs,
+    _goal,
+    _root,
+)
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.report.page import Page
@@ -110,7 +118,7 @@ def test_a_text_that_wins_everything_is_not_the_strongest() -> None:
     def three(*values: float) -> Tensor:
         return torch.tensor([values] * 3, dtype=torch.float64)
 
-    scores = Scores(
+    scores = AttackScores(
         answered=three(1.0, 0.6, 0.6), taken=three(1.0, 0.1, 0.1), auroc=three(0.9, 0.7, 0.8)
     )
     assert scores.best(ALL, [0, 1, 2]) == (2, 0)  # of two that win alike, the better detector
@@ -140,7 +148,7 @@ def test_only_translations_that_the_model_knows_are_attacks(planted: tuple) -> N
 def test_a_maximum_over_many_chance_texts_is_not_held_up() -> None:
     tower = Tower()
     one = samples(tower, count=12)
-    one = replace(one, features=torch.randn(48, DIM))  # pictures of nothing
+    one = replace(one, features=torch.randn(48, DIM))  # images of nothing
     words = [f"word{i}" for i in range(300)]
     tower.known |= {word: torch.randn(DIM) for word in words}
     search = kind(run(tower, one, lambda rows: rows, vocabulary=words), "prompt search")
@@ -165,7 +173,7 @@ def test_vectors_find_what_the_name_no_longer_finds() -> None:
 
 def test_vectors_stay_in_the_span_of_the_texts() -> None:
     one = samples(Tower())
-    target = Target(one, lambda rows: rows, "cat")
+    target = AttackedClass(one, lambda rows: rows, "cat")
     seen: list[Tensor] = []
     target._measure = lambda model, tests: seen.extend(w for _, _, w in tests)
     span = torch.randn(3, DIM)
@@ -190,7 +198,7 @@ def test_a_mix_of_texts_is_a_ridge_on_their_weights() -> None:
     torch.testing.assert_close(_goal(root, covariance, gap), F.normalize(weights @ texts, dim=0))
 
 
-def test_vectors_of_pictures_of_nothing_find_nothing() -> None:
+def test_vectors_of_images_of_nothing_find_nothing() -> None:
     one = replace(samples(Tower()), features=torch.randn(80, DIM))
     vector = kind(run(Tower(), one), "any vector")
     assert abs(vector.held_out.auroc - 0.5) < 0.2
@@ -201,8 +209,8 @@ def test_an_edit_of_the_texts_edits_every_text_tried(planted: tuple) -> None:
     tower, one, _ = planted
     edit = nullspace(one.classes.select(["cat"]), one.classes.drop(["cat"]), "mean", side="text")
     result = run(tower, one, edit, synonyms={"cat": ["kitty", "tabby"]})
-    target = Target(one, edit, "cat")
-    torch.testing.assert_close(target.models[0].pictures, target.models[1].pictures)
+    target = AttackedClass(one, edit, "cat")
+    torch.testing.assert_close(target.models[0].images, target.models[1].images)
     row = F.normalize(tower(["tabby"]))
     assert (edit(row) - row).norm() > 0.1
     torch.testing.assert_close(target.models[1].unit(row), F.normalize(edit(row)))
@@ -215,7 +223,7 @@ def test_a_text_equal_to_a_rival_wins_nothing() -> None:
     one = samples(Tower())
     dog, aside = one.texts[1], torch.eye(DIM)[20]
     one = replace(one, features=2 * (dog + 0.1 * aside).repeat(80, 1))  # all look like dogs
-    target = Target(one, lambda rows: rows, "cat")
+    target = AttackedClass(one, lambda rows: rows, "cat")
     for more in (0.0, 5e-6):  # as rounded in another batch; a cosine larger by 5e-7
         row = F.normalize(dog + more * aside, dim=0)
         assert target.text("dog", row).before.answered == 0
@@ -232,7 +240,7 @@ def test_aurocs_are_those_of_scikit_learn_ties_and_all() -> None:
 
 def test_halves_are_even_and_the_best_is_of_those_allowed() -> None:
     one = samples(Tower(), count=9)
-    target = Target(one, lambda rows: rows, "cat")
+    target = AttackedClass(one, lambda rows: rows, "cat")
     for label in range(4):
         assert sorted(int((target.half[one.labels == label] == h).sum()) for h in HALVES) == [4, 5]
     scores = target.scores(target.models[0], one.texts)
@@ -240,7 +248,7 @@ def test_halves_are_even_and_the_best_is_of_those_allowed() -> None:
     assert 0 not in scores.best(ALL, [1, 3])
 
 
-def test_a_class_with_few_pictures_is_not_cross_fitted(planted: tuple) -> None:
+def test_a_class_with_few_images_is_not_cross_fitted(planted: tuple) -> None:
     tower, one, _ = planted
     few = one.take(torch.cat([torch.arange(3), torch.arange(20, 80)]))
     result = run(tower, few)
@@ -249,15 +257,15 @@ def test_a_class_with_few_pictures_is_not_cross_fitted(planted: tuple) -> None:
     assert kind(result, "synonym").strongest.after.answered.n == 3
     lead = section.page(result).lead
     assert "that takes 4 of the class" in lead
-    assert "half of the pictures finds" not in lead
+    assert "half of the images finds" not in lead
     assert "n/a" not in lead
 
 
 def test_a_class_that_no_attack_can_be_judged_on_is_told_and_not_refused(planted: tuple) -> None:
     tower, one, _ = planted
     for some, why in (
-        (one.take(one.labels > 0), "“cat” was not attacked: there is no picture of it."),
-        (one.take(one.labels < 1), "there is no picture of another class."),
+        (one.take(one.labels > 0), "“cat” was not attacked: there is no image of it."),
+        (one.take(one.labels < 1), "there is no image of another class."),
     ):
         result = run(tower, some)
         assert result.attacks == ()
@@ -270,7 +278,7 @@ def test_page_tells_the_numbers_and_json_holds_them(planted: tuple) -> None:
     page = section.page(result)
     assert isinstance(page, Page)
     assert (
-        "“cat” finds 100.0\u00a0% of its 20 pictures before the edit and 0.0\u00a0% after"
+        "“cat” finds 100.0\u00a0% of its 20 images before the edit and 0.0\u00a0% after"
         in page.lead
     )
     assert "“kitty” (synonym), finds 100.0\u00a0%" in page.lead

@@ -57,15 +57,15 @@ def tokens(name: str, model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", VITS)
 def test_positions_are_the_tokens_of_the_real_pass(name: str, setting: Callable) -> None:
     s = setting(name)
-    grid, pooled = patch_features(s.model, s.preprocess, s.pictures, batch_size=4)
+    grid, pooled = patch_features(s.model, s.preprocess, s.images, batch_size=4)
     with torch.no_grad():
-        batch = pixels(s.model, s.preprocess, s.pictures.paths)
+        batch = pixels(s.model, s.preprocess, s.images.paths)
         want = tokens(name, s.model, batch)
     assert grid.shape[1:3] == (
         (4, 2) if "square" in name else (math.isqrt(grid[0, ..., 0].numel()),) * 2
     )
     torch.testing.assert_close(grid.flatten(1, 2), want[:, 1:])
-    torch.testing.assert_close(pooled, image_features(s.model, s.preprocess, s.pictures))
+    torch.testing.assert_close(pooled, image_features(s.model, s.preprocess, s.images))
     assert grid.flatten(1, 2).std(dim=1).min() > 1e-4  # positions differ
 
 
@@ -76,7 +76,7 @@ def test_the_pooled_feature_by_hand_is_the_models(name: str, setting: Callable) 
     handle = tower.site.register_forward_hook(
         lambda _, args, output: seen.append(tower.project(args[0] if tower.of_input else output))
     )
-    real = image_features(s.model, s.preprocess, s.pictures)
+    real = image_features(s.model, s.preprocess, s.images)
     handle.remove()
     assert off_by(seen[0][1], real) < 1e-5
 
@@ -91,7 +91,7 @@ def test_a_pool_that_looks_everywhere_alike_gives_the_mean_of_the_positions(
         for parameter in (pool.q_proj.weight, pool.q_proj.bias):
             parameter.zero_()
         pool.positional_embedding[0] = pool.positional_embedding[1:].mean(dim=0)
-    grid, pooled = patch_features(s.model, s.preprocess, s.pictures)
+    grid, pooled = patch_features(s.model, s.preprocess, s.images)
     assert off_by(grid.flatten(1, 2).mean(dim=1), pooled) < 1e-5
 
 
@@ -100,7 +100,7 @@ def test_another_feature_than_by_hand_is_an_error(setting: Callable) -> None:
     real = s.model.encode_image
     s.model.encode_image = lambda batch: 1.1 * real(batch)
     with pytest.raises(RuntimeError, match="feature that its last layer gives by hand"):
-        patch_features(s.model, s.preprocess, s.pictures)
+        patch_features(s.model, s.preprocess, s.images)
     assert not s.model.visual.transformer._forward_hooks
 
 
@@ -108,7 +108,7 @@ def test_gradients_of_attention_are_those_of_autograd(setting: Callable) -> None
     s = setting("CLIPModel")
     model = s.model
     model.set_attn_implementation("eager")
-    batch = pixels(model, s.preprocess, s.pictures.paths)
+    batch = pixels(model, s.preprocess, s.images.paths)
     text = torch.randn(families.WIDTH)
     out = model.vision_model(pixel_values=batch, output_attentions=True)
     logit = (model.visual_projection(out.pooler_output) @ text).sum()
@@ -118,7 +118,7 @@ def test_gradients_of_attention_are_those_of_autograd(setting: Callable) -> None
         rolled = rolled + (weights * grad).relu().mean(dim=1) @ rolled
     want = rolled[:, 0, 1:].detach()
     model.set_attn_implementation("sdpa")
-    (got,) = attention_maps(model, s.preprocess, s.pictures, [lambda z, _: z @ text], batch_size=4)
+    (got,) = attention_maps(model, s.preprocess, s.images, [lambda z, _: z @ text], batch_size=4)
     torch.testing.assert_close(got.flatten(1), want)
     assert want.amax() > 1e-4
 
@@ -134,7 +134,7 @@ def test_attention_is_the_same_in_the_layouts_of_both_packages(setting: Callable
     other.visual.load_state_dict(s.model.visual.state_dict())
     text = torch.randn(families.WIDTH)
     one, two = (
-        attention_maps(m, s.preprocess, s.pictures, [lambda z, _: z @ text])[0]
+        attention_maps(m, s.preprocess, s.images, [lambda z, _: z @ text])[0]
         for m in (s.model, other)
     )
     torch.testing.assert_close(one, two)
@@ -143,7 +143,7 @@ def test_attention_is_the_same_in_the_layouts_of_both_packages(setting: Callable
 def test_an_averaged_tower_attends_from_every_position(setting: Callable) -> None:
     s = setting("open_clip, average")
     del s.model.visual.transformer.resblocks[0]  # in the last layer nothing asks the class token
-    (got,) = attention_maps(s.model, s.preprocess, s.pictures, [lambda z, _: z[:, 0]])
+    (got,) = attention_maps(s.model, s.preprocess, s.images, [lambda z, _: z[:, 0]])
     assert got.amax() > 1e-4
 
 
@@ -152,7 +152,7 @@ def test_what_the_pool_attends_to_adds_up_to_the_score(setting: Callable) -> Non
     pool, seen = s.model.visual.attnpool, []
     handle = pool.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
     with torch.no_grad():
-        z = s.model.encode_image(pixels(s.model, s.preprocess, s.pictures.paths))
+        z = s.model.encode_image(pixels(s.model, s.preprocess, s.images.paths))
     handle.remove()
     text = torch.randn(families.WIDTH)
     flow = _grad_times_attention(pool, _pool_tokens(pool, seen[0][0]), text.expand(6, 1, -1))
@@ -162,10 +162,10 @@ def test_what_the_pool_attends_to_adds_up_to_the_score(setting: Callable) -> Non
 def test_frozen_parameters_are_no_hindrance(setting: Callable) -> None:
     s = setting("open_clip")
     text = torch.randn(families.WIDTH)
-    want = attention_maps(s.model, s.preprocess, s.pictures, [lambda z, _: z @ text])
+    want = attention_maps(s.model, s.preprocess, s.images, [lambda z, _: z @ text])
     s.model.requires_grad_(False)
     with torch.inference_mode():
-        got = attention_maps(s.model, s.preprocess, s.pictures, [lambda z, _: z @ text])
+        got = attention_maps(s.model, s.preprocess, s.images, [lambda z, _: z @ text])
     torch.testing.assert_close(got, want)
 
 

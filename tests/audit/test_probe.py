@@ -62,7 +62,7 @@ def test_folds_spread_every_class_and_change_with_nothing_but_order() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "why"),
-    [([0, 1, 1, 1], "a single picture"), ([1] * 4, "no picture"), ([0] * 4, "no other class")],
+    [([0, 1, 1, 1], "a single image"), ([1] * 4, "no image"), ([0] * 4, "no other class")],
 )
 def test_probe_is_nan_where_it_cannot_be_measured(labels: list[int], why: str) -> None:
     wanted = torch.tensor([0])

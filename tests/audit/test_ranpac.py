@@ -101,12 +101,12 @@ def test_random_features_see_what_no_linear_probe_sees() -> None:
     assert (head.predict(x[300:]) == y[300:]).double().mean() > 0.95
 
 
-def test_forgetting_refuses_other_pictures_and_then_changes_nothing() -> None:
+def test_forgetting_refuses_other_images_and_then_changes_nothing() -> None:
     x, y = _data(30, 4, 3)
     head = RanPAC.fit(x, y, ["a", "b", "c"], width=20)
     before = head.scores(x)
     for features, why in (
-        (x[y == 1][1:], "the 10 pictures of 'b' that were taken in, got 9"),
+        (x[y == 1][1:], "the 10 images of 'b' that were taken in, got 9"),
         (x[y == 0], "got others"),
         (x[y == 1].bfloat16(), "got others"),
     ):

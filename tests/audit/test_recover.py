@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipproj import Embeddings, Projector
 from clipproj.audit import stats
-from clipproj.audit.recover import PROBES, Found, RecoverResult, recover
+from clipproj.audit.recover import PROBES, ProbeResult, RecoverResult, recover
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import share
 from clipproj.report.sections import recover as section
@@ -23,7 +23,7 @@ NAMES = ("cat", "dog", "car")
 def _samples(
     per_class: int = 30, look: float = 1.0, near: float = 0.4, noise: float = 0.1
 ) -> Samples:
-    """Axis i is the text of class i, axis 3 + i what else its pictures share.
+    """Axis i is the text of class i, axis 3 + i what else its images share.
 
     They are a little like the next class too, which takes them over once the text is gone.
     """
@@ -94,7 +94,7 @@ def test_an_edit_of_texts_changes_no_probe_and_the_page_says_so() -> None:
         assert one.before == one.after == one.old
         assert one.alarms_before == one.alarms_after
     assert result.zero_shot_after < result.zero_shot_before
-    assert "no picture’s feature changes" in section.lead(result)
+    assert "no image’s feature changes" in section.lead(result)
 
 
 def test_the_owner_of_a_probe_forgets_exactly() -> None:
@@ -112,10 +112,10 @@ def test_what_cannot_be_measured_is_told() -> None:
     result = recover(samples.take(rows), CAT, ["cat"])
     assert result.probes == ()
     assert result.removal is None
-    assert "a single picture" in section.page(result).lead
+    assert "a single image" in section.page(result).lead
     none = recover(samples.take(rows[1:]), CAT, ["cat"])
     assert math.isnan(none.zero_shot_after)
-    assert "no picture of a forgotten class" in section.lead(none)
+    assert "no image of a forgotten class" in section.lead(none)
     assert stats.plain(none)["zero_shot_after"]["value"] is None
 
 
@@ -152,18 +152,18 @@ def test_what_was_not_measured_has_no_table_without_rows() -> None:
     assert "not measured" in page.lead
 
 
-def test_pictures_of_forgotten_classes_alone_are_told_and_not_probed() -> None:
+def test_images_of_forgotten_classes_alone_are_told_and_not_probed() -> None:
     samples = _samples(12)
     result = recover(samples.take(samples.labels < 2), CAT, ["cat", "dog"])
     assert result.probes == ()
     assert "no other class" in section.lead(result)
 
 
-def test_one_picture_found_is_no_finding() -> None:
+def test_one_image_found_is_no_finding() -> None:
     hit, alarm = share([True, False, False, False]), share([False] * 200)
     none, two = share([False] * 4), share([True, True, False, False])
     assert hit.low > alarm.high
     for after, said in ((hit, False), (two, True)):
-        one = Found("ridge", two, after, none, alarm, alarm, alarm, alarm)
+        one = ProbeResult("ridge", two, after, none, alarm, alarm, alarm, alarm)
         result = RecoverResult(("cat",), "image", two, none, 0.1, (one,), None, "")
         assert ("The information is not gone" in section.lead(result)) == said

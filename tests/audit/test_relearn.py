@@ -1,4 +1,4 @@
-"""Relearn: the curve rises where pictures agree, and stays down where nothing is left."""
+"""Relearn: the curve rises where images agree, and stays down where nothing is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("cat", "dog", "car", "key")
 
 
 def _samples(per_class: int = 40, noise: float = 0.1, seed: int = 0) -> Samples:
-    """Axis i is the text of class i, axis 4 + i what else its pictures share.
+    """Axis i is the text of class i, axis 4 + i what else its images share.
 
     They are a little like the next class too, which takes them over once the text is gone.
     """
@@ -36,7 +36,7 @@ def _samples(per_class: int = 40, noise: float = 0.1, seed: int = 0) -> Samples:
 CAT = Projector(torch.eye(16)[:1])
 
 
-def test_one_picture_is_enough_where_all_are_alike() -> None:
+def test_one_image_is_enough_where_all_are_alike() -> None:
     result = relearn(_samples(), CAT, ["cat"], shots=(1, 4))
     assert result.zero_shot_before == 1
     assert result.zero_shot_after == 0
@@ -57,7 +57,7 @@ def test_one_picture_is_enough_where_all_are_alike() -> None:
     json.dumps(stats.plain(result), allow_nan=False)
 
 
-def test_more_pictures_bring_more_back() -> None:
+def test_more_images_bring_more_back() -> None:
     result = relearn(_samples(80, noise=0.5), CAT, ["cat"], shots=(1, 4, 16), repeats=12, steps=1)
     curve = [float(one.after.alone) for one in result.shots]
     assert curve[0] + 0.05 < curve[1] < curve[2]
@@ -66,7 +66,7 @@ def test_more_pictures_bring_more_back() -> None:
 
 
 class _Erased:
-    """Every picture becomes noise: there is nothing to learn from."""
+    """Every image becomes noise: there is nothing to learn from."""
 
     side = "image"
 
@@ -113,8 +113,8 @@ def test_the_adapter_is_plain_gradient_descent_on_a_matrix() -> None:
     assert result.shots[0].trained.others == pytest.approx(sum(right) / repeats)
 
 
-def test_no_picture_is_asked_about_that_was_learned_from() -> None:
-    # Pictures of nothing: a prototype knows those it is made of and no more.
+def test_no_image_is_asked_about_that_was_learned_from() -> None:
+    # Images of nothing: a prototype knows those it is made of and no more.
     labels = torch.arange(3).repeat_interleave(20)
     texts = Embeddings(torch.eye(64)[:3], NAMES[:3], ("{}",), "planted")
     samples = Samples(torch.randn(60, 64), labels, texts)
@@ -123,7 +123,7 @@ def test_no_picture_is_asked_about_that_was_learned_from() -> None:
     assert one.after.alone.n == 20
 
 
-def test_a_lowered_bar_is_told_apart_from_what_pictures_bring() -> None:
+def test_a_lowered_bar_is_told_apart_from_what_images_bring() -> None:
     turned = Projector(torch.eye(16)[:1], strength=2.0)  # cats are now what is least a cat
     result = relearn(_samples(), turned, ["cat"], shots=(1,), steps=1)
     assert result.lowered_before == 1
@@ -152,13 +152,13 @@ def test_an_edit_of_texts_leaves_the_prototype() -> None:
     assert one.after.with_text <= one.before.with_text
 
 
-def test_few_pictures_are_told_and_not_guessed() -> None:
+def test_few_images_are_told_and_not_guessed() -> None:
     samples = _samples(6)
     few = samples.take(torch.tensor([0, 1, *range(6, 24)]))
     result = relearn(few, CAT, ["cat"], shots=(1,))
     assert math.isnan(result.shots[0].after.alone)
     assert result.shots[0].classes == 0
-    assert "fewer than 3 pictures" in section.page(result).lead
+    assert "fewer than 3 images" in section.page(result).lead
     assert section.page(result).figures == ()
     both = relearn(few, CAT, ["cat", "dog"], shots=(1, 5, 6))
     assert [one.classes for one in both.shots] == [1, 1, 0]
@@ -219,4 +219,4 @@ def test_a_large_class_is_asked_in_part_with_like_numbers(monkeypatch: pytest.Mo
     part = relearn(samples, CAT, ["cat"], shots=(2,), repeats=4).shots[0].trained
     assert part.reached == whole.reached == 1
     assert part.steps == pytest.approx(whole.steps, abs=4)
-    assert part != whole  # fewer pictures were asked
+    assert part != whole  # fewer images were asked

@@ -16,7 +16,7 @@ from PIL import Image
 from towers import ALL, NAMES, Setting, settings
 
 from clipproj import demo, nullspace
-from clipproj.audit.images import Pictures, image_features, load_pictures
+from clipproj.audit.images import Images, image_features, load_images
 from clipproj.audit.patches import (
     attention_maps,
 )  # fmt: skip
@@ -48,15 +48,15 @@ def test_an_erased_text_has_no_heat_anywhere(name: str, side: str, setting: Call
     assert bee.kept < 1e-5
     assert bee.turned < 1e-5
     assert bee.before.n == 2
-    assert result.retained.before.n == 4
-    assert result.retained.kept > 0.3
-    assert result.retained.attended > 0.3
+    assert result.kept.before.n == 4
+    assert result.kept.kept > 0.3
+    assert result.kept.attended > 0.3
     assert {heat.name for heat in result.neighbours} == {"ant", "cow"}
     by_text = [
         lambda z, i: (z * one.texts[1]).sum(dim=1),
         lambda z, i: (Projector(one.texts[1:2])(z) * one.texts[1]).sum(dim=1),
     ]
-    before, after = attention_maps(s.model, s.preprocess, s.pictures, by_text, batch_size=4)
+    before, after = attention_maps(s.model, s.preprocess, s.images, by_text, batch_size=4)
     assert before.shape == (6, *result.grid)
     assert before.amax() > 1e-4
     assert after.amax() < 1e-5 * before.amax()
@@ -78,7 +78,7 @@ def test_heat_is_what_the_edit_leaves_and_what_it_turns(setting: Callable) -> No
             assert bee.turned == pytest.approx(0, abs=1e-5)
         assert math.isnan(bee.attended)
     unchanged = relevance(one, lambda rows: rows, ["bee"], s.model, s.preprocess)
-    assert unchanged.retained.correlation == pytest.approx(1)
+    assert unchanged.kept.correlation == pytest.approx(1)
     assert unchanged.forgotten[0].answered_before == unchanged.forgotten[0].answered_after
 
 
@@ -92,14 +92,14 @@ def test_the_model_is_left_as_it_was(name: str, setting: Callable) -> None:
     before = {key: value.clone() for key, value in s.model.state_dict().items()}
 
     def breaks(*args: Any, **kwargs: Any) -> Any:
-        raise OSError("no more pictures")
+        raise OSError("no more images")
 
     edit = Projector(one.texts[:1])
     relevance(one, edit, ["ant"], s.model, s.preprocess, attention=True)
-    with pytest.raises(OSError, match="no more pictures"):
+    with pytest.raises(OSError, match="no more images"):
         relevance(one, edit, ["ant"], s.model, breaks, attention=True)
-    with pytest.raises(OSError, match="no more pictures"):
-        attention_maps(s.model, breaks, s.pictures, [lambda z, _: z[:, 0]])
+    with pytest.raises(OSError, match="no more images"):
+        attention_maps(s.model, breaks, s.images, [lambda z, _: z[:, 0]])
     assert [module.training for module in s.model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in s.model.modules())
     assert all(parameter.grad is None for parameter in s.model.parameters())
@@ -120,7 +120,7 @@ def test_relevance_refuses(setting: Callable) -> None:
     other = Samples(1.1 * one.features, one.labels, one.classes, paths=one.paths)
     for text, options in (
         ("paths, got features without", {"samples": without}),
-        ("must have a picture, got none", {"samples": one.take(one.labels < 0)}),
+        ("must have an image, got none", {"samples": one.take(one.labels < 0)}),
         ("forget must be some of the", {"forget": NAMES}),
         ("close: 'ant'", {"forget": ["aunt"]}),
         ("per_class must be at least 1", {"per_class": 0}),
@@ -146,11 +146,11 @@ def test_shares_and_correlations_by_hand() -> None:
 @pytest.fixture(scope="module")
 def embedded() -> tuple[Loaded, Samples]:
     loaded = load_model()
-    found = load_pictures(demo.pictures_dir())
+    found = load_images(demo.pictures_dir())
     names = ("cat", "dog", "house", "tiger")
     keep = [i for i in range(len(found)) if found.classes[found.labels[i]] in names]
     labels = [names.index(found.classes[found.labels[i]]) for i in keep]
-    some = Pictures(tuple(found.paths[i] for i in keep), torch.tensor(labels), names)
+    some = Images(tuple(found.paths[i] for i in keep), torch.tensor(labels), names)
     features = image_features(loaded.model, loaded.preprocess, some)
     templates = ["a photo of a {}."]
     classes = embed_classes(loaded.model, loaded.tokenizer, found.classes, templates)
@@ -166,12 +166,12 @@ def test_the_embedded_model_loses_the_cat_and_keeps_the_others(embedded: tuple) 
     )
     (cat,) = result.forgotten
     assert result.grid == (2, 2)
-    assert result.pictures == 20
+    assert result.images == 20
     assert cat.answered_before > 0.5 > cat.answered_after
     assert max(cat.kept, cat.apart, cat.attended) < 0.2
     assert cat.turned > 0.1
-    assert result.retained.correlation > 0.85
-    assert min(result.retained.apart, result.retained.attended) > 0.7
+    assert result.kept.correlation > 0.85
+    assert min(result.kept.apart, result.kept.attended) > 0.7
     page = section.page(result)
     assert "turned against them" in page.lead
     assert page.tables[0].rows[0][0] == "cat"
@@ -180,7 +180,7 @@ def test_the_embedded_model_loses_the_cat_and_keeps_the_others(embedded: tuple) 
     assert Image.open(io.BytesIO(data)).size == (3 * 116, len(result.drawn) * 116)
     assert result.drawn[:2] == ("cat", "cat")
     # what the model sees, heat before, and none of it after
-    seen, before, after = result.picture[:116].float().split(116, dim=1)
+    seen, before, after = result.image[:116].float().split(116, dim=1)
     colour = [float((one.amax(dim=2) - one.amin(dim=2)).mean()) for one in (before, after)]
     assert colour[0] > 20 > 5 > colour[1]
     assert seen.std() > 10
@@ -195,10 +195,10 @@ def test_nothing_is_drawn_when_nothing_is_asked_for(embedded: tuple) -> None:
     assert len(section.page(result).tables[0].columns) == 9
 
 
-def test_a_forgotten_class_without_pictures_is_told_and_has_no_map(setting: Callable) -> None:
+def test_a_forgotten_class_without_images_is_told_and_has_no_map(setting: Callable) -> None:
     s = setting("open_clip")
     one = s.samples()
     some = one.take(one.labels > 0)
     result = relevance(some, Projector(one.texts[:1]), [NAMES[0], NAMES[1]], s.model, s.preprocess)
     assert [heat.name for heat in result.forgotten] == [NAMES[1]]
-    assert f"There is no picture of “{NAMES[0]}”, so no map." in section.page(result).lead
+    assert f"There is no image of “{NAMES[0]}”, so no map." in section.page(result).lead

@@ -30,7 +30,7 @@ def samples_of(features: Tensor, labels: list[int] | Tensor, texts: Tensor) -> S
 
 
 def noisy(per_class: int = 12, spread: float = 0.6, cone: float = 2.0) -> Samples:
-    """A narrow cone of texts, as CLIP's, and pictures about them, of different lengths."""
+    """A narrow cone of texts, as CLIP's, and images about them, of different lengths."""
     texts = F.normalize(torch.randn(8, 32) + cone * torch.randn(32), dim=1)
     labels = torch.arange(8).repeat_interleave(per_class)
     features = 5 * texts[labels] + spread * torch.randn(len(labels), 32)
@@ -47,38 +47,38 @@ def swapped(p: Projector) -> Projector:
 
 
 def test_search_by_hand() -> None:
-    pictures = torch.tensor([[4.0, 0], [3, 1], [2, 0], [1, 0], [0, 0]], dtype=torch.float64)
+    images = torch.tensor([[4.0, 0], [3, 1], [2, 0], [1, 0], [0, 0]], dtype=torch.float64)
     texts = torch.eye(3, 2, dtype=torch.float64)[[1, 1, 0]]  # the first two are one
     labels = torch.tensor([2, 0, 2, 1, 2])
-    got = search(pictures, texts, labels, CAT, [1, 2, 10])
+    got = search(images, texts, labels, CAT, [1, 2, 10])
     # by the text of cat: 4, 3, 2, 1, 0, of which the first, third and last are cats
-    assert got.pictures_recall["forgotten"] == pytest.approx({1: 1 / 3, 2: 1 / 3, 5: 1.0})
-    assert got.pictures_precision["forgotten"] == pytest.approx({1: 1.0, 2: 0.5, 5: 0.6})
-    assert got.pictures_recall["forgotten"][1].n == 3
+    assert got.images_recall["forgotten"] == pytest.approx({1: 1 / 3, 2: 1 / 3, 5: 1.0})
+    assert got.images_precision["forgotten"] == pytest.approx({1: 1.0, 2: 0.5, 5: 0.6})
+    assert got.images_recall["forgotten"][1].n == 3
     # of the cats two have their text first; the row of zeros finds nothing at any k
     assert got.texts_recall["forgotten"] == pytest.approx({1: 2 / 3, 2: 2 / 3, 3: 2 / 3})
 
 
 def test_search_of_several_classes_is_a_mean_over_them() -> None:
-    pictures = torch.tensor([[4.0, 0], [3, 1], [2, 0], [0, 1]], dtype=torch.float64)
+    images = torch.tensor([[4.0, 0], [3, 1], [2, 0], [0, 1]], dtype=torch.float64)
     got = search(
-        pictures, torch.eye(2, dtype=torch.float64), torch.tensor([0, 0, 0, 1]),
+        images, torch.eye(2, dtype=torch.float64), torch.tensor([0, 0, 0, 1]),
         {"forgotten": torch.tensor([0, 1])}, [2],
     )  # fmt: skip
     # text 0 finds two of its three; text 1 finds its one and one of text 0
-    assert got.pictures_recall["forgotten"] == pytest.approx({2: 5 / 6})
-    assert got.pictures_precision["forgotten"] == {2: 0.75}
-    assert got.pictures_recall["forgotten"][2].n == 2  # classes
-    assert got.texts_recall["forgotten"][2].n == 4  # pictures
+    assert got.images_recall["forgotten"] == pytest.approx({2: 5 / 6})
+    assert got.images_precision["forgotten"] == {2: 0.75}
+    assert got.images_recall["forgotten"][2].n == 2  # classes
+    assert got.texts_recall["forgotten"][2].n == 4  # images
 
 
 def test_equal_scores_count_as_in_random_order_wherever_they_stand() -> None:
-    pictures = torch.ones(10, 2, dtype=torch.float64)
+    images = torch.ones(10, 2, dtype=torch.float64)
     texts = torch.ones(3, 2, dtype=torch.float64)
     for labels in (torch.tensor([2, 2] + [0] * 8), torch.tensor([0] * 8 + [2, 2])):
-        got = search(pictures, texts, labels, CAT, [1, 5])
-        assert got.pictures_recall["forgotten"] == pytest.approx({1: 0.1, 5: 0.5})
-        assert got.pictures_precision["forgotten"] == pytest.approx({1: 0.2, 5: 0.2})
+        got = search(images, texts, labels, CAT, [1, 5])
+        assert got.images_recall["forgotten"] == pytest.approx({1: 0.1, 5: 0.5})
+        assert got.images_precision["forgotten"] == pytest.approx({1: 0.2, 5: 0.2})
         assert got.texts_recall["forgotten"] == pytest.approx({1: 1 / 3, 3: 1.0})
 
 
@@ -92,7 +92,7 @@ def test_both_sides_are_one_edit_where_lengths_stay() -> None:
     assert found(result, "image", False) == found(result, "text", False)
     # a query's own length never counts
     assert found(result, "image", True).texts_recall == found(result, "image", False).texts_recall
-    text = [found(result, "text", again).pictures_recall for again in (True, False)]
+    text = [found(result, "text", again).images_recall for again in (True, False)]
     assert text[0] == text[1]
     assert retrieval(samples, edit.T, ["cat"]).after[1].search == found(result, "image", False)
 
@@ -112,12 +112,12 @@ def test_an_edit_of_the_texts_vanishes_when_it_is_normalised_again() -> None:
     (told,) = section.warnings(result)
     assert "undoes most of this edit on the text side" in told
     # and search by text never saw it: one text ranks by order alone
-    recall = found(result, "text", False).pictures_recall["forgotten"]
-    assert recall == result.before.pictures_recall["forgotten"]
+    recall = found(result, "text", False).images_recall["forgotten"]
+    assert recall == result.before.images_recall["forgotten"]
     assert "can still be searched with" in section.page(result).lead
 
 
-def test_a_text_that_keeps_its_direction_is_told_however_few_pictures_there_are() -> None:
+def test_a_text_that_keeps_its_direction_is_told_however_few_images_there_are() -> None:
     samples = noisy(per_class=1)
     partial = nullspace(samples.classes.select(["cat"]), contrast="none", strength=0.5)
     (told,) = section.warnings(retrieval(samples, partial, ["cat"]))
@@ -163,8 +163,8 @@ def test_the_forgotten_texts_themselves_cannot_tell_the_side() -> None:
 
 def test_a_redirect_leaves_a_long_text_and_is_not_called_swapped() -> None:
     texts = torch.eye(8)
-    pictures = texts[[2, 2, 3]] + 0.2 * texts[0] + 0.1 * texts[3]
-    samples = samples_of(pictures, [2, 2, 3], texts)
+    images = texts[[2, 2, 3]] + 0.2 * texts[0] + 0.1 * texts[3]
+    samples = samples_of(images, [2, 2, 3], texts)
     cat, dog = texts[2:3], texts[3:4]
     redirect = Projector(cat - dog, cat)  # <z', cat> = <z, dog>
     assert wrong_side(redirect, cat).wrong  # its text alone cannot tell it from an erasure
@@ -199,16 +199,16 @@ def test_strong_oblique_edits_do_not_warn_again() -> None:
         retrieval(samples, edit, ["cat"])
 
 
-def test_small_indexes_and_classes_without_pictures() -> None:
+def test_small_indexes_and_classes_without_images() -> None:
     samples = samples_of(torch.eye(4)[[0, 2, 3]], [0, 2, 3], torch.eye(4))
     result = retrieval(samples, lambda z: z, ["cat"])
-    assert list(result.before.pictures_recall["forgotten"]) == [1, 3]
+    assert list(result.before.images_recall["forgotten"]) == [1, 3]
     assert list(result.before.texts_recall["forgotten"]) == [1, 4]
-    assert result.before.pictures_recall["forgotten"][1] == 1
+    assert result.before.images_recall["forgotten"][1] == 1
     assert "others" not in result.before.texts_recall
     nobody = retrieval(samples, lambda z: z, ["bee"])
     assert math.isnan(nobody.before.texts_recall["forgotten"][1])
-    assert math.isnan(nobody.before.pictures_recall["forgotten"][1])
+    assert math.isnan(nobody.before.images_recall["forgotten"][1])
     assert "not measured" in section.page(nobody).lead
     empty = samples.take(torch.zeros(3, dtype=torch.bool))
     assert retrieval(empty, lambda z: z, ["bee"]).before.texts_recall["forgotten"][1].n == 0

@@ -91,7 +91,7 @@ def test_on_real_features_mixtures_see_what_whole_texts_do_not() -> None:
     row = {int(c): i for i, c in enumerate(pets["text_class"])}
     own = np.isin(pets["label"], list(row))
     labels = torch.tensor([row[int(label)] for label in pets["label"][own]])
-    pictures = Samples(torch.from_numpy(pets["image"][own]), labels, classes)
+    images = Samples(torch.from_numpy(pets["image"][own]), labels, classes)
     forget = classes.select(classes.names[::2][:10])
     near = (generic.tensor @ forget.tensor.T).amax(dim=1) > 0.97
     generic = generic.drop([generic.names[i] for i in near.nonzero().flatten().tolist()])
@@ -99,10 +99,10 @@ def test_on_real_features_mixtures_see_what_whole_texts_do_not() -> None:
     edit = nullspace(forget, generic, "mean").scaled(1.5)
     mixed = stand_ins(forget, generic)
     lost = []
-    for samples in (pictures, mixed):
+    for samples in (images, mixed):
         seen = compare(samples, samples.edited(edit), forget.names, probe=False)
         assert seen.after.found < 0.2
-        lost.append(seen.before.retain - seen.after.retain)
+        lost.append(seen.before.keep - seen.after.keep)
     assert min(lost) > 0.05
     whole = Samples(generic.tensor, torch.arange(len(generic)), generic)
     blind = whole.edited(edit).correct().float().mean()
@@ -110,6 +110,6 @@ def test_on_real_features_mixtures_see_what_whole_texts_do_not() -> None:
 
     kept = classes.drop(forget.names)
     gentle = nullspace(forget, kept, "hull")
-    seen = compare(pictures, pictures.edited(gentle), forget.names, probe=False)
+    seen = compare(images, images.edited(gentle), forget.names, probe=False)
     assert (seen.after.found, found(stand_ins(forget, kept), gentle, forget)) == (0, 0)
-    assert seen.before.retain - seen.after.retain < 0.05
+    assert seen.before.keep - seen.after.keep < 0.05

@@ -124,7 +124,7 @@ def test_text_side_without_its_length_and_with_it() -> None:
     assert (kept.after["forgotten"].recall, short.after["forgotten"].recall) == (1.0, 0.0)
 
 
-def test_classes_without_pictures_one_picture_and_zero_rows() -> None:
+def test_classes_without_images_one_image_and_zero_rows() -> None:
     features = torch.eye(8)[[0, 0, 2, 3]]
     features[1] = 0  # scores 0 with everything
     result = tagging(samples_of(features, [0, 0, 2, 3]), lambda rows: rows, ["cat", "hen"])
@@ -166,7 +166,7 @@ def test_result_is_json_and_a_page() -> None:
     assert "“cat”" in page.lead
 
 
-def test_no_tag_comes_back_because_half_of_all_pictures_are_its_own() -> None:
+def test_no_tag_comes_back_because_half_of_all_images_are_its_own() -> None:
     """Tagging everything has an F1 of 2/3 there: that is no order kept."""
     features = torch.eye(8)[[2] * 12 + [3] * 12] + 0.02 * torch.randn(24, 8)
     samples = samples_of(features, [2] * 12 + [3] * 12)
@@ -177,8 +177,8 @@ def test_no_tag_comes_back_because_half_of_all_pictures_are_its_own() -> None:
     assert "brings most of the tag back" not in section.lead(result)
 
 
-def test_pictures_of_forgotten_classes_alone_are_told_from_nothing() -> None:
+def test_images_of_forgotten_classes_alone_are_told_from_nothing() -> None:
     result = tagging(samples_of(torch.eye(8)[[2, 2]], [2, 2]), lambda rows: rows, ["cat"])
     assert section.lead(result) == (
-        "There are only pictures of “cat”: there is nothing to tell the tag “cat” from."
+        "There are only images of “cat”: there is nothing to tell the tag “cat” from."
     )

@@ -7,7 +7,7 @@ from clipproj.audit.tradeoff import area
 
 
 @pytest.mark.parametrize(
-    ("forget", "retain", "want"),
+    ("forget", "keep", "want"),
     [
         ([1.0, 0.0], [1.0, 1.0], 1.0),  # all forgotten at no cost
         ([1.0, 0.0], [1.0, 0.0], 0.5),  # each share forgotten costs as much
@@ -20,8 +20,8 @@ from clipproj.audit.tradeoff import area
         ([1.0, 0.5, 0.0], [0.8, 0.9, 0.1], 0.5 * 0.85 + 0.5 * 0.5),
     ],
 )
-def test_area_of_known_curves(forget, retain, want):
-    assert area(forget, retain) == pytest.approx(want, abs=1e-12)
+def test_area_of_known_curves(forget, keep, want):
+    assert area(forget, keep) == pytest.approx(want, abs=1e-12)
 
 
 def test_a_fine_curve_has_its_integral():
@@ -36,14 +36,14 @@ def test_takes_measured_numbers_and_gives_a_plain_one():
 
 
 @pytest.mark.parametrize(
-    ("forget", "retain", "match"),
+    ("forget", "keep", "match"),
     [
         ([], [], "one length, at least 1, got 0 and 0"),
         ([0.1], [0.1, 0.2], "got 1 and 2"),
         ([0.1, 1.2], [0.1, 0.2], r"forget must be in \[0, 1\], got 1.2 at index 1"),
-        ([0.1], [float("nan")], r"retain must be in \[0, 1\], got nan at index 0"),
+        ([0.1], [float("nan")], r"keep must be in \[0, 1\], got nan at index 0"),
     ],
 )
-def test_errors_say_what_came(forget, retain, match):
+def test_errors_say_what_came(forget, keep, match):
     with pytest.raises(ValueError, match=f"^area: .*{match}"):
-        area(forget, retain)
+        area(forget, keep)

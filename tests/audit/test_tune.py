@@ -22,7 +22,7 @@ NAMES = tuple(f"class {i}" for i in range(6))
 
 @pytest.fixture
 def case() -> tuple[Samples, Projector]:
-    """Pictures in a cone around their texts: what one strength forgets grows with it."""
+    """Images in a cone around their texts: what one strength forgets grows with it."""
     g = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(6, 32, generator=g) + 1.5, dim=1)
     classes = Embeddings(rows, NAMES, ("{}",), "made up")
@@ -34,16 +34,16 @@ def case() -> tuple[Samples, Projector]:
 
 def test_the_least_strength_that_meets_the_target_is_chosen(case: tuple) -> None:
     samples, p = case
-    tuned = tune(p, samples, forget_at_most=0.05, retain_loss_at_most=0.02, probe=False)
+    tuned = tune(p, samples, forget_at_most=0.05, keep_loss_at_most=0.02, probe=False)
     assert tuned
     assert 0 < tuned.strength < 1
     assert float(tuned.projector.strength) == pytest.approx(tuned.strength)
     assert tuned.projector.read is not None
     for point in tuned.points:
-        meets = point.forget <= 0.05 and tuned.base.retain - point.retain <= 0.02
+        meets = point.forget <= 0.05 and tuned.base.keep - point.keep <= 0.02
         assert meets <= (point.strength >= tuned.strength)  # no weaker one meets it
     measured = evaluate.score(samples.edited(tuned.projector), NAMES[:1])
-    assert (measured.forget, measured.retain) == (tuned.chosen.forget, tuned.chosen.retain)
+    assert (measured.forget, measured.keep) == (tuned.chosen.forget, tuned.chosen.keep)
     assert [p.strength for p in tuned.points] == [round(0.05 * i, 2) for i in range(41)]
     assert 0 < tuned.area <= 1
 
@@ -58,25 +58,25 @@ def test_a_target_out_of_reach_is_not_met_and_said_so(case: tuple) -> None:
     # enough is forgotten from some strength on, but never for free: the cheapest of those
     dear = Projector(samples.classes.tensor[1:2], provenance=p.provenance)
     union = clipproj.union(p, dear)
-    strict = tune(union, samples, forget_at_most=0.05, retain_loss_at_most=0.0, probe=False)
+    strict = tune(union, samples, forget_at_most=0.05, keep_loss_at_most=0.0, probe=False)
     assert not strict
     assert strict.chosen.forget <= 0.05
-    enough = [q.retain for q in strict.points if q.forget <= 0.05]
-    assert strict.chosen.retain == max(enough)
+    enough = [q.keep for q in strict.points if q.forget <= 0.05]
+    assert strict.chosen.keep == max(enough)
 
 
 def test_a_loss_of_just_the_target_meets_it() -> None:
     classes = Embeddings(torch.eye(4)[:3], NAMES[:3], ("{}",), "made up")
-    # 79 of 100 kept pictures stay whatever the strength, 20 are wrong, 1 is lost with the class
+    # 79 of 100 kept images stay whatever the strength, 20 are wrong, 1 is lost with the class
     kept = [[0, 1, 0, 0.0]] * 79 + [[0, 0, 1, 0.0]] * 20 + [[2.0, 2.1, 2.05, 0]]
     features = torch.tensor([[1.0, 0.5, 0, 0]] * 10 + kept)
     labels = torch.tensor([0] * 10 + [1] * 100)
     p = Projector(F.normalize(torch.tensor([[1.0, 0.2, 0, 0]])))
     tuned = tune(
         p, Samples(features, labels, classes), NAMES[:1], forget_at_most=0.0,
-        retain_loss_at_most=0.01, strengths=[1.0], probe=False,
+        keep_loss_at_most=0.01, strengths=[1.0], probe=False,
     )  # fmt: skip
-    assert (tuned.base.retain, tuned.points[1].retain) == (0.8, 0.79)
+    assert (tuned.base.keep, tuned.points[1].keep) == (0.8, 0.79)
     assert tuned
 
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_tuned_is_refused(case: tuple) -> None:
     kept = samples.take(samples.labels != 0)
     for change, text in (
         ({"forget_at_most": 1.5}, "forget_at_most must be a share"),
-        ({"retain_loss_at_most": math.nan}, "retain_loss_at_most must be a share"),
+        ({"keep_loss_at_most": math.nan}, "keep_loss_at_most must be a share"),
         ({"forget": ["cta"]}, "names must be among"),
         ({"projector": bare}, "forget must name classes"),
         ({"samples": kept}, "a forgotten class"),
@@ -119,7 +119,7 @@ def test_what_cannot_be_tuned_is_refused(case: tuple) -> None:
             tune(**({"projector": p, "samples": samples} | change))
 
 
-def test_prompts_stand_in_for_pictures(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_prompts_stand_in_for_images(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tiny")
     loaded = load_model(str(tiny.model(folder / "m", tiny.pictures(folder / "p"))))
     names = ["cat", "dog", "owl"]
@@ -132,7 +132,7 @@ def test_prompts_stand_in_for_pictures(tmp_path_factory: pytest.TempPathFactory)
     assert torch.equal(twice.features[0], twice.features[1])  # a prompt that comes twice
     assert samples.scale == pytest.approx(float(loaded.model.logit_scale.detach().exp()))
     p = nullspace(classes.select(["cat"]), classes.drop(["cat"]))
-    assert tune(p, samples, forget_at_most=0.0, retain_loss_at_most=1.0).met
+    assert tune(p, samples, forget_at_most=0.0, keep_loss_at_most=1.0).met
     other = Embeddings(classes.tensor, classes.names, classes.templates, "other", "f" * 64)
     with pytest.raises(ValueError, match="must be embedded by this model"):
         text_proxies(loaded.model, loaded.tokenizer, other, ["a {}"])

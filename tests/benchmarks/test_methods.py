@@ -33,7 +33,7 @@ LEARNED = ["lip", "pbu", "pbu, synthetic", "jit", "jit, synthetic"]
 
 
 def gap():
-    """The direction that pictures share and texts lack."""
+    """The direction that images share and texts lack."""
     return F.normalize(torch.randn(D, generator=torch.Generator().manual_seed(7)), dim=0)
 
 
@@ -63,7 +63,7 @@ def problem(**changes):
 
 
 def shares(edit, renormalize=True):
-    """Accuracy on the class and on the others, before and after, on pictures not learned from."""
+    """Accuracy on the class and on the others, before and after, on images not learned from."""
     before = samples(2)
     gone = before.of([GONE])
     return [
@@ -84,17 +84,17 @@ def test_image_side_methods_forget_the_class_and_keep_the_others(name):
 
 
 @pytest.mark.parametrize("name", ["lip", "pbu", "jit"])
-def test_image_side_methods_need_no_pictures(name):
+def test_image_side_methods_need_no_images(name):
     had, has, kept, keeps = shares(METHODS[name].make(task(fit=None)))
     assert has <= had - 0.5
     assert keeps >= kept - 0.1
 
 
 @pytest.mark.parametrize("name", ["pbu", "jit"])
-def test_pictures_without_the_class_are_an_error_and_not_replaced(name):
+def test_images_without_the_class_are_an_error_and_not_replaced(name):
     others = samples(1)
     others = others.take(~others.of([GONE]))
-    with pytest.raises(ValueError, match=f"{name}: task.fit must have pictures of what is forgott"):
+    with pytest.raises(ValueError, match=f"{name}: task.fit must have images of what is forgott"):
         METHODS[name].make(task(fit=others))
     assert METHODS[f"{name}, synthetic"].make(task(fit=others)).rank == D
 
@@ -110,7 +110,7 @@ def test_the_seed_decides_and_nothing_else(name, monkeypatch):
     assert not torch.equal(METHODS[name].make(task(seed=1)).matrix, first)
 
 
-def test_made_up_features_are_sure_and_start_at_the_mean_picture():
+def test_made_up_features_are_sure_and_start_at_the_mean_image():
     classes, rows = problem(fit=None)
     assert rows.shape == (64, D)
     assert classes.accuracy(rows) == 1
@@ -118,8 +118,8 @@ def test_made_up_features_are_sure_and_start_at_the_mean_picture():
     assert p.min() >= features.SURE
     assert (rows @ rows.T).mean() < 0.9  # each stops on its way: at the text they would be one
     t = task()
-    near_pictures = features.synthesise(t, classes)
-    assert (near_pictures @ gap()).mean() > (rows @ gap()).mean() + 0.1
+    near_images = features.synthesise(t, classes)
+    assert (near_images @ gap()).mean() > (rows @ gap()).mean() + 0.1
 
 
 def test_a_made_up_feature_that_cannot_be_sure_ends_at_the_text():
@@ -153,7 +153,7 @@ def test_a_smoothing_step_pulls_answers_to_those_of_noisy_copies():
     assert after < before
 
 
-def test_of_a_linear_map_the_ratio_knows_nothing_of_the_picture():
+def test_of_a_linear_map_the_ratio_knows_nothing_of_the_image():
     class Linear:
         def probabilities(self, rows, matrix):
             return rows @ matrix
@@ -244,7 +244,7 @@ def test_tia_forgets_while_texts_are_not_normalised_again_and_else_by_where_the_
         assert has <= 0.1
         assert keeps >= kept - 0.05
     assert shares(far)[1] == 0
-    _, has, kept, keeps = shares(near)  # the empty prompt near every picture takes them all
+    _, has, kept, keeps = shares(near)  # the empty prompt near every image takes them all
     assert has > 0.9
     assert keeps < kept - 0.3
 

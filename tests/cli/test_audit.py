@@ -200,7 +200,7 @@ def case(*labels: int) -> AuditInput:
 def test_a_refusal_is_told() -> None:
     (found,) = suite.audit(case(1, 2), ["tune"], words=kept)  # no picture of a
     page = page_of(found)
-    assert "Not made: tune: samples must hold a picture of a forgotten class" in page.lead
+    assert "Not made: tune: samples must hold an image of a forgotten class" in page.lead
     assert page.title == "Tune"
     (found,) = suite.audit(case(0, 1, 2), ["paraphrase"])
     assert found.refused == "paraphrase: needs the model, features alone embed no prompt"

@@ -43,7 +43,7 @@ def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path:
     out = result.stdout
     assert "Forgetting “cat”" in out
     assert "5 other image classes; nullspace (span contrast), rank 1, strength 1" in out
-    for row in ("“cat” (3 pictures)", "all other classes (15 pictures)", "tall tree", "café",
+    for row in ("“cat” (3 images)", "all other classes (15 pictures)", "tall tree", "café",
                 "linear probe", "cosine", "time of the edit"):  # fmt: skip
         assert row in out
     assert "receipt: image head edited, bit for bit" in out
@@ -123,7 +123,7 @@ def test_what_is_left_out_is_told(
     shutil.copytree(pictures, tmp_path / "shown")
     (tmp_path / "shown" / "cat" / "phone.heic").write_bytes(b"")
     usual[usual.index(str(pictures))] = "shown"
-    said = "load_pictures: left out 1 file of shown: 1 .heic"
+    said = "load_images: left out 1 file of shown: 1 .heic"
     result = run("erase", "cat", *usual)
     assert result.exit_code == 0
     assert result.stderr.startswith(f"note: {said}")

@@ -77,7 +77,7 @@ def test_features_of_a_file(run: Run, usual: list[str]) -> None:
     assert again.exit_code == 0, again.stdout
     one, other = (json.loads(r.stdout)["Methods compared"]["trials"]["ccup"]["cat"]
                   for r in (first, again))  # fmt: skip
-    for key in ("forget", "retain", "probe", "ranpac", "cosine", "precision", "area"):
+    for key in ("forget", "keep", "probe", "ranpac", "cosine", "precision", "area"):
         assert one[key] == other[key]
     assert "prompt" in one
     assert "prompt" not in other  # there is no model to embed one
@@ -117,7 +117,7 @@ def test_lip_s_protocol(run: Run, usual: list[str], pictures: Path) -> None:
 
     def accuracies(trial: dict) -> Accuracies:
         others = {name: one["value"] for name, one in trial["elsewhere"].items()}
-        return Accuracies(trial["forget"]["value"], trial["retain"]["value"], others)
+        return Accuracies(trial["forget"]["value"], trial["keep"]["value"], others)
 
     want = score(accuracies(trials[BASE][gone]), accuracies(trials["ccup"][gone])).value
     (table,) = [t for t in cars["pages"][0]["tables"] if t["columns"][0] == "method"]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import WRITTEN
 
 from clipproj import Projector, files, load
-from clipproj.audit import Limits, image_features, load_pictures
+from clipproj.audit import Limits, image_features, load_images
 from clipproj.checkpoints.checkpoint import load_model, undo
 from clipproj.checkpoints.state import CONFIG, WEIGHTS, read_edits
 from clipproj.cli.erase import FILES, erase
@@ -39,8 +39,8 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
 def test_the_class_goes_and_the_others_stay(ask: Callable[..., Recipe], method: str) -> None:
     outcome = erase(ask("cat", method=method))
     before, after = outcome.comparison.before, outcome.comparison.after
-    assert (before.forget, before.retain) == (1, 1)
-    assert (after.forget, after.retain, after.neighbours) == (0, 1, 1)
+    assert (before.forget, before.keep) == (1, 1)
+    assert (after.forget, after.keep, after.neighbours) == (0, 1, 1)
     assert after.probe == 1  # erased is the alignment, not the information
     assert outcome.verdict.status == "edited"
     assert outcome.verdict.exact
@@ -81,7 +81,7 @@ def test_open_clip_loads_the_edited_model(
     open_clip.add_model_config(tmp_path / "clipproj-erase.json")
     by_file = open_clip.create_model("clipproj-erase", pretrained=str(request.out / WEIGHTS))
     assert equal(dict(by_file.state_dict()), dict(by_folder.state_dict()))
-    found = load_pictures(pictures)
+    found = load_images(pictures)
     edited = image_features(by_folder, preprocess, found)
     original = load_model(str(model))
     on_the_fly = outcome.projector(image_features(original.model, original.preprocess, found))
@@ -292,7 +292,7 @@ def half_a_picture(folder: Path) -> None:
     [
         (empty, "a folder for each class"),
         (no_class_folders, "a folder for each class"),
-        (an_empty_class, "a class must have pictures, got none in .*cat"),
+        (an_empty_class, "a class must have images, got none in .*cat"),
         (an_unreadable_picture, "broken.png"),
         (half_a_picture, "cannot decode .*0.png"),
     ],
@@ -429,5 +429,5 @@ def test_the_embedded_model_forgets_a_class() -> None:
     before, after = outcome.comparison.before, outcome.comparison.after
     assert before.forget >= 0.75
     assert after.forget == 0
-    assert after.retain >= before.retain - 0.02
+    assert after.keep >= before.keep - 0.02
     assert outcome.comparison.cosine > 0.95

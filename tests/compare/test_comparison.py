@@ -39,7 +39,7 @@ def plain(task: Task) -> Projector:
 
 @dataclass
 class Table:
-    """Sends every picture it was fitted on to its class text, every other to the class's."""
+    """Sends every image it was fitted on to its class text, every other to the class's."""
 
     fit: Samples
     forget: Embeddings
@@ -67,14 +67,14 @@ def test_numbers_of_the_unedited_model_and_of_an_edit_are_those_of_the_audits() 
     edit = plain(Task(data.samples.classes.select(["cat"]), data.samples.classes.drop(["cat"])))
     after = data.samples.edited(edit)
     kept = data.samples.labels != 2
-    assert trial["retain"]["value"] == float(after.correct()[kept].double().mean())
+    assert trial["keep"]["value"] == float(after.correct()[kept].double().mean())
     cosine = F.cosine_similarity(data.samples.features, after.features)[kept].mean()
     assert trial["cosine"]["value"] == pytest.approx(float(cosine), abs=1e-6)
     assert trial["probe"]["value"] > 0.5  # the information stays
     json.dumps(results, allow_nan=False)
 
 
-def test_a_method_that_learns_is_measured_on_pictures_it_has_not_seen() -> None:
+def test_a_method_that_learns_is_measured_on_images_it_has_not_seen() -> None:
     data = TrialData(samples())
 
     def memorise(task: Task) -> Table:
@@ -83,7 +83,7 @@ def test_a_method_that_learns_is_measured_on_pictures_it_has_not_seen() -> None:
 
     learns = ComparedMethod("m", memorise, learns=True)
     trial = run(data, {"m": learns}, ["cat"])["m"]["cat"]
-    assert trial["retain"]["value"] == 0  # measured on seen ones it would be 1
+    assert trial["keep"]["value"] == 0  # measured on seen ones it would be 1
     assert trial["forget"]["value"] == 1
     half = halves(data.samples.labels)
     for label in range(6):
@@ -233,7 +233,7 @@ def test_the_strongest_prompt_is_found() -> None:
 def test_classes_the_model_does_not_know_are_left_out() -> None:
     one = samples(per_class=9)
     labels = one.labels.clone()
-    labels[one.labels == 5] = 4  # fox has no picture, emu's are half foxes
+    labels[one.labels == 5] = 4  # fox has no image, emu's are half foxes
     mixed = Samples(one.features, labels, one.classes)
     assert known_classes(mixed) == NAMES[:5]
     assert known_classes(mixed, 2) == ("ant", "cat")
@@ -246,11 +246,11 @@ def test_a_leaderboard_is_means_over_classes() -> None:
     results = run(TrialData(samples()), {"p": ComparedMethod("p", plain)}, ["ant", "bee", "cat"])
     table = leaderboard.Leaderboard.of(results, {BASE: "as it is", "p": "plain"})
     row = table.rows[1]
-    values = [results["p"][name]["retain"]["value"] for name in ("ant", "bee", "cat")]
-    before = [results[BASE][name]["retain"]["value"] for name in ("ant", "bee", "cat")]
-    assert row.numbers["retain"] == pytest.approx(sum(values) / 3)
-    assert row.numbers["retain_lost"] == pytest.approx((sum(before) - sum(values)) / 3)
-    assert row.numbers["retain"].n == 3
+    values = [results["p"][name]["keep"]["value"] for name in ("ant", "bee", "cat")]
+    before = [results[BASE][name]["keep"]["value"] for name in ("ant", "bee", "cat")]
+    assert row.numbers["keep"] == pytest.approx(sum(values) / 3)
+    assert row.numbers["keep_lost"] == pytest.approx((sum(before) - sum(values)) / 3)
+    assert row.numbers["keep"].n == 3
     one_refused = {"q": {n: {"refused": "no"} if n == "bee" else results["p"][n] for n in
                          ("ant", "bee", "cat")}}  # fmt: skip
     part = leaderboard.Leaderboard.of(results | one_refused, {BASE: "", "p": "", "q": ""})

@@ -24,10 +24,10 @@ def test_reference_numbers_are_consistent(name):
     assert tuple(one.reference) == tuple(BACKBONES)
     for reference, mean in zip(one.reference.values(), MEANS[name], strict=True):
         assert reference.mean == pytest.approx(mean / 100, abs=1e-4)
-        # a share of few pictures is a fraction of their count
-        for accuracy, n in zip(reference.forget, one.pictures, strict=True):
+        # a share of few images is a fraction of their count
+        for accuracy, n in zip(reference.forget, one.images, strict=True):
             assert round(accuracy * n) / n == pytest.approx(accuracy, abs=6e-5)
-        assert abs(reference.retain - reference.full) < 0.005
+        assert abs(reference.keep - reference.full) < 0.005
     assert all(template.count("{}") == 1 for template in one.templates)
 
 
@@ -71,7 +71,7 @@ def test_score_is_the_formula_of_the_paper():
     after = Accuracies(0.15, 0.4, {"a": 0.6, "b": 0.44, "c": 0.9})
     got = score(BEFORE, after)
     assert got.forget == pytest.approx(0.25)
-    assert got.retain == pytest.approx(0.2)
+    assert got.keep == pytest.approx(0.2)
     assert got.others == pytest.approx({"a": 0.25, "b": 0.0, "c": 0.0})  # a gain is no merit
     assert got.value == pytest.approx((0.25 + 0.2 + 0.25) / 5)
     assert got.reason == ""
@@ -85,14 +85,14 @@ def test_score_that_cannot_be_measured_is_nan_and_says_why():
     got = score(unknown, unknown)
     assert math.isnan(got.value)
     assert math.isnan(got.forget)
-    assert got.retain == 0
+    assert got.keep == 0
     assert got.reason == "the class: accuracy 0 before the edit"
     two = Accuracies(0.6, math.nan, {"a": 0.8, "b": 0.0})
     got = score(two, two)
     assert math.isnan(got.value)
     assert got.forget == 1
     assert got.reason == (
-        "retained: not measured; b: accuracy 0 before the edit; needs 3 other data sets, got 2"
+        "kept: not measured; b: accuracy 0 before the edit; needs 3 other data sets, got 2"
     )
 
 

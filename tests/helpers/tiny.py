@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipproj.audit.images import image_features, load_pictures
+from clipproj.audit.images import image_features, load_images
 from clipproj.checkpoints import state
 from clipproj.cli.erase import FILES
 
@@ -43,7 +43,7 @@ def model(folder: Path, shown: Path, seed: int = 0) -> Path:
     """An open_clip folder: random towers, heads that put each picture of `shown` on its text."""
     torch.manual_seed(seed)
     clip = open_clip.CLIP(**CONFIG).eval()
-    found = load_pictures(shown)
+    found = load_images(shown)
     image, text = clip.visual.proj, clip.text_projection
     clip.visual.proj = clip.text_projection = None
     tokens = open_clip.SimpleTokenizer(context_length=16)([f"a {name}" for name in found.classes])

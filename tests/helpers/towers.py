@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from clipproj.audit.images import Pictures, image_features
+from clipproj.audit.images import Images, image_features
 from clipproj.audit.samples import Samples
 from clipproj.models.text import Embeddings
 
@@ -47,13 +47,13 @@ NAMES = ("ant", "bee", "cow")
 class Setting:
     model: nn.Module
     preprocess: Callable[..., Any]
-    pictures: Pictures
+    images: Images
 
     def samples(self) -> Samples:
-        features = image_features(self.model, self.preprocess, self.pictures)
+        features = image_features(self.model, self.preprocess, self.images)
         rows = F.normalize(torch.randn(3, features.shape[1]) + F.normalize(features[[0, 2, 4]]))
         classes = Embeddings(rows, NAMES, ("{}",), "random")
-        return Samples(features, self.pictures.labels, classes, paths=self.pictures.paths)
+        return Samples(features, self.images.labels, classes, paths=self.images.paths)
 
 
 def preprocess_for(model: nn.Module, size: tuple[int, int]) -> Callable[..., Any]:
@@ -90,6 +90,6 @@ def settings(folder: Path) -> Callable[[str], Setting]:
             paths.append(folder / f"{i}.png")
             Image.fromarray(colours).resize((40, 40), Image.Resampling.NEAREST).save(paths[-1])
         labels = torch.tensor([0, 0, 1, 1, 2, 2])
-        return Setting(model, preprocess_for(model, size), Pictures(tuple(paths), labels, NAMES))
+        return Setting(model, preprocess_for(model, size), Images(tuple(paths), labels, NAMES))
 
     return make

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clipproj import Embeddings, demo
-from clipproj.audit import image_features, load_pictures
+from clipproj.audit import image_features, load_images
 from clipproj.checkpoints.checkpoint import load_model
 from clipproj.methods.domains import Cells
 from clipproj.methods.prototypes import feature_prototypes
@@ -253,7 +253,7 @@ STYLES = {
 def test_embedded_model_forgets_a_class_in_the_chosen_domains_and_keeps_it_elsewhere(embedded):
     from clipproj import embed_classes
 
-    pictures = load_pictures(demo.pictures_dir())
+    pictures = load_images(demo.pictures_dir())
     rows = image_features(embedded.model, embedded.preprocess, pictures)
     names = list(pictures.classes)
     classes = embed_classes(embedded.model, embedded.tokenizer, names)

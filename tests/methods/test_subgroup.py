@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from clipproj import Embeddings, demo, embed_classes, ops
-from clipproj.audit.images import Pictures, image_features, load_pictures
+from clipproj.audit.images import Images, image_features, load_images
 from clipproj.checkpoints.checkpoint import load_model
 from clipproj.methods.nullspace import nullspace
 from clipproj.methods.subgroup import subgroup
@@ -195,11 +195,11 @@ def test_on_real_texts_siblings_keep_what_the_plain_null_space_takes():
 def test_on_pictures_the_siblings_stay_and_reminding_moves_them_less():
     pytest.importorskip("open_clip", reason="the embedded model is open_clip's")
     loaded = load_model(None, None, "cpu")
-    shown = load_pictures(demo.pictures_dir())
+    shown = load_images(demo.pictures_dir())
     family = ["airplane", "bicycle", "boat", "bus", "car", "rocket", "train", "truck"]
     rows = torch.isin(shown.labels, torch.tensor([shown.classes.index(name) for name in family]))
     paths = tuple(p for p, one in zip(shown.paths, rows.tolist(), strict=True) if one)
-    shown = Pictures(paths, shown.labels[rows], shown.classes)
+    shown = Images(paths, shown.labels[rows], shown.classes)
     z = F.normalize(image_features(loaded.model, loaded.preprocess, shown), dim=1)
     texts = embed_classes(loaded.model, loaded.tokenizer, shown.classes, ["a photo of a {}."])
     fit = torch.arange(len(z)) % 2 == 0  # the other half is measured

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from word_tokenizers import NAMES, hugging_face_tokenizer, one_tensor
 
 import clipproj
-from clipproj.audit.images import Pictures, image_features
+from clipproj.audit.images import Images, image_features
 from clipproj.models.encoder import encode, image_inputs
 from clipproj.models.families import TRANSFORMERS
 from clipproj.models.heads import find_heads
@@ -59,8 +59,8 @@ def readers(family: Family, model: nn.Module) -> tuple[Any, Callable[..., Any]]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Callable[[Family], Pictures]:
-    def make(family: Family) -> Pictures:
+def pictures(tmp_path: Path) -> Callable[[Family], Images]:
+    def make(family: Family) -> Images:
         size = family.image_size
         paths = []
         for i in range(3):
@@ -68,7 +68,7 @@ def pictures(tmp_path: Path) -> Callable[[Family], Pictures]:
             blocks = Image.fromarray(torch.randint(0, 256, (2, 2, 3), dtype=torch.uint8).numpy())
             paths.append(tmp_path / f"{i}.png")
             blocks.resize((wide, size), Image.Resampling.NEAREST).save(paths[-1])
-        return Pictures(tuple(paths), torch.zeros(3, dtype=torch.int64), ("a",))
+        return Images(tuple(paths), torch.zeros(3, dtype=torch.int64), ("a",))
 
     return make
 
@@ -113,7 +113,7 @@ def has(model: nn.Module, tower: str) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_texts_and_pictures_are_those_of_the_models_forward(
-    name: str, pictures: Callable[[Family], Pictures]
+    name: str, pictures: Callable[[Family], Images]
 ) -> None:
     family = FAMILIES[name]
     model, shown = build(family), pictures(family)
@@ -147,7 +147,7 @@ def test_texts_and_pictures_are_those_of_the_models_forward(
 @pytest.mark.filterwarnings("ignore:edit. .*text")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_edit_shows_in_texts_and_pictures_is_verified_and_undone(
-    name: str, pictures: Callable[[Family], Pictures]
+    name: str, pictures: Callable[[Family], Images]
 ) -> None:
     family = FAMILIES[name]
     model, shown = build(family), pictures(family)

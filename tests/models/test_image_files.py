@@ -1,4 +1,4 @@
-"""Pictures as they come, and their features."""
+"""Images as they come, and their features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_load_pictures_reads_class_folders(tmp_path: Path) -> None:
     save(tmp_path / "Bear" / "c.webp")
     save(tmp_path / ".cache" / "d.png")
     save(tmp_path / "Bear" / ".hidden.png")
-    pictures = audit.load_pictures(tmp_path)
+    pictures = audit.load_images(tmp_path)
     assert pictures.classes == ("Bear", "red panda")
     assert [path.name for path in pictures.paths] == ["c.webp", "a.jpg", "b.PNG"]
     assert pictures.labels.tolist() == [0, 1, 1]
@@ -52,7 +52,7 @@ def test_load_pictures_reads_what_imagefolder_reads(
     save(tmp_path / "elsewhere" / "far.png")
     save(root / "dog" / "album.png" / "x.png")  # a folder with the name of a picture
     (root / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
-    pictures = audit.load_pictures(root)
+    pictures = audit.load_images(root)
     theirs = datasets.ImageFolder(root)
     assert {str(path) for path in pictures.paths} == {path for path, _ in theirs.imgs}
     assert pictures.labels.bincount().tolist() == np.bincount(theirs.targets).tolist()
@@ -62,7 +62,7 @@ def test_load_pictures_reads_what_imagefolder_reads(
 def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / "tabby" / "x.png")
     (tmp_path / "cat" / "tabby" / "up").symlink_to(tmp_path / "cat")
-    assert audit.load_pictures(tmp_path).paths == (path,)
+    assert audit.load_images(tmp_path).paths == (path,)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_a_link_to_another_class_is_refused(tmp_path: Path, link: str, to: str, 
     root = tmp_path / "pictures"
     for name in ("cat/x.png", "dog/x.png", "dog/puppy/x.png"):
         save(root / name)
-    assert len(audit.load_pictures(root)) == 3
+    assert len(audit.load_images(root)) == 3
     (root / link).symlink_to(to)
-    with pytest.raises(ValueError, match=f"pictures of its own, {shown}"):
-        audit.load_pictures(root)
+    with pytest.raises(ValueError, match=f"images of its own, {shown}"):
+        audit.load_images(root)
 
 
 def test_classes_may_be_links_to_one_pool(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_classes_may_be_links_to_one_pool(tmp_path: Path) -> None:
         save(tmp_path / "pool" / name / "x.png")
         (tmp_path / "root").mkdir(exist_ok=True)
         (tmp_path / "root" / name).symlink_to(tmp_path / "pool" / name)
-    assert audit.load_pictures(tmp_path / "root").labels.tolist() == [0, 1]
+    assert audit.load_images(tmp_path / "root").labels.tolist() == [0, 1]
 
 
 def test_every_suffix_of_a_format_that_is_read(
@@ -100,11 +100,11 @@ def test_every_suffix_of_a_format_that_is_read(
     for suffix in ("jfif", "jpe", "pnm", "apng"):
         save(tmp_path / "cat" / f"x.{suffix}")
     save(tmp_path / "cat" / "x.pbm", "1")
-    assert len(audit.load_pictures(tmp_path)) == 5
+    assert len(audit.load_images(tmp_path)) == 5
     assert not recwarn.list
     (tmp_path / "cat" / "x.pfm").touch()  # of floating point, which has no white
     with pytest.warns(UserWarning, match=r"left out 1 file .*: 1 \.pfm"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(
 
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(PermissionError, match="closed"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
 
 
 def test_what_is_left_out_is_counted_and_said(
@@ -134,7 +134,7 @@ def test_what_is_left_out_is_counted_and_said(
     save(tmp_path / "stray.jpg")
     (tmp_path / "README.md").write_text("of no class, and no picture")
     with pytest.warns(UserWarning, match="left out 5 files of .*: .*2 .heic.*pillow-heif") as said:
-        pictures = audit.load_pictures(tmp_path)
+        pictures = audit.load_images(tmp_path)
     assert len(said) == 1
     assert said[0].filename == __file__
     assert len(pictures) == 1
@@ -143,23 +143,23 @@ def test_what_is_left_out_is_counted_and_said(
     }  # fmt: skip
     (tmp_path / "cat" / "x.png").unlink()
     with pytest.raises(ValueError, match=r"got none in .*cat, only 2 \.heic, .* register pillow-h"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
     # as pillow-heif registers itself
     monkeypatch.setitem(Image.EXTENSION, ".heic", "PNG")
     Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "a.HEIC", "PNG")
     Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "deep" / "b.heic", "PNG")
     with pytest.warns(UserWarning, match="left out 3 files"):
-        assert len(audit.load_pictures(tmp_path)) == 2
+        assert len(audit.load_images(tmp_path)) == 2
 
 
 def test_a_class_has_one_name_however_its_folder_spells_it(tmp_path: Path) -> None:
     apart = unicodedata.normalize("NFD", "crème_brûlée")
     save(tmp_path / apart / "x.png")
     save(tmp_path / "hot\ndog " / "x.png")
-    assert audit.load_pictures(tmp_path).classes == ("crème brûlée", "hot dog")
+    assert audit.load_images(tmp_path).classes == ("crème brûlée", "hot dog")
     save(tmp_path / "Crème Brûlée" / "x.png")
     with pytest.raises(ValueError, match="two folders 'crème brûlée'"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -176,38 +176,38 @@ def test_a_class_name_that_no_report_can_show_is_refused(
 ) -> None:
     save(tmp_path / os.fsdecode(name) / "x.png")
     with pytest.raises(ValueError, match=f"class folder must .*{shown} in .*; rename it"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
 
 
 def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"), "RGB", "red")
-    assert audit.load_pictures(tmp_path).paths == (path,)
+    assert audit.load_images(tmp_path).paths == (path,)
     assert audit.open_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_load_pictures_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a folder"):
-        audit.load_pictures(tmp_path / "absent")
+        audit.load_images(tmp_path / "absent")
     with pytest.raises(ValueError, match="a folder for each class"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
     (tmp_path / "cat").mkdir()
     with pytest.raises(ValueError, match=r"got none in .*cat"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
     (tmp_path / "cat" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
     save(tmp_path / "cat" / "broken.png")
     save(tmp_path / "a_b" / "x.png")
     save(tmp_path / "a b" / "x.png")
     with pytest.raises(ValueError, match="two folders 'a b'"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
 
 
 def test_load_pictures_refuses_classes_that_differ_in_case_alone(tmp_path: Path) -> None:
     save(tmp_path / "Red_panda" / "x.png")
     save(tmp_path / "red panda" / "x.png")
     with pytest.raises(ValueError, match="'Red_panda' and 'red panda'"):
-        audit.load_pictures(tmp_path)
+        audit.load_images(tmp_path)
 
 
 def test_large_pictures_are_read_up_to_what_pillow_opens(
@@ -215,11 +215,11 @@ def test_large_pictures_are_read_up_to_what_pillow_opens(
 ) -> None:
     path = save(tmp_path / "cat" / "vast.png")  # 64 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow would warn
-    assert len(audit.load_pictures(tmp_path)) == 1
+    assert len(audit.load_images(tmp_path)) == 1
     assert audit.open_image(path).size == (8, 8)
     assert not recwarn.list
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)  # and refuse
-    for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_image(path)):
+    for read in (lambda: audit.load_images(tmp_path), lambda: audit.open_image(path)):
         with pytest.raises(ValueError, match=r"vast\.png: Image size \(64 pixels\)"):
             read()
 
@@ -387,9 +387,9 @@ def test_numbers_whose_white_is_not_known_are_refused(tmp_path: Path) -> None:
     for kind in (np.float32, np.int32, np.uint16):
         Image.fromarray(np.ones((8, 8), kind)).save(path)
         if kind == np.uint16:  # which is read, but for this
-            assert len(audit.load_pictures(tmp_path)) == 1
+            assert len(audit.load_images(tmp_path)) == 1
             tag(path, 262, 0)  # 0 is white
-        for read in (lambda: audit.load_pictures(tmp_path), lambda: audit.open_image(path)):
+        for read in (lambda: audit.load_images(tmp_path), lambda: audit.open_image(path)):
             with pytest.raises(ValueError, match=r"8 bits a channel, .* got .*x\.tif of .* mode"):
                 read()
 
@@ -461,7 +461,7 @@ def processor(images: list[Image.Image], return_tensors: str) -> dict[str, Tenso
 def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) -> None:
     for i, color in enumerate(["red", "lime", "blue"]):
         save(tmp_path / color / f"{i}.png", "RGB", color)
-    pictures = audit.load_pictures(tmp_path)
+    pictures = audit.load_images(tmp_path)
     seen = []
     with torch.inference_mode():
         features = audit.image_features(
@@ -477,7 +477,7 @@ def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) ->
 
 def test_image_features_refuses(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / "x.png")
-    pictures = audit.load_pictures(tmp_path)
+    pictures = audit.load_images(tmp_path)
     with pytest.raises(TypeError, match="encode_image"):
         audit.image_features(nn.Linear(2, 2), to_tensor, pictures)
     with pytest.raises(ValueError, match="batch_size"):

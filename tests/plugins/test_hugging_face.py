@@ -282,7 +282,7 @@ def test_a_compiled_model_takes_other_rows_without_another_graph(clip: nn.Module
 def test_a_bank_is_not_exported_with_the_rows_of_one_call(clip: nn.Module) -> None:
     """They would be constants of the graph: whoever runs it would get this tenant's vectors."""
 
-    class Pictures(nn.Module):
+    class Images(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.clip = clip
@@ -295,14 +295,14 @@ def test_a_bank_is_not_exported_with_the_rows_of_one_call(clip: nn.Module) -> No
     with attached.rows(["acme"] * ROWS):
         for strict in (False, True):
             with pytest.raises(Exception, match="must not be exported"):
-                torch.export.export(Pictures(), (pixels,), strict=strict)
+                torch.export.export(Images(), (pixels,), strict=strict)
         with pytest.raises(RuntimeError, match="must not be exported"):
-            torch.jit.trace(Pictures(), pixels)
+            torch.jit.trace(Images(), pixels)
     attached.detach()
     p = projector()
     want = p(CLIP.encode(clip, "image"))
     with attach(clip, p), torch.no_grad():
-        close(torch.export.export(Pictures(), (pixels,)).module()(pixels), want)
+        close(torch.export.export(Images(), (pixels,)).module()(pixels), want)
 
 
 def test_a_tower_that_was_compiled_alone_notices(clip: nn.Module) -> None:

@@ -94,14 +94,14 @@ def test_erase_and_audit_make_it(everywhere: dict) -> None:
 def test_compare_makes_it_at_its_defaults_and_at_options(everywhere: dict) -> None:
     told = next(iter(everywhere["compare"].values()))
     assert list(told["methods"]) == ["no edit", "toy", "toy, bend=0.25, strength=0.5"]
-    plain, half = (told["cells"][name]["cat"] for name in list(told["methods"])[1:])
+    plain, half = (told["trials"][name]["cat"] for name in list(told["methods"])[1:])
     assert plain["distance"] == pytest.approx(2 * half["distance"])
 
 
 def test_the_service_makes_it(everywhere: dict) -> None:
     assert everywhere["serve"]["method"] == "toy"
     assert everywhere["serve"]["parameters"] == {"bend": 0.25}
-    assert everywhere["openapi"]["description"] == "How far to bend; null is 0.5."
+    assert everywhere["openapi"]["description"] == "How far to bend. Default: 0.5."
 
 
 def test_what_it_does_not_take_is_refused(everywhere: dict) -> None:

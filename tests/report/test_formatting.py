@@ -18,7 +18,7 @@ NAMES = ("cat", "dog", "cow", "hen")
 
 
 def compared(labels: Sequence[int], lost: Sequence[int] = (0,), noise: float = 0.0) -> Comparison:
-    """Pictures that are the texts of their classes, before and after all of some lose theirs."""
+    """Images that are the texts of their classes, before and after all of some lose theirs."""
     generator = torch.Generator().manual_seed(0)
     before = Samples(
         torch.eye(8)[list(labels)] + noise * torch.randn(len(labels), 8, generator=generator),
@@ -30,17 +30,17 @@ def compared(labels: Sequence[int], lost: Sequence[int] = (0,), noise: float = 0
     return compare(before, after, ["cat"])
 
 
-def test_what_has_no_picture_has_no_sentence() -> None:
+def test_what_has_no_image_has_no_sentence() -> None:
     both = compared([0] * 9 + [1] * 9)
     assert formatting.result(both) == (
-        "Top-1 accuracy on 9 pictures of “cat” went from 100.0\u00a0% to 0.0\u00a0%. On all other "
+        "Top-1 accuracy on 9 images of “cat” went from 100.0\u00a0% to 0.0\u00a0%. On all other "
         "classes it went from 100.0\u00a0% to 100.0\u00a0%. On the nearest of them it went from "
         "100.0\u00a0% to 100.0\u00a0%."
     )
     assert formatting.result(compared([1, 2])).startswith(
         "Top-1 accuracy on all other classes went"
     )
-    assert formatting.result(compared([])) == "There is no picture: accuracy was not measured."
+    assert formatting.result(compared([])) == "There is no image: accuracy was not measured."
     for labels in ([0, 0], [1, 2], []):
         pytest.importorskip("matplotlib")
         lead = section.page(compared(labels)).lead
@@ -49,7 +49,7 @@ def test_what_has_no_picture_has_no_sentence() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2, 2]])
-def test_a_picture_or_three_erase_nothing(labels: list[int]) -> None:
+def test_a_image_or_three_erase_nothing(labels: list[int]) -> None:
     told = formatting.caveat(compared(labels))
     assert "cannot say whether" in told
     assert "The alignment with the text is erased" not in told

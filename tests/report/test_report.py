@@ -75,10 +75,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict:
         (folder / f"{i}").mkdir()
         for j in range(30):
             Image.new("RGB", (200, 150), colour).save(folder / f"{i}" / f"{j}.png")
-    loaded = audit.load_pictures(folder)
-    pictures = audit.Pictures(loaded.paths, loaded.labels, NAMES)
+    loaded = audit.load_images(folder)
+    pictures = audit.Images(loaded.paths, loaded.labels, NAMES)
     noise = 0.1 * torch.randn(240, 32, generator=generator)
-    samples = audit.Samples.of_pictures(rows[pictures.labels] + noise, pictures, classes)
+    samples = audit.Samples.of_images(rows[pictures.labels] + noise, pictures, classes)
     forget, keep = classes.select([EVIL]), classes.drop([EVIL])
     projector = nullspace(forget, keep, "mean").scaled(1.5)
 
@@ -161,7 +161,7 @@ def test_gallery_shows_a_class_under_another_spelling_as_forgotten(
 def test_has_every_section(case: dict, html: str) -> None:
     text = Page(html).text
     for heading in (
-        "Erasing", "Pictures whose answer changed", "Strength", "Class by class",
+        "Erasing", "Images whose answer changed", "Strength", "Class by class",
         "Mixtures of class texts",
         "Receipt", "Files", "To take the edit back",
     ):  # fmt: skip
@@ -181,7 +181,7 @@ def test_the_four_numbers_are_together_with_their_limit(case: dict, html: str) -
     assert comparison.before.forget > 0.9
     assert comparison.after.forget == 0
     cards = html[html.index('<dl class="cards">') : html.index("</dl>")]
-    for key in ("forget", "retain", "neighbours", "probe"):
+    for key in ("forget", "keep", "neighbours", "probe"):
         for scores in (comparison.before, comparison.after):
             assert formatting.percent(getattr(scores, key)) in cards
     after_cards = html[html.index("</dl>") :][:400]
@@ -208,7 +208,7 @@ def test_curve_marks_the_chosen_strength(case: dict, html: str) -> None:
     page = Page(html)
     assert "1.5, chosen" in page.text
     lines = page.all("polyline")
-    assert {line["class"] for line in lines} == {"forget", "retain", "neighbours", "probe"}
+    assert {line["class"] for line in lines} == {"forget", "keep", "neighbours", "probe"}
     assert "not fitted" not in page.text
     assert all(len(line["points"].split()) == len(case["curve"]) for line in lines)
     forget = next(line["points"] for line in lines if line["class"] == "forget")
@@ -219,7 +219,7 @@ def test_curve_says_that_it_lacks_the_probe(case: dict, tmp_path: Path) -> None:
     curve = [replace(point, probe=math.nan) for point in case["curve"]]
     report.write_report(tmp_path / "report.html", **(case | {"curve": curve}))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert {line["class"] for line in page.all("polyline")} == {"forget", "retain", "neighbours"}
+    assert {line["class"] for line in page.all("polyline")} == {"forget", "keep", "neighbours"}
     assert "The linear probe was not fitted at every strength." in page.text
 
 
@@ -244,7 +244,7 @@ def test_same_inputs_same_bytes(case: dict, html: str, tmp_path: Path) -> None:
 def test_without_pictures_it_is_about_texts_and_says_so(case: dict, tmp_path: Path) -> None:
     report.write_report(tmp_path / "report.html", **without_pictures(case))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Mixtures of two class texts stand in for pictures" in page.text
+    assert "Mixtures of two class texts stand in for images" in page.text
     assert "Top-1 accuracy on 7 mixtures of texts of" in page.text
     assert "accuracy on 42 mixtures of texts of other classes" in page.text
     assert "Class by class" not in page.text
@@ -299,8 +299,8 @@ def printed(table: object) -> str:
 def test_table_gives_the_four_numbers_and_their_limit(case: dict) -> None:
     text = printed(tables.table(case["comparison"], 41e-6))
     lines = [line.strip() for line in text.splitlines()]
-    assert any(line.startswith(f"“{EVIL}” (30 pictures)") for line in lines)
-    assert any(line.startswith("all other classes (210 pictures)") for line in lines)
+    assert any(line.startswith(f"“{EVIL}” (30 images)") for line in lines)
+    assert any(line.startswith("all other classes (210 images)") for line in lines)
     assert any(line.startswith("the 5 nearest of them") for line in lines)
     assert any(line.startswith("a linear probe finds") for line in lines)
     for name in case["comparison"].nearest:
@@ -314,7 +314,7 @@ def test_the_table_of_texts_says_what_they_stand_for(case: dict) -> None:
     assert f"“{EVIL}” (7 mixtures of texts) 100.0 % 0.0 %" in text
     assert "all other classes (42 mixtures of texts) 100.0 %" in text
     assert re.search(r"a linear probe finds .* unknown unknown", text)
-    assert "not what pictures lose" in text
+    assert "not what images lose" in text
 
 
 def test_alarms_stand_in_red_above_everything(case: dict, html: str, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def scored(comparison: Comparison, forget: tuple, probe: tuple) -> Comparison:
         ((0.9, 0.4), (0.9, 0.8), "text is weakened, not erased. The information is in place"),
         ((0.9, 0.9), (0.9, 0.8), "text is not weakened. The information is in place"),
         ((0.9, 0.0), (0.9, 0.1), "A linear probe finds 10.0\u00a0%"),
-        ((0.9, 0.0), (math.nan, math.nan), "is unknown: a linear probe needs two pictures"),
+        ((0.9, 0.0), (math.nan, math.nan), "is unknown: a linear probe needs two images"),
         ((0.0, 0.0), (0.9, 0.9), "did not know the class by its text before the edit"),
         ((math.nan, math.nan), (math.nan, math.nan), "was not measured"),
     ],
@@ -362,6 +362,6 @@ def test_words() -> None:
     assert formatting.listed(["a"]) == "“a”"
     assert formatting.listed(["a", "b"]) == "“a” and “b”"
     assert formatting.listed(list("abcde")) == "“a”, “b”, “c” and 2 more"
-    assert formatting.count(1, "picture") == "1 picture"
+    assert formatting.count(1, "image") == "1 image"
     assert formatting.count(2, "class") == "2 classes"
-    assert formatting.count(1234, "picture").replace("\u00a0", " ") == "1 234 pictures"
+    assert formatting.count(1234, "image").replace("\u00a0", " ") == "1 234 images"

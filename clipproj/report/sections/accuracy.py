@@ -11,7 +11,7 @@ def page(result: Comparison) -> Page:
     """The accuracies as a page of a report, the nearest and the worst hit classes below."""
     before, after = result.before, result.after
     names = (
-        ("forgotten", "forget"), ("all others", "retain"), ("nearest others", "neighbours"),
+        ("forgotten", "forget"), ("all others", "keep"), ("nearest others", "neighbours"),
         ("the rest", "others"),
     )  # fmt: skip
     rows = [(title, getattr(before, key), getattr(after, key)) for title, key in names]
@@ -19,15 +19,15 @@ def page(result: Comparison) -> Page:
     fell = sorted(after.per_class, key=lambda c: after.per_class[c] - before.per_class[c])
     fell = [c for c in fell if c not in result.forget and c not in result.nearest][:5]
     classes = [(c, before.per_class[c], after.per_class[c]) for c in (*result.nearest, *fell)]
-    changed, pictures = "", len(before.predictions)
-    if pictures:
-        changed = f" Of {formatting.count(pictures, 'answer')} {len(result.changed)} changed."
+    changed, images = "", len(before.predictions)
+    if images:
+        changed = f" Of {formatting.count(images, 'answer')} {len(result.changed)} changed."
     return Page(
         AUDIT.key,
         AUDIT.title,
         f"{formatting.result(result)} {formatting.caveat(result)}{changed}",
         (
-            Table(("pictures", "before %", "after %"), tuple(rows)),
+            Table(("images", "before %", "after %"), tuple(rows)),
             Table(
                 ("class", "before %", "after %"),
                 tuple(classes),

@@ -14,7 +14,7 @@ def page(result: CalibrationResult) -> Page:
     b, a, fb, fa = result.before, result.after, result.forgotten_before, result.forgotten_after
     tables = (
         Table(
-            ("retained pictures", "before", "after"),
+            ("kept images", "before", "after"),
             (
                 ("calibration error", b.error, a.error),
                 ("of a calibrated model", b.expected_error, a.expected_error),
@@ -25,11 +25,11 @@ def page(result: CalibrationResult) -> Page:
             ),
             "Calibration error is the mean distance between confidence and accuracy. "
             f"Probabilities are softmax({result.scale:g} x cosine) over all classes, in "
-            f"{count(len(a.bins), 'bin')} of as many pictures each. The second row is what "
+            f"{count(len(a.bins), 'bin')} of as many images each. The second row is what "
             "chance alone makes of a model without any error.",
         ),
         Table(
-            (f"pictures of {listed(result.forget)}", "before", "after"),
+            (f"images of {listed(result.forget)}", "before", "after"),
             (
                 ("mean confidence", fb.confidence, fa.confidence),
                 ("mean probability of their class", fb.own, fa.own),
@@ -47,8 +47,8 @@ def page(result: CalibrationResult) -> Page:
         {**curves, "calibrated": ([0.0, 1.0], [0.0, 1.0])},
         "confidence",
         "accuracy",
-        alt="Accuracy over confidence of retained pictures before and after the edit.",
-        caption="Retained pictures by confidence. On the diagonal confidence is accuracy.",
+        alt="Accuracy over confidence of kept images before and after the edit.",
+        caption="Kept images by confidence. On the diagonal confidence is accuracy.",
     )
     return Page(AUDIT.key, AUDIT.title, lead(result), tables, (figure,))
 
@@ -56,19 +56,19 @@ def page(result: CalibrationResult) -> Page:
 def lead(result: CalibrationResult) -> str:
     """What came of it, in words."""
     b, a, fb, fa = result.before, result.after, result.forgotten_before, result.forgotten_after
-    kept = "There is no retained picture: calibration was not measured."
+    kept = "There is no kept image: calibration was not measured."
     if b.error.n:
         chance = [percent(one.expected_error) for one in (a, b)]
         kept = (
-            f"On {count(a.error.n, 'retained picture')} confidence and accuracy are "
+            f"On {count(a.error.n, 'kept image')} confidence and accuracy are "
             f"{percent(a.error)} apart (before {percent(b.error)}; by chance alone a "
             f"calibrated model has {chance[0]}, before {chance[1]})."
         )
-    gone = f"There is no picture of {listed(result.forget)}."
+    gone = f"There is no image of {listed(result.forget)}."
     if fb.own.n:
         told = "is" if fa.own.n == 1 else "are"
         gone = (
-            f"{count(fa.own.n, 'picture')} of {listed(result.forget)} {told} answered with a "
+            f"{count(fa.own.n, 'image')} of {listed(result.forget)} {told} answered with a "
             f"mean confidence of {percent(fa.confidence)} (before {percent(fb.confidence)}), "
             f"most often as {_answers(fa)} (before {_answers(fb)})."
         )

@@ -18,7 +18,7 @@ def page(result: DriftResult) -> Page:
     )  # fmt: skip
     near = ""
     if result.neighbours:
-        near = f" Neighbours are pictures of {listed(result.neighbours, 5)}."
+        near = f" Neighbours are images of {listed(result.neighbours, 5)}."
     table = Table(
         ("rows", "cosine", "length", "shortest", "longest", "CKA", "same answer %", "KL, nats"),
         rows,
@@ -45,25 +45,25 @@ def page(result: DriftResult) -> Page:
 
 def lead(result: DriftResult) -> str:
     """What came of it, in words."""
-    kept, gone = result.moved["retained pictures"], result.moved["forgotten pictures"]
-    rows, what = kept, "Retained pictures"
+    kept, gone = result.moved["kept images"], result.moved["forgotten images"]
+    rows, what = kept, "Kept images"
     if result.side == "text":
         rows, what = (
             result.moved["kept texts"],
-            "No picture moves, as the edit is of texts. Kept texts",
+            "No image moves, as the edit is of texts. Kept texts",
         )
-    lead = "There is no retained picture: its drift was not measured."
+    lead = "There is no kept image: its drift was not measured."
     if kept.agreement.n:
         lead = (
             f"{what} keep a mean cosine of {cosine(rows.cosine)} with what they were. "
-            f"{percent(kept.agreement)} of {count(kept.agreement.n, 'retained picture')} keep "
+            f"{percent(kept.agreement)} of {count(kept.agreement.n, 'kept image')} keep "
             "their answer, right or wrong."
         )
     elif result.side == "text":
-        lead = "There is no retained picture, and no picture moves: the edit is of texts."
+        lead = "There is no kept image, and no image moves: the edit is of texts."
     if gone.agreement.n and result.side == "image":
         lead += (
-            f" Pictures of {listed(result.forget)} keep a mean cosine of {cosine(gone.cosine)}: "
+            f" Images of {listed(result.forget)} keep a mean cosine of {cosine(gone.cosine)}: "
             "the edit moves them, and what it leaves of each may still tell the class, aligned "
             f"with {either(result.forget, 'its text', 'their texts')} or not."
         )

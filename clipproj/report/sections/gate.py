@@ -28,13 +28,13 @@ def advice(judged: Judgement) -> tuple[str, ...]:
     if not price.beyond(limits):
         return ()
     if not price.told:
-        return ("pictures in class folders",)
+        return ("images in class folders",)
     history = projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
     strength = float(projector.strength)
     said = []
     if not judged.closed:
-        said.append("the names that compete, or pictures of them in class folders")
+        said.append("the names that compete, or images of them in class folders")
     elif price.loses(limits):
         said.append("more of the names that compete")
     if price.finds(limits):
@@ -54,7 +54,7 @@ def advice(judged: Judgement) -> tuple[str, ...]:
 def notes(judged: Judgement) -> tuple[str, ...]:
     """What else is worth a word: classes that lose much, what could not be measured."""
     told = judged.price.loses(judged.held_against)
-    said = () if told else _falls(judged.pictures or judged.texts)
+    said = () if told else _falls(judged.images or judged.texts)
     return (*said, _UNKNOWN) if judged.unknown else said
 
 
@@ -67,7 +67,7 @@ def _beyond(price: Price, limits: Limits) -> tuple[str, ...]:
     """In which ways an edit is beyond the limits, a sentence each; empty where it is not."""
     loses, finds = price.loses(limits), price.finds(limits)
     if not price.told:
-        text = "What an affine edit costs is told by pictures alone, of all classes."
+        text = "What an affine edit costs is told by images alone, of all classes."
         return (text,) if loses or finds else ()
     said = [_lost(price, limits)] if loses else []
     return (*said, _left(price, limits)) if finds else tuple(said)
@@ -75,7 +75,7 @@ def _beyond(price: Price, limits: Limits) -> tuple[str, ...]:
 
 def _lost(price: Price, limits: Limits) -> str:
     one = price.beyond_loss(limits)
-    before, after = one.before.retain, one.after.retain
+    before, after = one.before.keep, one.after.keep
     of = count(after.n, one.unit)
     if before < KNOWN:
         return (

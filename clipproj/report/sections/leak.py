@@ -17,14 +17,14 @@ def page(result: LeakResult) -> Page:
         ("after, memory edited", result.edited),
         ("after, memory purged of the class", result.purged),
     )
-    memory = f"{count(result.entries, 'picture')} with the texts of their classes"
+    memory = f"{count(result.entries, 'image')} with the texts of their classes"
     if result.left_out:
-        memory += ", never the picture that is asked about"
+        memory += ", never the image that is asked about"
     table = Table(
         ("", "forgotten %", "all others %"),
-        tuple((name, one.forget, one.retain) for name, one in rows),
+        tuple((name, one.forget, one.keep) for name, one in rows),
         f"The memory: {memory}; of forgotten classes: {result.entries_forget}. The nearest "
-        f"pictures, {result.k} at most, give their texts, which are added to the feature with "
+        f"images, {result.k} at most, give their texts, which are added to the feature with "
         f"weight {result.gamma:g}.",
     )
     figures = ()
@@ -51,15 +51,15 @@ def lead(result: LeakResult) -> str:
     """What came of it, in words."""
     names, none, leak = listed(result.forget), result.none.forget, result.unedited.forget
     if none.n == 0:
-        return f"No picture of {names} was given: what a memory gives back was not measured."
+        return f"No image of {names} was given: what a memory gives back was not measured."
     if result.entries_forget == 0:
         other = " other" if result.left_out else ""
         return (
-            f"The memory holds {count(result.entries, 'picture')} and no{other} one of {names}: "
+            f"The memory holds {count(result.entries, 'image')} and no{other} one of {names}: "
             "whether one that does brings the class back was not measured."
         )
     found = (
-        f"accuracy on {count(none.n, 'picture')} goes from {percent(none)} without a memory to "
+        f"accuracy on {count(none.n, 'image')} goes from {percent(none)} without a memory to "
         f"{percent(leak)} with an unedited one"
     )
     if leak > none:

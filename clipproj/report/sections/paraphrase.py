@@ -14,12 +14,12 @@ def page(result: ParaphraseResult) -> Page:
     fitted = [a.held_out.auroc for a in result.attacks if a.kind == "any vector"]
     if any(auroc.low > 0.5 for auroc in fitted):
         parts.append(
-            "A fitted vector that tells the pictures from others shows that they still differ, "
+            "A fitted vector that tells the images from others shows that they still differ, "
             "whatever the texts say."
         )
     elif any(auroc.n for auroc in fitted):
         parts.append(
-            "That so few pictures do not show a vector to tell them from others does not show "
+            "That so few images do not show a vector to tell them from others does not show "
             "that there is none."
         )
     rows = [
@@ -46,7 +46,7 @@ def page(result: ParaphraseResult) -> Page:
     )  # fmt: skip
     caption = (
         "Each text takes the place of the class's own among all class texts. The strongest of "
-        "many is biased upward; held out: chosen on one half of the pictures and measured on "
+        "many is biased upward; held out: chosen on one half of the images and measured on "
         "the other, after the edit and, as its control, on the unedited model. Vectors are "
         "fitted and measured that way only."
     )
@@ -59,7 +59,7 @@ def page(result: ParaphraseResult) -> Page:
     if detectors:
         columns = ("Kind", "Best detector", "Of", "AUROC before", "AUROC after",
                    "Held out after", "Held out, unedited")  # fmt: skip
-        tables.append(Table(columns, detectors, "The text whose cosine ranks pictures best."))
+        tables.append(Table(columns, detectors, "The text whose cosine ranks images best."))
     if result.unknown:
         tables.append(Table(
             ("Translation", "AUROC before", "AUROC after"),
@@ -71,14 +71,14 @@ def page(result: ParaphraseResult) -> Page:
 
 def lead(result: ParaphraseResult, own: Text) -> str:
     """What came of it, in words."""
-    name, pictures = own.text, own.before.answered.n
+    name, images = own.text, own.before.answered.n
     mine = [a for a in result.attacks if a.name == name]
     if not mine:
-        what = "no picture of another class" if pictures else "no picture of it"
+        what = "no image of another class" if images else "no image of it"
         return f"{listed([name])} was not attacked: there is {what}."
     lead = (
         f"{listed([name])} finds {percent(own.before.answered)} of its "
-        f"{count(pictures, 'picture')} before the edit and {percent(own.after.answered)} after."
+        f"{count(images, 'image')} before the edit and {percent(own.after.answered)} after."
     )
     if own.after.auroc.high < 0.5:
         lead += (
@@ -94,7 +94,7 @@ def lead(result: ParaphraseResult, own: Text) -> str:
             f" The strongest of {count(sum(a.tried for a in texts), 'other text')} after it, "
             f"{listed([s.text])} ({best.kind}), finds {percent(s.after.answered)} "
             f"({percent(s.before.answered)} before) and takes {percent(s.after.taken)} of the "
-            "other pictures; it was chosen on these pictures."
+            "other images; it was chosen on these images."
         )
     for a in broader:
         s = a.strongest
@@ -108,22 +108,22 @@ def lead(result: ParaphraseResult, own: Text) -> str:
         after, unedited = percent(a.held_out.answered), percent(a.unedited.answered)
         if a.kind == "prompt search":
             lead += (
-                f" A prompt searched on half of the pictures finds {after} of the other half; "
+                f" A prompt searched on half of the images finds {after} of the other half; "
                 f"searched on the unedited model, {unedited}."
             )
         if a.kind == "mix of texts":
             lead += (
-                f" A mix of texts fitted to half of the pictures finds {after} of the other "
+                f" A mix of texts fitted to half of the images finds {after} of the other "
                 f"half ({unedited} on the unedited model)."
             )
         if a.kind == "any vector":
             lead += (
-                " A vector fitted to half of the pictures ranks the other half with AUROC "
+                " A vector fitted to half of the images ranks the other half with AUROC "
                 f"{a.held_out.auroc:.2f} ({a.unedited.auroc:.2f} before)."
             )
     if not measured:
         lead += (
-            " Nothing could be searched on one half of the pictures and measured on the other: "
+            " Nothing could be searched on one half of the images and measured on the other: "
             "that takes 4 of the class."
         )
     return lead

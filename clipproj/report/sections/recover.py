@@ -31,8 +31,8 @@ def page(result: RecoverResult) -> Page:
                 )
                 for one in result.probes
             ),
-            f"Share of the forgotten pictures that a probe names rightly ({FOLDS} folds, never "
-            "fitted on the picture it is asked about), and share of all other pictures that it "
+            f"Share of the forgotten images that a probe names rightly ({FOLDS} folds, never "
+            "fitted on the image it is asked about), and share of all other images that it "
             f"takes for a forgotten class. Chance is {percent(result.chance)}.",
         )
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def page(result: RecoverResult) -> Page:
         gone = result.removal
         tables.append(
             Table(
-                ("accuracy on all other pictures", "with the class %", "class taken out %"),
+                ("accuracy on all other images", "with the class %", "class taken out %"),
                 (
                     ("unedited features", gone.before_with, gone.before_without),
                     ("edited features", gone.after_with, gone.after_without),
@@ -61,17 +61,17 @@ def lead(result: RecoverResult) -> str:
     zero_shot = (
         f"By {either(result.forget, 'its text', 'their texts')} the model names "
         f"{percent(result.zero_shot_before)} of "
-        f"{count(result.zero_shot_before.n, 'picture')} of {names} before the edit, "
+        f"{count(result.zero_shot_before.n, 'image')} of {names} before the edit, "
         f"{percent(result.zero_shot_after)} after it."
     )
     best = max(result.probes, key=lambda one: one.after.low - one.alarms_after.high)
     if result.side == "text":
         return (
-            f"{zero_shot} The edit is of the texts: no picture’s feature changes, and all the "
+            f"{zero_shot} The edit is of the texts: no image’s feature changes, and all the "
             f"information is where it was ({_TITLES[best.probe]}: {percent(best.after)})."
         )
     after = f"finds {percent(best.after)} (before the edit {percent(best.before)})"
-    # a single picture is no finding: three probes had a chance of it
+    # a single image is no finding: three probes had a chance of it
     if best.after.low > best.alarms_after.high and best.after * best.after.n > 1.5:
         verdict = (
             f"The information is not gone: fitted anew on edited features, the "
@@ -81,8 +81,8 @@ def lead(result: RecoverResult) -> str:
         verdict = (
             f"Fitted anew on edited features, the best of these probes {after}. It takes "
             f"{percent(best.alarms_after)} of all others for them: "
-            f"{count(best.after.n, 'picture')} cannot tell one from the other. A stronger "
-            "probe may find more, and more pictures may show it."
+            f"{count(best.after.n, 'image')} cannot tell one from the other. A stronger "
+            "probe may find more, and more images may show it."
         )
     old = max(result.probes, key=lambda one: float(one.old))
     return (

@@ -21,7 +21,7 @@ def page(result: RelearnResult) -> Page:
         return Page(AUDIT.key, AUDIT.title, lead(result))
     protos = Table(
         (
-            "labelled pictures", "prototype, edited %", "prototype, unedited %",
+            "labelled images", "prototype, edited %", "prototype, unedited %",
             "with the text, edited %", "with the text, unedited %", "others, edited %",
             "others, unedited %",
         ),
@@ -32,9 +32,9 @@ def page(result: RelearnResult) -> Page:
             )
             for s in result.shots
         ),
-        "Held-out pictures of the forgotten classes named rightly when the class is the mean "
-        "of a few labelled pictures, alone or with its text, among the texts of all others; "
-        f"the class may take {percent(PRICE)} of all other pictures. By the text alone, at "
+        "Held-out images of the forgotten classes named rightly when the class is the mean "
+        "of a few labelled images, alone or with its text, among the texts of all others; "
+        f"the class may take {percent(PRICE)} of all other images. By the text alone, at "
         f"that price, {percent(result.lowered_before)} before the edit and "
         f"{percent(result.lowered_after)} after it are named rightly; at no price "
         f"{percent(result.zero_shot_before)} and {percent(result.zero_shot_after)} (others "
@@ -42,7 +42,7 @@ def page(result: RelearnResult) -> Page:
     )  # fmt: skip
     trained = Table(
         (
-            "labelled pictures", "back in time %", "steps", "others then %",
+            "labelled images", "back in time %", "steps", "others then %",
             "unknown name: back in time %", "unknown name: steps",
         ),
         tuple(
@@ -52,9 +52,9 @@ def page(result: RelearnResult) -> Page:
             )
             for s in result.shots
         ),
-        f"A linear adapter on the features, trained on the labelled pictures alone in steps of "
+        f"A linear adapter on the features, trained on the labelled images alone in steps of "
         f"length {STEP}, at most {result.steps}, until held-out accuracy is back at "
-        f"{percent(BACK)} of the original. The control learns the same pictures, unedited, "
+        f"{percent(BACK)} of the original. The control learns the same images, unedited, "
         "under a name that the model never knew.",
     )  # fmt: skip
     x = [float(s.shots) for s in told]
@@ -64,10 +64,10 @@ def page(result: RelearnResult) -> Page:
             "unedited": (x, [s.before.best for s in told]),
             "text alone, before the edit": (x, [float(result.zero_shot_before)] * len(x)),
         },
-        "labelled pictures of the class",
+        "labelled images of the class",
         "held-out accuracy",
-        alt=f"Accuracy on held-out pictures of {listed(result.forget)} over the number of "
-        "labelled pictures, for edited and unedited features",
+        alt=f"Accuracy on held-out images of {listed(result.forget)} over the number of "
+        "labelled images, for edited and unedited features",
         caption="The better of prototype alone and prototype with text.",
     )
     return Page(AUDIT.key, AUDIT.title, lead(result), (protos, trained), (figure,))
@@ -81,9 +81,9 @@ def lead(result: RelearnResult) -> str:
     few, many = told[0], told[-1]
     each = either(result.forget, "", " of each")
     out = (
-        f"Zero-shot accuracy on {count(result.zero_shot_before.n, 'picture')} of {names} went "
+        f"Zero-shot accuracy on {count(result.zero_shot_before.n, 'image')} of {names} went "
         f"from {percent(result.zero_shot_before)} to {percent(result.zero_shot_after)}. A "
-        f"prototype of {count(few.shots, 'labelled picture')}{each} names "
+        f"prototype of {count(few.shots, 'labelled image')}{each} names "
         f"{percent(few.after.best)} of the held-out ones rightly "
         f"({percent(few.before.best)} without the edit)"
     )
@@ -94,20 +94,20 @@ def lead(result: RelearnResult) -> str:
         out += (
             f". By {either(result.forget, 'its text', 'their texts')} alone, once "
             f"{either(result.forget, 'it', 'each')} may take {percent(PRICE)} of all other "
-            f"pictures, {percent(result.lowered_after)} are named rightly"
+            f"images, {percent(result.lowered_after)} are named rightly"
         )
     back = [s for s in told if s.trained.reached >= 0.5]
     if back:
         one = back[0]
         out += (
             f". In {percent(one.trained.reached)} of {count(result.repeats, 'draw')} an adapter "
-            f"trained on {count(one.shots, 'picture')}{each} came back to {percent(BACK)} of "
+            f"trained on {count(one.shots, 'image')}{each} came back to {percent(BACK)} of "
             f"the original, after {count(round(one.trained.steps), 'step')} in the mean"
         )
         if one.trained_new.reached > 0:
             out += f" (under a name it never knew {round(one.trained_new.steps)})"
         out += (
-            f", with {percent(one.trained.others)} of all other pictures right (before the "
+            f", with {percent(one.trained.others)} of all other images right (before the "
             f"edit {percent(result.others_before)})"
         )
     elif not math.isnan(told[-1].trained.reached):

@@ -10,12 +10,12 @@ from clipproj.report.page import Figure, Page, Table, image
 
 
 def page(result: RelevanceResult) -> Page:
-    """The numbers, a table, and some pictures with their maps."""
+    """The numbers, a table, and some images with their maps."""
     parts = []
     for heat in result.forgotten:
         parts.append(
             f"Of the heat that sets {listed([heat.name])} apart from the other texts, "
-            f"{_percent(heat.apart)} is left in its {count(heat.before.n, 'picture')}, of the "
+            f"{_percent(heat.apart)} is left in its {count(heat.before.n, 'image')}, of the "
             f"heat of its bare text {_percent(heat.kept)}; it answered "
             f"{percent(heat.answered_before)} of them before and "
             f"{percent(heat.answered_after)} after."
@@ -28,16 +28,16 @@ def page(result: RelevanceResult) -> Page:
     seen = {heat.name for heat in result.forgotten}
     missing = [name for name in result.forget if name not in seen]
     if missing:
-        parts.append(f"There is no picture of {listed(missing)}, so no map.")
-    kept = result.retained
+        parts.append(f"There is no image of {listed(missing)}, so no map.")
+    kept = result.kept
     if kept.correlation.n:
         parts.append(
             "Maps of the other classes correlate with what they were at "
-            f"{kept.correlation:.2f}, over {count(kept.correlation.n, 'picture')} that had one "
+            f"{kept.correlation:.2f}, over {count(kept.correlation.n, 'image')} that had one "
             "both times."
         )
     parts.append(
-        "A map tells where a text is seen, not whether the pictures still differ: that is for "
+        "A map tells where a text is seen, not whether the images still differ: that is for "
         "a probe."
     )
     shown = (*result.forgotten, *result.neighbours, kept)
@@ -56,17 +56,17 @@ def page(result: RelevanceResult) -> Page:
     columns["Answered before %"] = [h.answered_before for h in shown]
     columns["Answered after %"] = [h.answered_after for h in shown]
     caption = (
-        f"Each class in its own pictures, {result.grid[0]} x {result.grid[1]} positions each: the "
+        f"Each class in its own images, {result.grid[0]} x {result.grid[1]} positions each: the "
         "forgotten ones, those nearest to them, all others together."
     )
     figures: tuple[Figure, ...] = ()
     if result.drawn:
         alt = f"Heat maps of {', '.join(dict.fromkeys(result.drawn))} before and after the edit"
         words = (
-            "The picture as the model sees it, and what sets its class apart: heat before, "
+            "The image as the model sees it, and what sets its class apart: heat before, "
             f"heat after, on one scale. By row: {', '.join(result.drawn)}."
         )
-        figures = (image(result.picture, alt=alt, caption=words),)
+        figures = (image(result.image, alt=alt, caption=words),)
     table = Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), caption)
     return Page(AUDIT.key, AUDIT.title, " ".join(parts), (table,), figures)
 

@@ -12,16 +12,16 @@ from clipproj.report.page import Page, Table
 _NOISE = 1e-5  # length of an edited unit text below which its direction is rounding
 _SAME = 0.999  # cosine from which an edited text has kept its direction, if it lost length at all
 _BY_TEXT = (
-    "A class text searches all pictures; recall@k and precision@k are of the first k that it "
+    "A class text searches all images; recall@k and precision@k are of the first k that it "
     "finds. Which row a service has: images, unit: an edited image "
     "tower, or an index built anew. Images, as left: an index edited in place and not divided "
     "again. Texts, unit: an edited text tower behind the usual normalisation. Texts, as left: "
     "class texts edited once and used at the length they then have. The length of the text that "
     "searches does not count, so both rows of texts are as “images, as left”, but for rounding. A "
-    "class with m pictures has a recall of at most k / m and a precision of at most m / k."
+    "class with m images has a recall of at most k / m and a precision of at most m / k."
 )
 _BY_PICTURE = (
-    "A picture searches all class texts. The length of the picture that searches does not count, "
+    "An image searches all class texts. The length of the image that searches does not count, "
     "so both rows of images are as “texts, as left”, but for rounding."
 )
 
@@ -29,12 +29,12 @@ _BY_PICTURE = (
 def page(result: RetrievalResult) -> Page:
     """The audit in a report."""
     before = result.before
-    ks = list(before.pictures_recall["forgotten"])
+    ks = list(before.images_recall["forgotten"])
     of_texts = list(before.texts_recall["forgotten"])
-    pictures = tuple(
-        (setting, group, *found.values(), *search.pictures_precision[group].values())
+    images = tuple(
+        (setting, group, *found.values(), *search.images_precision[group].values())
         for setting, search in _settings(result)
-        for group, found in search.pictures_recall.items()
+        for group, found in search.images_recall.items()
     )
     texts = tuple(
         (setting, group, *found.values())
@@ -44,7 +44,7 @@ def page(result: RetrievalResult) -> Page:
     recall = tuple(f"recall@{k} %" for k in ks)
     precision = tuple(f"precision@{k} %" for k in ks)
     tables = (
-        Table(("edited rows", "classes", *recall, *precision), pictures, _BY_TEXT),
+        Table(("edited rows", "classes", *recall, *precision), images, _BY_TEXT),
         Table(
             ("edited rows", "classes", *(f"recall@{k} %" for k in of_texts)),
             texts,
@@ -58,29 +58,29 @@ def lead(result: RetrievalResult) -> str:
     """What came of it, in words."""
     own = result.after[0]
     searches = (result.before, own.search)
-    k = max(result.before.pictures_recall["forgotten"])
-    by_text = [s.pictures_recall["forgotten"][k] for s in searches]
-    by_picture = [s.texts_recall["forgotten"][1] for s in searches]
+    k = max(result.before.images_recall["forgotten"])
+    by_text = [s.images_recall["forgotten"][k] for s in searches]
+    by_image = [s.texts_recall["forgotten"][1] for s in searches]
     names, its = listed(result.forget), either(result.forget, "its", "their")
-    if not by_picture[0].n:
-        lead = f"There is no picture of {names}: {its} search was not measured."
+    if not by_image[0].n:
+        lead = f"There is no image of {names}: {its} search was not measured."
         return " ".join([lead, *warnings(result)])
     text = either(result.forget, "text", "texts")
     lead = (
         f"With the edit on the {own.side} side and its rows normalised again, "
-        f"{percent(by_picture[1])} of {count(by_picture[0].n, 'picture')} of {names} find "
-        f"the text of their class first (before {percent(by_picture[0])})"
+        f"{percent(by_image[1])} of {count(by_image[0].n, 'image')} of {names} find "
+        f"the text of their class first (before {percent(by_image[0])})"
     )
     if not result.others:
-        return " ".join([f"{lead}. No other picture competes for {its} {text}.", *warnings(result)])
+        return " ".join([f"{lead}. No other image competes for {its} {text}.", *warnings(result)])
     verb = either(result.forget, "finds", "find")
     lead += (
-        f", and {its} {text} {verb} {percent(by_text[1])} of {its} pictures among the first "
+        f", and {its} {text} {verb} {percent(by_text[1])} of {its} images among the first "
         f"{k} (before {percent(by_text[0])})."
     )
     if by_text[1] > by_text[0] / 2:
         lead += (
-            f" {its.capitalize()} {text} can still be searched with: among pictures that "
+            f" {its.capitalize()} {text} can still be searched with: among images that "
             "compete for one text only their order counts, not how far their scores fell."
         )
     return " ".join([lead, *warnings(result)])
@@ -120,7 +120,7 @@ def warnings(result: RetrievalResult) -> tuple[str, ...]:
         told.append(
             f"Normalising edited texts again undoes {_how_much(result, again)} this edit on the "
             f"text side: the {text} of {classes} {has} a length of {length:.3f} and a cosine of "
-            f"{cosine:.4f} with what {they}; normalised, {percent(again)} of {its} pictures find "
+            f"{cosine:.4f} with what {they}; normalised, {percent(again)} of {its} images find "
             f"{its} text first, at the length then left {percent(as_left)} (before "
             f"{percent(result.before.texts_recall['forgotten'][1])}). Edit the image side, or keep "
             "that length."
@@ -131,13 +131,13 @@ def warnings(result: RetrievalResult) -> tuple[str, ...]:
     own = found[check.side, False]
     if swapped.high < own or (check.wrong and not own.high < swapped):
         told.append(
-            f"Read and write look swapped for the {check.side} side: as they are, pictures can "
+            f"Read and write look swapped for the {check.side} side: as they are, images can "
             f"align with {check.left:.3f} of the {text} of {classes}, exchanged with "
             f"{check.left_swapped:.3f}"
         )
         if own.n:
             told[-1] += (
-                f"; {percent(own)} of {its} pictures find {its} text first, exchanged "
+                f"; {percent(own)} of {its} images find {its} text first, exchanged "
                 f"{percent(swapped)}"
             )
         told[-1] += "."

@@ -38,7 +38,7 @@ def page(result: TaggingResult) -> Page:
             tuple((g, *cells(b, result.after[g])) for g, b in result.before.items()),
             "AP is average precision. Recall, tagged and false positives are at the thresholds "
             "of best F1 before the edit; the best F1 after has a threshold set anew. Both "
-            "thresholds are set on the very pictures they are measured on, which flatters F1.",
+            "thresholds are set on the very images they are measured on, which flatters F1.",
         ),
         Table(
             ("tag", "threshold", *columns),
@@ -65,18 +65,18 @@ def lead(result: TaggingResult) -> str:
     names = listed(result.forget)
     tag = either(result.forget, f"the tag {names}", f"the tags {names}")
     if not b.recall.n:
-        told = [f"There is no picture of {names}: {tag} was not measured."]
+        told = [f"There is no image of {names}: {tag} was not measured."]
     elif not b.false_positives.n:
-        told = [f"There are only pictures of {names}: there is nothing to tell {tag} from."]
+        told = [f"There are only images of {names}: there is nothing to tell {tag} from."]
     else:
         at = either(result.forget, "threshold that was", "thresholds that were")
-        own = either(result.forget, "its pictures get it", "their pictures get theirs")
+        own = either(result.forget, "its images get it", "their images get theirs")
         told = [
             f"The average precision of {tag} went from {percent(b.average_precision)} to "
-            f"{percent(a.average_precision)}, on {count(b.recall.n, 'picture')}. At the {at} "
+            f"{percent(a.average_precision)}, on {count(b.recall.n, 'image')}. At the {at} "
             f"best before, {percent(a.recall)} of {own} (before {percent(b.recall)})."
         ]
-        # F1 alone would do: tagging everything has a high one where pictures are few
+        # F1 alone would do: tagging everything has a high one where images are few
         ranked = a.average_precision > _RANKED * b.average_precision
         if a.recall < b.recall / 2 and ranked and a.best_f1 > b.best_f1 / 2:
             told.append(
