@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from campaigns import mark_campaigns
 from cases import DTYPES
-from pairwise import mark_campaigns
 from projectors import MAKES, D, symmetric
 
 from clipproj import _C, Projector, ProjectorBank
@@ -53,14 +53,16 @@ def cpu_isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(
-    params=[*_C.build_info()["cpu_isas"], pytest.param("cuda", marks=pytest.mark.gpu)],
-)
+def devices() -> list[Any]:
+    """The instruction sets of this machine and, where there is one, its GPU."""
+    gpu = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+    return [*_C.build_info()["cpu_isas"], *gpu]
+
+
+@pytest.fixture(params=devices())
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each set of kernels: the device to put tensors on, "cpu" once for each instruction set."""
     if request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
         yield "cuda"
         return
     with _isa(request.param):

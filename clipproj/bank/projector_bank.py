@@ -425,7 +425,7 @@ class ProjectorBank(BankRows):
                 op,
                 entry.provenance.get("head_hash"),
                 model="the model of the others",
-                otherwise="; force=True takes it anyway",
+                otherwise="; give force to take it anyway",
             )
         self._check_capture(op)
 

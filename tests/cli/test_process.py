@@ -141,10 +141,12 @@ def test_no_staging_stays(tmp_path: Path) -> None:
 
 # Each command in a fork, so that all is imported once; it ends as a process does.
 FORKS = """
-import json, os, sys
+import gc, json, os, sys
 import clipproj_command
 from clipproj.cli import app, info
 from typer import rich_utils
+
+gc.freeze()  # or each fork would look through all of that when it ends
 
 def full(): return os.open("/dev/full", os.O_WRONLY)
 def unread():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from campaigns import every
 from cases import HALF, OPTIONS, assert_bits, assert_reference, factors, features
 from cuda_on_cpu import build
 from cuda_on_cpu.inputs import DEVICES, HALF_KERNEL, PATHS, SEEDS, layouts, poisoned
@@ -33,8 +34,11 @@ def shapes(d: int) -> Iterator[tuple[int, int]]:
         yield (n if n * k * d < 2_000_000 else 3), k
 
 
-@each_path
-@pytest.mark.parametrize("d", DIMS)
+@pytest.mark.parametrize(
+    ("dtype", "rows", "d"),
+    every(3, [(dtype, rows, d) for d in DIMS for dtype, rows in PATHS]),
+    ids=str,
+)
 def test_matches_reference(library: build.Library, d: int, dtype: torch.dtype, rows: int) -> None:
     for i, (n, k) in enumerate(shapes(d)):
         x = features(n, d, dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from campaigns import every
 from cases import assert_bits, factors, features
 from cuda_on_cpu import build
 from cuda_on_cpu.inputs import BANKED, HALF_KERNEL, PATHS, ROOM, SEEDS, Bank, poisoned, random_index
@@ -123,12 +124,18 @@ def run_everything(library: build.Library, seed: int) -> list[Tensor]:
     return outs
 
 
-@pytest.mark.parametrize(("file", "line"), barriers())
+@pytest.fixture(scope="module")
+def right(library: build.Library) -> list[Tensor]:
+    """What the kernels make of it with all their barriers."""
+    outs = run_everything(library, 0)
+    assert all(out.isfinite().all() for out in outs)
+    return outs
+
+
+@pytest.mark.parametrize(("file", "line"), every(3, barriers()))
 def test_no_barrier_of_the_kernels_can_be_left_out(
-    library: build.Library, file: str, line: int
+    library: build.Library, right: list[Tensor], file: str, line: int
 ) -> None:
-    right = run_everything(library, 0)
-    assert all(out.isfinite().all() for out in right)
     library.remove_barrier(file, line)
     try:
         for seed in SEEDS:
@@ -169,11 +176,13 @@ def thread_sanitized(shared: Path) -> Sanitized:
     return Sanitized("thread", shared / "thread-sanitized")
 
 
+@pytest.mark.campaign
 def test_no_access_out_of_bounds(address_sanitized: Sanitized) -> None:
     done = address_sanitized.run("kernels")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("name", "finding"),
     [("read beyond", "heap-buffer-overflow"), ("write beyond part", "use-after-poison")],
@@ -187,11 +196,13 @@ def test_an_access_out_of_bounds_is_found(
     assert "planted.cuh" in done.stderr
 
 
+@pytest.mark.campaign
 def test_no_race(thread_sanitized: Sanitized) -> None:
     done = thread_sanitized.run("kernels")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "name",
     [

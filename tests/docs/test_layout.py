@@ -1,10 +1,13 @@
-"""Where tests keep what they share: in tests/helpers and conftest.py, never in each other."""
+"""Tests share through tests/helpers and conftest.py alone, and what is quick covers enough."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import combinations, product
 from pathlib import Path
+
+from campaigns import covering
 
 TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("test_*.py"))
@@ -37,3 +40,14 @@ def test_a_file_does_not_repeat_its_folder() -> None:
         if path.stem.startswith(f"test_{path.parent.name}_")
     ]
     assert found == []
+
+
+def test_every_two_values_of_a_pairwise_test_meet_in_few_of_its_cases() -> None:
+    rows = [row for row in product("abcd", range(5), "xyz", (True, False)) if row[:2] != ("a", 0)]
+    chosen = [rows[i] for i in covering(rows)]
+
+    def pairs(of: list[tuple[object, ...]]) -> set[object]:
+        return {(i, j, row[i], row[j]) for row in of for i, j in combinations(range(4), 2)}
+
+    assert pairs(chosen) == pairs(rows)
+    assert len(chosen) <= 25 < len(rows)  # 19 pairs of the two longest are the least

@@ -60,10 +60,10 @@ def test_ci_runs_its_commands():
             if words and words[0] == "make"]  # fmt: skip
     assert "test" in made
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    ci = re.search(r"^for step in (.+); do$", (ROOT / ".ci/run").read_text(), re.MULTILINE)[1]
     for target in made:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
-        assert re.search(rf"^make ([\w-]+ )*{target}\b", ci, flags=re.MULTILINE)
+        assert target in ci.split()
 
 
 def test_shows_what_is_printed(tmp_path, monkeypatch):

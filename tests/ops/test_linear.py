@@ -59,6 +59,7 @@ def assert_reference(
     assert (error <= bound).all(), f"error {error.max():.3g}, {(error / bound).max():.3g} x bound"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "width", "d", "k"), SHAPES)
 def test_matches_reference(

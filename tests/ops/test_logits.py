@@ -80,6 +80,7 @@ def assert_reference(
     assert (error <= bound).all(), f"error {error.max():.3g}, {(error / bound).max():.3g} x bound"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "d", "count", "k"), SHAPES)
 def test_matches_reference(
@@ -263,6 +264,7 @@ for given, want in torch.load(sys.argv[2]):
 """
 
 
+@pytest.mark.campaign
 def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
     model = Server()
     package = torch._inductor.aoti_compile_and_package(

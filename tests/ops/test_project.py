@@ -23,6 +23,7 @@ from torch.nn import functional
 from clipproj import _C, ops, reference
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "d", "k"), SHAPES)
 def test_matches_reference(

@@ -10,6 +10,7 @@ from torch import Tensor
 from clipproj import Projector, ops
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "d", "k"), SHAPES)
 def test_bits_are_those_of_project(

@@ -58,6 +58,7 @@ def only(given_bank: dict[str, Tensor], rows: Any) -> dict[str, Tensor]:
     return out
 
 
+@pytest.mark.pairwise
 @both
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "d", "ranks"), BANKS, ids=lambda value: str(value)[:20])

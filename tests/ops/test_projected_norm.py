@@ -9,6 +9,7 @@ from cases import OPTIONS, SHAPES, assert_bits, factors, features
 from clipproj import ops, reference
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("n", "d", "k"), SHAPES[::2])
 def test_matches_reference(

@@ -152,6 +152,9 @@ def test_an_item_of_a_list_is_named_by_its_place() -> None:
     [
         ('{"input": "a cat", "input": "a dog"}', "input"),
         ('{"input": "a cat", "\\u0069nput": "a cat"}', "input"),
+        ('{"input": [{"image": "data:image/png;base64,AAAA"}], "input": "a"}', "input"),
+        ('{"input": [{"image": "\\"data:"}], "user": "\\u003a", "user": "b"}', "user"),
+        ('{"data:": 1, "data:": 1}', "data:"),
         (
             '{"input": [{"text": "a cat", "projector": "a", "projector": "b"}]}',
             "input[0].projector",
