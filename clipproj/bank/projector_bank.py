@@ -1,4 +1,4 @@
-"""Many projectors in one buffer, for batches in which each row has one of its own."""
+"""The bank that callers hold: projectors by name, changed while other threads call it."""
 
 from __future__ import annotations
 
