@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from clipproj.audit.calibration import AUDIT, NONE, CalibrationResult, Forgotten
+from clipproj.report.charts import lines
 from clipproj.report.formatting import count, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 _SURE = 0.85  # of the confidence, from which a model is hardly less sure
 

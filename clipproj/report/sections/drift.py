@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from clipproj.audit.drift import AUDIT, SHARES, DriftResult
+from clipproj.report.charts import lines
 from clipproj.report.formatting import cosine, count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 
 def page(result: DriftResult) -> Page:
