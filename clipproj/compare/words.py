@@ -111,8 +111,12 @@ def _elsewhere(board: Leaderboard) -> tuple[Page, ...]:
 def _per_class(board: Leaderboard) -> Page:
     columns = ("class", "images", *(f"{s.name} %" for s in board.rows))
     rows = tuple(
-        (gone, board.images[gone], *(s.per_class.get(gone, math.nan) for s in board.rows))
-        for gone in board.forget
+        (
+            forgotten,
+            board.images[forgotten],
+            *(s.per_class.get(forgotten, math.nan) for s in board.rows),
+        )
+        for forgotten in board.forget
     )
     lead = "How many images of each class are still answered by it."
     return Page("classes", "Class by class", lead, (Table(columns, rows),))

@@ -106,9 +106,9 @@ def test_known_moves() -> None:
     want = float((before * (before / after).log()).sum()) / 2
     assert float(kept.divergence) == pytest.approx(want, abs=1e-6)
     assert math.isnan(kept.cka)
-    gone = result.moved["forgotten texts"]
-    assert (float(gone.cosine), float(gone.length)) == pytest.approx((0, 0), abs=1e-6)
-    assert float(gone.agreement) == 0  # it answers nothing now
+    forgotten = result.moved["forgotten texts"]
+    assert (float(forgotten.cosine), float(forgotten.length)) == pytest.approx((0, 0), abs=1e-6)
+    assert float(forgotten.agreement) == 0  # it answers nothing now
     assert "aligned with its text or not" in section.page(result).lead
 
 

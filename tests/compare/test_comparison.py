@@ -102,7 +102,7 @@ def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
         raise ImportError("install that") from ModuleNotFoundError("No that", name="that")
 
     def misnamed(task: Task) -> Projector:
-        from clipproj.audit import gone  # noqa: F401
+        from clipproj.audit import forgotten  # noqa: F401
 
     needs = ComparedMethod("needs", plain, needs=("empty",))
     methods = {"r": ComparedMethod("r", refuses), "n": needs, "l": ComparedMethod("l", lacks)}
