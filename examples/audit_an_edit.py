@@ -13,13 +13,13 @@ forget, keep = texts.select(["cat"]), texts.drop(["cat"])
 projector = clipproj.nullspace(forget, keep, "hull")
 
 # From names alone, before anything is written: may it be done? `clipproj erase` refuses what may
-# not. Mixtures of two class texts stand in for pictures.
+# not. Mixtures of two class texts stand in for images.
 verdict = audit.judge(projector, forget, keep, closed=True)
 print(f"refused: {verdict.refused}, the others lose {verdict.price.loss:.1%}")
 
-pictures = audit.load_images(demo.pictures_dir())
-features = audit.image_features(model, preprocess, pictures)
-samples = audit.Samples.of_images(features, pictures, texts)
+images = audit.load_images(demo.pictures_dir())
+features = audit.image_features(model, preprocess, images)
+samples = audit.Samples.of_images(features, images, texts)
 given = audit.AuditInput(samples, projector, ("cat",))
 
 # accuracy: the class, all others, the nearest of them, and a probe. retrieval: search. recover: do

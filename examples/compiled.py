@@ -12,15 +12,15 @@ tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
 projector = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
 
-pictures = audit.load_images(demo.pictures_dir())
-images = torch.stack([preprocess(audit.open_image(path)) for path in pictures.paths])
+images = audit.load_images(demo.pictures_dir())
+pixels = torch.stack([preprocess(audit.open_image(path)) for path in images.paths])
 
 served = torch.compile(model.eval().visual)
 
 
 def samples():
-    features = torch.cat([served(part) for part in images.split(97)])  # batches of one size
-    return audit.Samples.of_images(features, pictures, texts)
+    features = torch.cat([served(part) for part in pixels.split(97)])  # batches of one size
+    return audit.Samples.of_images(features, images, texts)
 
 
 with torch.no_grad():

@@ -18,12 +18,12 @@ forget, keep = texts.select(["cat"]), texts.drop(["cat"])
 projector = clipproj.nullspace(forget, keep, "hull")
 
 # Images are for measuring alone. They lie in a folder for each class.
-pictures = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.pictures_dir())
 
 
 def samples():
-    features = audit.image_features(model, preprocess, pictures)
-    return audit.Samples.of_images(features, pictures, texts)
+    features = audit.image_features(model, preprocess, images)
+    return audit.Samples.of_images(features, images, texts)
 
 
 before, original = samples(), model.visual.attnpool.c_proj.weight.clone()

@@ -10,8 +10,8 @@ place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the 
 model, _, preprocess = open_clip.create_model_and_transforms(place)
 tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
-pictures = audit.load_images(demo.pictures_dir())
-features = audit.image_features(model, preprocess, pictures)  # [n, d], of the unedited model
+images = audit.load_images(demo.pictures_dir())
+features = audit.image_features(model, preprocess, images)  # [n, d], of the unedited model
 
 # The bank holds a projector for each tenant. Tenants come and go while other threads call it, and
 # no compiled graph is made again.
@@ -28,9 +28,9 @@ rows = bank(features, index, normalize=True)  # one kernel for all of them
 alone = torch.cat([bank(features[[i]], index[[i]], normalize=True) for i in range(8)])
 print("rows alone and in the batch, same bits:", torch.equal(alone, rows[:8]))
 
-# What "acme" sees of all pictures: its class is gone from the answers, and a probe still finds it.
+# What "acme" sees of all images: its class is gone from the answers, and a probe still finds it.
 of_acme = bank(features, bank.index(["acme"] * len(features)))
-before, after = (audit.Samples.of_images(f, pictures, texts) for f in (features, of_acme))
+before, after = (audit.Samples.of_images(f, images, texts) for f in (features, of_acme))
 result = audit.compare(before, after, ["cat"])
 for name in ("forget", "keep", "neighbours", "probe"):
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))

@@ -9,11 +9,11 @@ place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the 
 model, _, preprocess = open_clip.create_model_and_transforms(place)
 tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
-pictures = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.pictures_dir())
 
 # What a vector store holds: half-precision rows of numpy. A file larger than memory is edited in
 # the same way, opened by numpy.load(file, mmap_mode="r+").
-stored = audit.image_features(model, preprocess, pictures).numpy().astype("float16")
+stored = audit.image_features(model, preprocess, images).numpy().astype("float16")
 
 # Of the contrasts "mean" takes the class deepest out of a search; docs/methods.md compares them.
 projector = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "mean")
@@ -23,7 +23,7 @@ edited = stored.copy()
 for start in range(0, len(edited), 256):
     edited[start : start + 256] = projector(edited[start : start + 256])
 
-before, after = (audit.Samples.of_images(rows, pictures, texts) for rows in (stored, edited))
+before, after = (audit.Samples.of_images(rows, images, texts) for rows in (stored, edited))
 cat = texts.names.index("cat")
 for when, samples in (("before", before), ("after", after)):
     first = samples.cosines()[:, cat].topk(9).indices  # a search by the class's text

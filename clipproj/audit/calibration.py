@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipproj.audit.groups import forgotten
+from clipproj.audit.groups import forgotten_classes
 from clipproj.audit.registry import Audit
 from clipproj.audit.samples import NO_ANSWER, RowEdit, Samples
 from clipproj.audit.stats import Measured, mean, share
@@ -100,15 +100,15 @@ def calibration(
         bins: of equal numbers of images, at least 1; no more than there are images.
         renormalize: False leaves texts at the length that a text-side edit gave them.
 
-    Raises TypeError, ValueError as `groups.forgotten`, `Samples.edited`; ValueError for bins < 1.
+    Raises TypeError, ValueError as `forgotten_classes`, `Samples.edited`; ValueError for bins < 1.
     """
     if bins < 1:
         raise Refusal("calibration", "bins", f"must be at least 1, got {bins}")
-    names, _ = forgotten("calibration", samples, forget)
-    gone = samples.of(forget)
+    names, _ = forgotten_classes("calibration", samples, forget)
+    forgotten = samples.of(forget)
     pair = (samples, samples.edited(edit))
-    kept = [_calibration(one.take(~gone), bins, renormalize) for one in pair]
-    lost = [_forgotten(one.take(gone), renormalize) for one in pair]
+    kept = [_calibration(one.take(~forgotten), bins, renormalize) for one in pair]
+    lost = [_forgotten(one.take(forgotten), renormalize) for one in pair]
     return CalibrationResult(names, samples.scale, *kept, *lost)
 
 

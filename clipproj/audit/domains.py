@@ -55,7 +55,7 @@ def domains(samples: Samples, edit: RowEdit, forget: Sequence[str]) -> DomainsRe
     """
     if samples.domains is None:
         raise Refusal("domains", "samples", "must have domains, got None")
-    gone, before = samples.of(forget), samples.correct()
+    forgotten, before = samples.of(forget), samples.correct()
     after = samples.edited(edit).correct()
     of = {name: i for i, name in enumerate(sorted(set(samples.domains)))}
     number = torch.tensor([of[name] for name in samples.domains], device="cpu")
@@ -64,7 +64,7 @@ def domains(samples: Samples, edit: RowEdit, forget: Sequence[str]) -> DomainsRe
         return share(before[mask]), share(after[mask])
 
     found = tuple(
-        Domain(name, *shares((number == i) & gone), *shares((number == i) & ~gone))
+        Domain(name, *shares((number == i) & forgotten), *shares((number == i) & ~forgotten))
         for name, i in of.items()
     )
     return DomainsResult(tuple(forget), found)

@@ -104,12 +104,12 @@ def drift(
     """
     groups = class_groups("drift", samples, forget)
     after = samples.edited(edit)
-    gone = samples.of(forget)
+    forgotten = samples.of(forget)
     near = torch.isin(samples.labels, groups["neighbours"])
     side = getattr(edit, "side", "image")
     moved = {}
     for name, rows in (
-        ("kept images", ~gone), ("neighbours", near), ("forgotten images", gone),
+        ("kept images", ~forgotten), ("neighbours", near), ("forgotten images", forgotten),
     ):  # fmt: skip
         pair = samples.take(rows), after.take(rows)
         moved[name] = _moved(pair[0].features, pair[1].features, *pair, renormalize)

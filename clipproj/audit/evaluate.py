@@ -159,12 +159,12 @@ def compare(
         nearest=groups.nearest,
         before=scores[0],
         after=scores[1],
-        cosine=mean(cosine[~groups.gone], (-1, 1)),
-        cosine_forget=mean(cosine[groups.gone], (-1, 1)),
-        agreement=share(same[~groups.gone]),
+        cosine=mean(cosine[~groups.forgotten], (-1, 1)),
+        cosine_forget=mean(cosine[groups.forgotten], (-1, 1)),
+        agreement=share(same[~groups.forgotten]),
         changed=(~same).nonzero().flatten(),
-        images_forget=int(groups.gone.sum()),
-        images_keep=int((~groups.gone).sum()),
+        images_forget=int(groups.forgotten.sum()),
+        images_keep=int((~groups.forgotten).sum()),
         unit=unit,
     )
 
@@ -264,14 +264,14 @@ class Groups:
 
     Args:
         labels: [n] int64.
-        forgotten: [m] int64, rows of the forgotten classes.
-        gone, near: [n] bool, of forgotten classes and of their nearest others.
+        rows: [m] int64, rows of the forgotten classes.
+        forgotten, near: [n] bool, of forgotten classes and of their nearest others.
         nearest: the names of the latter, nearest first.
     """
 
     labels: Tensor
+    rows: Tensor
     forgotten: Tensor
-    gone: Tensor
     near: Tensor
     nearest: tuple[str, ...]
 
@@ -279,19 +279,19 @@ class Groups:
     def of(cls, samples: Samples, forget: Sequence[str] | Embeddings) -> Groups:
         """Raises TypeError, ValueError as `class_groups`."""
         rows = class_groups("score", samples, forget)
-        gone, near = (torch.isin(samples.labels, rows[g]) for g in ("forgotten", "neighbours"))
+        forgotten, near = (torch.isin(samples.labels, rows[g]) for g in ("forgotten", "neighbours"))
         names = tuple(samples.names[c] for c in rows["neighbours"].tolist())
-        return cls(samples.labels, rows["forgotten"], gone, near, names)
+        return cls(samples.labels, rows["forgotten"], forgotten, near, names)
 
     def shares(self, correct: Tensor) -> tuple[Measured, Measured, Measured, Measured]:
         """forget, keep, neighbours, others; NaN for a group without images."""
-        groups = (self.gone, ~self.gone, self.near, ~(self.gone | self.near))
+        groups = (self.forgotten, ~self.forgotten, self.near, ~(self.forgotten | self.near))
         forget, keep, neighbours, others = (share(correct[mask]) for mask in groups)
         return forget, keep, neighbours, others
 
     def probe(self, features: Tensor) -> Measured:
         """What a linear probe finds of the forgotten classes."""
-        return probe_recall(features, self.labels, self.labels[self.gone].unique())
+        return probe_recall(features, self.labels, self.labels[self.forgotten].unique())
 
 
 def _score(samples: Samples, groups: Groups, probe: bool = True) -> Scores:
@@ -302,14 +302,14 @@ def _score(samples: Samples, groups: Groups, probe: bool = True) -> Scores:
         for c in groups.labels.unique().tolist()
     }
     forget, *rest = groups.shares(correct)
-    found = torch.isin(predictions, groups.forgotten)
+    found = torch.isin(predictions, groups.rows)
     found_of = {
         samples.names[c]: share(found[groups.labels == c])
-        for c in groups.forgotten.tolist()
+        for c in groups.rows.tolist()
         if samples.names[c] in per_class
     }
     recall = groups.probe(samples.features) if probe else share([])
-    total = share(found[groups.gone])
+    total = share(found[groups.forgotten])
     return Scores(forget, total, *rest, recall, per_class, found_of, predictions)
 
 

@@ -33,7 +33,9 @@ def nearest(
     return tuple(others.names[i] for i in order.tolist())
 
 
-def forgotten(op: str, samples: Samples, forget: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+def forgotten_classes(
+    op: str, samples: Samples, forget: Sequence[str]
+) -> tuple[tuple[str, ...], Tensor]:
     """The forgotten names once each, and their rows among the classes, int64.
 
     Raises, in the name of `op`, ValueError for no name or all classes; TypeError for what is no
@@ -67,11 +69,11 @@ def class_groups(
     if isinstance(forget, Embeddings):
         forget = [name for name in forget.names if name in known]
     if forget or not isinstance(target, Embeddings):
-        gone, rows = forgotten(op, samples, forget)
+        forgotten, rows = forgotten_classes(op, samples, forget)
     else:
-        gone, rows = (), torch.empty(0, dtype=torch.int64, device="cpu")
-    rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(gone))
-    near = nearest(samples.classes.select([*gone, *rest]), target, count) if rest else ()
+        forgotten, rows = (), torch.empty(0, dtype=torch.int64, device="cpu")
+    rest = sorted({names[i] for i in samples.labels.unique().tolist()}.difference(forgotten))
+    near = nearest(samples.classes.select([*forgotten, *rest]), target, count) if rest else ()
     far = set(rest).difference(near)
     others = [name for name in names if name in far]
     row = {name: i for i, name in enumerate(names)}

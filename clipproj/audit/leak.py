@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.audit.groups import forgotten
+from clipproj.audit.groups import forgotten_classes
 from clipproj.audit.registry import Audit
 from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.stats import Measured, share
@@ -118,7 +118,7 @@ def leak(
     Raises ValueError for a name that is no class, none or all of them, a memory of another width or
     without entries, options out of range, or an edit that gives other shapes.
     """
-    forget, _ = forgotten("leak", samples, forget)
+    forget, _ = forgotten_classes("leak", samples, forget)
     store = samples if memory is None else memory
     left_out, k = store is samples, operator.index(k)
     if store.features.shape[1] != samples.features.shape[1] or not (left_out or len(store)):
@@ -135,7 +135,7 @@ def leak(
             above = "at least 0" if name == "beta" else "above 0"
             raise Refusal("leak", name, f"must be finite and {above}, got {value}")
 
-    after, gone = samples.edited(edit), samples.of(forget)
+    after, forgotten = samples.edited(edit), samples.of(forget)
     # A forgotten class may have other images in the memory, or none.
     held = [name for name in forget if name in store.names]
     old = store.of(held) if held else torch.zeros(len(store), dtype=torch.bool, device="cpu")
@@ -156,10 +156,10 @@ def leak(
         fused = F.normalize(asked.features[rows], dim=1) + weight * looked_up[name][rows]
         return replace(samples.take(rows), features=fused, texts=asked.texts).correct()
 
-    every = torch.ones_like(gone)
+    every = torch.ones_like(forgotten)
 
     def answered(hits: Tensor) -> Answered:
-        return Answered(share(hits[gone]), share(hits[~gone]))
+        return Answered(share(hits[forgotten]), share(hits[~forgotten]))
 
     return LeakResult(
         forget=forget,
@@ -174,7 +174,7 @@ def leak(
         beta=float(beta),
         gamma=float(gamma),
         curve=tuple(
-            LeakPoint(weight, *(float(share(right(name, weight, gone))) for name in looked_up))
+            LeakPoint(weight, *(float(share(right(name, weight, forgotten))) for name in looked_up))
             for weight in GAMMAS
         ),
     )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.audit.groups import forgotten
+from clipproj.audit.groups import forgotten_classes
 from clipproj.audit.registry import Audit, Embed
 from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.synonyms import known_words, misspellings
@@ -122,7 +122,7 @@ def paraphrase(
         ImportError: without inflect (plurals), or without open_clip for a None above.
     """
     op = "paraphrase"
-    forget, _ = forgotten(op, samples, forget)
+    forget, _ = forgotten_classes(op, samples, forget)
     if not 0 <= level <= 1:
         raise Refusal(op, "level", f"must be in [0, 1], got {level}")
     expand_names(forget, synonyms=synonyms)  # refuses what it must

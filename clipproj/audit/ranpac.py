@@ -235,7 +235,7 @@ def ranpac_answers(
     present, rows = labels.unique(return_inverse=True)
     names = [str(label) for label in present.tolist()]
     whole = RanPAC.fit(features, rows, names, width=width, seed=seed)
-    gone = [] if without is None else [i for i in without.tolist() if str(i) in names]
+    forgotten = [] if without is None else [i for i in without.tolist() if str(i) in names]
     answers = torch.full((2, 1 + len(applied), len(labels)), -1, device="cpu")
     fold = folds(rows)
     for i in range(FOLDS):
@@ -243,9 +243,9 @@ def ranpac_answers(
         head = copy.deepcopy(whole)
         head._update(features[held_out], rows[held_out], -1)
         heads = [head]
-        if gone:
+        if forgotten:
             heads.append(copy.deepcopy(head))
-            for label in gone:
+            for label in forgotten:
                 heads[1].forget(str(label), features[~held_out & (labels == label)])
         for k, one in enumerate(heads):
             told = torch.tensor([int(name) for name in one.classes], device="cpu")

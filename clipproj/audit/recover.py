@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipproj.audit.groups import forgotten
+from clipproj.audit.groups import forgotten_classes
 from clipproj.audit.probe import mean_answers, ridge_answers, unmeasurable
 from clipproj.audit.ranpac import RanPAC, ranpac_answers
 from clipproj.audit.registry import Audit
@@ -120,13 +120,13 @@ def recover(
     Raises ValueError for a name that is no class, none or all of them, an unknown probe or no
     probe, a width below 1, or an edit that gives other shapes.
     """
-    forget, wanted = forgotten("recover", samples, forget)
+    forget, wanted = forgotten_classes("recover", samples, forget)
     if not probes or not set(probes) <= set(PROBES):
         raise Refusal("recover", "probes", f"must be some of {', '.join(PROBES)}, got {probes!r}")
     width = operator.index(width)
     if width < 1:
         raise Refusal("recover", "width", f"must be at least 1, got {width}")
-    after, gone = samples.edited(edit), samples.of(forget)
+    after, forgotten = samples.edited(edit), samples.of(forget)
     side = getattr(edit, "side", "image")
     labels, features = samples.labels, after.features
     reason = unmeasurable(labels, wanted)
@@ -143,15 +143,15 @@ def recover(
         later = earlier if same else answer(features, labels)
         if name == "ranpac":
             (earlier, pruned), (later, pruned_later) = earlier, later
-            removal = _removal(samples, forget, gone, seed, width, (
+            removal = _removal(samples, forget, forgotten, seed, width, (
                 earlier[0], pruned[0], later[0], pruned_later[0],
             ))  # fmt: skip
-        found.append(_found(name, earlier[0], earlier[-1], later[0], labels, gone, wanted))
+        found.append(_found(name, earlier[0], earlier[-1], later[0], labels, forgotten, wanted))
     return RecoverResult(
         forget=forget,
         side=side,
-        zero_shot_before=share(samples.correct()[gone]),
-        zero_shot_after=share(after.correct()[gone]),
+        zero_shot_before=share(samples.correct()[forgotten]),
+        zero_shot_after=share(after.correct()[forgotten]),
         chance=1 / len(present) if len(present) else math.nan,
         probes=tuple(found),
         removal=removal,
@@ -165,23 +165,23 @@ def _found(
     old: Tensor,
     after: Tensor,
     labels: Tensor,
-    gone: Tensor,
+    forgotten: Tensor,
     wanted: Tensor,
 ) -> ProbeResult:
     right = [answers == labels for answers in (before, after, old)]
-    alarm = [torch.isin(answers, wanted)[~gone] for answers in (before, after)]
+    alarm = [torch.isin(answers, wanted)[~forgotten] for answers in (before, after)]
     return ProbeResult(
         probe,
-        *(share(hits[gone]) for hits in right),
+        *(share(hits[forgotten]) for hits in right),
         *(share(hits) for hits in alarm),
-        *(share(hits[~gone]) for hits in right[:2]),
+        *(share(hits[~forgotten]) for hits in right[:2]),
     )
 
 
 def _removal(
     samples: Samples,
     forget: Sequence[str],
-    gone: Tensor,
+    forgotten: Tensor,
     seed: int,
     width: int,
     answers: Sequence[Tensor],
@@ -193,11 +193,11 @@ def _removal(
     rows = torch.tensor([row.get(name, -1) for name in samples.names], device="cpu")
     labels = rows[samples.labels]
     fresh = RanPAC.fit(
-        samples.features[~gone], labels[~gone], head.classes,
+        samples.features[~forgotten], labels[~forgotten], head.classes,
         width=width, seed=seed, ridge=head.ridge,
     )  # fmt: skip
     difference = (head.scores(samples.features) - fresh.scores(samples.features)).abs().max()
-    hits = (share((told == samples.labels)[~gone]) for told in answers)
+    hits = (share((told == samples.labels)[~forgotten]) for told in answers)
     return Removal(*hits, difference=float(difference))
 
 

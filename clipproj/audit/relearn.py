@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipproj.audit.groups import forgotten
+from clipproj.audit.groups import forgotten_classes
 from clipproj.audit.registry import Audit
 from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.shots import (
@@ -116,16 +116,16 @@ def relearn(
     Raises ValueError for a name that is no class, none or all of them, shots, repeats or steps
     below 1, or an edit that gives other shapes.
     """
-    forget, wanted = forgotten("relearn", samples, forget)
+    forget, wanted = forgotten_classes("relearn", samples, forget)
     shots = tuple(operator.index(n) for n in shots)
     for name, values in (("shots", shots), ("repeats", (repeats,)), ("steps", (steps,))):
         if not values or min(values) < 1:
             raise Refusal("relearn", name, f"must be at least 1, got {values}")
-    edited, gone = samples.edited(edit), samples.of(forget)
+    edited, forgotten = samples.edited(edit), samples.of(forget)
     generator = torch.Generator().manual_seed(seed)
     # for each class, in each repeat, its images in the order in which they are labelled
     rows = {c: (samples.labels == c).nonzero().flatten() for c in wanted.tolist()}
-    scaled = len(samples.names) - len(forget) > 1 and not gone.all()
+    scaled = len(samples.names) - len(forget) > 1 and not forgotten.all()
     usable = {c: r for c, r in rows.items() if len(r) >= _LEAST and scaled}
     draws = {
         c: [r[torch.randperm(len(r), generator=generator, device="cpu")] for _ in range(repeats)]
@@ -136,19 +136,19 @@ def relearn(
     known = samples.correct()
     found = tuple(_shots(n, draws, *views, unknown, known, steps) for n in shots)
     right, right_after = known, edited.correct()
-    lowered = [share(view.prototype(usable, 1.0)[gone] if usable else []) for view in views]
+    lowered = [share(view.prototype(usable, 1.0)[forgotten] if usable else []) for view in views]
     return RelearnResult(
         forget=forget,
-        zero_shot_before=share(right[gone]),
-        zero_shot_after=share(right_after[gone]),
-        others_before=share(right[~gone]),
-        others_after=share(right_after[~gone]),
+        zero_shot_before=share(right[forgotten]),
+        zero_shot_after=share(right_after[forgotten]),
+        others_before=share(right[~forgotten]),
+        others_after=share(right_after[~forgotten]),
         lowered_before=lowered[0],
         lowered_after=lowered[1],
         shots=found,
         repeats=repeats,
         steps=steps,
-        reason=_reason(shots, rows, scaled, known[gone]),
+        reason=_reason(shots, rows, scaled, known[forgotten]),
     )
 
 

@@ -168,9 +168,9 @@ def retrieval(
         side, edited = getattr(one, "side", "image"), samples.edited(one)
         if side == "text":
             rows = _in_units(edited.texts, samples.texts)
-            gone = groups["forgotten"]
-            length = float(rows[gone].norm(dim=1).mean())
-            cosine = float(F.cosine_similarity(rows[gone], texts[gone]).mean())
+            forgotten = groups["forgotten"]
+            length = float(rows[forgotten].norm(dim=1).mean())
+            cosine = float(F.cosine_similarity(rows[forgotten], texts[forgotten]).mean())
         else:
             rows = _in_units(edited.features, samples.features)
         for again in (True, False):

@@ -41,8 +41,8 @@ def stand_ins(forget: Embeddings, keep: Embeddings, most: int = MOST) -> Samples
 
     Raises ValueError for embeddings of another width, or no name to keep.
     """
-    gone = set(on_both(forget.names, keep.names))
-    kept = [name for name in keep.names if name not in gone]
+    forgotten = set(on_both(forget.names, keep.names))
+    kept = [name for name in keep.names if name not in forgotten]
     if not kept or keep.dim != forget.dim:
         got = f"{len(kept)} other names of width {keep.dim}"
         raise Refusal(

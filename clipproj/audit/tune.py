@@ -103,8 +103,8 @@ def tune(
     strengths = sorted({0.0, *map(float, strengths)})
     if not all(0 <= s <= 2 for s in strengths):
         raise Refusal("tune", "strengths", f"must be in [0, 2], got {strengths}")
-    gone = samples.of(forget)
-    for name, count in (("a forgotten", gone.sum()), ("another", (~gone).sum())):
+    forgotten = samples.of(forget)
+    for name, count in (("a forgotten", forgotten.sum()), ("another", (~forgotten).sum())):
         if not count:
             raise Refusal("tune", "samples", f"must hold an image of {name} class, got none")
 

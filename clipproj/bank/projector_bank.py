@@ -1,4 +1,4 @@
-"""Many projectors in one buffer, for batches in which each row has one of its own."""
+"""The bank that callers hold: projectors by name, changed while other threads call it."""
 
 from __future__ import annotations
 
@@ -425,7 +425,7 @@ class ProjectorBank(BankRows):
                 op,
                 entry.provenance.get("head_hash"),
                 model="the model of the others",
-                otherwise="; force=True takes it anyway",
+                otherwise="; give force to take it anyway",
             )
         self._check_capture(op)
 

@@ -131,7 +131,7 @@ def compare(
 
 def _show(compared: list[Compared], out: Path) -> None:
     from clipproj.compare import words
-    from clipproj.report.pages import printed
+    from clipproj.report.terminal import printed
 
     screen = terminal.console()
     for one in compared:

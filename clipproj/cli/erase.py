@@ -11,7 +11,7 @@ from clipproj.checkpoints.state import WEIGHTS, read_state, size
 from clipproj.cli.output import Output
 from clipproj.editing.verify import verify
 from clipproj.recipe import Outcome, Progress, Recipe, forget, prepare, silent
-from clipproj.report import report
+from clipproj.report.erasure import write_report
 from clipproj.report.sections import gate
 
 FILES = {
@@ -76,11 +76,11 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
         outcome.projector.save(folder / FILES["projector"])
         edit.save_undo(folder / FILES["undo"])
         edit.receipt.save(folder / FILES["receipt"])
-        report.write_report(
+        write_report(
             folder / FILES["report"],
             comparison=outcome.comparison,
             curve=outcome.curve,
-            pictures=outcome.images,
+            images=outcome.images,
             classes=outcome.texts.classes,
             projector=outcome.projector,
             verdict=verdict,

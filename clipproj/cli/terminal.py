@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from clipproj.refusal import Refusal
 from clipproj_command import OutputError
 
 if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must not wait for
@@ -26,19 +27,16 @@ if TYPE_CHECKING:  # at run time they would bring open_clip, which --help must n
     from clipproj.recipe import Outcome, Progress
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)  # anything else is a bug
-_OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins
-_WORDS = {
-    "force=True": "--force",
-    "truncate=True": "--truncate",
-    "load_images: folder": "images",
-}  # what it is called here
+_OPERATION = re.compile(r"^\w+: ")  # how an error of ours begins that is no Refusal
+_OPTIONS = {("load_images", "folder"): "images"}  # arguments that are options of another name
 
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
-    from clipproj.report import tables
-    from clipproj.report.formatting import listed
+    from clipproj.report.erasure import table
+    from clipproj.report.formatting import cosine, duration, listed
     from clipproj.report.sections import gate
+    from clipproj.report.terminal import printed
 
     history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
@@ -61,7 +59,9 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         if advice := gate.advice(judged):
             screen.print(Text(f"What may help: {'; '.join(advice)}.", style="red"))
     measured = outcome.comparison or judged.texts
-    screen.print(tables.table(measured, outcome.edit_seconds, judged.texts))
+    screen.print(printed(table(measured, judged.texts)))
+    moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}"
+    screen.print(Text(f"{moved}; edited in {duration(outcome.edit_seconds)}"))
     for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
     style = "green" if outcome.verdict else "bold red"
@@ -190,11 +190,8 @@ def done(written: Path | None) -> Iterator[None]:
 
 
 def show_error(command: str, error: Exception, text: str, as_json: bool) -> None:
-    """One line on stderr, or {"error": ...} on stdout if that can be written, with the notes.
-
-    The operation that raised it is named in place of the command, if at all: one name is enough.
-    """
-    line = f"{command}: {_OPERATION.sub('', text)}"
+    """One line on stderr, or {"error": ...} on stdout if that can be written, with the notes."""
+    line = f"{command}: {text}"
     if as_json:
         notes = getattr(error, "notes", [])
         with suppress(OutputError):
@@ -204,14 +201,20 @@ def show_error(command: str, error: Exception, text: str, as_json: bool) -> None
 
 
 def message(error: Exception) -> str:
-    """An error's text as one line in the words of the command, an OSError's without its number."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
+    """An error's text as one line in the words of the command, an OSError's without its number.
+
+    The operation that raised it is left out: the command is named in its place.
+    """
+    if isinstance(error, Refusal):
+        option = _OPTIONS.get((error.op, error.argument), error.argument)
+        text = f"{option} {error.why}" if option else error.why
+    elif isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        text = _OPERATION.sub("", text)
+    else:
+        text = _OPERATION.sub("", str(error))
     text = " ".join(text.split())
     if not isinstance(error, _EXPECTED):
         what = type(error).__name__
         return f"internal error: {what}: {text}; CLIPPROJ_TRACEBACK=1 shows where"
-    for python, command in _WORDS.items():
-        text = text.replace(python, command)
     return text or type(error).__name__

@@ -23,7 +23,7 @@ from clipproj.refusal import Refusal
 BASE = "no edit"
 BASE_IN_HALVES = "no edit, in halves"
 SEEN = 0.5  # accuracy from which the model knows a class well enough to forget it
-PICTURES = 8  # of a class, that its shares say something
+IMAGES = 8  # of a class, that its shares say something
 
 
 def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]:
@@ -36,13 +36,13 @@ def known_classes(samples: Samples, count: int | None = None) -> tuple[str, ...]
     found = []
     for row, name in enumerate(samples.names):
         of_class = samples.labels == row
-        if int(of_class.sum()) >= PICTURES and float(correct[of_class].double().mean()) >= SEEN:
+        if int(of_class.sum()) >= IMAGES and float(correct[of_class].double().mean()) >= SEEN:
             found.append(name)
     if not found:
         raise Refusal(
             "known_classes",
             "samples",
-            f"must hold a class with {PICTURES} images of which the model "
+            f"must hold a class with {IMAGES} images of which the model "
             "answers half right, got none; name classes to take others",
         )
     found.sort()

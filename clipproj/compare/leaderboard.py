@@ -64,7 +64,9 @@ class Leaderboard:
         base = results[BASE]
         rows = []
         for name, trials in results.items():
-            there = {gone: trial for gone, trial in trials.items() if "refused" not in trial}
+            there = {
+                forgotten: trial for forgotten, trial in trials.items() if "refused" not in trial
+            }
             why = next((trial["refused"] for trial in trials.values() if "refused" in trial), "")
             numbers = {
                 key: mean([_value(c.get(key)) for c in there.values()], _WITHIN.get(key, (0, 1)))
@@ -87,10 +89,12 @@ class Leaderboard:
                         one: mean([_value(c["elsewhere"][one]) for c in there.values()], (0, 1))
                         for one in sets
                     },
-                    per_class={gone: _value(trial["forget"]) for gone, trial in there.items()},
+                    per_class={
+                        forgotten: _value(trial["forget"]) for forgotten, trial in there.items()
+                    },
                 )
             )
-        images = {gone: trial["forget"]["n"] for gone, trial in base.items()}
+        images = {forgotten: trial["forget"]["n"] for forgotten, trial in base.items()}
         return cls(tuple(base), images, tuple(rows), {k: dict(v) for k, v in results.items()})
 
 

@@ -25,16 +25,18 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
         others = {name: value(number) for name, number in trial["elsewhere"].items()}
         return Accuracies(value(trial["forget"]), value(trial["keep"]), others)
 
-    before = {gone: accuracies(trial) for gone, trial in results[base].items()}
+    before = {forgotten: accuracies(trial) for forgotten, trial in results[base].items()}
     rows, reasons = [], {}
     for name, trials in results.items():
         scores = {
-            gone: score(before[gone], accuracies(trial))
-            for gone, trial in trials.items()
+            forgotten: score(before[forgotten], accuracies(trial))
+            for forgotten, trial in trials.items()
             if "refused" not in trial
         }
         reasons |= {one.reason: None for one in scores.values() if one.reason}
-        values = [scores[gone].value if gone in scores else math.nan for gone in before]
+        values = [
+            scores[forgotten].value if forgotten in scores else math.nan for forgotten in before
+        ]
         rows.append((name, *values, math.fsum(values) / len(values)))
     columns = ("method", *before, "mean")
     caption = (
@@ -46,7 +48,7 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
         (f"{BACKBONES[name]}, published", *one.forget, one.keep, one.full)
         for name, one in data.reference.items()
     )
-    here = tuple(before[gone].forget for gone in before)
+    here = tuple(before[forgotten].forget for forgotten in before)
     kept = math.fsum(one.keep for one in before.values()) / len(before)
     measured = ("this model, here", *here, kept, full)
     lead = (
@@ -54,7 +56,7 @@ def page(data: Dataset, results: Mapping[str, Mapping[str, Any]], base: str, ful
         "beside the published ones, and the protocol's score. No accuracy after forgetting is "
         "published for these classes, so the score stands by itself."
     )
-    heads = ("before the edit", *(f"{gone} %" for gone in before), "kept %", "all %")
+    heads = ("before the edit", *(f"{forgotten} %" for forgotten in before), "kept %", "all %")
     return Page("lip", "Lip's protocol", lead, (
         Table(heads, (measured, *published)), Table(columns, tuple(rows), caption),
     ))  # fmt: skip

@@ -24,8 +24,9 @@ from clipproj.methods import prompts as prompts_of
 from clipproj.recipe import Embedder, Progress, Recipe, check, resolve, silent
 from clipproj.recipe.samples import Unedited, load, writable
 from clipproj.refusal import Refusal
-from clipproj.report.page import Page, as_json, need_charts
-from clipproj.report.pages import write_pages
+from clipproj.report import html
+from clipproj.report.page import Page, as_json
+from clipproj.report.summary import of_comparison
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,17 @@ def run(recipe: ComparisonRecipe, say: Progress = silent) -> list[Compared]:
             shows; ImportError, RuntimeError, OSError: as for `erase`.
     """
 
-    need_charts()
     methods = chosen(recipe.methods, recipe.also)
     _check(recipe)
     writable("compare", recipe.out, recipe.save_features)
     cache = Cache(recipe.out / "trials.jsonl")
     made = _own if recipe.protocol is None else _lip
     compared = made(recipe, methods, cache, say)
-    pages = [page for one in compared for page in (*words.pages(one.leaderboard), *one.more)]
-    if len(compared) > 1:  # a key is an anchor, of which a file has one
-        pages = [
-            replace(page, key=f"{i}-{page.key}", title=f"{one.title}: {page.title}")
-            for i, one in enumerate(compared)
-            for page in (*words.pages(one.leaderboard), *one.more)
-        ]
-    write_pages(
-        recipe.out / "compare.html",
-        pages,
-        title="Methods of forgetting, compared",
-        eyebrow="clipproj compare",
-        facts=_facts(compared),
-    )
+    boards = {
+        one.title: (words.main(one.leaderboard), (*words.pages(one.leaderboard), *one.more))
+        for one in compared
+    }
+    html.write(recipe.out / "compare.html", of_comparison(_facts(compared), boards))
     with atomic(recipe.out / "compare.json") as part:
         part.write_text(json.dumps(as_dict(compared), indent=2), encoding="utf-8")
     return compared

@@ -60,7 +60,7 @@ class _Part:
     edit: RowEdit
     before: Samples
     after: Samples
-    gone: Tensor
+    forgotten: Tensor
 
     @property
     def again(self) -> bool:
@@ -165,10 +165,10 @@ def halves(labels: Tensor) -> Tensor:
 def _cosines(part: _Part) -> Tensor:
     before, after = part.before, part.after
     if getattr(part.edit, "side", "image") == "text":
-        row = int(before.labels[part.gone][0]) if part.gone.any() else -1
+        row = int(before.labels[part.forgotten][0]) if part.forgotten.any() else -1
         kept = torch.arange(len(before.texts), device="cpu") != row
         return F.cosine_similarity(before.texts[kept].double(), after.texts[kept].double(), dim=1)
-    pairs = before.features[~part.gone].double(), after.features[~part.gone].double()
+    pairs = before.features[~part.forgotten].double(), after.features[~part.forgotten].double()
     return F.cosine_similarity(*pairs, dim=1)
 
 
@@ -176,14 +176,14 @@ def _recoverable(parts: Sequence[_Part], seed: int) -> dict[str, Measured]:
     found: dict[str, list[Tensor]] = {"probe": [], "ranpac": []}
     for part in parts:
         features, labels = part.after.features, part.after.labels
-        if unmeasurable(labels, labels[part.gone].unique()):
+        if unmeasurable(labels, labels[part.forgotten].unique()):
             return {name: Measured(math.nan, 0) for name in found}
         answers = {
             "probe": ridge_answers(features, labels)[0],
             "ranpac": ranpac_answers(features, labels, width=WIDTH, seed=seed)[0][0],
         }
         for name, told in answers.items():
-            found[name].append((told == labels)[part.gone])
+            found[name].append((told == labels)[part.forgotten])
     return {name: share(torch.cat(hits)) for name, hits in found.items()}
 
 
@@ -192,9 +192,9 @@ def _ranking(parts: Sequence[_Part], forget: str) -> dict[str, Measured]:
     first, precision = [], []
     for part in parts:
         scores = part.after.cosines(part.again)[:, part.after.names.index(forget)]
-        hits = part.gone[scores.argsort(descending=True, stable=True)]
-        first.append(hits[: min(TOP, int(part.gone.sum()))])
-        precision.append(precisions(scores, part.gone))
+        hits = part.forgotten[scores.argsort(descending=True, stable=True)]
+        first.append(hits[: min(TOP, int(part.forgotten.sum()))])
+        precision.append(precisions(scores, part.forgotten))
     return {"retrieval": share(torch.cat(first)), "precision": mean(torch.cat(precision), (0, 1))}
 
 
@@ -205,7 +205,7 @@ def _strongest_prompt(parts: Sequence[_Part], prompts: Tensor, forget: str) -> M
     """
     hits = []
     for part in parts:
-        row, mine = part.before.names.index(forget), part.before.take(part.gone)
+        row, mine = part.before.names.index(forget), part.before.take(part.forgotten)
         found = torch.zeros(len(prompts), len(mine), dtype=torch.bool, device="cpu")
         for i, prompt in enumerate(prompts):
             texts = mine.texts.clone()

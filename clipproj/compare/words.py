@@ -6,14 +6,15 @@ import math
 
 from clipproj.compare.comparison import BASE, BASE_IN_HALVES
 from clipproj.compare.leaderboard import Leaderboard, Row
+from clipproj.report.charts import dots
 from clipproj.report.formatting import count, percent
-from clipproj.report.page import Page, Table, dots
+from clipproj.report.page import Page, Table
 
 ENOUGH = 0.01  # accuracy on a class up to which it counts as forgotten
 
 
 def pages(board: Leaderboard) -> tuple[Page, ...]:
-    """The tables, an image of forgetting against its price, and class by class."""
+    """What stands below the leaderboard: forgetting against its price, and class by class."""
     base = board.rows[0].numbers
     rest = [s for s in board.rows if s.name not in (BASE, BASE_IN_HALVES)]
     best = [s for s in rest if s.numbers["forget"] <= ENOUGH and not s.refused]
@@ -46,7 +47,7 @@ def pages(board: Leaderboard) -> tuple[Page, ...]:
         alt="Every method: what is left of the class, and what the nearest classes lost",
         caption="Both should be at 0. Means over classes.",
     )
-    first = Page("compare", "Methods compared", lead, (main(board), more(board)), (chart,))
+    first = Page("price", "Forgetting and its price", lead, (more(board),), (chart,))
     return (first, *_elsewhere(board), _per_class(board), _methods(board))
 
 
@@ -110,18 +111,24 @@ def _elsewhere(board: Leaderboard) -> tuple[Page, ...]:
 def _per_class(board: Leaderboard) -> Page:
     columns = ("class", "images", *(f"{s.name} %" for s in board.rows))
     rows = tuple(
-        (gone, board.images[gone], *(s.per_class.get(gone, math.nan) for s in board.rows))
-        for gone in board.forget
+        (
+            forgotten,
+            board.images[forgotten],
+            *(s.per_class.get(forgotten, math.nan) for s in board.rows),
+        )
+        for forgotten in board.forget
     )
     lead = "How many images of each class are still answered by it."
     return Page("classes", "Class by class", lead, (Table(columns, rows),))
 
 
 def _methods(board: Leaderboard) -> Page:
-    rows = tuple(
-        (s.name, s.about, f"{s.refused}: {s.why}" if s.refused else "") for s in board.rows
-    )
-    columns = ("method", "what it is", "classes refused, and why the first")
+    columns: tuple[str, ...] = ("method", "what it is")
+    rows: tuple[tuple[str, ...], ...] = tuple((s.name, s.about) for s in board.rows)
+    if any(s.refused for s in board.rows):
+        columns = (*columns, "classes refused, and why the first")
+        why = (f"{s.refused}: {s.why}" if s.refused else "" for s in board.rows)
+        rows = tuple((*row, one) for row, one in zip(rows, why, strict=True))
     return Page("methods", "The methods", "What was compared.", (Table(columns, rows),))
 
 

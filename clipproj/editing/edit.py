@@ -208,6 +208,6 @@ def _check_model(model: nn.Module, projector: Projector, force: bool) -> str | N
     present = head_hash(model)
     space = next((entry.space for entry in log.entries(model)), present)
     if not force:
-        otherwise = "; force=True folds it anyway"
+        otherwise = "; give force to fold it anyway"
         projector.require_model("edit", space, present, otherwise=otherwise)
     return space

@@ -38,7 +38,7 @@ class Original:
             if want is None or got is None:  # no bias
                 continue
             if (want.shape, want.dtype) != (got.shape, got.dtype):
-                way = f"; cast it back first, .to({want.dtype}), and undo with force=True if that "
+                way = f"; cast it back first, .to({want.dtype}), and give force if that "
                 way += "left other bits: the handle and the undo file hold the original ones"
                 raise Refusal(
                     "undo",
@@ -51,7 +51,7 @@ class Original:
             state = "a head without the edit" if digest == self.before else "one changed since"
             raise RuntimeError(
                 f'undo: {self.tower} head must have the bits that edit "{self.label}" left '
-                f"({self.after[:12]}), got {state} ({digest[:12]}); force=True overwrites it"
+                f"({self.after[:12]}), got {state} ({digest[:12]}); give force to overwrite it"
             )
 
     def save(self, path: str | os.PathLike[str], **more: Any) -> None:

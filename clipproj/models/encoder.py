@@ -177,7 +177,7 @@ def _check_length(long: list[tuple[str, int]], limit: int, cut: list[str] | None
             "embed_classes",
             "prompts",
             f"must fit the model's {limit} tokens, got {count} in "
-            f"{prompt!r}; truncate=True cuts them",
+            f"{prompt!r}; give truncate to cut them",
         )
     if cut is not None:
         cut += [prompt for prompt, _ in long]

@@ -1,7 +1,8 @@
 """The operators: `torch.ops.clipproj.*` made whole for `torch.compile`, and their public forms.
 
-Schemas and kernels are C++ (csrc/). Here, a file for each, are the fake kernels; derivatives are in
-_autograd.py.
+Schemas and kernels are C++ (csrc/operators.h). Here is a file for each operator, with its fake
+kernel, its derivatives unless they are the update's own, and its public form; _register.py tells
+torch of them.
 
 Every operator is the same rank-k update of feature rows,
 

@@ -170,5 +170,5 @@ def _fitting(
         )
     if isinstance(projector, Projector) and not force:
         spaces = [heads.head_hash(model), *(entry.space for entry in log.entries(model))]
-        projector.require_model("attach", *spaces, otherwise="; force=True takes it anyway")
+        projector.require_model("attach", *spaces, otherwise="; give force to take it anyway")
     return on_tower("attach", projector, tower)

@@ -22,10 +22,10 @@ from clipproj.recipe.record import OF_A_MODEL, Recipe, check
 from clipproj.recipe.samples import Unedited, in_domains, prompt_embedder
 from clipproj.recipe.texts import Embedder, Progress, Texts, silent
 from clipproj.refusal import Refusal
+from clipproj.report import html
 from clipproj.report.formatting import listed
-from clipproj.report.page import need_charts
-from clipproj.report.pages import write_pages
 from clipproj.report.sections import kept, page_of
+from clipproj.report.summary import of_audits
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +56,19 @@ class Audited:
     def write(self, out: Path) -> None:
         """audit.html and audit.json. Raises OSError; ImportError without jinja2."""
         edit = self.projector
-        write_pages(
-            out / "audit.html",
+        facts = self.source.about | {
+            "method": edit.provenance.get("method", "projector"),
+            "rank": f"{edit.rank} of {edit.dim}",
+            "strength": f"{float(edit.strength):g}",
+        }
+        report = of_audits(
+            f"Erasing {listed(self.forget)}: the audits",
+            facts,
             [page_of(one) for one in self.results],
-            title=f"Erasing {listed(self.forget)}: the audits",
-            eyebrow="clipproj audit",
-            facts=self.source.about
-            | {
-                "method": edit.provenance.get("method", "projector"),
-                "rank": f"{edit.rank} of {edit.dim}",
-                "strength": f"{float(edit.strength):g}",
-            },
+            {one.key: one.numbers for one in self.results},
+            float(edit.strength),
         )
+        html.write(out / "audit.html", report)
         with atomic(out / "audit.json") as part:
             part.write_text(json.dumps(self.as_dict(), indent=2), encoding="utf-8")
 
@@ -97,7 +98,6 @@ def audited(
         ValueError: as `recipe.check`, `recipe.resolve`, `samples.load`, `in_domains`, `suite.audit`
             and for a projector of another model; OSError, RuntimeError, ImportError as these.
     """
-    need_charts()
     # other words attack the edit here, they are not forgotten with the class
     synonyms, recipe = recipe.synonyms, replace(recipe, synonyms={})
     check(recipe, OF_A_MODEL if features is None else ())
@@ -155,5 +155,5 @@ def _check_same_space(edit: Projector, classes: Embeddings, force: bool) -> None
             f"must be of width {classes.dim} as the features are, got {edit.dim}",
         )
     if not force:
-        model, otherwise = "the model that is audited", "; force=True audits it all the same"
+        model, otherwise = "the model that is audited", "; give force to audit it all the same"
         edit.require_model("audit", classes.head_hash, model=model, otherwise=otherwise)

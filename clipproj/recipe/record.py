@@ -109,12 +109,13 @@ def check(recipe: Recipe, have: Iterable[str] = OF_A_MODEL) -> None:
 def check_rank(recipe: Recipe, names: int, dim: int | None) -> None:
     """Refusal, before any text is embedded, of more names than the head has dimensions."""
     made = recipe.projector is None and recipe.options.get("rank") is None
+    help = "give rank, or fewer" if recipe.chosen()[0].option("rank") else "give fewer"
     if made and dim is not None and names >= dim:
         raise Refusal(
             recipe.command,
             "names",
             f"must be fewer than the {dim} dimensions of the model's "
-            f"features, which a direction each would use up, got {names}; give rank, or fewer",
+            f"features, which a direction each would use up, got {names}; {help}",
         )
 
 

@@ -167,8 +167,7 @@ def prepare(recipe: Recipe, say: Progress = silent) -> Ready:
     loaded = load_model(recipe.model, recipe.pretrained, recipe.device)
     say("model", 1, 1)
     earlier = log.records(loaded.model)
-    ready = Ready(recipe, saved, images, names, loaded, earlier, started)
-    return ready
+    return Ready(recipe, saved, images, names, loaded, earlier, started)
 
 
 def forget(ready: Ready, say: Progress = silent) -> Outcome:

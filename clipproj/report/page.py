@@ -1,23 +1,18 @@
-"""A page of a report: what an audit has to say, before it is laid out in HTML, text or JSON."""
+"""What a report is made of, before it is laid out: tables, figures, pages and their summary.
+
+They hold numbers and words alone. `html.write` makes a file of them, `terminal.printed` lines for a
+screen, `charts` and `images` the figures.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from clipproj.audit.stats import Measured, plain
 from clipproj.refusal import Refusal
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Plot
 
 Cell = str | float | int | None
 """A text; a share or another number, `stats.Measured` with its interval; None for an empty cell."""
@@ -31,11 +26,25 @@ class Table:
         columns: headings. A heading that ends in " %" shows its numbers as percent of 1.
         rows: as many cells each. Numbers that are `stats.Measured` show their interval.
         caption: what the reader must know to read it, or "".
+        title: a heading of its own, or "".
+        strong: which rows stand out, from 0.
+        links: keys of the pages that the rows lead to, one a row, or none.
+        bars: whether the second and third column, shares before and after, are drawn as well.
+        code: whether the cells are paths, hashes or code.
+        folded: the line under which the table is folded away in HTML; "" for one that is not.
+
+    Raises Refusal for rows of another length than the headings, links for some rows only.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+    title: str = ""
+    strong: tuple[int, ...] = ()
+    links: tuple[str, ...] = ()
+    bars: bool = False
+    code: bool = False
+    folded: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -45,16 +54,26 @@ class Table:
                     "rows",
                     f"must have {len(self.columns)} cells, got {len(row)} in {row[:1]}",
                 )
+        if len(self.links) not in (0, len(self.rows)):
+            raise Refusal("Table", "links", f"must be {len(self.rows)}, got {len(self.links)}")
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers: they stand to the right and are never cut."""
+        cells = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
+        return tuple(i > 0 and not any(isinstance(c, str) for c in column)
+                     for i, column in enumerate(cells))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as it stands in HTML: an `<svg>` element, or a data URI of an image.
+    """A chart or an image as it stands in HTML.
 
     Args:
-        svg, source: one of the two, the other "".
         alt: what it shows, for those who do not see it.
         caption: the words below it.
+        svg: a chart as `charts` draws it, "" for an image.
+        source: an image as a data URI, "" for a chart.
     """
 
     alt: str
@@ -64,15 +83,36 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Thumbnail:
+    """A small image and what was answered to it; `lost` where the first answer was right."""
+
+    source: str
+    alt: str
+    before: str
+    after: str
+    note: str = ""
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Thumbnails under a heading."""
+
+    title: str
+    thumbnails: tuple[Thumbnail, ...]
+
+
+@dataclass(frozen=True)
 class Page:
-    """One audit in a report.
+    """A section of a report, as one audit fills one.
 
     Args:
         key: what it is called in files and on the command line.
         title: its heading.
         lead: one to three sentences: what came of it, numbers included, and what that means. No
             claim that information is gone where only its alignment with text is.
-        tables, figures: in this order.
+        galleries, figures, tables: in this order.
+        command: a command line to copy, below everything; "" for none.
     """
 
     key: str
@@ -80,115 +120,68 @@ class Page:
     lead: str
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    command: str = ""
 
 
-def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str,
-    y_label: str,
-    *,
-    alt: str,
-    caption: str = "",
-    y_range: tuple[float, float] | None = (0.0, 1.0),
-    marked: float | None = None,
-) -> Figure:
-    """A line chart as SVG: name of a line to its x and y values; `marked` is an x to point out."""
-    plot, axes = _plot(6.4, 3.4)
-    for name, (x, y) in series.items():
-        axes.plot(x, y, marker="o", markersize=3, linewidth=1.6, label=name)
-    if marked is not None:
-        axes.axvline(marked, color="0.4", linestyle=":", linewidth=1)
-    if y_range is not None:
-        low, high = y_range
-        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    return Figure(alt, caption, svg=_svg(plot))
+@dataclass(frozen=True)
+class Card:
+    """A number of the summary.
+
+    Args:
+        label: what it is.
+        value: as it is shown.
+        before: the same before the edit, in words.
+        about: what it is of.
+        role: its colour: forget, keep, neighbours, probe or "".
+    """
+
+    label: str
+    value: str
+    before: str = ""
+    about: str = ""
+    role: str = ""
 
 
-def dots(
-    names: Sequence[str],
-    series: Mapping[str, Sequence[float]],
-    x_label: str,
-    *,
-    alt: str,
-    caption: str = "",
-) -> Figure:
-    """A line for each name with a dot for each series, the first name on top, as SVG."""
-    plot, axes = _plot(6.4, 0.9 + 0.24 * len(names))
-    places = range(len(names))
-    for (name, values), marker in zip(series.items(), "os^vD", strict=False):
-        axes.plot(values, places, marker=marker, markersize=5, linestyle="none", label=name)
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(x_label)
-    axes.legend(frameon=False, fontsize=8)
-    return Figure(alt, caption, svg=_svg(plot))
+@dataclass(frozen=True)
+class Report:
+    """A file: a summary of what matters, then its pages.
 
+    Args:
+        title, eyebrow: the heading and the small line above it.
+        pages: in this order, each of a key of its own.
+        lead: what came of it, in one to three sentences.
+        facts: what the numbers are of: model, images, method.
+        alarms: what is wrong; notes: what else is worth a word. Both stand above the numbers.
+        cards: numbers that are only read together.
+        caveat: what these numbers do not say.
+        tables: of the summary.
+    """
 
-def image(pixels: Tensor, *, alt: str, caption: str = "") -> Figure:
-    """A picture from [h, w, 3] uint8, as a PNG inside a data URI."""
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(data, "PNG")
-    source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return Figure(alt, caption, source=source)
-
-
-def need_charts() -> None:
-    """ImportError where charts cannot be drawn: to be asked before an hour of measuring."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError("charts are drawn by matplotlib: install clipproj[audit]") from error
-
-
-def _plot(width: float, height: float) -> tuple[Plot, Any]:
-    need_charts()
-    from matplotlib.figure import Figure as Plot
-
-    plot = Plot(figsize=(width, height), layout="constrained")
-    axes = plot.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, linewidth=0.4, alpha=0.5)
-    return plot, axes
-
-
-def _svg(plot: Plot) -> str:
-    """The same bytes each time, transparent, in the colour of the page's text."""
-    import matplotlib
-
-    for text in plot.findobj(matplotlib.text.Text):
-        text.set_parse_math(False)  # names are names, also with a $ in them
-    data = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "clipproj", "svg.fonttype": "none"}):
-        plot.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    text = data.getvalue()
-    text = text[text.index("<svg") :].replace("#000000", "currentColor")
-    own = hashlib.sha256(text.encode()).hexdigest()[:8]  # ids are of the file, not of the picture
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", text)
+    title: str
+    eyebrow: str
+    pages: tuple[Page, ...]
+    lead: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    alarms: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    cards: tuple[Card, ...] = ()
+    caveat: str = ""
+    tables: tuple[Table, ...] = ()
 
 
 def as_json(page: Page) -> dict[str, Any]:
-    """A page as JSON holds it, for `from_json`."""
+    """A page as JSON holds it, for `from_json`; fields that are empty are left out."""
 
-    def held(cell: Cell) -> Any:
-        if isinstance(cell, float):
-            return plain(cell if isinstance(cell, Measured) else Measured(cell, 0))
-        return cell
+    def held(value: Any) -> Any:
+        if isinstance(value, float) and not isinstance(value, Measured):
+            return plain(Measured(value, 0))
+        if isinstance(value, Table | Figure | Page | Gallery | Thumbnail):
+            told = {f.name: (getattr(value, f.name), f.default) for f in fields(value)}
+            return {k: held(v) for k, (v, usual) in told.items() if usual is MISSING or v != usual}
+        return [held(one) for one in value] if isinstance(value, tuple) else plain(value)
 
-    tables = [
-        {"columns": t.columns, "rows": [[held(c) for c in row] for row in t.rows],
-         "caption": t.caption}
-        for t in page.tables
-    ]  # fmt: skip
-    figures = [plain(figure) for figure in page.figures]
-    return {"key": page.key, "title": page.title, "lead": page.lead, "tables": tables,
-            "figures": figures}  # fmt: skip
+    return held(page)
 
 
 def from_json(data: Mapping[str, Any]) -> Page:
@@ -200,9 +193,13 @@ def from_json(data: Mapping[str, Any]) -> Page:
         number = {k: math.nan if v is None else v for k, v in value.items()}
         return Measured(number["value"], value["n"], number["low"], number["high"])
 
-    tables = tuple(
-        Table(tuple(t["columns"]), tuple(tuple(map(cell, row)) for row in t["rows"]), t["caption"])
-        for t in data["tables"]
-    )
-    figures = tuple(Figure(**figure) for figure in data["figures"])
-    return Page(data["key"], data["title"], data["lead"], tables, figures)
+    def table(one: Mapping[str, Any]) -> Table:
+        rows = tuple(tuple(map(cell, row)) for row in one["rows"])
+        lists = {k: tuple(one.get(k, ())) for k in ("columns", "strong", "links")}
+        return Table(**{**one, **lists, "rows": rows})
+
+    def gallery(one: Mapping[str, Any]) -> Gallery:
+        return Gallery(one["title"], tuple(Thumbnail(**t) for t in one["thumbnails"]))
+
+    made = {"tables": table, "figures": lambda one: Figure(**one), "galleries": gallery}
+    return Page(**{**data, **{k: tuple(map(make, data.get(k, ()))) for k, make in made.items()}})

@@ -98,12 +98,12 @@ def test_an_edit_of_texts_changes_no_probe_and_the_page_says_so() -> None:
 
 
 def test_the_owner_of_a_probe_forgets_exactly() -> None:
-    gone = recover(_samples(noise=0.5), CAT, ["cat"], width=100).removal
-    assert gone.difference < 1e-10
-    assert gone.before_without.n == gone.after_without.n == 60
+    forgotten = recover(_samples(noise=0.5), CAT, ["cat"], width=100).removal
+    assert forgotten.difference < 1e-10
+    assert forgotten.before_without.n == forgotten.after_without.n == 60
     # One class less to be mistaken for: others are named at least as well.
-    assert gone.before_without >= gone.before_with > 0.6
-    assert gone.after_without >= gone.after_with > 0.6
+    assert forgotten.before_without >= forgotten.before_with > 0.6
+    assert forgotten.after_without >= forgotten.after_with > 0.6
 
 
 def test_what_cannot_be_measured_is_told() -> None:

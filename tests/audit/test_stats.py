@@ -10,7 +10,7 @@ import pickle
 import pytest
 import torch
 
-from clipproj.audit.stats import Measured, mean, plain, share
+from clipproj.audit.stats import Measured, mean, plain, share, wilson
 from clipproj.report import page
 
 
@@ -89,3 +89,11 @@ def test_intervals_of_few_values_cover_and_stay_where_a_mean_can_be() -> None:
     assert math.isnan(mean([0.1] * 3, (0.0, 0.1)).high)  # equal values tell no spread
     near = mean([0.1, 0.1, 0.1 - 1e-17, 0.1 - 1e-16], (0.0, 0.1))
     assert near.low <= near <= near.high
+
+
+def test_a_share_of_no_whole_number_of_cases_has_wilson_s_interval_too() -> None:
+    assert wilson(0.5, 4) == (share([True, False] * 2).low, share([True, False] * 2).high)
+    low, high = wilson(0.93, 7)  # an AUROC
+    assert 0.5 < low < 0.93 < high < 1
+    assert wilson(1.0, 3)[1] == 1
+    assert wilson(0.0, 3)[0] == 0

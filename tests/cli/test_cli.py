@@ -43,8 +43,8 @@ def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path:
     out = result.stdout
     assert "Forgetting “cat”" in out
     assert "5 other image classes; nullspace (span contrast), rank 1, strength 1" in out
-    for row in ("“cat” (3 images)", "all other classes (15 pictures)", "tall tree", "café",
-                "linear probe", "cosine", "time of the edit"):  # fmt: skip
+    for row in ("“cat” (3 images)", "all other classes (15 images)", "tall tree", "café",
+                "linear probe", "mean cosine", "edited in"):  # fmt: skip
         assert row in out
     assert "receipt: image head edited, bit for bit" in out
     assert "undo with: clipproj undo clipproj-out/open_clip_model.safetensors" in out
@@ -259,7 +259,7 @@ def test_a_projector_of_another_model_needs_force(
     result = run("erase", "--projector", "p", *usual)
     assert result.exit_code == 2
     assert "projector must come from this model" in result.stderr
-    assert "; --force folds it anyway" in result.stderr
+    assert "; give force to fold it anyway" in result.stderr
     assert not Path("clipproj-out").exists()
     lifted = ["--max-loss", "1", "--max-found", "1"]
     assert run("erase", "--projector", "p", "--force", *lifted, *usual).exit_code == 0
@@ -351,7 +351,7 @@ def test_undo_in_place(run: Run, edited: Path, model: Path) -> None:
     again = run("undo", edited, edited / "undo.safetensors")
     assert again.exit_code == 2
     assert "a head without the edit" in again.stderr
-    assert "--force overwrites it" in again.stderr
+    assert "give force to overwrite it" in again.stderr
 
 
 def test_undo_of_a_head_that_changed_since_takes_force(run: Run, edited: Path, model: Path) -> None:

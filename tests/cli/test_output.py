@@ -330,7 +330,7 @@ def test_whatever_cannot_be_written_nothing_is(
         "projector": (Projector, "save"),
         "undo": (Edit, "save_undo"),
         "receipt": (Receipt, "save"),
-        "report": (job.report, "write_report"),
+        "report": (job, "write_report"),
     }[what]
     monkeypatch.setattr(owner, name, full)
     with pytest.raises(OSError, match="No space left"):

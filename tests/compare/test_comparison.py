@@ -102,7 +102,7 @@ def test_a_refusal_is_a_result_and_a_bug_is_an_error() -> None:
         raise ImportError("install that") from ModuleNotFoundError("No that", name="that")
 
     def misnamed(task: Task) -> Projector:
-        from clipproj.audit import gone  # noqa: F401
+        from clipproj.audit import forgotten  # noqa: F401
 
     needs = ComparedMethod("needs", plain, needs=("empty",))
     methods = {"r": ComparedMethod("r", refuses), "n": needs, "l": ComparedMethod("l", lacks)}
@@ -257,8 +257,8 @@ def test_a_leaderboard_is_means_over_classes() -> None:
     assert words.main(part).rows[-1][0] == "q (2 of 3)"
     assert " q " not in words.pages(part)[0].lead
     keys = [page.key for page in words.pages(table)]
-    assert keys == ["compare", "classes", "methods"]
-    main = words.pages(table)[0].tables[0]
+    assert keys == ["price", "classes", "methods"]
+    main = words.main(table)
     assert [r[0] for r in main.rows] == [BASE, "p"]
     assert "n/a" not in words.pages(table)[0].lead
 

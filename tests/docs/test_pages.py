@@ -88,3 +88,9 @@ def test_the_index_lists_every_page_and_every_example() -> None:
     linked = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", index)}
     wanted = {*documents.PAGES, *(ROOT / "examples").glob("*.py")}
     assert wanted - linked == {ROOT / "docs/README.md", ROOT / "README.md"}
+
+
+@every_page
+def test_one_word_for_one_thing(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("pictures_dir", "")
+    assert re.findall(r"\b(?:pictures?|retain\w*)\b", text, flags=re.IGNORECASE) == []

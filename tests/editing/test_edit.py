@@ -156,7 +156,7 @@ def test_a_text_edit_warns_that_it_can_vanish(model: nn.Module) -> None:
         (
             {"projector": projector(head_hash="f" * 64, model="ViT-B-32")},
             ValueError,
-            "got one of ViT-B-32 (head ffffffffffff); force=True",
+            "got one of ViT-B-32 (head ffffffffffff); give force",
         ),
     ],
 )

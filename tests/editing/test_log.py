@@ -167,7 +167,7 @@ def test_a_head_in_another_dtype(model: nn.Module) -> None:
         with pytest.raises(ValueError, match=text):
             made.undo(force=force)
     model.float()
-    with pytest.raises(RuntimeError, match="force=True overwrites it"):
+    with pytest.raises(RuntimeError, match="give force to overwrite it"):
         made.undo()
     made.undo(force=True)
     assert all(map(torch.equal, tensors(model), original))

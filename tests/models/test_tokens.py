@@ -147,7 +147,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
 def test_names_beyond_the_context_are_refused_or_cut(clip: nn.Module) -> None:
     tokenizer, read = open_clip.SimpleTokenizer(context_length=16), []
     names = [f"{LONG}cat", f"{LONG}dog", "fox"]
-    says = r"prompts must fit the model's 16 tokens, got 34 in 'a very .*truncate=True"
+    says = r"prompts must fit the model's 16 tokens, got 34 in 'a very .*give truncate"
     with pytest.raises(ValueError, match=rf"^embed_classes: {says}"):
         embed_classes(clip, tokenizer, ["fox", *names[:2]], ["a {}"], batch_size=1,
                       progress=lambda *call: read.append(call))  # fmt: skip
@@ -186,7 +186,7 @@ def test_tokenizers_of_transformers_cut_when_asked(tmp_path: Path) -> None:
         )
     ).eval()
     names = ["cat " * 10 + "dog", "cat " * 10 + "cat", "dog"]
-    with pytest.raises(ValueError, match=r"the model's 12 tokens, got 13 in 'cat cat.*truncate="):
+    with pytest.raises(ValueError, match=r"the model's 12 tokens, got 13 in 'cat .*give truncate"):
         embed_classes(model, tokenizer, names, ["{}"])
     with pytest.warns(UserWarning, match="2 of 3 prompts are longer"):
         rows = embed_classes(model, tokenizer, names, ["{}"], truncate=True).tensor
@@ -201,7 +201,7 @@ def test_the_command_refuses_or_cuts(run: Run, usual: list[str]) -> None:
     assert refused.exit_code == 2
     error = json.loads(refused.stdout)["error"]
     assert error.startswith("erase: prompts must fit the model's 16 tokens, got 34")
-    assert error.endswith("--truncate cuts them")
+    assert error.endswith("; give truncate to cut them")
     cut = run(*asked, "--dry-run", "--truncate")
     assert cut.exit_code == 0, cut.stdout
     assert any("1 of 2 prompts are longer" in note for note in json.loads(cut.stdout)["notes"])

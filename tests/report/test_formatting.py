@@ -42,14 +42,13 @@ def test_what_has_no_image_has_no_sentence() -> None:
     )
     assert formatting.result(compared([])) == "There is no image: accuracy was not measured."
     for labels in ([0, 0], [1, 2], []):
-        pytest.importorskip("matplotlib")
         lead = section.page(compared(labels)).lead
         assert "n/a" not in lead
         assert "nan" not in lead
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2, 2]])
-def test_a_image_or_three_erase_nothing(labels: list[int]) -> None:
+def test_an_image_or_three_erase_nothing(labels: list[int]) -> None:
     told = formatting.caveat(compared(labels))
     assert "cannot say whether" in told
     assert "The alignment with the text is erased" not in told

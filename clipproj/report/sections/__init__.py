@@ -10,10 +10,7 @@ from clipproj.report.page import Page, as_json, from_json
 
 
 def section(key: str, result: Any) -> Page:
-    """The page of an audit: what `page(result)` of the module of its key gives.
-
-    Raises ImportError without matplotlib.
-    """
+    """The page of an audit: what `page(result)` of the module of its key gives."""
     return import_module(f"{__name__}.{key}").page(result)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from clipproj.audit.calibration import AUDIT, NONE, CalibrationResult, Forgotten
+from clipproj.report.charts import lines
 from clipproj.report.formatting import count, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 _SURE = 0.85  # of the confidence, from which a model is hardly less sure
 
@@ -64,10 +65,10 @@ def lead(result: CalibrationResult) -> str:
             f"{percent(a.error)} apart (before {percent(b.error)}; by chance alone a "
             f"calibrated model has {chance[0]}, before {chance[1]})."
         )
-    gone = f"There is no image of {listed(result.forget)}."
+    forgotten = f"There is no image of {listed(result.forget)}."
     if fb.own.n:
         told = "is" if fa.own.n == 1 else "are"
-        gone = (
+        forgotten = (
             f"{count(fa.own.n, 'image')} of {listed(result.forget)} {told} answered with a "
             f"mean confidence of {percent(fa.confidence)} (before {percent(fb.confidence)}), "
             f"most often as {_answers(fa)} (before {_answers(fb)})."
@@ -75,8 +76,8 @@ def lead(result: CalibrationResult) -> str:
         was, now = fb.answers[0][0], fa.answers[0][0]
         lost = was in result.forget and now not in (*result.forget, NONE)
         if lost and fa.confidence > _SURE * fb.confidence:
-            gone += " They are now taken for something else, hardly less surely."
-    return f"{kept} {gone}"
+            forgotten += " They are now taken for something else, hardly less surely."
+    return f"{kept} {forgotten}"
 
 
 def _answers(one: Forgotten) -> str:

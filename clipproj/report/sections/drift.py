@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from clipproj.audit.drift import AUDIT, SHARES, DriftResult
+from clipproj.report.charts import lines
 from clipproj.report.formatting import cosine, count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 
 def page(result: DriftResult) -> Page:
@@ -45,7 +46,7 @@ def page(result: DriftResult) -> Page:
 
 def lead(result: DriftResult) -> str:
     """What came of it, in words."""
-    kept, gone = result.moved["kept images"], result.moved["forgotten images"]
+    kept, forgotten = result.moved["kept images"], result.moved["forgotten images"]
     rows, what = kept, "Kept images"
     if result.side == "text":
         rows, what = (
@@ -61,9 +62,9 @@ def lead(result: DriftResult) -> str:
         )
     elif result.side == "text":
         lead = "There is no kept image, and no image moves: the edit is of texts."
-    if gone.agreement.n and result.side == "image":
+    if forgotten.agreement.n and result.side == "image":
         lead += (
-            f" Images of {listed(result.forget)} keep a mean cosine of {cosine(gone.cosine)}: "
+            f" Images of {listed(result.forget)} keep a mean cosine of {cosine(forgotten.cosine)}: "
             "the edit moves them, and what it leaves of each may still tell the class, aligned "
             f"with {either(result.forget, 'its text', 'their texts')} or not."
         )

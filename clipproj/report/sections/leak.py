@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from clipproj.audit.leak import AUDIT, LeakResult
+from clipproj.report.charts import lines
 from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 
 def page(result: LeakResult) -> Page:
-    """The numbers as a page of a report. Raises ImportError without matplotlib."""
+    """The numbers as a page of a report."""
     rows = (
         ("before the edit, no memory", result.before),
         ("before the edit, memory", result.before_memory),

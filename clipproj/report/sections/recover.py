@@ -37,17 +37,17 @@ def page(result: RecoverResult) -> Page:
         )
     ]  # fmt: skip
     if result.removal is not None:
-        gone = result.removal
+        removal = result.removal
         tables.append(
             Table(
                 ("accuracy on all other images", "with the class %", "class taken out %"),
                 (
-                    ("unedited features", gone.before_with, gone.before_without),
-                    ("edited features", gone.after_with, gone.after_without),
+                    ("unedited features", removal.before_with, removal.before_without),
+                    ("edited features", removal.after_with, removal.after_without),
                 ),
                 "What the owner of a probe can do: RanPAC forgets a class exactly. It then "
                 "answers as a head that never saw the class (scores differ by at most "
-                f"{gone.difference:.1e}), and cannot name it. The features stay as they are.",
+                f"{removal.difference:.1e}), and cannot name it. The features stay as they are.",
             )
         )
     return Page(AUDIT.key, AUDIT.title, lead(result), tuple(tables))

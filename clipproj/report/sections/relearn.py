@@ -10,12 +10,13 @@ from clipproj.audit.shots import (
     PRICE,
     STEP,
 )
+from clipproj.report.charts import lines
 from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 
 def page(result: RelearnResult) -> Page:
-    """The numbers as a page of a report. Raises ImportError without matplotlib."""
+    """The numbers as a page of a report."""
     told = [s for s in result.shots if not math.isnan(s.after.alone)]
     if not told:
         return Page(AUDIT.key, AUDIT.title, lead(result))

@@ -6,7 +6,8 @@ import math
 
 from clipproj.audit.relevance import AUDIT, RelevanceResult
 from clipproj.report.formatting import count, listed, percent
-from clipproj.report.page import Figure, Page, Table, image
+from clipproj.report.images import image
+from clipproj.report.page import Figure, Page, Table
 
 
 def page(result: RelevanceResult) -> Page:

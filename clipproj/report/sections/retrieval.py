@@ -20,7 +20,7 @@ _BY_TEXT = (
     "searches does not count, so both rows of texts are as “images, as left”, but for rounding. A "
     "class with m images has a recall of at most k / m and a precision of at most m / k."
 )
-_BY_PICTURE = (
+_BY_IMAGE = (
     "An image searches all class texts. The length of the image that searches does not count, "
     "so both rows of images are as “texts, as left”, but for rounding."
 )
@@ -48,7 +48,7 @@ def page(result: RetrievalResult) -> Page:
         Table(
             ("edited rows", "classes", *(f"recall@{k} %" for k in of_texts)),
             texts,
-            _BY_PICTURE,
+            _BY_IMAGE,
         ),
     )
     return Page(AUDIT.key, AUDIT.title, lead(result), tables)

@@ -6,8 +6,9 @@ import math
 
 from clipproj.audit.stats import Measured
 from clipproj.audit.tagging import AUDIT, RECALLS, Tagged, TaggingResult
+from clipproj.report.charts import lines
 from clipproj.report.formatting import count, either, listed, percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 _RANKED = 0.9  # of the average precision, from which the order counts as kept
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from clipproj.audit.tune import AUDIT, Tuned
+from clipproj.report.charts import lines
 from clipproj.report.formatting import percent
-from clipproj.report.page import Page, Table, lines
+from clipproj.report.page import Page, Table
 
 ROWS = 20  # of the table of a page, about
 
@@ -40,4 +41,10 @@ def page(result: Tuned) -> Page:
         alt="Accuracy on forgotten, other and nearest classes over the strength",
         caption="Accuracy over the strength; the dotted line is the chosen one.",
     )  # fmt: skip
-    return Page(AUDIT.key, AUDIT.title, lead, (Table(columns, rows, caption),), (chart,))
+    return Page(
+        AUDIT.key,
+        AUDIT.title,
+        lead,
+        (Table(columns, rows, caption, folded="The values"),),
+        (chart,),
+    )
