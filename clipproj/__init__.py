@@ -92,11 +92,17 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """A name that is loaded later, when it is first asked for (PEP 562)."""
-    if name in _MODULES:
-        return import_module(f"clipproj.{name}")
-    if name not in _HOMES:
+    if name not in _MODULES and name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(_HOMES[name]), name)
+    home = _HOMES.get(name, f"clipproj.{name}")
+    # Whole packages, in the order in which they need each other: threads that enter one by two of
+    # its modules each hold an import lock that the other waits for, which Python ends in an error.
+    if home != "clipproj.reference":
+        import_module("clipproj.methods")
+    if name in _MODULES:
+        return import_module(home)
+    import_module(home.rpartition(".")[0])
+    found = getattr(import_module(home), name)
     globals()[name] = found
     return found
 

@@ -25,7 +25,7 @@ from clipproj.audit.registry import Audit
 from clipproj.audit.samples import RowEdit, Samples
 from clipproj.audit.search import Search, search
 from clipproj.audit.stats import Measured
-from clipproj.methods.inputs import forget_and_keep
+from clipproj.methods import inputs
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -121,7 +121,7 @@ def wrong_side(
         raise TypeError(f"{op}: projector must be a Projector, got {type(projector).__name__}")
     if projector.offset is not None:
         raise Refusal(op, "projector", "must have no offset, got an affine one")
-    texts, keep = forget_and_keep(op, forget_texts, keep_texts)
+    texts, keep = inputs.forget_and_keep(op, forget_texts, keep_texts)
     if texts.shape[1] != projector.dim:
         got = list(texts.shape)
         raise Refusal(op, "forget_texts", f"must be [m, {projector.dim}], got {got}")

@@ -92,7 +92,7 @@ class Option:
         if self.kind is str:
             inside = not self.choices or value in self.choices
         else:
-            inside = math.isfinite(value) and not (
+            inside = _is_finite(value) and not (
                 (self.low is not None and value < self.low)
                 or (self.high is not None and value > self.high)
                 or (self.above is not None and value <= self.above)
@@ -118,6 +118,13 @@ class Option:
         told = " and ".join(f"{word} {end:g}" for word, end in ends if end is not None)
         kind = "an integer" if self.kind is int else "a finite number"
         return f"{kind} {told}".rstrip()
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer above every float
+        return False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -113,9 +114,13 @@ def redirect(
             raise Refusal("redirect", "keep", 'must be given for the target "self", got None')
         if length == 0:
             raise Refusal("redirect", "margin", 'must be below 1 for the target "self", got 1')
+        temperature = above_zero("redirect", "temperature", temperature)
+        if not math.isfinite(2 * LOGIT_SCALE / temperature):  # no cosine is above 2
+            why = f"must leave 100 x cosine / temperature finite, got {temperature:g}"
+            raise Refusal("redirect", "temperature", why)
         drawing: dict[str, Any] = {
             "samples": integer("redirect", "samples", samples, least=1),
-            "temperature": above_zero("redirect", "temperature", temperature),
+            "temperature": temperature,
             "rounds": integer("redirect", "rounds", rounds, least=1),
             "seed": integer("redirect", "seed", seed),
         }
@@ -228,7 +233,7 @@ METHOD = Method(
         Option("margin", float, "by which share the score is lowered", "0.5", 0, 1),
         Option("samples", int, "labels drawn a round, of self", "5", low=1, high=10_000),
         Option("temperature", float, "of the draw, of self", "1.25", above=0),
-        Option("rounds", int, "at most, of self", "10", low=1),
+        Option("rounds", int, "at most, of self", "10", low=1, high=10_000),
     ),
     paper="arXiv 2507.04219; UCE, 2308.14761",
     settings=(

@@ -88,6 +88,29 @@ print(json.dumps({
     }
 
 
+def test_threads_may_ask_at_once_for_names_that_are_loaded_later():
+    found = run("""
+import json, sys, threading
+sys.setswitchinterval(1e-6)
+import clipproj
+names = [*clipproj._HOMES, *clipproj._MODULES]
+start, failed = threading.Barrier(len(names)), []
+def ask(name):
+    start.wait()
+    try:
+        getattr(clipproj, name)
+    except BaseException as error:
+        failed.append([name, repr(error)])
+threads = [threading.Thread(target=ask, args=[name]) for name in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps(failed))
+""")
+    assert found == []
+
+
 def test_type_checkers_are_told_of_the_same_names():
     tree = ast.parse(Path(clipproj.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))

@@ -191,6 +191,7 @@ NAN = torch.full((1, 32), math.nan)
         ({"target": "self", "margin": 1}, ValueError, "margin must be below 1"),
         ({"target": "self", "samples": 0}, ValueError, "samples must be at least 1, got 0"),
         ({"target": "self", "rounds": 0}, ValueError, "rounds must be at least 1, got 0"),
+        ({"target": "self", "temperature": 1e-320}, ValueError, "temperature must leave .* finite"),
         ({"target": "self", "temperature": 0}, ValueError, "temperature must be .* above 0"),
         ({"keep": NAN}, ValueError, "keep must be .* finite rows"),
         ({"keep": GOOD[0]}, ValueError, "forget must differ from keep"),

@@ -136,6 +136,8 @@ def test_what_a_method_has_not_is_refused():
         (Option("n", int, "", "", low=1), 0, "an integer at least 1"),
         (Option("n", int, "", "", low=1), 1.0, "an integer at least 1"),
         (Option("n", int, "", "", low=1), True, "an integer at least 1"),
+        (Option("n", int, "", "", low=1), 10**400, "an integer at least 1"),
+        (Option("n", float, "", "", low=1), -(10**400), "a finite number at least 1"),
         (
             Option("n", float, "", "", low=0, high=1),
             1.5,
