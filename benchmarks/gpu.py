@@ -33,7 +33,7 @@ from typing import Any
 import gpu_grid
 import gpu_tables
 import torch
-from gpu_cases import Case, Contest
+from gpu_cases import Case, MadeCase
 from gpu_clock import Call, Clock, CudaClock, ceilings, spread
 from grid import number
 from peers import SkipPeer, tensor
@@ -56,11 +56,11 @@ class WrongResult(Exception):
     """The time of who computed it would mean nothing."""
 
 
-def error(case: Case, contest: Contest, out: Tensor) -> float:
+def error(case: Case, made: MadeCase, out: Tensor) -> float:
     """The largest against float64; raises WrongResult where one rounding of the result and of the
     factors to the dtype of x, and sums in float32, do not explain it.
     """
-    got, want = contest.sampled(out).double(), contest.want
+    got, want = made.sampled(out).double(), made.want
     if got.shape != want.shape:
         raise WrongResult(f"shape {list(got.shape)} instead of {list(want.shape)}")
     sums = torch.finfo(torch.float32).eps * (case.shape.d + case.shape.k) ** 0.5
@@ -76,7 +76,7 @@ def rounded(value: float) -> float:
 
 
 def record(
-    case: Case, contest: Contest, times: dict[str, list[float]], errors: dict[str, float]
+    case: Case, made: MadeCase, times: dict[str, list[float]], errors: dict[str, float]
 ) -> dict[str, Any]:
     """The cell of a file."""
     own = times[OWN]
@@ -93,17 +93,17 @@ def record(
         "dtype": case.dtype,
         **{"n": n, "d": d, "k": k, "dim": case.dim, "variant": case.variant},
         "timed": "graph" if case.few else "cold",
-        "flops": contest.flops,
-        "bytes": contest.bytes,
+        "flops": made.flops,
+        "bytes": made.bytes,
         "us": rounded(1e6 * seconds),
         "spread": rounded(spread(own)),
         "rounds": len(own),
-        "gb_per_s": rounded(contest.bytes / seconds / 1e9),
-        "gflop_per_s": rounded(contest.flops / seconds / 1e9),
+        "gb_per_s": rounded(made.bytes / seconds / 1e9),
+        "gflop_per_s": rounded(made.flops / seconds / 1e9),
         "error": rounded(errors[OWN]),
-        "bounds": {name: against(name) for name in contest.bounds if name in times},
+        "bounds": {name: against(name) for name in made.bounds if name in times},
         "peers": {
-            name: [*against(name), rounded(errors[name])] for name in contest.peers if name in times
+            name: [*against(name), rounded(errors[name])] for name in made.peers if name in times
         },
     }
 
@@ -162,17 +162,17 @@ class Run:
         print(f"{case}: {number(cell['us'])} us; {ratios}", flush=True)
 
     def _measure(self, case: Case) -> dict[str, Any]:
-        contest = case.make()
+        made = case.make()
         errors: dict[str, float] = {}
 
         def ready(name: str, call: Call) -> Any:
             out = tensor(call())
-            if name not in contest.bounds:
-                errors[name] = error(case, contest, out)
+            if name not in made.bounds:
+                errors[name] = error(case, made, out)
             return self._clock.ready(call, few=case.few)
 
-        turns = {OWN: ready(OWN, contest.own)}
-        for name, make in (contest.bounds | contest.peers).items():
+        turns = {OWN: ready(OWN, made.own)}
+        for name, make in (made.bounds | made.peers).items():
             start = self._now()
             try:
                 if name == "compile" and self._compiling >= COMPILE_SHARE * self._seconds:
@@ -186,7 +186,7 @@ class Run:
                 self._fail(f"{case}, {name}", wrong)
             if name == "compile":
                 self._compiling += self._now() - start
-        return record(case, contest, self._clock.times(turns), errors)
+        return record(case, made, self._clock.times(turns), errors)
 
 
 def commit() -> dict[str, Any]:

@@ -26,7 +26,7 @@ Makers = dict[str, Callable[[], Call]]
 
 
 @dataclass
-class Contest:
+class MadeCase:
     """A problem that has been made."""
 
     own: Call
@@ -45,7 +45,7 @@ class Case:
     op: str
     dtype: str
     shape: Shape
-    make: Callable[[], Contest] = field(repr=False, compare=False)
+    make: Callable[[], MadeCase] = field(repr=False, compare=False)
     dim: int = -1
     variant: str = ""
 
@@ -80,7 +80,7 @@ def copy(x: Tensor) -> Callable[[], Call]:
 def project_case(device: str, dtype: str, shape: Shape, *, compiled: bool = True) -> Case:
     """`compiled`: torch.compile takes part, whose first call takes seconds."""
 
-    def make() -> Contest:
+    def make() -> MadeCase:
         given = problem(shape, DTYPES[dtype], device)
         x, read = given.x, given.read
         n, d, k = shape
@@ -88,7 +88,7 @@ def project_case(device: str, dtype: str, shape: Shape, *, compiled: bool = True
         peers = _registered(PROJECT, names, given)
         index = torch.zeros(n, dtype=torch.int32, device=device)
         peers["Triton"] = lambda: triton(x, read[None], index)
-        return Contest(
+        return MadeCase(
             own=lambda: ops.project(x, read, read, normalize=True),
             want=expected(PROJECT, given),
             sampled=sample,
@@ -102,11 +102,11 @@ def project_case(device: str, dtype: str, shape: Shape, *, compiled: bool = True
 
 
 def norm_case(device: str, dtype: str, shape: Shape) -> Case:
-    def make() -> Contest:
+    def make() -> MadeCase:
         given = problem(shape, DTYPES[dtype], device)
         x, read = given.x, given.read
         n, d, k = shape
-        return Contest(
+        return MadeCase(
             own=lambda: ops.projected_norm(x, read, read),
             want=expected(PROJECTED_NORM, given),
             sampled=sample,
@@ -120,11 +120,11 @@ def norm_case(device: str, dtype: str, shape: Shape) -> Case:
 
 
 def fold_case(device: str, dtype: str, shape: Shape, dim: int) -> Case:
-    def make() -> Contest:
+    def make() -> MadeCase:
         given = problem(shape, DTYPES[dtype], device, dim)
         weight, read = given.x.clone(), given.read
         n, d, k = shape
-        return Contest(
+        return MadeCase(
             own=lambda: ops.fold_(weight, read, read, dim=dim),
             want=expected(FOLD, given),
             sampled=lambda out: sample(out, dim),

@@ -1,4 +1,4 @@
-"""Device time of calls, contestants in turn: A B C A B C ..., so that a drifting clock rate is
+"""Device time of calls in turn: A B C A B C ..., so that a drifting clock rate is
 everybody's.
 
 A call on many rows is timed by events around it, its data out of the cache: before each, more than
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 
 Call = Callable[[], Any]
-Times = dict[str, list[float]]  # seconds per call of each contestant, round by round
+Times = dict[str, list[float]]  # seconds of each, per call, round by round
 
-SHARE_SECONDS = 0.12  # of a problem, for all its contestants together
+SHARE_SECONDS = 0.12  # of a problem, for all its calls together
 MOST_ROUNDS, LEAST_ROUNDS = 40, 7
 WARM_CALLS = 3
-GRAPH_CALLS = 100  # of one contestant in a graph
+GRAPH_CALLS = 100  # of one call in a graph
 COLD_BYTES = 512 << 20  # many times any L2, and 0.2 ms of reading
 
 
@@ -36,7 +36,7 @@ class Clock(Protocol):
         """What `times` takes for a call; `few`: on few rows, to be timed in a graph."""
 
     def times(self, turns: dict[str, Any]) -> Times:
-        """Of contestants in turn."""
+        """Of calls in turn."""
 
 
 class CudaClock:

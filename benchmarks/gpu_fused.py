@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from gpu_cases import Case, Contest, Makers, copy, triton
+from gpu_cases import Case, MadeCase, Makers, copy, triton
 from peers import Call, SkipPeer, compiled
 from peers_project import plain, unit_
 from shapes import DTYPES, Shape, problem, sample
@@ -63,12 +63,12 @@ def _gather(x: Tensor, given: Tenants) -> Call:
 
 
 def rows_case(device: str, dtype: str, shape: Shape, m: int, order: str) -> Case:
-    def make() -> Contest:
+    def make() -> MadeCase:
         x = problem(shape, DTYPES[dtype], device).x
         n, d, k = shape
         bank = tenants(device, n, d, k, m, order)
         operands, one = bank.operands, bank.bank[0]
-        return Contest(
+        return MadeCase(
             own=lambda: ops.project_rows(x, **operands, normalize=True),
             want=_each(sample(x).double(), bank.bank.double(), sample(bank.index)),
             sampled=sample,
@@ -90,7 +90,7 @@ def rows_case(device: str, dtype: str, shape: Shape, m: int, order: str) -> Case
 def linear_case(device: str, dtype: str, shape: Shape, width: int, m: int) -> Case:
     """m tenants, their rows in order; 0: one projector."""
 
-    def make() -> Contest:
+    def make() -> MadeCase:
         n, d, k = shape
         x = problem(Shape(n, width, 1), DTYPES[dtype], device).x
         torch.manual_seed(3)
@@ -126,7 +126,7 @@ def linear_case(device: str, dtype: str, shape: Shape, width: int, m: int) -> Ca
             peers["compile"] = compile_peer
             peers["folded GEMM"] = lambda: lambda: unit_(functional.linear(x, folded))
         z = functional.linear(sample(x).double(), weight.double())
-        return Contest(
+        return MadeCase(
             own=lambda: ops.linear(x, weight, None, **operands, normalize=True),
             want=_each(z, bank.bank.double(), sample(bank.index)),
             sampled=sample,
@@ -141,7 +141,7 @@ def linear_case(device: str, dtype: str, shape: Shape, width: int, m: int) -> Ca
 
 
 def logits_case(device: str, dtype: str, shape: Shape, classes: int) -> Case:
-    def make() -> Contest:
+    def make() -> MadeCase:
         given = problem(shape, DTYPES[dtype], device)
         x, read = given.x, given.read
         n, d, k = shape
@@ -158,7 +158,7 @@ def logits_case(device: str, dtype: str, shape: Shape, classes: int) -> Case:
             return lambda: function(*factors)
 
         rows = reference.project(sample(x), read, read, normalize=True)
-        return Contest(
+        return MadeCase(
             own=lambda: ops.logits(x, texts, read, read, None, None, scale),
             want=100 * rows @ texts.double().T,
             sampled=sample,

@@ -138,7 +138,7 @@ def table(cells: list[Cell], *, markdown: bool = False) -> str:
     return grid(kept[0], kept[1:], markdown=markdown)
 
 
-def contests(cells: list[Cell]) -> dict[tuple[str, str], list[Cell]]:
+def by_kind(cells: list[Cell]) -> dict[tuple[str, str], list[Cell]]:
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell["n"], cell["d"], cell["k"])):
         found.setdefault((cell["op"], cell["dtype"]), []).append(cell)
@@ -167,14 +167,14 @@ def marked(what: str, results: Results) -> str:
     if what == "targets":
         return "\n".join(f"- {line}" for line in targets(results).splitlines())
     op, dtype = what.split()
-    return table(contests(results.cells)[op, dtype], markdown=True)
+    return table(by_kind(results.cells)[op, dtype], markdown=True)
 
 
 def report(results: Results, *, markdown: bool = False) -> str:
     info = results.machine
     commit = (results.commit.get("id") or "no commit")[:12]
     parts = [f"{info['device']}, torch {info['torch']}, {commit}\n{ceilings(results)}"]
-    for (op, dtype), cells in contests(results.cells).items():
+    for (op, dtype), cells in by_kind(results.cells).items():
         title = f"{op}, {dtype}"
         title = f"#### {title}\n" if markdown else f"== {title}"
         parts.append(f"{title}\n{table(cells, markdown=markdown)}")

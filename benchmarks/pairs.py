@@ -25,8 +25,8 @@ from roofline import Work
 from shapes import Problem, Shape, expected, sample
 from torch import Tensor
 
-BATCH_SECONDS = 2e-3  # a batch of calls: time for a contestant to be among its own data
-SHARE_SECONDS = 0.12  # what one contestant may use of a problem, the first calls apart
+BATCH_SECONDS = 2e-3  # a batch of calls: time for one to be among its own data
+SHARE_SECONDS = 0.12  # what one call may use of a problem, the first calls apart
 MOST_ROUNDS = 41
 LEAST_ROUNDS = 5  # of clipproj; a slow peer may get one
 ONCE_SECONDS = 1.0  # a peer's call above this is timed once, before the rounds
@@ -58,7 +58,7 @@ def waited() -> float:
     return 1e-9 * total
 
 
-class Contestant:
+class TimedCall:
     """A call, its error against float64 in the first result, and how often it will be timed."""
 
     def __init__(self, call: Call, error: Callable[[Tensor], float], now: Callable[[], float]):
@@ -135,16 +135,16 @@ def compare(
         """Of the sampled rows; features and lengths are of size 1."""
         return (sample(out, given.dim).double() - want).abs().max().item()
 
-    peers: dict[str, Contestant] = {}
+    peers: dict[str, TimedCall] = {}
     skipped: dict[str, str] = {}
     for name, entry in PEERS[op].items():
         if entry.output != output or (only and name not in only):
             continue
         try:
-            peers[name] = Contestant(prepare(op, name, given), error, now)
+            peers[name] = TimedCall(prepare(op, name, given), error, now)
         except SkipPeer as reason:
             skipped[name] = str(reason)
-    own = Contestant(call, error, now)
+    own = TimedCall(call, error, now)
 
     rounds = max(own.rounds, LEAST_ROUNDS)
     done = itertools.count()
@@ -153,8 +153,8 @@ def compare(
         number = next(done)
         if number >= rounds:  # pytest-benchmark calls once more, for the result
             return
-        for contestant in peers.values():
-            contestant.turn(number, rounds)
+        for one in peers.values():
+            one.turn(number, rounds)
         own.ready()
 
     own.ready()
@@ -192,7 +192,7 @@ def compare(
     benchmark.extra_info |= record
 
 
-def _against(peer: Contestant, times: list[float]) -> list[float]:
+def _against(peer: TimedCall, times: list[float]) -> list[float]:
     """[median us, ratio to clipproj, error]."""
     us = 1e6 * statistics.median(peer.times)
     return [_rounded(us), _rounded(peer.ratio(times)), _rounded(peer.error, 2)]

@@ -2,7 +2,7 @@
 
 A peer gets a problem, prepares what its user would prepare once (factors in the right dtype, dense
 matrices, buffers, modules) and returns the call to be timed. It says whether each call makes a new
-result or writes into memory that is there: the two are different contests, since fresh memory costs
+result or writes into memory that is there: the two are compared apart, since fresh memory costs
 page faults. A peer whose package is absent, or that does not do this dtype, is skipped by `prepare`
 with the reason. The peers of an operator are in peers_<operator>.py, each once; importing the file
 registers them. All run under `torch.inference_mode`.

@@ -83,7 +83,7 @@ def inputs(seed: int, dim: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     names = demo.class_names()
     made = [{"text": f"a drawing of a {name}"} for name in names] + [{"text": n} for n in names]
-    for path in sorted(demo.pictures_dir().glob("*/*.png"))[::13]:
+    for path in sorted(demo.images_dir().glob("*/*.png"))[::13]:
         made.append({"image": base64.b64encode(path.read_bytes()).decode()})
     for row in rng.standard_normal((54, dim)).astype("<f4"):
         made.append({"embedding": base64.b64encode(row.tobytes()).decode()})

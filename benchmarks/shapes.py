@@ -1,4 +1,4 @@
-"""Real CLIP sizes, the grids that the suites run, and the problem that every contestant gets."""
+"""Real CLIP sizes, the grids that the suites run, and the problem that every call gets."""
 
 from __future__ import annotations
 

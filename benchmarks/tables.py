@@ -29,8 +29,8 @@ NEAR_ROOF = 0.75  # of the roofline: the target for problems of at least BATCH r
 BATCH = 256
 BUSY = 0.05  # of the time, above which a table says that the machine was not quiet
 MOVED = 0.1  # of a time or ratio: compare flags what moved more
-# A table in a text: a summary or one contest of a result file, between two comments. Files of a GPU
-# have other tables: gpu_tables.marked.
+# A table in a text, between two comments: a result file's summary, or one operator, kind of output
+# and dtype of it. Files of a GPU have other tables: gpu_tables.marked.
 MARKED = re.compile(
     r"<!-- table (?P<what>.+?) of (?P<file>\S+) -->\n(?P<table>.*?)<!-- end -->", re.S
 )
@@ -98,7 +98,7 @@ def short_table(cells: list[Cell]) -> str:
     return grid(["weight" if fold else "d, k", *columns], body, markdown=True)
 
 
-def contests(cells: list[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
+def by_kind(cells: list[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
     """Cells by operator, kind of output and dtype, in the order of the file."""
     found: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
@@ -107,9 +107,9 @@ def contests(cells: list[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
 
 
 def summary(cells: list[Cell], *, markdown: bool = False) -> str:
-    """Per contest: ratios to the best peer, distance from the roofline, the largest errors."""
+    """A row for each of `by_kind`: ratios to the best peer, distance from the roofline, errors."""
     rows = []
-    for contest, members in contests(cells).items():
+    for kind, members in by_kind(cells).items():
         firsts = [first for cell in members if (first := best(cell))]
         ratios = [first[2] for first in firsts]
         large = [cell for cell in members if cell["n"] >= BATCH and "roofline" in cell]
@@ -117,7 +117,7 @@ def summary(cells: list[Cell], *, markdown: bool = False) -> str:
         speeds = [number(mean(ratios)), number(min(ratios, default=None))]
         slower = f"{sum(ratio < 1 for ratio in ratios)} of {len(ratios)}"
         errors = [max(cell["error"] for cell in members), max((f[3] for f in firsts), default=None)]
-        rows.append([*contest, *speeds, slower, f"{far} of {len(large)}", *map(number, errors)])
+        rows.append([*kind, *speeds, slower, f"{far} of {len(large)}", *map(number, errors)])
     head = ["op", "result", "dtype", "best peer / clipproj, geometric mean", "least", "slower"]
     head += [f"n >= {BATCH} below {NEAR_ROOF:.0%} of roofline", "error", "best peer's"]
     return grid(head, rows, markdown=markdown)
@@ -136,7 +136,7 @@ def report(results: Results, *, markdown: bool = False) -> str:
     if results.machine["device"] != "cpu":
         return gpu_tables.report(results, markdown=markdown)
     parts = [machine_line(results)]
-    for (op, output, dtype), cells in contests(results.cells).items():
+    for (op, output, dtype), cells in by_kind(results.cells).items():
         title = f"{op}, {output}, {dtype}"
         parts.append(f"#### {title}\n" if markdown else f"== {title}")
         parts[-1] += "\n" + (short_table(cells) if markdown else full_table(cells))
@@ -196,7 +196,7 @@ def filled(text: str) -> str:
         elif mark["what"] == "summary":
             table = summary(results.cells, markdown=True)
         else:
-            table = short_table(contests(results.cells)[tuple(mark["what"].split())])
+            table = short_table(by_kind(results.cells)[tuple(mark["what"].split())])
         return f"<!-- table {mark['what']} of {mark['file']} -->\n{table}\n<!-- end -->"
 
     return MARKED.sub(renew, text)

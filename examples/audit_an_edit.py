@@ -17,7 +17,7 @@ projector = clipproj.nullspace(forget, keep, "hull")
 verdict = audit.judge(projector, forget, keep, closed=True)
 print(f"refused: {verdict.refused}, the others lose {verdict.price.loss:.1%}")
 
-images = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.images_dir())
 features = audit.image_features(model, preprocess, images)
 samples = audit.Samples.of_images(features, images, texts)
 given = audit.AuditInput(samples, projector, ("cat",))

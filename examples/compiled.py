@@ -12,7 +12,7 @@ tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
 projector = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
 
-images = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.images_dir())
 pixels = torch.stack([preprocess(audit.open_image(path)) for path in images.paths])
 
 served = torch.compile(model.eval().visual)

@@ -18,7 +18,7 @@ forget, keep = texts.select(["cat"]), texts.drop(["cat"])
 projector = clipproj.nullspace(forget, keep, "hull")
 
 # Images are for measuring alone. They lie in a folder for each class.
-images = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.images_dir())
 
 
 def samples():

@@ -10,7 +10,7 @@ place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the 
 model, _, preprocess = open_clip.create_model_and_transforms(place)
 tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
-images = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.images_dir())
 features = audit.image_features(model, preprocess, images)  # [n, d], of the unedited model
 
 # The bank holds a projector for each tenant. Tenants come and go while other threads call it, and

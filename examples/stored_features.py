@@ -9,7 +9,7 @@ place = f"local-dir:{demo.model_dir()}"  # a CLIP of drawings that ships in the 
 model, _, preprocess = open_clip.create_model_and_transforms(place)
 tokenizer = open_clip.get_tokenizer(place)
 texts = clipproj.embed_classes(model, tokenizer, demo.class_names(), ["a drawing of a {}."])
-images = audit.load_images(demo.pictures_dir())
+images = audit.load_images(demo.images_dir())
 
 # What a vector store holds: half-precision rows of numpy. A file larger than memory is edited in
 # the same way, opened by numpy.load(file, mmap_mode="r+").

@@ -127,14 +127,14 @@ class Drawings:
 
     @property
     def shown(self) -> Tensor:
-        """The held-out pictures that are shipped and scored."""
+        """The held-out images that are shipped and scored."""
         held = self.held_out.clone()
         held[self.repeats] = False
         return held.nonzero()[:, 0]
 
 
 class Prompts:
-    """Draws a text for every picture, and knows which texts are true of which pictures.
+    """Draws a text for every image, and knows which texts are true of which images.
 
     A text names a class, a synonym, a concept or a tag (label), a domain, or both. `true_of` keeps
     a batch's accidental matches from being counted as negatives.
@@ -167,7 +167,7 @@ class Prompts:
                     self.carries[self.index[word], g] = True
 
     def draw(self, rows: Tensor, rng: np.random.Generator) -> tuple[list[str], Tensor]:
-        """-> texts, and [n, n] bool: row i's text is true of column j's picture."""
+        """-> texts, and [n, n] bool: row i's text is true of column j's image."""
         texts, label, domain = [], [], []
         glyphs, domains = self.d.glyph[rows].tolist(), self.d.domain[rows].tolist()
         for glyph, dom in zip(glyphs, domains, strict=True):

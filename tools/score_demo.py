@@ -1,4 +1,4 @@
-"""Scores the packaged model on its held-out pictures, before and after erasing classes."""
+"""Scores the packaged model on its held-out images, before and after erasing classes."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def main() -> None:
     model.eval()
     domains = json.loads((Path(__file__).parent / "styles.json").read_text())["domains"]
     domain_of = {style: d for d, styles in domains.items() for style in styles}
-    files = sorted((args.model / "pictures").glob("*/*.png"))
+    files = sorted((args.model / "images").glob("*/*.png"))
     names = sorted({f.parent.name for f in files})
     label = torch.tensor([names.index(f.parent.name) for f in files])
     with torch.inference_mode():
@@ -33,7 +33,7 @@ def main() -> None:
         t = build_zero_shot_classifier(model, tokenizer, names, OPENAI_IMAGENET_TEMPLATES).T
 
     right = (z @ t.T).argmax(1) == label
-    print(f"top-1 {right.float().mean():.3f} on {len(files)} pictures, {len(names)} classes")
+    print(f"top-1 {right.float().mean():.3f} on {len(files)} images, {len(names)} classes")
     for domain in domains:
         rows = torch.tensor([domain_of[f.stem.split("-", 1)[1]] == domain for f in files])
         print(f"  {domain:16} {right[rows].float().mean():.3f} of {int(rows.sum())}")

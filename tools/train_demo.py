@@ -1,4 +1,4 @@
-"""Trains the demo model on emoji drawings and writes it, with held-out pictures, into the package.
+"""Trains the demo model on emoji drawings and writes it, with held-out images, into the package.
 
 The loss is CLIP's, except that a batch's accidental matches (two dogs, "dog" and "animal") are left
 out of the negatives.
@@ -40,7 +40,7 @@ STD = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
 
 
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """image, text: [n, d] unit rows; true: [n, n] bool, text i is true of picture j."""
+    """image, text: [n, d] unit rows; true: [n, n] bool, text i is true of image j."""
     other = true & ~torch.eye(len(true), dtype=torch.bool)
     logits = (scale * text @ image.T).masked_fill(other, -torch.inf)
     target = torch.arange(len(true))
@@ -50,7 +50,7 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tenso
 def batches(
     drawings: Drawings, size: int, rng: np.random.Generator, share: float = 0.7
 ) -> Iterator[Tensor]:
-    """Of the pictures, `share` from the classes (each class alike), the rest from all concepts."""
+    """Of the images, `share` from the classes (each class alike), the rest from all concepts."""
     train = drawings.train.numpy()
     cls = drawings.cls.numpy()[train]
     per_class = [train[cls == c] for c in range(len(drawings.classes))]
@@ -74,16 +74,16 @@ def save_model(model: open_clip.CLIP, tokens_seen: Tensor, to: Path) -> None:
     (to / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def save_pictures(drawings: Drawings, to: Path) -> None:
+def save_images(drawings: Drawings, to: Path) -> None:
     """On white, 96 x 96, named class/glyph-style.png."""
-    for old in to.glob("pictures/*/*.png"):
+    for old in to.glob("images/*/*.png"):
         old.unlink()
     for i in drawings.shown.tolist():
-        folder = to / "pictures" / drawings.classes[drawings.cls[i]]
+        folder = to / "images" / drawings.classes[drawings.cls[i]]
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(drawings.rgba[i].permute(1, 2, 0).numpy())
-        page = Image.new("RGBA", picture.size, "white")
-        page.alpha_composite(picture)
+        drawing = Image.fromarray(drawings.rgba[i].permute(1, 2, 0).numpy())
+        page = Image.new("RGBA", drawing.size, "white")
+        page.alpha_composite(drawing)
         name = f"{drawings.glyphs[drawings.glyph[i]]}-{drawings.styles[drawings.style[i]]}.png"
         page.convert("RGB").save(folder / name, optimize=True)
 
@@ -105,7 +105,7 @@ def main() -> None:
     args.to.mkdir(parents=True, exist_ok=True)
     drawings = Drawings.load(args.data, args.seed)
     prompts = Prompts(drawings, json.loads((args.data / "concepts.json").read_text()))
-    save_pictures(drawings, args.to)
+    save_images(drawings, args.to)
     side = MODEL["vision_cfg"]["image_size"]
     small = torch.cat(
         [
@@ -136,10 +136,10 @@ def main() -> None:
         texts, true = prompts.draw(rows, rng)
         tokens = tokenizer(texts)
         tokens_seen[tokens.unique()] = True
-        pictures = (augment(small[rows], torch_rng) - MEAN) / STD
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        augmented = (augment(small[rows], torch_rng) - MEAN) / STD
+        augmented = augmented.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            image, text = model.encode_image(pictures), model.encode_text(tokens)
+            image, text = model.encode_image(augmented), model.encode_text(tokens)
         image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
         loss = clip_loss(image, text, model.logit_scale.exp(), true)
         optimizer.zero_grad()

@@ -35,8 +35,8 @@ _WRONG = 1e-3  # share by which swapped factors must leave less: more than round
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the edit did when it is applied to the rows of `side`, divided by their length or not.
+class SearchAfter:
+    """A search whose rows of `side` the edit was applied to, divided by their length or not.
 
     What is not divided keeps the length that the edit left it, in units of its length before.
     """
@@ -81,7 +81,7 @@ class RetrievalResult:
     forget: tuple[str, ...]
     neighbours: tuple[str, ...]
     before: Search
-    after: tuple[Setting, ...]
+    after: tuple[SearchAfter, ...]
     side: SideCheck | None
     swapped: Measured | None
     text_length: float
@@ -176,7 +176,7 @@ def retrieval(
         for again in (True, False):
             new = F.normalize(rows, dim=1) if again else rows
             pair = (images, new) if side == "text" else (new, texts)
-            after.append(Setting(side, again, found(*pair)))
+            after.append(SearchAfter(side, again, found(*pair)))
 
     check = swapped = None
     if isinstance(edit, Projector) and edit.offset is None and not edit.symmetric:

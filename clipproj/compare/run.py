@@ -209,12 +209,12 @@ def _compared(
 
 
 def as_dict(compared: Sequence[Compared]) -> dict[str, Any]:
-
+    """What compare.json holds: by data set its source, every method's row, every trial, pages."""
     return {
         one.title: {
             "source": one.about,
             "forget": one.leaderboard.forget,
-            "methods": plain({s.name: s for s in one.leaderboard.rows}),
+            "methods": plain({row.name: row for row in one.leaderboard.rows}),
             "trials": one.leaderboard.results,
             "pages": [as_json(page) for page in one.more],
         }

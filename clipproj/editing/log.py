@@ -210,11 +210,13 @@ def record(model: nn.Module, records: Sequence[Record]) -> None:
 
 
 def add(model: nn.Module, entry: Edit) -> None:
+    """Log an edit that was just made in the model."""
     record(model, [*entry.earlier, entry.record])
     _logs.setdefault(model, []).append(entry)
 
 
 def remove(model: nn.Module, entry: Edit) -> None:
+    """Take an edit out of the log that was just undone in the model."""
     _logs[model].remove(entry)
     forget(model, entry.original, entry.original.after)
 

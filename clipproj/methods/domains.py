@@ -173,8 +173,8 @@ class Space:
             rows = less_keep(rows, kept, "span")
         if mode == "complete":
             domain = self.grid.mean(dim=1)
-            retained = torch.cat([kept, self.served[self.others]])
-            rows = torch.cat([rows, less_keep(domain[:m] - domain.mean(dim=0), retained, "span")])
+            left = torch.cat([kept, self.served[self.others]])
+            rows = torch.cat([rows, less_keep(domain[:m] - domain.mean(dim=0), left, "span")])
         basis, singular, _ = row_basis(rows, tol)
         if singular[0] < tol:
             raise Refusal(

@@ -176,11 +176,6 @@ class Method:
             why = f"must be of {', '.join(NEEDS)}, got {', '.join(sorted(foreign))}"
             raise Refusal("Method", "needs", why)
 
-    @property
-    def certified(self) -> bool:
-        """Whether it promises something whatever the images are."""
-        return bool(self.promise)
-
     def option(self, name: str) -> Option | None:
         """Its option of this name; None where it has none."""
         return next((one for one in self.options if one.name == name), None)

@@ -119,8 +119,8 @@ class Derivative(_torch.SingleLevelFunction):
         ctx.save_for_forward(*saved)
 
 
-class Projection(Derivative):
-    """Of the update, normalised or not."""
+class ProjectedRows(Derivative):
+    """Of projected rows, normalised or not."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from clipproj.ops import _calls, _checks
-from clipproj.ops._derivatives import Projection
+from clipproj.ops._derivatives import ProjectedRows
 from clipproj.ops._register import register
 
 
@@ -26,7 +26,7 @@ def _fake_project_out(op: str, x: Tensor, normalize: bool, out: Tensor, **factor
 
 
 _INSTEAD = "use project() or torch.no_grad()"
-(_project,) = register("project", _fake_project, derivative=Projection)
+(_project,) = register("project", _fake_project, derivative=ProjectedRows)
 (_project_,) = register("project_", _fake_project_, instead=_INSTEAD)
 (_project_out,) = register("project_out", _fake_project_out, instead=_INSTEAD)
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from clipproj.ops import _calls, _checks
-from clipproj.ops._derivatives import Projection
+from clipproj.ops._derivatives import ProjectedRows
 from clipproj.ops._register import register
 
 
@@ -23,7 +23,7 @@ def _fake(
     return x.new_empty(x.shape)
 
 
-_project_rows, _project_rows_flag = register("project_rows", _fake, derivative=Projection)
+_project_rows, _project_rows_flag = register("project_rows", _fake, derivative=ProjectedRows)
 
 
 def project_rows(

@@ -117,8 +117,8 @@ def audited(
         check_known("audit", name, classes.names)
     loaded = source.loaded
     if saved is None:
-        gone = classes.select(names.forget)
-        texts = Texts(gone, classes.select(names.keep), "images", classes, gone)
+        forget = classes.select(names.forget)
+        texts = Texts(forget, classes.select(names.keep), "images", classes, forget)
         edit = project(recipe, texts, loaded and Embedder(loaded, say, recipe.truncate))
     else:
         edit = saved.for_tower(recipe.tower, "audit")  # as `erase` folds it

@@ -196,12 +196,12 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
         if recipe.tower == "image":
             rows = image_rows(loaded, images, "images after", say)
             after = replace(before, features=rows)
-            if set(texts.gone.names).intersection(images.classes):
-                curve = evaluate.strength_curve(before, texts.gone, handle.projector)
+            if set(texts.forget_classes.names).intersection(images.classes):
+                curve = evaluate.strength_curve(before, texts.forget_classes, handle.projector)
         else:
             edited = embedder(texts.classes.names, texts.classes.templates, "texts after")
             after = replace(before, texts=edited.tensor)
-        comparison = evaluate.compare(before, after, texts.gone)
+        comparison = evaluate.compare(before, after, texts.forget_classes)
     judged = judged_edit(recipe, texts, handle.projector, ready.earlier, comparison)
     handle.record["loss"] = max(0.0, judged.price.loss - judged.price.spent)
     projector.provenance |= {"measured": gate.as_dict(judged)}  # of this strength, on this model
@@ -259,7 +259,7 @@ def image_rows(loaded: Loaded, images: Images, stage: str, say: Progress = silen
 def _images(recipe: Recipe) -> Images | None:
     if recipe.images is not None:
         return load_images(recipe.images)
-    return None if recipe.model is not None else load_images(demo.pictures_dir())
+    return None if recipe.model is not None else load_images(demo.images_dir())
 
 
 def _fold_seconds(loaded: Loaded, handle: Edit) -> float:

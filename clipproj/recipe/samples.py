@@ -73,7 +73,7 @@ def load(
     if images is None:
         if recipe.model is not None:
             raise Refusal(recipe.command, "images", "must be a folder of class folders, got none")
-        images = demo.pictures_dir()
+        images = demo.images_dir()
     found = load_images(images)
     if prepared is not None:
         found = prepared(found)

@@ -98,7 +98,7 @@ class Texts:
         forget, keep: what is forgotten, in all forms, and what stays.
         keep_from: "given", "images" (the other classes of those) or "generic".
         classes: the texts that compete for the images.
-        gone: those of `Names.forget`.
+        forget_classes: what is forgotten, a row for each of `Names.forget`.
         general: names in general, where few images tell what else the model knows; else None.
     """
 
@@ -106,7 +106,7 @@ class Texts:
     keep: Embeddings
     keep_from: str
     classes: Embeddings
-    gone: Embeddings
+    forget_classes: Embeddings
     general: Embeddings | None = None
 
     @property
@@ -132,7 +132,7 @@ def embed(
     # a thousand generic names with 80 templates each are a wait; both lists get the same few
     few = simple_templates() if names.keep is None else None
     texts = embedder(tuple(everything), tuple(recipe.templates) or few)
-    forget, gone = texts.select(names.forms), texts.select(names.forget)
+    forget, forget_classes = texts.select(names.forms), texts.select(names.forget)
     general = None
     if names.keep is None:
         keep_from = "generic"
@@ -141,11 +141,11 @@ def embed(
             keep = keep.drop(again)
     else:
         keep_from, keep = "given" if recipe.keep else "images", texts.select(names.keep)
-        if len(set(classes or ()) - set(gone.names)) < FEW_WITH_IMAGES:
+        if len(set(classes or ()) - set(forget_classes.names)) < FEW_WITH_IMAGES:
             general = embedder.generic(
                 forget,
                 GENERAL_PROMPTS,
                 "general texts",
                 truncate=True,  # they are only measured on
             )
-    return Texts(forget, keep, keep_from, texts.select(every), gone, general)
+    return Texts(forget, keep, keep_from, texts.select(every), forget_classes, general)

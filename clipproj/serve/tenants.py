@@ -49,6 +49,7 @@ class Form:
 
     @classmethod
     def of(cls, projector: Projector) -> Form:
+        """The form of a projector, its hash and inverse computed once."""
         inverse = torch.linalg.pinv(projector.read.double()).T
         return cls(projector, projector.content_hash(), inverse)
 

@@ -146,7 +146,7 @@ def test_shares_and_correlations_by_hand() -> None:
 @pytest.fixture(scope="module")
 def embedded() -> tuple[Loaded, Samples]:
     loaded = load_model()
-    found = load_images(demo.pictures_dir())
+    found = load_images(demo.images_dir())
     names = ("cat", "dog", "house", "tiger")
     keep = [i for i in range(len(found)) if found.classes[found.labels[i]] in names]
     labels = [names.index(found.classes[found.labels[i]]) for i in keep]

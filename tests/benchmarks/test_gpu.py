@@ -116,7 +116,7 @@ def case(own: Any, **peer_calls: Any) -> Any:
     x = torch.rand(3, 2, dtype=torch.float64)
 
     def make() -> Any:
-        return gpu_cases.Contest(
+        return gpu_cases.MadeCase(
             own=lambda: own(x),
             want=x + 1,
             sampled=lambda out: out,
@@ -401,7 +401,7 @@ def test_command_keeps_reports_and_says_whether_results_were_right(
     cases = {"project": [case(one_more)], "linear": [case(own, eager=one_more)]}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
-    monkeypatch.setattr(gpu._load, "CUDA_LIBRARY", Path("_C_cu13.abi3.so"))
+    monkeypatch.setattr(gpu._library, "CUDA_LIBRARY", Path("_C_cu13.abi3.so"))
     monkeypatch.setattr(gpu, "CudaClock", MadeUp)
     monkeypatch.setattr(gpu, "ceilings", lambda clock, device: CEILINGS)
     monkeypatch.setattr(gpu_grid, "quick", lambda device: cases)

@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-CONTESTANTS = [
+PEERS = [
     pytest.param(op, name, dim, id=f"{op}-{name}{'-linear' if dim == 0 else ''}")
     for op, entries in peers.PEERS.items()
     for name in entries
@@ -35,7 +35,7 @@ CONTESTANTS = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("op", "name", "dim"), CONTESTANTS)
+@pytest.mark.parametrize(("op", "name", "dim"), PEERS)
 def test_peer(op: str, name: str, dim: int, dtype: torch.dtype) -> None:
     """The right numbers, in every call, where the peer says that it puts them."""
     given = shapes.problem(shapes.Shape(n=12, d=64, k=16), dtype, dim=dim)
@@ -103,7 +103,7 @@ def test_table_marks_what_is_slower_than_the_best_peer() -> None:
     assert "numpy (float32 only)" in text
 
 
-def test_markdown_is_one_table_per_contest() -> None:
+def test_markdown_is_one_table_per_kind() -> None:
     text = tables.report(made(cell(5.0), cell(20.0, n=4096)), markdown=True)
     assert "| d, k | n = 256 | n = 4096 |" in text
     assert "| 512, 16 | 5.00 · 2.0 | **20.0 · 0.50** |" in text

@@ -59,6 +59,7 @@ def frozen(visual: nn.Module, **options: bool) -> nn.Module:
     return compiled
 
 
+@pytest.mark.campaign
 def test_the_check_finds_frozen_weights() -> None:
     check = recipes.run(RECIPE)["check_not_frozen"]
     torch._dynamo.reset()
@@ -75,6 +76,7 @@ def test_the_check_finds_frozen_weights() -> None:
         assert p.residual(served(given)).max() < 1e-5
 
 
+@pytest.mark.campaign
 def test_discarded_weights_are_refused() -> None:
     model = recipes.demo()
     frozen(model.visual, freezing_discard_parameters=True)

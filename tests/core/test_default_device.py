@@ -76,7 +76,7 @@ def test_a_default_dtype_changes_no_model_and_no_feature(
     from clipproj.audit.images import image_features
 
     folder = clip_folder(tmp_path / "clip")
-    pictures, p = audit.load_images(demo.pictures_dir()), projector().scaled(0.3)
+    pictures, p = audit.load_images(demo.images_dir()), projector().scaled(0.3)
 
     def made() -> list[Tensor]:
         rows, bank = [], clipproj.ProjectorBank(WIDTH, capacity=8)
@@ -201,7 +201,7 @@ def test_texts_and_pictures(elsewhere: Callable[[], Any], pictures: Path) -> Non
     for got, want in zip(made(), wanted, strict=True):
         assert got.device.type == "cpu"
         assert torch.equal(got, want)
-    assert len(audit.load_images(demo.pictures_dir()).labels) > 0
+    assert len(audit.load_images(demo.images_dir()).labels) > 0
 
 
 def test_the_service(elsewhere: Callable[[], Any]) -> None:

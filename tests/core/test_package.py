@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -136,3 +137,14 @@ def test_typed_and_stubbed():
     folder = Path(clipproj.__file__).parent
     assert (folder / "py.typed").exists()
     assert "def build_info" in (folder / "_C.pyi").read_text()
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    package = Path(clipproj.__file__).parent
+    names = Counter(
+        node.name
+        for path in package.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []

@@ -50,13 +50,18 @@ def test_figures_of_the_service_are_those_kept() -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        (
+        pytest.param(
             "food101_fewshot",
             r"(\d+) % of its images among (\d+) dishes of .* edit (\d+);",
+            id="food",
         ),
-        ("oxford_pets_test", r"(\d+) and (?=\d+ among (\d+) breeds)(\d+)"),
+        pytest.param(
+            "oxford_pets_test",
+            r"(\d+) and (?=\d+ among (\d+) breeds)(\d+)",
+            id="pets",
+            marks=pytest.mark.campaign,  # ten seconds
+        ),
     ],
-    ids=["food", "pets"],
 )
 def test_what_a_probe_finds_of_real_features_is_as_said(file: str, said: str) -> None:
     path = ROOT.parent / f"shared/data/{file}_vitb32.npz"

@@ -253,7 +253,7 @@ STYLES = {
 def test_embedded_model_forgets_a_class_in_the_chosen_domains_and_keeps_it_elsewhere(embedded):
     from clipproj import embed_classes
 
-    pictures = load_images(demo.pictures_dir())
+    pictures = load_images(demo.images_dir())
     rows = image_features(embedded.model, embedded.preprocess, pictures)
     names = list(pictures.classes)
     classes = embed_classes(embedded.model, embedded.tokenizer, names)

@@ -195,7 +195,7 @@ def test_on_real_texts_siblings_keep_what_the_plain_null_space_takes():
 def test_on_pictures_the_siblings_stay_and_reminding_moves_them_less():
     pytest.importorskip("open_clip", reason="the embedded model is open_clip's")
     loaded = load_model(None, None, "cpu")
-    shown = load_images(demo.pictures_dir())
+    shown = load_images(demo.images_dir())
     family = ["airplane", "bicycle", "boat", "bus", "car", "rocket", "train", "truck"]
     rows = torch.isin(shown.labels, torch.tensor([shown.classes.index(name) for name in family]))
     paths = tuple(p for p, one in zip(shown.paths, rows.tolist(), strict=True) if one)

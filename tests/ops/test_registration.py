@@ -69,6 +69,7 @@ def test_public_form_reference_and_schema_agree(name: str) -> None:
     assert [*found] == [one for one in want if one.name not in ("out", "flag", "dtype")]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("full", [False, True], ids=["required", "all"])
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "requires grad"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

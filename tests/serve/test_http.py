@@ -91,7 +91,7 @@ def tenants(client: Client) -> dict[str, Projector]:
 
 
 def drawing(name: str = "cat") -> str:
-    return png(sorted((demo.pictures_dir() / name).glob("*.png"))[0])
+    return png(sorted((demo.images_dir() / name).glob("*.png"))[0])
 
 
 def numbers(seed: int) -> list[float]:

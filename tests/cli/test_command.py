@@ -5,15 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
-import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 import unicodedata
-import warnings
 from pathlib import Path
 from threading import Semaphore
 from types import SimpleNamespace
@@ -22,17 +18,13 @@ from typing import Any
 import pytest
 import torch
 from command import Run
-from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
-from clipproj import Projector, ProjectorBank, __version__, files
-from clipproj.audit import Samples
+from clipproj import Projector
 from clipproj.checkpoints.state import WEIGHTS
 from clipproj.cli import erase as job
-from clipproj.cli import info, terminal
+from clipproj.cli import terminal
 from clipproj.editing.verify import Verdict
-from clipproj.models.text import Embeddings
 from clipproj.recipe import run as carrying_out
 from clipproj_command import OutputError
 
@@ -286,214 +278,6 @@ def test_a_bug_is_no_failed_receipt(
     assert isinstance(run("erase", "cat", *usual).exception, KeyError)
 
 
-def test_verify_by_exit_code(run: Run, edited: Path, model: Path) -> None:
-    receipt = edited / "receipt.safetensors"
-    for checkpoint in (edited, edited / WEIGHTS):
-        result = run("verify", checkpoint, receipt)
-        assert result.exit_code == 0
-        assert result.stdout.startswith("image head edited, bit for bit")
-        assert "bound" in result.stdout
-    result = run("verify", model, receipt, "--json")
-    assert result.exit_code == 1
-    assert json.loads(result.stdout)["status"] == "unedited"
-    state = load_file(edited / WEIGHTS)
-    state["visual.proj"][0, 0] += 0.1
-    save_file(state, "other.safetensors")
-    result = run("verify", "other.safetensors", receipt)
-    assert result.exit_code == 1
-    assert result.stdout.startswith("image head neither edited")
-    assert "since" not in result.stdout
-
-
-def test_a_later_edit_is_named_by_the_log(run: Run, usual: list[str], edited: Path) -> None:
-    rest = usual[2:]
-    assert run("erase", "dog", "--model", edited, *rest, "--out", "two").exit_code == 0
-    says = 'edited again since by "dog": undo that first'
-    verdict = run("verify", "two", edited / "receipt.safetensors", "--json")
-    assert says in json.loads(verdict.stdout)["text"]
-    refused = run("undo", "two", edited / "undo.safetensors")
-    assert (refused.exit_code, refused.stderr.strip().endswith(says)) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "receipt", "says"),
-    [
-        ("none", "clipproj-out/receipt.safetensors", "verify: path must be a checkp"),
-        ("clipproj-out", "none", "verify: path must be a file, got none"),
-        (
-            "clipproj-out",
-            "clipproj-out/undo.safetensors",
-            "verify: path must hold kind 'receipt'",
-        ),
-        ("other.safetensors", "clipproj-out/receipt.safetensors", "verify: target must hold one"),
-    ],
-)
-@pytest.mark.usefixtures("edited")
-def test_verify_says_what_it_can_not_use(
-    run: Run, checkpoint: str, receipt: str, says: str
-) -> None:
-    save_file({"a": torch.zeros(1)}, "other.safetensors")
-    result = run("verify", checkpoint, receipt)
-    assert result.exit_code == 2
-    assert result.stderr.startswith(says)
-
-
-def test_undo_in_place(run: Run, edited: Path, model: Path) -> None:
-    result = run("undo", edited, edited / "undo.safetensors")
-    assert result.exit_code == 0
-    assert (
-        "the image head is restored, bit for bit: clipproj-out/open_clip_model.safetensors"
-        in result.stdout
-    )
-    restored, original = load_file(edited / WEIGHTS), load_file(model / WEIGHTS)
-    assert restored.keys() == original.keys()
-    assert all(torch.equal(restored[name], original[name]) for name in original)
-    again = run("undo", edited, edited / "undo.safetensors")
-    assert again.exit_code == 2
-    assert "a head without the edit" in again.stderr
-    assert "give force to overwrite it" in again.stderr
-
-
-def test_undo_of_a_head_that_changed_since_takes_force(run: Run, edited: Path, model: Path) -> None:
-    state = load_file(edited / WEIGHTS)
-    state["visual.proj"][0, 0] += 0.1
-    save_file(state, "other.safetensors")
-    refused = run("undo", "other.safetensors", edited / "undo.safetensors")
-    assert (refused.exit_code, "one changed since" in refused.stderr) == (2, True)
-    forced = run("undo", "other.safetensors", edited / "undo.safetensors", "--force")
-    assert forced.exit_code == 0
-    assert torch.equal(
-        load_file("other.safetensors")["visual.proj"], load_file(model / WEIGHTS)["visual.proj"]
-    )
-
-
-def test_a_forced_undo_says_what_else_goes(run: Run, usual: list[str], edited: Path) -> None:
-    for i, name in enumerate(("dog", "owl")):
-        source = ["--model", edited if i == 0 else "0", *usual[2:]]
-        assert run("erase", name, *source, "--out", str(i)).exit_code == 0
-    shutil.copytree("1", "2")
-    forced = run("undo", "1", "0/undo.safetensors", "--force")
-    assert 'as it was before "dog"; with that, out of its log: "owl"' in forced.stdout
-    edits = json.loads(run("info", "1", "--json").stdout)["edits"]
-    assert [edit["forget"] for edit in edits] == [["cat"]]
-    as_json = run("undo", "2", "0/undo.safetensors", "--force", "--json")
-    assert json.loads(as_json.stdout)["removed"] == [["dog"], ["owl"]]
-    plain = run("undo", "1", edited / "undo.safetensors")
-    assert plain.stdout.endswith('it is as it was before "cat"\n')
-
-
-def test_undo_into_another_file(run: Run, edited: Path, model: Path) -> None:
-    before = (edited / WEIGHTS).read_bytes()
-    result = run("undo", edited, edited / "undo.safetensors", "--out", "o.safetensors", "--json")
-    assert json.loads(result.stdout)["checkpoint"] == "o.safetensors"
-    assert (edited / WEIGHTS).read_bytes() == before
-    assert torch.equal(
-        load_file("o.safetensors")["visual.proj"], load_file(model / WEIGHTS)["visual.proj"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("file", "kind", "holds"),
-    [
-        ("projector.safetensors", "projector", {"rank": 1, "dim": 16, "forget": ["cat"]}),
-        ("receipt.safetensors", "receipt", {"edit": "cat", "head": ["visual.proj"]}),
-        ("undo.safetensors", "undo", {"edit": "cat", "tower": "image"}),
-        (WEIGHTS, "checkpoint", {"dtypes": {"float32": 38}}),
-        (".", "checkpoint", {"tensors": 38}),
-    ],
-)
-def test_info(run: Run, edited: Path, file: str, kind: str, holds: dict) -> None:
-    facts = json.loads(run("info", edited / file, "--json").stdout)
-    assert facts["kind"] == kind
-    assert holds.items() <= facts.items()
-    table = run("info", edited / file)
-    assert table.exit_code == 0
-    assert kind in table.stdout
-
-
-def test_info_of_a_bank_names_its_projectors(run: Run) -> None:
-    bank, p = ProjectorBank(8, 16), Projector(torch.eye(2, 8), strength=1.5)
-    bank.add("acme", p)
-    bank.save("bank.safetensors")
-    facts = json.loads(run("info", "bank.safetensors", "--json").stdout)
-    assert (facts["kind"], facts["dim"], facts["free"]) == ("bank", 8, 14)
-    assert facts["hash"] == bank.content_hash()
-    entry = f"rank 2, strength 1.5, {p.content_hash()[:12]}"
-    assert facts["projectors"] == {"acme": entry}
-
-
-def test_info_of_every_kind_of_file(run: Run) -> None:
-    names = tuple(f"class {i}" for i in range(12))
-    classes = Embeddings(torch.eye(12, 16), names, ("{}",), "a model", None)
-    Samples(torch.ones(3, 16), torch.arange(3), classes).save("samples.safetensors")
-    facts = json.loads(run("info", "samples.safetensors", "--json").stdout)
-    assert (facts["kind"], facts["model"], facts["images"]) == ("samples", "a model", 3)
-    assert facts["classes"] == [*names[:8], "4 more"]
-    assert info._DESCRIBE.keys() == set(files.KINDS)
-    files.write("newer.safetensors", "tomorrow's", {}, {})
-    assert 'must be of a known kind, got "tomorrow\'s"' in run("info", "newer.safetensors").stderr
-
-
-def test_info_of_a_checkpoint_names_heads_and_edits(run: Run, edited: Path, model: Path) -> None:
-    facts = json.loads(run("info", edited, "--json").stdout)
-    assert facts["heads"]["visual.proj"]["shape"] == [32, 16]
-    assert [edit["forget"] for edit in facts["edits"]] == [["cat"]]
-    torch.save(load_file(model / WEIGHTS), "plain.pt")
-    facts = json.loads(run("info", "plain.pt", "--json").stdout)
-    assert set(facts["heads"]) == {"visual.proj", "text_projection"}
-    assert facts["edits"] == []
-
-
-def test_info_of_any_file_whatever(run: Run, edited: Path) -> None:
-    chance = random.Random(0)
-
-    def noise(count: int) -> bytes:
-        return chance.randbytes(count)
-
-    def damaged(data: bytes) -> bytes:
-        kept = bytearray(data[: chance.randrange(1, len(data) + 1)])
-        kept[chance.randrange(min(len(kept), 1000))] ^= chance.randrange(256)
-        return bytes(kept)
-
-    torch.save({"visual.proj": torch.ones(3, 3)}, "small.pt")
-    torch.save([torch.ones(2)], "list.pt", _use_new_zipfile_serialization=False)
-    Image.new("RGB", (9, 9)).save("picture.png")
-    whole = [Path("small.pt"), Path("list.pt"), edited / "undo.safetensors"]
-    contents = [b"", b"\0" * 99, b"{}", b'{"a": [1]}', b"<html>", Path("picture.png").read_bytes()]
-    contents += [pickle.dumps(one, protocol) for one in ({}, [1], Path()) for protocol in (0, 2, 5)]
-    contents += [b"\x80\x02e.", b"\x80\x020.", b"\x80\x02h\x00."]  # pops, gets of what is not there
-    contents += [noise(chance.choice((1, 7, 8, 20, 200))) for _ in range(30)]
-    contents += [b"\x80\x02" + noise(9) for _ in range(30)]
-    contents += [damaged(path.read_bytes()) for path in whole for _ in range(10)]
-    os.mkfifo("pipe")
-    for suffix in ("", ".safetensors", ".pt"):
-        Path(f"folder{suffix}").mkdir()
-    names = ["folder", "folder.safetensors", "folder.pt", "pipe", "/dev/null", "x\0", "n" * 300, ""]
-    for i, content in enumerate(contents):
-        for suffix in ("", ".safetensors"):
-            names.append(f"{i}{suffix}")
-            Path(names[-1]).write_bytes(content)
-    for name in names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # it would be a second line
-            result = run("info", name)
-        if result.exit_code:  # a flipped bit of a number is no damage that shows
-            assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), name
-            assert result.stderr.startswith("info: "), name
-            assert "internal error" not in result.stderr, name
-
-
-def test_info_of_something_else(run: Run, edited: Path) -> None:
-    Path("text.safetensors").write_text("no tensors here")
-    for name, says in (
-        ("text.safetensors", "info: file must be whole, "),
-        ("none", "info: file must exist, got none"),
-    ):
-        result = run("info", name)
-        assert result.exit_code == 2
-        assert result.stderr.startswith(says)
-
-
 def test_bars_where_somebody_watches(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -535,71 +319,3 @@ def test_few_lines_even_of_a_long_run() -> None:
         lines.append(now)
     assert lines[0] == 10
     assert len(lines) < 100
-
-
-def test_help_teaches(run: Run) -> None:
-    top = run("--help")
-    assert top.exit_code == 0
-    for command in ("erase", "verify", "undo", "info"):
-        assert command in top.stdout
-        assert run(command, "--help").exit_code == 0
-    codes = " ".join(top.stdout.partition("Exit codes")[2].split())
-    for code in ("0 done and verified", "1 the receipt", "2 an error", "3 refused",
-                 "130 interrupted, 143 ended by SIGTERM, 129 by SIGHUP"):  # fmt: skip
-        assert code in codes
-    text = " ".join(run("erase", "--help").stdout.split())
-    for lesson in ("clipproj erase cat", "What the numbers mean", "not the information",
-                   "linear probe", "Exit codes"):  # fmt: skip
-        assert lesson in text
-
-
-def test_without_a_command_it_helps(run: Run) -> None:
-    result = run()
-    assert (result.exit_code, result.stdout, result.stderr) == (2, run("--help").stdout, "")
-
-
-def test_version(run: Run) -> None:
-    assert run("--version").stdout == f"clipproj {__version__}\n"
-
-
-def script(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
-    )
-
-
-def test_help_does_not_wait_for_open_clip() -> None:
-    code = (
-        "import sys\nfrom clipproj.cli import main\ntry:\n    main()\nexcept SystemExit: pass\n"
-        "print([m for m in ('open_clip', 'torchvision', 'matplotlib', 'PIL') if m in sys.modules])"
-    )
-    result = script("erase", "--help", code=code)
-    assert result.stdout.splitlines()[-1] == "[]", result.stderr
-
-
-def test_without_the_extra_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; from clipproj.cli import main; main()"
-    result = script("--help", code=code)
-    assert result.returncode == 2
-    assert 'pip install "clipproj[cli]"' in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_the_hub_does_not_report_every_retry() -> None:
-    pytest.importorskip("huggingface_hub")
-    code = (
-        "import logging\nfrom clipproj.cli import terminal\nwith terminal.quiet(False):\n"
-        "    import huggingface_hub.utils\n"
-        "    logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s')\n"
-    )
-    result = script(code=code)
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_the_installed_command() -> None:
-    command = shutil.which("clipproj", path=Path(sys.executable).parent)
-    if command is None:
-        pytest.skip("clipproj is not installed beside this Python")
-    result = subprocess.run([command, "erase"], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2
-    assert result.stderr == "erase: names must hold at least one class to forget, got none\n"
