@@ -1,5 +1,4 @@
-"""Device time of calls in turn: A B C A B C ..., so that a drifting clock rate is
-everybody's.
+"""Device time of calls in turn: A B C A B C ..., so that a drifting clock rate is everybody's.
 
 A call on many rows is timed by events around it, its data out of the cache: before each, more than
 the L2 holds is *read*, which leaves nothing there to be written back at the next one's expense. The

@@ -65,6 +65,12 @@ def nullspace(
         ValueError: for NaN, inf or zero rows, for texts on both lists, for a forget row inside
             span(keep) or hull(keep) or equal to mean(keep), for rows that span everything, for
             options out of range.
+
+    Example:
+        >>> forget, keep = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]])
+        >>> p = nullspace(forget, keep, "span")
+        >>> p.rank, p(torch.tensor([[3.0, 4.0]]))
+        (1, tensor([[0., 4.]]))
     """
     f, k = forget_and_keep("nullspace", forget, keep)
     rank, tol = rank_and_tol("nullspace", rank, tol)

@@ -45,6 +45,13 @@ def fold_(
             grad mode, two elements of the weight share an address, or it shares memory with a
             factor.
         TypeError: `strength` is a Python number.
+
+    Example:
+        >>> head, read = torch.nn.Linear(3, 2, bias=False), torch.tensor([[1.0, 0.0]])
+        >>> with torch.no_grad():
+        ...     weight = fold_(head.weight, read, read, dim=0)
+        >>> head(torch.ones(3))[0].item()  # nothing is left along `read`
+        0.0
     """
     _checks.strength("fold_", strength)
     return _calls.write(_fold_, "weight", weight, read, write, offset, strength, dim=dim)

@@ -62,6 +62,12 @@ def project(
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device, or a factor requires grad.
         TypeError: `strength` is a Python number, which every compiled graph would bake in.
+
+    Example:
+        >>> x, read = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+        >>> project(x, read, read)
+        tensor([[0., 4.],
+                [0., 2.]])
     """
     _checks.strength("project", strength)
     return _calls.call(_project, x, read, write, offset, strength, normalize=normalize)

@@ -70,6 +70,15 @@ def project_rows(
         RuntimeError: as `project`; also when `spans`, `index` or `flag` has the wrong shape, dtype
             or device, and on the CPU for an index or span as above.
         TypeError: `strength` is a Python number.
+
+    Example:
+        >>> x, bank = torch.tensor([[3.0, 4.0]]).repeat(3, 1), torch.eye(2)
+        >>> spans = torch.tensor([[0, 1], [1, 1]], dtype=torch.int32)  # two projectors of rank 1
+        >>> index = torch.tensor([0, -1, 1], dtype=torch.int32)
+        >>> project_rows(x, bank, bank, None, spans, index)
+        tensor([[0., 4.],
+                [3., 4.],
+                [3., 0.]])
     """
     _checks.strength("project_rows", strength)
     bank = x, read, write, offset, spans, index, strength

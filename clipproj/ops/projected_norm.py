@@ -35,6 +35,11 @@ def projected_norm(
 
     Raises:
         RuntimeError, TypeError: as `project`.
+
+    Example:
+        >>> read = torch.tensor([[1.0, 0.0]])
+        >>> projected_norm(torch.tensor([[3.0, 4.0]]), read, read)
+        tensor([4.])
     """
     _checks.strength("projected_norm", strength)
     return _calls.call(_projected_norm, x, read, write, offset, strength)
