@@ -21,6 +21,11 @@ def union(p: Projector, q: Projector) -> Projector:
     Raises:
         ValueError: for oblique or affine projectors (use `compose`), for different sides, widths or
             strengths.
+
+    Example:
+        >>> p, q = (clipproj.Projector(row[None]) for row in torch.eye(3)[:2])
+        >>> clipproj.union(p, q)(torch.ones(1, 3)).abs()
+        tensor([[0., 0., 1.]])
     """
     _check_pair("union", p, q)
     for name, one in (("p", p), ("q", q)):
@@ -50,6 +55,11 @@ def compose(p: Projector, q: Projector) -> Projector:
 
     Raises:
         ValueError: for different sides or widths; for affine projectors of rank sum above d.
+
+    Example:
+        >>> p, q = (clipproj.Projector(row[None], strength=0.5) for row in torch.eye(3)[:2])
+        >>> clipproj.compose(p, q)(torch.ones(1, 3))
+        tensor([[0.5000, 0.5000, 1.0000]])
     """
     _check_pair("compose", p, q)
     f, g = p.factors(torch.float64), _on(p.read.device, q.factors(torch.float64))

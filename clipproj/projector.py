@@ -47,6 +47,11 @@ class Projector(nn.Module):
         TypeError, ValueError: for factors that are not tensors, of other shapes, or not finite in
             float32; for a symmetric read whose rows are not orthonormal; for a strength out of
             range; for a provenance that is no JSON.
+
+    Example:
+        >>> p = clipproj.Projector(torch.tensor([[1.0, 0.0]]))
+        >>> p(torch.tensor([[3.0, 4.0]])), p.scaled(0.5)(torch.tensor([[3.0, 4.0]]))
+        (tensor([[0., 4.]]), tensor([[1.5000, 4.0000]]))
     """
 
     read: Tensor
@@ -443,6 +448,12 @@ def load(path: str | os.PathLike[str]) -> Projector:
 
     Raises FileNotFoundError, or ValueError when the file is damaged, foreign, not a projector, or
     of a newer format.
+
+    Example:
+        >>> clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"])).save("cat.safetensors")
+        >>> p = clipproj.load("cat.safetensors")
+        >>> p.provenance["forget"]["names"]
+        ['cat']
     """
     artefact = files.read(path, "projector")
     return Projector.from_parts(artefact.tensors, artefact.meta)

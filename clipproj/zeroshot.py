@@ -38,6 +38,12 @@ class ZeroShotHead(nn.Module):
         TypeError, ValueError: for classes that are not [C, d], finite and of unit length; for a
             scale or bias that is not finite or of another shape; for a projector of another width,
             or for text features.
+
+    Example:
+        >>> p = clipproj.Projector(torch.tensor([[1.0, 0.0]]))
+        >>> head = clipproj.ZeroShotHead(torch.eye(2), p, scale=10.0)
+        >>> head(torch.tensor([[3.0, 4.0]]))
+        tensor([[ 0., 10.]])
     """
 
     classes: Tensor

@@ -75,6 +75,14 @@ class ProjectorBank(BankRows):
 
     Raises:
         TypeError, ValueError: for sizes that are no numbers of at least 1, an unknown side.
+
+    Example:
+        >>> bank = clipproj.ProjectorBank(dim=2, capacity=16)
+        >>> bank.add("acme", clipproj.Projector(torch.tensor([[1.0, 0.0]])))
+        0
+        >>> bank(torch.ones(2, 2), bank.index(["acme", None]))
+        tensor([[0., 1.],
+                [1., 1.]])
     """
 
     def __init__(

@@ -78,6 +78,13 @@ def edit(
             or for the other tower; a strength out of range; a head that shares memory with another
             parameter, holds NaN or inf, or would after the edit.
         TypeError: not a Projector, not a module, a strength that is no number.
+
+    Example:
+        >>> p = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
+        >>> handle = clipproj.edit(model, p)
+        >>> bool(clipproj.verify(model, handle.receipt))
+        True
+        >>> _ = handle.undo()  # the original weights, bit for bit
     """
     check_module("edit", model)
     if not isinstance(projector, Projector):
@@ -139,6 +146,13 @@ def undo(
         RuntimeError: the head has other bits (without force), or later edits of this process.
         ValueError: no such head in target (name, shape, dtype), or no readable undo file.
         FileNotFoundError, TypeError.
+
+    Example:
+        >>> p = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
+        >>> handle = clipproj.edit(model, p)
+        >>> handle.save_undo("undo.safetensors")
+        >>> clipproj.undo(model, "undo.safetensors") is model, clipproj.edits(model)
+        (True, ())
     """
     if not isinstance(edit, Edit | str | os.PathLike):
         got = type(edit).__name__
@@ -183,6 +197,14 @@ def edits(model: nn.Module) -> tuple[log.RecordedEdit | Edit, ...]:
     says is held against the head: edits that are not in it are not listed.
 
     Raises ValueError for a model whose config holds a log that is none.
+
+    Example:
+        >>> p = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
+        >>> with clipproj.edit(model, p):
+        ...     len(clipproj.edits(model))
+        1
+        >>> clipproj.edits(model)
+        ()
     """
     return (*log.recorded(model), *log.entries(model))
 

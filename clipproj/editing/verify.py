@@ -79,6 +79,14 @@ def verify(
     Raises:
         TypeError, ValueError: when target holds no such head: name, shape, dtype; when receipt is
             none.
+
+    Example:
+        >>> p = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
+        >>> with clipproj.edit(model, p) as handle:
+        ...     clipproj.verify(model, handle.receipt).status
+        'edited'
+        >>> clipproj.verify(model, handle.receipt).status
+        'unedited'
     """
     if not isinstance(receipt, Receipt):
         got = type(receipt).__name__

@@ -44,6 +44,12 @@ def ccup(
 
     Raises:
         ValueError: for NaN, inf or zero rows, for texts on both lists, for weights out of range.
+
+    Example:
+        >>> forget, keep = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> p = clipproj.ccup(forget, keep)
+        >>> p(keep)  # kept texts do not move
+        tensor([[0., 1.]])
     """
     if keep is None:
         raise Refusal("ccup", "keep", "must be Embeddings or a tensor [m, d], got None")

@@ -88,7 +88,7 @@ class Option:
         """The value, a float option's as a float. Refusal for another kind or out of range."""
         fits = isinstance(value, (int, float) if self.kind is float else self.kind)
         if not fits or isinstance(value, bool) or (self.kind is str and not value.strip()):
-            raise Refusal(op, self.name, f"must be {self.values}, got {value!r}")
+            raise Refusal(op, self.name, f"must be {self.values}, got {value!r:.80}")
         if self.kind is str:
             inside = not self.choices or value in self.choices
         else:
@@ -98,7 +98,7 @@ class Option:
                 or (self.above is not None and value <= self.above)
             )
         if not inside:
-            raise Refusal(op, self.name, f"must be {self.values}, got {value!r}")
+            raise Refusal(op, self.name, f"must be {self.values}, got {value!r:.80}")
         return self.kind(value)
 
     def parse(self, op: str, text: str) -> Any:

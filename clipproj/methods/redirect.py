@@ -94,6 +94,12 @@ def redirect(
     Raises:
         TypeError, ValueError: for NaN, inf or zero rows, other widths or models, texts on both
             lists, a target that is forgotten too, "self" without keep, options out of range.
+
+    Example:
+        >>> forget, keep = texts.select(["cat"]), texts.drop(["cat"])
+        >>> p = clipproj.redirect(forget, "self", keep)
+        >>> p.form, p.rank
+        ('oblique', 1)
     """
     f, k = forget_and_keep("redirect", forget, keep)
     if len(f) > f.shape[1]:

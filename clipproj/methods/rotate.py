@@ -72,6 +72,12 @@ def rotate(
     Raises:
         TypeError, ValueError: for NaN, inf or zero rows, texts on both lists, a forget or target
             row with no direction of its own, too many rows for d, options out of range.
+
+    Example:
+        >>> forget, keep = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+        >>> turned = clipproj.rotate(forget, keep=keep)(forget)
+        >>> round(float(turned.norm()), 5), bool(turned[0, 0] < 0)
+        (1.0, True)
     """
     f, k = forget_and_keep("rotate", forget, keep)
     angle = number("rotate", "angle", angle)

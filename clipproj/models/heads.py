@@ -105,6 +105,11 @@ def find_heads(model: nn.Module) -> Heads:
     Raises:
         TypeError: for what is not an nn.Module.
         ValueError: for a model of another class, or with towers of different widths.
+
+    Example:
+        >>> head = clipproj.find_heads(model)["image"]
+        >>> head.foldable, head.width
+        (True, 128)
     """
     check_module("find_heads", model)
     model = unwrap(model)

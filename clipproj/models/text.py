@@ -52,6 +52,11 @@ class Embeddings:
     Raises:
         TypeError, ValueError: for a tensor of another dtype or shape, rows that are not finite or
             not of length 1, names that are blank, repeated, or not one per row.
+
+    Example:
+        >>> texts = clipproj.Embeddings(torch.eye(2), ("cat", "dog"), ("{}",), "my model")
+        >>> texts.select(["dog"]).tensor
+        tensor([[0., 1.]])
     """
 
     tensor: Tensor
@@ -177,6 +182,11 @@ def embed_classes(
             prompt too long and no truncate, a model without parameters, or features that are zero
             or not finite.
         ImportError: for templates=None without open_clip.
+
+    Example:
+        >>> texts = clipproj.embed_classes(model, tokenizer, ["cat", "dog"], ["a photo of a {}"])
+        >>> texts.names, list(texts.tensor.shape)
+        (('cat', 'dog'), [2, 128])
     """
     op = "embed_classes"
     check_module(op, model)

@@ -31,6 +31,10 @@ def expand_names(
             no mapping.
         ValueError: for blank words, or synonyms of a name that is not in names.
         ImportError: for plurals without inflect.
+
+    Example:
+        >>> clipproj.expand_names(["mouse"], plurals=True, synonyms={"mouse": ["house mouse"]})
+        ['mouse', 'mice', 'house mouse', 'house mice']
     """
     op = "expand_names"
     names = strings(op, "names", names)

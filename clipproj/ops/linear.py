@@ -126,6 +126,11 @@ def linear(
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device, or a factor requires grad.
         TypeError: `strength` is a Python number.
+
+    Example:
+        >>> x, weight, read = torch.ones(1, 3), torch.ones(2, 3), torch.tensor([[1.0, 0.0]])
+        >>> clipproj.ops.linear(x, weight, None, read, read)
+        tensor([[0., 3.]])
     """
     _checks.strength("linear", strength)
     args = x, weight, bias, read, write, offset, strength

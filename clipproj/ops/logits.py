@@ -100,6 +100,11 @@ def logits(
         RuntimeError: an argument has the wrong shape, dtype or device, or another than x requires
             grad.
         TypeError: `strength` or `scale` is a Python number.
+
+    Example:
+        >>> x, read = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])
+        >>> clipproj.ops.logits(x, torch.eye(2), read, read, None, None, torch.tensor(10.0))
+        tensor([[ 0., 10.]])
     """
     _checks.strength("logits", strength)
     _checks.scale("logits", scale)

@@ -89,6 +89,11 @@ def project_(
             elements of x share an address, when x shares memory with a factor, or when its leading
             dims do not flatten to one stride.
         TypeError: `strength` is a Python number.
+
+    Example:
+        >>> x, read = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])
+        >>> clipproj.ops.project_(x, read, read) is x, x
+        (True, tensor([[0., 4.]]))
     """
     _checks.strength("project_", strength)
     return _calls.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
@@ -121,6 +126,11 @@ def project_out(
             it shares memory with a factor or with other elements of x than the ones they become, or
             when its leading dims do not flatten to one stride.
         TypeError: `strength` is a Python number.
+
+    Example:
+        >>> x, read, out = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]), torch.empty(1, 2)
+        >>> clipproj.ops.project_out(x, read, read, out=out)
+        tensor([[0., 4.]])
     """
     _checks.strength("project_out", strength)
     return _calls.write(
