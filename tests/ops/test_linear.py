@@ -276,6 +276,7 @@ for given, want in torch.load(sys.argv[2]):
 """
 
 
+@pytest.mark.campaign
 def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
     model = Tower().requires_grad_(False)
     package = torch._inductor.aoti_compile_and_package(

@@ -323,6 +323,7 @@ def test_compiled_gradients_of_a_bank(backend: str, flagged: bool) -> None:
     torch.testing.assert_close(gradient(compiled), gradient(model))
 
 
+@pytest.mark.campaign
 @both_forms
 def test_a_bank_goes_through_export_and_aot_inductor(flagged: bool, tmp_path: Path) -> None:
     model = Served(flagged).requires_grad_(False)
