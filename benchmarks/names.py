@@ -151,10 +151,10 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     judged = judge(p, forget, keep, **told, images=seen)
     on_texts = judge(p, forget, keep, **told, general=general)
     numbers = [seen.after.found]
-    numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("keep", "neighbours")]
+    numbers += [getattr(seen.before, k) - getattr(seen.after, k) for k in ("keep", "nearest")]
     numbers += [seen.agreement, seen.cosine, judged.texts.after.found]
     texts = judged.texts
-    numbers += [getattr(texts.before, k) - getattr(texts.after, k) for k in ("keep", "neighbours")]
+    numbers += [getattr(texts.before, k) - getattr(texts.after, k) for k in ("keep", "nearest")]
     return [*map(float, numbers), float(judged.refused), float(on_texts.refused)]
 
 

@@ -32,7 +32,7 @@ with torch.no_grad():
         edit.undo()
         again = samples()
 
-for name in ("forget", "keep", "neighbours", "probe"):  # the probe: what training still finds
+for name in ("forget", "keep", "nearest", "probe"):  # the probe: what training still finds
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

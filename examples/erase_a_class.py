@@ -31,7 +31,7 @@ edit = clipproj.edit(model, projector)  # folded into the last projection: servi
 print(clipproj.verify(model, edit.receipt).text)
 
 result = audit.compare(before, samples(), forget)
-for name in ("forget", "keep", "neighbours", "probe"):  # the probe: what training still finds
+for name in ("forget", "keep", "nearest", "probe"):  # the probe: what training still finds
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

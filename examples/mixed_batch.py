@@ -32,7 +32,7 @@ print("rows alone and in the batch, same bits:", torch.equal(alone, rows[:8]))
 of_acme = bank(features, bank.index(["acme"] * len(features)))
 before, after = (audit.Samples.of_images(f, images, texts) for f in (features, of_acme))
 result = audit.compare(before, after, ["cat"])
-for name in ("forget", "keep", "neighbours", "probe"):
+for name in ("forget", "keep", "nearest", "probe"):
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

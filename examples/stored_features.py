@@ -29,7 +29,7 @@ for when, samples in (("before", before), ("after", after)):
     first = samples.cosines()[:, cat].topk(9).indices  # a search by the class's text
     print(f"cats among the first 9 hits, {when}: {int((samples.labels[first] == cat).sum())}")
 result = audit.compare(before, after, ["cat"])
-for name in ("forget", "keep", "neighbours", "probe"):  # the probe: what training still finds
+for name in ("forget", "keep", "nearest", "probe"):  # the probe: what training still finds
     was, now = (float(getattr(scores, name)) for scores in (result.before, result.after))
     print(f"{name:12} {was:6.1%} -> {now:6.1%}")
 print(f"same answer as before, all others: {float(result.agreement):.1%}")

@@ -53,12 +53,12 @@ class DriftResult:
     Args:
         side: of the edit. An edit of the texts moves no image: then only answers of images
             change, and the rows that move are the texts.
-        moved: by rows: "kept images" (all but the forgotten), "neighbours", "forgotten
+        moved: by rows: "kept images" (all but the forgotten), "nearest", "forgotten
             images", and class texts taken for images: "kept texts", "forgotten texts".
     """
 
     forget: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    nearest: tuple[str, ...]
     side: str
     moved: dict[str, Moved]
 
@@ -105,11 +105,11 @@ def drift(
     groups = class_groups("drift", samples, forget)
     after = samples.edited(edit)
     forgotten = samples.of(forget)
-    near = torch.isin(samples.labels, groups["neighbours"])
+    near = torch.isin(samples.labels, groups["nearest"])
     side = getattr(edit, "side", "image")
     moved = {}
     for name, rows in (
-        ("kept images", ~forgotten), ("neighbours", near), ("forgotten images", forgotten),
+        ("kept images", ~forgotten), ("nearest", near), ("forgotten images", forgotten),
     ):  # fmt: skip
         pair = samples.take(rows), after.take(rows)
         moved[name] = _moved(pair[0].features, pair[1].features, *pair, renormalize)

@@ -39,7 +39,7 @@ class Scores:
         found: share of them answered by a forgotten class, their own or another; found_of: the
             same of each forgotten class that has images.
         keep: the same on all other images.
-        neighbours: the same on images of the kept classes nearest to the forgotten ones.
+        nearest: the same on images of the kept classes nearest to the forgotten ones.
         others: the same on images of the kept classes that are not among these.
         probe: share of the forgotten classes' images that a linear probe finds.
         per_class: accuracy of each class that has images.
@@ -50,7 +50,7 @@ class Scores:
     forget: Measured
     found: Measured
     keep: Measured
-    neighbours: Measured
+    nearest: Measured
     others: Measured
     probe: Measured
     per_class: dict[str, Measured]
@@ -106,7 +106,7 @@ class CurvePoint:
     strength: float
     forget: Measured
     keep: Measured
-    neighbours: Measured
+    nearest: Measured
     others: Measured
     probe: float
 
@@ -216,7 +216,7 @@ def as_dict(
     shown = {*comparison.forget, *comparison.nearest}
 
     def scores(one: Scores) -> dict[str, Any]:
-        groups = ("forget", "found", "keep", "neighbours", "others")
+        groups = ("forget", "found", "keep", "nearest", "others")
         numbers = {name: float(getattr(one, name)) for name in groups}
         low_high = {name: [getattr(one, name).low, getattr(one, name).high] for name in groups}
         per_class = {n: float(v) for n, v in one.per_class.items() if every or n in shown}
@@ -279,15 +279,15 @@ class Groups:
     def of(cls, samples: Samples, forget: Sequence[str] | Embeddings) -> Groups:
         """Raises TypeError, ValueError as `class_groups`."""
         rows = class_groups("score", samples, forget)
-        forgotten, near = (torch.isin(samples.labels, rows[g]) for g in ("forgotten", "neighbours"))
-        names = tuple(samples.names[c] for c in rows["neighbours"].tolist())
+        forgotten, near = (torch.isin(samples.labels, rows[g]) for g in ("forgotten", "nearest"))
+        names = tuple(samples.names[c] for c in rows["nearest"].tolist())
         return cls(samples.labels, rows["forgotten"], forgotten, near, names)
 
     def shares(self, correct: Tensor) -> tuple[Measured, Measured, Measured, Measured]:
-        """forget, keep, neighbours, others; NaN for a group without images."""
+        """forget, keep, nearest, others; NaN for a group without images."""
         groups = (self.forgotten, ~self.forgotten, self.near, ~(self.forgotten | self.near))
-        forget, keep, neighbours, others = (share(correct[mask]) for mask in groups)
-        return forget, keep, neighbours, others
+        forget, keep, near, others = (share(correct[mask]) for mask in groups)
+        return forget, keep, near, others
 
     def probe(self, features: Tensor) -> Measured:
         """What a linear probe finds of the forgotten classes."""

@@ -98,7 +98,7 @@ class Price:
         pairs = {
             "found": (self.most, "found"),
             "others": (self.worst, "keep"),
-            "nearest": (self.worst, "neighbours"),
+            "nearest": (self.worst, "nearest"),
         }
         return plain(
             {

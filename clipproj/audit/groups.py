@@ -52,9 +52,9 @@ def forgotten_classes(
 def class_groups(
     op: str, samples: Samples, forget: Sequence[str] | Embeddings, count: int = 5
 ) -> dict[str, Tensor]:
-    """Rows of the classes that are "forgotten", "neighbours" and "others", each [m] int64.
+    """Rows of the classes that are "forgotten", "nearest" and "others", each [m] int64.
 
-    Neighbours are the `count` kept classes nearest to a forgotten one, nearest first, others
+    "nearest" are the `count` kept classes nearest to a forgotten one, in that order, "others"
     all the rest. Both are of classes that have images, as there is nothing to measure of the
     rest; m may be 0.
 
@@ -81,4 +81,4 @@ def class_groups(
     def of(group: Sequence[str]) -> Tensor:
         return torch.tensor([row[name] for name in group], dtype=torch.int64, device="cpu")
 
-    return {"forgotten": rows, "neighbours": of(near), "others": of(others)}
+    return {"forgotten": rows, "nearest": of(near), "others": of(others)}

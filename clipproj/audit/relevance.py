@@ -80,7 +80,7 @@ class RelevanceResult:
         attention: whether attention maps were made.
         forgotten: one Heat for each forgotten class that has images.
         kept: all others together, each with its own text; its name is "the others".
-        neighbours: one Heat for each of the kept classes nearest to the forgotten ones.
+        nearest: one Heat for each of the kept classes nearest to the forgotten ones.
         drawn: names of the images in `image`, by row.
         image: [h, w, 3] uint8: a row per drawn image: as the model sees it, then its heat
             before and after on one scale.
@@ -92,7 +92,7 @@ class RelevanceResult:
     attention: bool
     forgotten: tuple[Heat, ...]
     kept: Heat
-    neighbours: tuple[Heat, ...]
+    nearest: tuple[Heat, ...]
     drawn: tuple[str, ...]
     image: Tensor = field(repr=False)
 
@@ -106,7 +106,7 @@ def relevance(
     *,
     per_class: int = 32,
     drawn: int = 2,
-    neighbours: int = 3,
+    nearest: int = 3,
     attention: bool = False,
     batch_size: int = 64,
 ) -> RelevanceResult:
@@ -123,8 +123,8 @@ def relevance(
             ChineseCLIPModel, MetaClip2Model of transformers. It is left as it was.
         preprocess: as `image_features` takes it.
         per_class: at most so many images of a class are looked at, evenly spaced.
-        drawn: images drawn of each forgotten class, and of each of the neighbours one.
-        neighbours: how many kept classes get a row of their own.
+        drawn: images drawn of each forgotten class, and of each of the nearest others one.
+        nearest: how many kept classes get a row of their own.
         attention: also roll attention out, a backward pass before and one after. The score is the
             product with what sets an image's class apart; `edit` must be one that autograd can
             follow, as a Projector is.
@@ -138,7 +138,7 @@ def relevance(
             that the model gives: the map would not be of the model.
     """
     for name, value, least in (
-        ("per_class", per_class, 1), ("drawn", drawn, 0), ("neighbours", neighbours, 0),
+        ("per_class", per_class, 1), ("drawn", drawn, 0), ("nearest", nearest, 0),
     ):  # fmt: skip
         if value < least:
             raise Refusal("relevance", name, f"must be at least {least}, got {value}")
@@ -146,9 +146,9 @@ def relevance(
         raise Refusal("relevance", "samples", "must have paths, got features without images")
     if not len(samples):
         raise Refusal("relevance", "samples", "must have an image, got none")
-    groups = class_groups("relevance", samples, forget, neighbours)
+    groups = class_groups("relevance", samples, forget, nearest)
     forget = tuple(samples.names[c] for c in groups["forgotten"].tolist())
-    near = tuple(samples.names[c] for c in groups["neighbours"].tolist())
+    near = tuple(samples.names[c] for c in groups["nearest"].tolist())
     find_tower(model)  # refused before an image is opened
 
     looked = samples.take(_spread(samples.labels, per_class))
@@ -221,7 +221,7 @@ def relevance(
         attention=attention,
         forgotten=tuple(of(name, looked.of([name])) for name in seen),
         kept=of("the others", ~looked.of(forget)),
-        neighbours=tuple(of(name, looked.of([name])) for name in near),
+        nearest=tuple(of(name, looked.of([name])) for name in near),
         drawn=tuple(looked.names[looked.labels[i]] for i in picks),
         image=torch.cat(rows_drawn) if picks else none,
     )

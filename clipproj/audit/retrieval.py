@@ -79,7 +79,7 @@ class RetrievalResult:
     """
 
     forget: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    nearest: tuple[str, ...]
     before: Search
     after: tuple[SearchAfter, ...]
     side: SideCheck | None

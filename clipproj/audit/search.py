@@ -19,7 +19,7 @@ PerK = dict[int, Measured]
 
 @dataclass(frozen=True)
 class Search:
-    """Recall and precision at k by group of classes: "forgotten", "neighbours", "others".
+    """Recall and precision at k by group of classes: "forgotten", "nearest", "others".
 
     Equal scores count as in random order, by their expectation. Each has a number for each k, cut
     to the size of what is searched.

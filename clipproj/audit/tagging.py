@@ -27,7 +27,7 @@ RECALLS = [i / 20 for i in range(1, 21)]
 class Tagged:
     """One tag, or several, at one time.
 
-    Of one tag, and of the forgotten ones together, shares are of images. Of the neighbours and
+    Of one tag, and of the forgotten ones together, shares are of images. Of the nearest others and
     the others they are means over tags, with intervals over tags.
 
     Args:
@@ -67,14 +67,14 @@ class TaggingResult:
     """What `tagging` measured.
 
     Args:
-        before, after: by group: "forgotten", and where there are such tags "neighbours", "others".
+        before, after: by group: "forgotten", and where there are such tags "nearest", "others".
         change: of the latter two, mean over tags of after less before of the false positives.
         tags: every tag that has images, forgotten first.
         curve_before, curve_after: mean precision of the forgotten tags at recall 0.05, 0.1 to 1.
     """
 
     forget: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    nearest: tuple[str, ...]
     before: dict[str, Tagged]
     after: dict[str, Tagged]
     change: dict[str, Measured]
@@ -145,7 +145,7 @@ def tagging(
     old = [tag.threshold for tag in of["forgotten"]]
     before, after = ({"forgotten": _tagged(column, old)} for column in columns)
     change = {}
-    for group in ("neighbours", "others"):
+    for group in ("nearest", "others"):
         if of[group]:
             before[group] = _averaged([tag.before for tag in of[group]])
             after[group] = _averaged([tag.after for tag in of[group]])

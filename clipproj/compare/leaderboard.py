@@ -11,7 +11,7 @@ from clipproj.audit.stats import Measured, mean
 from clipproj.compare.comparison import BASE
 
 _SHARES = (
-    "forget", "keep", "neighbours", "others", "probe", "ranpac", "cosine", "retrieval",
+    "forget", "keep", "nearest", "others", "probe", "ranpac", "cosine", "retrieval",
     "precision", "prompt", "area", "rank", "distance", "seconds",
 )  # fmt: skip
 _WITHIN = {  # what is no share in [0, 1]
@@ -27,7 +27,7 @@ class Row:
         about: what it is.
         refused: how many classes it refused, and why the first of them.
         numbers: by measure of `trial.measure`, the mean over classes with its interval; besides
-            keep_lost, neighbours_lost and others_lost, how far below the unedited model, class
+            keep_lost, nearest_lost and others_lost, how far below the unedited model, class
             by class. NaN where there is none.
         elsewhere: the same of each other data set.
         per_class: by class the share of its images still answered by it.
@@ -74,7 +74,7 @@ class Leaderboard:
             }
             for key in ("rank", "seconds"):  # the mean of what differs little says enough
                 numbers[key] = Measured(numbers[key], numbers[key].n)
-            for key in ("keep", "neighbours", "others"):
+            for key in ("keep", "nearest", "others"):
                 lost = [_value(base[g][key]) - _value(c[key]) for g, c in there.items()]
                 numbers[f"{key}_lost"] = mean(lost, (-1, 1))
             sets = next(iter(there.values()), {}).get("elsewhere", {})

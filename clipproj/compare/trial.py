@@ -71,7 +71,7 @@ class _Part:
 def measure(data: TrialData, method: ComparedMethod, forget: str, seed: int = 0) -> dict[str, Any]:
     """One method on one class: plain JSON, each share as value, n, low and high.
 
-    forget, keep, neighbours, others: zero-shot accuracy, as `evaluate.Scores`.
+    forget, keep, nearest, others: zero-shot accuracy, as `evaluate.Scores`.
     probe, ranpac: share of the class's images that a cross-validated ridge probe and RanPAC (400
         random features) find, as in `recover`.
     cosine: of kept features, or of kept texts where the text tower is edited, to themselves.
@@ -108,7 +108,7 @@ def measure(data: TrialData, method: ComparedMethod, forget: str, seed: int = 0)
     correct[rows] = torch.cat([part.after.correct(part.again) for part in parts])
     groups = Groups.of(before, [forget])
     shares = groups.shares(correct)
-    out: dict[str, Any] = dict(zip(("forget", "keep", "neighbours", "others"), shares, strict=True))
+    out: dict[str, Any] = dict(zip(("forget", "keep", "nearest", "others"), shares, strict=True))
     out |= _recoverable(parts, seed)
     out["cosine"] = mean(torch.cat([_cosines(part) for part in parts]))
     out |= _ranking(parts, forget)

@@ -18,7 +18,7 @@ def pages(board: Leaderboard) -> tuple[Page, ...]:
     base = board.rows[0].numbers
     rest = [s for s in board.rows if s.name not in (BASE, BASE_IN_HALVES)]
     best = [s for s in rest if s.numbers["forget"] <= ENOUGH and not s.refused]
-    cheap = min(best, key=lambda s: s.numbers["neighbours_lost"], default=None)
+    cheap = min(best, key=lambda s: s.numbers["nearest_lost"], default=None)
     lead = (
         f"{count(len(rest), 'method')} on {count(len(board.forget), 'class')}, "
         f"{count(sum(board.images.values()), 'image')} of them. "
@@ -30,8 +30,8 @@ def pages(board: Leaderboard) -> tuple[Page, ...]:
         lead += (
             f"After {len(best)} of them a class's name answers at most {percent(ENOUGH)} of "
             f"its images. Of these {cheap.name} costs the nearest classes least: "
-            f"{percent(n['neighbours'])} of their images are answered right "
-            f"({percent(base['neighbours'])} before), of all others {percent(n['keep'])} "
+            f"{percent(n['nearest'])} of their images are answered right "
+            f"({percent(base['nearest'])} before), of all others {percent(n['keep'])} "
             f"({percent(base['keep'])}). Searched for, the class's text still brings up "
             f"{percent(n['retrieval'])} ({percent(base['retrieval'])}), and a linear probe "
             f"finds {percent(n['probe'])} of the images ({percent(base['probe'])})."
@@ -41,7 +41,7 @@ def pages(board: Leaderboard) -> tuple[Page, ...]:
         [s.name for s in shown],
         {
             "still answered by the class": [s.numbers["forget"] for s in shown],
-            "lost on the nearest": [s.numbers["neighbours_lost"] for s in shown],
+            "lost on the nearest": [s.numbers["nearest_lost"] for s in shown],
         },
         "share of images",
         alt="Every method: what is left of the class, and what the nearest classes lost",
@@ -57,7 +57,7 @@ def main(board: Leaderboard) -> Table:
         "method", "still found %", "others %", "nearest %", "search %", "probe %", "RanPAC %",
         "cosine",
     )  # fmt: skip
-    keys = ("forget", "keep", "neighbours", "retrieval", "probe", "ranpac", "cosine")
+    keys = ("forget", "keep", "nearest", "retrieval", "probe", "ranpac", "cosine")
     caption = (
         f"Means over {count(len(board.forget), 'class')}, each erased alone. Still found: "
         "images of the class that its name still answers; others, nearest: accuracy on all "
@@ -83,7 +83,7 @@ def more(board: Leaderboard) -> Table:
         "area", "rank", "distance", "seconds",
     )  # fmt: skip
     keys = (
-        "keep_lost", "neighbours_lost", "others_lost", "precision", "prompt",
+        "keep_lost", "nearest_lost", "others_lost", "precision", "prompt",
         "area", "rank", "distance", "seconds",
     )  # fmt: skip
     caption = (

@@ -18,7 +18,7 @@ ROW = 34  # of a name and its dots
 DOTTED = 12  # points of a line up to which each is marked
 _TICKS = 6  # on an axis, at most
 _CLASSES = {  # series that mean the same everywhere look the same everywhere
-    "forgotten": "forget", "all others": "keep", "nearest others": "neighbours",
+    "forgotten": "forget", "all others": "keep", "nearest others": "nearest",
     "linear probe": "probe", "before": "before", "unedited": "before", "after": "series-1",
     "edited": "series-1",
 }  # fmt: skip

@@ -114,7 +114,7 @@ def table(comparison: Comparison, texts: Comparison | None = None) -> Table:
     row(f"all other classes ({others})", before.keep, after.keep)
     near = len(comparison.nearest)
     title = "the nearest of them" if near == 1 else f"the {near} nearest of them"
-    row(title, before.neighbours, after.neighbours)
+    row(title, before.nearest, after.nearest)
     for name in comparison.nearest:
         row(f"    {name}", before.per_class[name], after.per_class[name], False)
     row("same answer as before, all others", 1.0, comparison.agreement, False)
@@ -183,7 +183,7 @@ def _strength(curve: Sequence[CurvePoint], chosen: float) -> Page:
     series = {
         "forgotten": (x, [point.forget for point in curve]),
         "all others": (x, [point.keep for point in curve]),
-        "nearest others": (x, [point.neighbours for point in curve]),
+        "nearest others": (x, [point.nearest for point in curve]),
         "linear probe": (x, [point.probe for point in curve]),
     }
     lead = (
@@ -197,7 +197,7 @@ def _strength(curve: Sequence[CurvePoint], chosen: float) -> Page:
         alt="The four numbers over the strength",
     )  # fmt: skip
     columns = ("strength", "forgotten %", "all others %", "nearest others %", "linear probe %")
-    rows = tuple((f"{p.strength:g}", p.forget, p.keep, p.neighbours, p.probe) for p in curve)
+    rows = tuple((f"{p.strength:g}", p.forget, p.keep, p.nearest, p.probe) for p in curve)
     values = Table(columns, rows, folded="The values")
     return Page("strength", "Strength", lead, (values,), (figure,))
 

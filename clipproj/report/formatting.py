@@ -99,7 +99,7 @@ def result(comparison: Comparison) -> str:
             (f"{of} of {listed(comparison.forget or comparison.names)}", before.found, after.found),
             ("all other classes", before.keep, after.keep),
             ("the nearest of them" if near == 1 else f"the {near} nearest of them",
-             before.neighbours, after.neighbours),
+             before.nearest, after.nearest),
         )
         if not math.isnan(old)
     ]  # fmt: skip

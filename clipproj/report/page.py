@@ -133,7 +133,7 @@ class Card:
         value: as it is shown.
         before: the same before the edit, in words.
         about: what it is of.
-        role: its colour: forget, keep, neighbours, probe or "".
+        role: its colour: forget, keep, nearest, probe or "".
     """
 
     label: str

@@ -34,7 +34,7 @@ def cards(measured: Mapping[str, Any], texts: Mapping[str, Any] | None = None) -
         card("Forgotten", gone, "found",
              f"of {forgotten} of {_names(gone)} answered by a forgotten name", "forget"),
         card("All others", measured, "keep", f"accuracy on {others} of other classes", "keep"),
-        card("Nearest others", measured, "neighbours", f"accuracy on {nearest}", "neighbours"),
+        card("Nearest others", measured, "nearest", f"accuracy on {nearest}", "nearest"),
         Card("Same answers", _shown(measured["agreement"]), "", agreement, "keep"),
         card("Linear probe", measured, "probe",
              "of the forgotten images found by a probe fitted to the features", "probe"),
@@ -114,7 +114,7 @@ def suggestion(tuned: Mapping[str, Any], strength: float) -> Card:
     chosen = tuned["chosen"]
     left = (
         f"leaves {_shown(chosen['forget'])} of the forgotten, {_shown(chosen['keep'])} of all "
-        f"others, {_shown(chosen['neighbours'])} of the nearest"
+        f"others, {_shown(chosen['nearest'])} of the nearest"
     )
     judged = "the least that meets the target" if tuned["met"] else "nearest to the target"
     about = f"{judged} ({target}); it {left}"

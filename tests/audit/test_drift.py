@@ -73,7 +73,7 @@ def test_identity_moves_nothing() -> None:
     samples = samples_of(torch.randn(24, 16), list(range(8)) * 3)
     result = drift(samples, Projector(torch.eye(16)[:1], strength=0.0), ["cat"])
     assert list(result.moved) == [
-        "kept images", "neighbours", "forgotten images", "kept texts", "forgotten texts",
+        "kept images", "nearest", "forgotten images", "kept texts", "forgotten texts",
     ]  # fmt: skip
     for one in result.moved.values():
         assert float(one.cosine) == pytest.approx(1)
@@ -81,7 +81,7 @@ def test_identity_moves_nothing() -> None:
         assert (one.agreement, float(one.divergence)) == (1.0, pytest.approx(0, abs=1e-12))
         assert math.isnan(one.cka) or one.cka == pytest.approx(1)
     assert result.moved["kept images"].cosine.n == 21
-    assert result.moved["neighbours"].cosine.n == 15
+    assert result.moved["nearest"].cosine.n == 15
 
 
 def test_known_moves() -> None:

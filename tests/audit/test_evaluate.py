@@ -51,7 +51,7 @@ def test_score_counts_right_answers(classes: Embeddings) -> None:
     assert scores.per_class == {"ant": 1.0, "bee": 0.5, "cat": 0.0, "dog": 0.5}
 
 
-def test_neighbours_are_the_nearest_classes_that_have_images() -> None:
+def test_the_nearest_are_classes_that_have_images() -> None:
     names = ("cat", "lion", "tiger", "car", "bus", "van", "tram", "ship")
     rows = torch.eye(8)
     rows[1, 0], rows[2, 0], rows[3:, 0] = 3, 2, torch.linspace(0.5, 0.1, 5)
@@ -63,10 +63,10 @@ def test_neighbours_are_the_nearest_classes_that_have_images() -> None:
     samples = Samples.of_images(features, images, texts)
     comparison = evaluate.compare(samples, samples, ["cat"])
     assert comparison.nearest == ("tiger",)
-    assert comparison.before.neighbours == 0.5
+    assert comparison.before.nearest == 0.5
     assert math.isnan(comparison.before.others)
-    assert comparison.before.neighbours.n == 2
-    assert 0 < comparison.before.neighbours.low < 0.5 < comparison.before.neighbours.high < 1
+    assert comparison.before.nearest.n == 2
+    assert 0 < comparison.before.nearest.low < 0.5 < comparison.before.nearest.high < 1
 
 
 def test_labels_are_matched_to_texts_by_name() -> None:
@@ -188,7 +188,7 @@ def test_curve_runs_from_before_to_after(clip_like: tuple) -> None:
         (curve[0], comparison.before),
         (next(p for p in curve if p.strength == 1.25), comparison.after),
     ):
-        for number in ("forget", "keep", "neighbours", "probe"):
+        for number in ("forget", "keep", "nearest", "probe"):
             assert getattr(point, number) == getattr(scores, number)
     assert comparison.before.forget == 1
     assert comparison.after.forget == 0

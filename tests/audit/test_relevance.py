@@ -51,7 +51,7 @@ def test_an_erased_text_has_no_heat_anywhere(name: str, side: str, setting: Call
     assert result.kept.before.n == 4
     assert result.kept.kept > 0.3
     assert result.kept.attended > 0.3
-    assert {heat.name for heat in result.neighbours} == {"ant", "cow"}
+    assert {heat.name for heat in result.nearest} == {"ant", "cow"}
     by_text = [
         lambda z, i: (z * one.texts[1]).sum(dim=1),
         lambda z, i: (Projector(one.texts[1:2])(z) * one.texts[1]).sum(dim=1),

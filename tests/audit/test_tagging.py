@@ -76,8 +76,8 @@ def test_an_edit_that_takes_the_tag_away_shows_at_the_old_threshold() -> None:
     assert before.recall > 0.9
     assert after.recall == after.flag_rate == 0
     assert after.flag_rate.n == 96
-    assert set(result.neighbours).isdisjoint({"cat"})
-    assert len(result.neighbours) == 5
+    assert set(result.nearest).isdisjoint({"cat"})
+    assert len(result.nearest) == 5
     assert result.after["others"].recall.n == 2  # tags
     assert result.curve_before[-1] == pytest.approx(min(result.curve_before))
 
@@ -91,7 +91,7 @@ def test_a_score_shift_leaves_ranks_but_moves_what_old_thresholds_let_through() 
     assert (bee.after.flag_rate, bee.after.precision) == (1.0, 1 / 8)
     assert (bee.after.average_precision, bee.after.best_f1) == (1.0, 1.0)  # ranks are as they were
     assert bee.after.level > bee.before.level + 0.5
-    assert result.change["neighbours"] == pytest.approx(1 / 5)  # one of five tags
+    assert result.change["nearest"] == pytest.approx(1 / 5)  # one of five tags
 
 
 def test_identity_changes_nothing_and_every_tag_has_its_numbers() -> None:
@@ -128,7 +128,7 @@ def test_classes_without_images_one_image_and_zero_rows() -> None:
     features[1] = 0  # scores 0 with everything
     result = tagging(samples_of(features, [0, 0, 2, 3]), lambda rows: rows, ["cat", "hen"])
     assert [tag.name for tag in result.tags] == ["cat", "ant", "dog"]
-    assert result.neighbours == ("ant", "dog")
+    assert result.nearest == ("ant", "dog")
     assert result.before["forgotten"].average_precision == 1
     assert result.before["forgotten"].recall.n == 1
     ant = result.tags[1].before

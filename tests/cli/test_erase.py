@@ -40,7 +40,7 @@ def test_the_class_goes_and_the_others_stay(ask: Callable[..., Recipe], method: 
     outcome = erase(ask("cat", method=method))
     before, after = outcome.comparison.before, outcome.comparison.after
     assert (before.forget, before.keep) == (1, 1)
-    assert (after.forget, after.keep, after.neighbours) == (0, 1, 1)
+    assert (after.forget, after.keep, after.nearest) == (0, 1, 1)
     assert after.probe == 1  # erased is the alignment, not the information
     assert outcome.verdict.status == "edited"
     assert outcome.verdict.exact

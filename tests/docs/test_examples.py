@@ -38,7 +38,7 @@ def printed(name: str) -> str:
 @pytest.mark.parametrize("name", ["compiled", "erase_a_class", "mixed_batch", "stored_features"])
 def test_forgets_and_tells_the_price(name):
     shares = {of: (float(was), float(now)) for of, was, now in SHARES.findall(printed(name))}
-    assert list(shares) == ["forget", "keep", "neighbours", "probe"]
+    assert list(shares) == ["forget", "keep", "nearest", "probe"]
     was, now = zip(*shares.values(), strict=True)
     assert was == pytest.approx((77.8, 78.8, 85.9, 55.6), abs=1)
     assert now[0] < 1  # forgotten;

@@ -52,7 +52,7 @@ def test_every_audit_is_explained() -> None:
 @pytest.mark.parametrize("row", table("method | still found"), ids=lambda row: row[0])
 def test_figures_of_methods_are_those_kept(row: list[str]) -> None:
     name, *cells = row
-    keys = ("forget", "keep", "neighbours", "retrieval", "probe", "ranpac", "cosine")
+    keys = ("forget", "keep", "nearest", "retrieval", "probe", "ranpac", "cosine")
     kinds = [NAMES.get(name, name)]
     if name.endswith("on images · made up"):
         kind = name.partition(",")[0].lower()

@@ -121,7 +121,7 @@ def test_columns_of_numbers_are_told_from_words() -> None:
 
 # ---- summaries ----
 
-POINT = {"forget": {"value": 0.0}, "keep": {"value": 0.794}, "neighbours": {"value": None}}
+POINT = {"forget": {"value": 0.0}, "keep": {"value": 0.794}, "nearest": {"value": None}}
 TUNED = {
     "strength": 0.6, "met": True, "forget_at_most": 0.01, "keep_loss_at_most": 0.02,
     "chosen": POINT,

@@ -183,7 +183,7 @@ def test_the_four_numbers_are_together_with_their_limit(case: dict, html: str) -
     assert comparison.before.forget > 0.9
     assert comparison.after.forget == 0
     cards = html[html.index('<dl class="cards">') : html.index("</dl>")]
-    for key in ("forget", "keep", "neighbours", "probe"):
+    for key in ("forget", "keep", "nearest", "probe"):
         for scores in (comparison.before, comparison.after):
             assert formatting.percent(getattr(scores, key)) in cards
     assert formatting.percent(comparison.agreement) in cards
@@ -212,7 +212,7 @@ def test_curve_marks_the_chosen_strength(case: dict, html: str) -> None:
     page = Page(html)
     assert "1.5, chosen" in page.text
     lines = page.all("polyline")
-    assert {line["class"] for line in lines} == {"forget", "keep", "neighbours", "probe"}
+    assert {line["class"] for line in lines} == {"forget", "keep", "nearest", "probe"}
     assert "not fitted" not in page.text
     assert all(len(line["points"].split()) == len(case["curve"]) for line in lines)
     forget = next(line["points"] for line in lines if line["class"] == "forget")
@@ -223,7 +223,7 @@ def test_curve_says_that_it_lacks_the_probe(case: dict, tmp_path: Path) -> None:
     curve = [replace(point, probe=math.nan) for point in case["curve"]]
     erasure.write_report(tmp_path / "report.html", **(case | {"curve": curve}))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert {line["class"] for line in page.all("polyline")} == {"forget", "keep", "neighbours"}
+    assert {line["class"] for line in page.all("polyline")} == {"forget", "keep", "nearest"}
     assert "The linear probe was not fitted at every strength." in page.text
 
 

@@ -11,7 +11,7 @@ def page(result: Comparison) -> Page:
     """The accuracies as a page of a report, the nearest and the worst hit classes below."""
     before, after = result.before, result.after
     names = (
-        ("forgotten", "forget"), ("all others", "keep"), ("nearest others", "neighbours"),
+        ("forgotten", "forget"), ("all others", "keep"), ("nearest others", "nearest"),
         ("the rest", "others"),
     )  # fmt: skip
     rows = [(title, getattr(before, key), getattr(after, key)) for title, key in names]

@@ -18,8 +18,8 @@ def page(result: DriftResult) -> Page:
         for name, one in result.moved.items()
     )  # fmt: skip
     near = ""
-    if result.neighbours:
-        near = f" Neighbours are images of {listed(result.neighbours, 5)}."
+    if result.nearest:
+        near = f" The nearest are images of {listed(result.nearest, 5)}."
     table = Table(
         ("rows", "cosine", "length", "shortest", "longest", "CKA", "same answer %", "KL, nats"),
         rows,

@@ -117,8 +117,8 @@ def _falls(measured: Comparison) -> tuple[str, ...]:
 
     before, after = measured.before, measured.after
     said = []
-    if before.neighbours - after.neighbours > _FALL:
-        said.append(fall(measured.nearest, before.neighbours, after.neighbours))
+    if before.nearest - after.nearest > _FALL:
+        said.append(fall(measured.nearest, before.nearest, after.nearest))
     others = [name for name in after.per_class if name not in measured.forget]
     fell = {name: before.per_class[name] - after.per_class[name] for name in others}
     worst = max(fell, key=fell.get, default=None)

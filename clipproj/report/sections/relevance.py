@@ -41,7 +41,7 @@ def page(result: RelevanceResult) -> Page:
         "A map tells where a text is seen, not whether the images still differ: that is for "
         "a probe."
     )
-    shown = (*result.forgotten, *result.neighbours, kept)
+    shown = (*result.forgotten, *result.nearest, kept)
     columns = {
         "Class": [h.name for h in shown],
         "Heat before": [h.before for h in shown],

@@ -44,7 +44,7 @@ def page(result: TaggingResult) -> Page:
         Table(
             ("tag", "threshold", *columns),
             tuple((t.name, f"{t.threshold:.3f}", *cells(t.before, t.after)) for t in shown),
-            "The forgotten tags, their neighbours, and the others whose average precision "
+            "The forgotten tags, the nearest to them, and the others whose average precision "
             "lost most.",
         ),
     )
@@ -84,7 +84,7 @@ def lead(result: TaggingResult) -> str:
                 "The scores fell, their order hardly did: a new threshold brings most of the "
                 f"tag back (F1 {a.best_f1:.2f}, before {b.best_f1:.2f})."
             )
-    for group in ("neighbours", "others"):
+    for group in ("nearest", "others"):
         if group in result.before:
             b, a = result.before[group], result.after[group]
             told.append(

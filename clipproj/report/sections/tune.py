@@ -19,23 +19,21 @@ def page(result: Tuned) -> Page:
         f"{percent(result.forget_at_most)} still answered by their class, of all others at most "
         f"{percent(result.keep_loss_at_most)} lost. It leaves {percent(chosen.forget)} of the "
         f"forgotten ({percent(base.forget)} before), {percent(chosen.keep)} of the others "
-        f"({percent(base.keep)}) and {percent(chosen.neighbours)} of the nearest "
-        f"({percent(base.neighbours)}). The strength was chosen on these {chosen.keep.n} and "
+        f"({percent(base.keep)}) and {percent(chosen.nearest)} of the nearest "
+        f"({percent(base.nearest)}). The strength was chosen on these {chosen.keep.n} and "
         f"{chosen.forget.n} samples themselves."
     )
     columns = ("strength", "forgotten %", "all others %", "nearest %", "rest %", "probe %")
     every = max(1, len(result.points) // ROWS)
     shown = [p for i, p in enumerate(result.points) if i % every == 0 or p is result.chosen]
-    rows = tuple(
-        (f"{p.strength:g}", p.forget, p.keep, p.neighbours, p.others, p.probe) for p in shown
-    )
+    rows = tuple((f"{p.strength:g}", p.forget, p.keep, p.nearest, p.others, p.probe) for p in shown)
     caption = f"The area under keep over forgetting, of all strengths, is {result.area:.3f}."
     x = [p.strength for p in result.points]
     chart = lines(
         {
             "forgotten": (x, [p.forget for p in result.points]),
             "all others": (x, [p.keep for p in result.points]),
-            "nearest others": (x, [p.neighbours for p in result.points]),
+            "nearest others": (x, [p.nearest for p in result.points]),
         },
         "strength", "accuracy", marked=result.strength,
         alt="Accuracy on forgotten, other and nearest classes over the strength",
