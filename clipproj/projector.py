@@ -19,7 +19,7 @@ from clipproj._provenance import plain_json
 from clipproj._tensors import as_tensor, check_plain, is_sharded, shard_by_shard, whole
 from clipproj.refusal import Refusal
 
-SIDES = ("image", "text")
+TOWERS = ("image", "text")
 
 
 class Projector(nn.Module):
@@ -70,7 +70,7 @@ class Projector(nn.Module):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if side not in SIDES:
+        if side not in TOWERS:
             raise Refusal("Projector", "side", f'must be "image" or "text", got {side!r}')
         read = factor("read", read)
         if read.ndim != 2 or read.shape[1] < 1 or read.shape[0] > read.shape[1]:
@@ -240,7 +240,7 @@ class Projector(nn.Module):
         ValueError, in the name of `op`, for a tower that is neither "image" nor "text", and for a
         projector with an offset on the other one.
         """
-        if tower not in SIDES:
+        if tower not in TOWERS:
             raise Refusal(op, "tower", f'must be "image" or "text", got {tower!r}')
         if tower == self.side:
             return self

@@ -18,7 +18,7 @@ from clipproj import files, ops
 from clipproj._tensors import as_tensor, check_plain
 from clipproj.algebra import compose, union
 from clipproj.bank.rows import BankFull, BankRows, Entry
-from clipproj.projector import SIDES, Projector
+from clipproj.projector import TOWERS, Projector
 from clipproj.refusal import Refusal
 
 __all__ = ["BankFull", "Entry", "ProjectorBank"]
@@ -101,7 +101,7 @@ class ProjectorBank(BankRows):
                 raise TypeError(f"ProjectorBank: {name} must be a whole number, got {got}")
             if not 1 <= size < 2**31:
                 raise Refusal("ProjectorBank", name, f"must be in [1, 2^31), got {size}")
-        if side not in SIDES:
+        if side not in TOWERS:
             raise Refusal("ProjectorBank", "side", f'must be "image" or "text", got {side!r}')
         super().__init__(dim, capacity, entries, side, symmetric, device)
 

@@ -14,7 +14,7 @@ from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol
 from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings, Progress, embed_classes
 from clipproj.models.words import Template, openai_templates, strings, template_strings
-from clipproj.projector import SIDES, Projector
+from clipproj.projector import TOWERS, Projector
 from clipproj.refusal import Refusal
 
 MODES = ("global", "domain", "complete")
@@ -219,7 +219,7 @@ class _Task:
             raise Refusal(
                 op, "domains", f"must not name what keep_domains names, got {both} in both"
             )
-        for label, options in (("mode", MODES), ("form", FORMS), ("side", SIDES)):
+        for label, options in (("mode", MODES), ("form", FORMS), ("side", TOWERS)):
             if getattr(self, label) not in options:
                 known = " or ".join(f'"{option}"' for option in options)
                 raise Refusal(op, label, f"must be {known}, got {getattr(self, label)!r}")

@@ -29,9 +29,8 @@ from clipproj.models.families import (
     Family,
     Site,
 )
+from clipproj.projector import TOWERS
 from clipproj.refusal import Refusal
-
-TOWERS = ("image", "text")
 
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import clipproj
 from clipproj.bank import ProjectorBank
 from clipproj.plugins._rows import Name, check_projector, on_tower, strengths
-from clipproj.projector import SIDES, Projector
+from clipproj.projector import TOWERS, Projector
 from clipproj.refusal import Refusal
 
 _FILES = {"projector": "projector.safetensors", "bank": "bank.safetensors"}
@@ -66,7 +66,7 @@ class Projection(Module):
         super().__init__()
         check_projector("Projection", projector)
         modality = projector.side if modality is None else modality
-        if modality not in SIDES:
+        if modality not in TOWERS:
             raise Refusal("Projection", "modality", f'must be "image" or "text", got {modality!r}')
         self.projector = on_tower("Projection", projector, modality)
         self.modality = modality
@@ -96,7 +96,7 @@ class Projection(Module):
         z = features["sentence_embedding"]
         # A text pipeline need not say so; of images it must be known that they are.
         modality = features.get("modality", "text" if self.modality == "text" else None)
-        if modality not in SIDES:
+        if modality not in TOWERS:
             raise Refusal("Projection", "modality", f'must be "image" or "text", got {modality!r}')
         if _RAW.get():
             if modality != self.modality:

@@ -12,7 +12,7 @@ import torch
 from clipproj.audit.gate import Limits
 from clipproj.methods.registry import Method, check_needs, check_options, method
 from clipproj.models.words import name_fault, on_both, repeated
-from clipproj.projector import SIDES
+from clipproj.projector import TOWERS
 from clipproj.refusal import Refusal
 
 OF_A_MODEL = frozenset({"embed", "empty", "prompts"})  # of `NEEDS`, what a model is enough for
@@ -77,8 +77,8 @@ def check(recipe: Recipe, have: Iterable[str] = OF_A_MODEL) -> None:
         have: what a method may need that is at hand, of `registry.NEEDS`.
     """
     op = recipe.command
-    if recipe.tower not in SIDES:
-        raise Refusal(op, "tower", f"must be {' or '.join(SIDES)}, got {recipe.tower!r}")
+    if recipe.tower not in TOWERS:
+        raise Refusal(op, "tower", f"must be {' or '.join(TOWERS)}, got {recipe.tower!r}")
     if recipe.projector is not None:
         making = {**recipe.options, "method": recipe.method, "plurals": recipe.plurals or None,
                   "synonyms": recipe.synonyms or None}  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipproj import ops
 from clipproj.bank import BankFull, ProjectorBank
-from clipproj.projector import SIDES, Projector
+from clipproj.projector import TOWERS, Projector
 from clipproj.serve.errors import ServiceError, invalid
 from clipproj.serve.inputs import Item
 
@@ -80,12 +80,12 @@ class Tenants:
         self.lock = threading.RLock()
         self.epoch, self.version = 0, 0
         self._device = device
-        self._forms: dict[str, dict[str, Form]] = {side: {} for side in SIDES}
+        self._forms: dict[str, dict[str, Form]] = {side: {} for side in TOWERS}
         self._banks = {
             side: ProjectorBank(
                 dim, 2 * capacity, entries=max(65_536, 4 * capacity), side=side, device=device
             )
-            for side in SIDES
+            for side in TOWERS
         }
 
     def __len__(self) -> int:
