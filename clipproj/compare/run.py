@@ -62,7 +62,6 @@ def run(recipe: ComparisonRecipe, say: Progress = silent) -> list[Compared]:
         ValueError: for options that exclude each other, unknown names, classes that no image
             shows; ImportError, RuntimeError, OSError: as for `erase`.
     """
-
     methods = chosen(recipe.methods, recipe.also)
     _check(recipe)
     writable("compare", recipe.out, recipe.save_features)
@@ -112,7 +111,6 @@ def _own(
     recipe: ComparisonRecipe, methods: Mapping[str, ComparedMethod], cache: Cache, say: Progress
 ) -> list[Compared]:
     """The images of one folder, or features of a file."""
-
     source = load(recipe, recipe.features, say)
     if recipe.save_features is not None:
         source.samples.save(recipe.save_features)
@@ -135,7 +133,6 @@ def _lip(
     recipe: ComparisonRecipe, methods: Mapping[str, ComparedMethod], cache: Cache, say: Progress
 ) -> list[Compared]:
     """The data sets of Lip's protocol that are there."""
-
     folders = lip.find_datasets(recipe.images)
     if not folders:
         raise Refusal(
@@ -186,7 +183,7 @@ def _compared(
     cache: Cache,
     say: Progress,
 ) -> Compared:
-
+    """Every class of `forget` erased by every method."""
     empty, prompts, embed = None, {}, None
     if source.loaded is not None:
         embedder = Embedder(source.loaded, say, recipe.truncate)
@@ -200,7 +197,7 @@ def _compared(
         forget,
         cache=cache,
         seed=recipe.seed,
-        progress=lambda done, total: say(f"{title}"[:16], done, total),
+        progress=lambda done, total: say(title[:16], done, total),
     )
     about = {BASE: "the model as it is"}
     about[BASE_IN_HALVES] = "the same, each half of the images apart"

@@ -14,10 +14,10 @@ from clipproj.audit.registry import AuditInput
 from clipproj.audit.suite import AuditResult
 from clipproj.files import atomic
 from clipproj.models.text import Embeddings
-from clipproj.projector import Projector, load
+from clipproj.projector import Projector
 from clipproj.recipe import samples
 from clipproj.recipe.names import check_known, resolve
-from clipproj.recipe.project import project
+from clipproj.recipe.project import project, saved
 from clipproj.recipe.record import OF_A_MODEL, Recipe, check
 from clipproj.recipe.samples import Unedited, in_domains, prompt_embedder
 from clipproj.recipe.texts import Embedder, Progress, Texts, silent
@@ -105,23 +105,21 @@ def audited(
     if recipe.projector is not None and recipe.keep:
         raise Refusal("audit", "keep", f"must be left out with a projector, got {recipe.keep}")
     samples.writable("audit", recipe.out, save_features)
-    saved = None if recipe.projector is None else load(recipe.projector)
-    if saved is not None and recipe.strength is not None:
-        saved = saved.scaled(recipe.strength)
+    given = saved(recipe)
     source = samples.load(recipe, features, say)
     if domains:
         source = replace(source, samples=in_domains(source.samples, domains))
     classes = source.samples.classes
-    names = resolve(recipe, saved, classes.names, seen=True)
+    names = resolve(recipe, given, classes.names, seen=True)
     for name in names.keep:
         check_known("audit", name, classes.names)
     loaded = source.loaded
-    if saved is None:
+    if given is None:
         forget = classes.select(names.forget)
         texts = Texts(forget, classes.select(names.keep), "images", classes, forget)
         edit = project(recipe, texts, loaded and Embedder(loaded, say, recipe.truncate))
     else:
-        edit = saved.for_tower(recipe.tower, "audit")  # as `erase` folds it
+        edit = given.for_tower(recipe.tower, "audit")  # as `erase` folds it
         _check_same_space(edit, classes, recipe.force)
     if save_features is not None:
         source.samples.save(save_features)

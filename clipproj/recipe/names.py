@@ -82,8 +82,8 @@ def resolve(
             )
     if unknown:
         warnings.warn(_unmeasured(op, unknown), stacklevel=2)
-    gone = set(measured)
-    keep = keep or tuple(name for name in classes if name not in gone)
+    forgotten = set(measured)
+    keep = keep or tuple(name for name in classes if name not in forgotten)
     if not keep:
         raise Refusal(op, "names", f"must leave a class to keep, got all {len(measured)}")
     return Names((*measured, *unknown), forms, keep)

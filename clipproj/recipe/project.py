@@ -9,7 +9,7 @@ from clipproj.audit.evaluate import compare
 from clipproj.audit.gate import Limits
 from clipproj.audit.standins import stand_ins
 from clipproj.methods.registry import Method, Task
-from clipproj.projector import Projector
+from clipproj.projector import Projector, load
 from clipproj.recipe.record import Recipe
 from clipproj.recipe.texts import Embedder, Texts
 from clipproj.refusal import Refusal
@@ -67,6 +67,19 @@ def make(
         most = max(Limits().max_found, found(last))
         made = next((one for one in firsts if found(one) <= most), last)
     return made if strength is None else scaled(op, made, strength)
+
+
+def saved(recipe: Recipe) -> Projector | None:
+    """The recipe's saved projector, at the strength asked for; None where one is to be made.
+
+    Raises as `load` and `scaled`.
+    """
+    if recipe.projector is None:
+        return None
+    projector = load(recipe.projector)
+    if recipe.strength is None:
+        return projector
+    return scaled(recipe.command, projector, recipe.strength)
 
 
 def scaled(op: str, projector: Projector, strength: float) -> Projector:

@@ -24,9 +24,9 @@ from clipproj.editing.log import Edit
 from clipproj.editing.verify import Verdict, verify
 from clipproj.models.heads import find_heads, head_tensors
 from clipproj.models.text import Embeddings
-from clipproj.projector import Projector, load
+from clipproj.projector import Projector
 from clipproj.recipe.names import Names, resolve, without_earlier
-from clipproj.recipe.project import project, scaled
+from clipproj.recipe.project import project, saved
 from clipproj.recipe.record import Recipe, check, check_rank
 from clipproj.recipe.texts import Embedder, Progress, Texts, embed, silent
 from clipproj.report.sections import gate
@@ -156,18 +156,14 @@ def prepare(recipe: Recipe, say: Progress = silent) -> Ready:
     """
     started = time.perf_counter()
     check(recipe)
-    saved = None
-    if recipe.projector is not None:
-        saved = load(recipe.projector)
-        if recipe.strength is not None:
-            saved = scaled(recipe.command, saved, recipe.strength)
+    projector = saved(recipe)
     images = _images(recipe)
-    names = resolve(recipe, saved, None if images is None else images.classes)
+    names = resolve(recipe, projector, None if images is None else images.classes)
     say("model", 0, 1)
     loaded = load_model(recipe.model, recipe.pretrained, recipe.device)
     say("model", 1, 1)
     earlier = log.records(loaded.model)
-    return Ready(recipe, saved, images, names, loaded, earlier, started)
+    return Ready(recipe, projector, images, names, loaded, earlier, started)
 
 
 def forget(ready: Ready, say: Progress = silent) -> Outcome:

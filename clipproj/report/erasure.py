@@ -131,11 +131,11 @@ def _card(verdict: Verdict) -> Card:
 
 def _changed(comparison: Comparison, images: Images, classes: Embeddings) -> Page:
     """Two groups of images whose answer changed: of forgotten classes, and of others."""
-    gone = {name_key(name) for name in comparison.forget}
+    erased = {name_key(name) for name in comparison.forget}
     forgotten, others = [], []
     for i in comparison.changed.tolist():
         name = images.classes[images.labels[i]]
-        (forgotten if name_key(name) in gone else others).append((i, name))
+        (forgotten if name_key(name) in erased else others).append((i, name))
     room = GALLERY - min(len(forgotten), len(others), GALLERY // 2)  # the rest is the other group's
 
     def card(i: int, name: str) -> Thumbnail:
@@ -205,8 +205,8 @@ def _strength(curve: Sequence[CurvePoint], chosen: float) -> Page:
 def _classes(comparison: Comparison) -> Page:
     """Classes with images: the forgotten ones, then the others by what they lost."""
     before, after = comparison.before.per_class, comparison.after.per_class
-    gone = set(comparison.forget)
-    names = sorted(before, key=lambda n: (n not in gone, after[n] - before[n], n))
+    erased = set(comparison.forget)
+    names = sorted(before, key=lambda n: (n not in erased, after[n] - before[n], n))
     shown, rest = names[:BARS], names[BARS:]
     tables = [_bars(comparison, shown)]
     if rest:

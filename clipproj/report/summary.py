@@ -19,20 +19,20 @@ def cards(measured: Mapping[str, Any], texts: Mapping[str, Any] | None = None) -
         measured: the numbers of an edit, as `evaluate.as_dict` gives them.
         texts: the same of the edit on mixtures of texts, for what no image was measured of.
     """
-    gone = measured if texts is None or measured["images"]["forget"] else texts
+    of_forgotten = measured if texts is None or measured["images"]["forget"] else texts
     unit = measured["of"]
 
     def card(label: str, of: Mapping[str, Any], key: str, about: str, role: str) -> Card:
         was, now = (_shown(of[when][key]) for when in ("before", "after"))
         return Card(label, now, f"{was} before", about, role)
 
-    forgotten = count(gone["images"]["forget"], gone["of"])
+    forgotten = count(of_forgotten["images"]["forget"], of_forgotten["of"])
     others = count(measured["images"]["keep"], unit)
     nearest = ", ".join(measured["nearest"]) or "no class"
     agreement = f"of {others} answered as before, at a mean cosine of {_cosine(measured)}"
     return (
-        card("Forgotten", gone, "found",
-             f"of {forgotten} of {_names(gone)} answered by a forgotten name", "forget"),
+        card("Forgotten", of_forgotten, "found",
+             f"of {forgotten} of {_names(of_forgotten)} answered by a forgotten name", "forget"),
         card("All others", measured, "keep", f"accuracy on {others} of other classes", "keep"),
         card("Nearest others", measured, "nearest", f"accuracy on {nearest}", "nearest"),
         Card("Same answers", _shown(measured["agreement"]), "", agreement, "keep"),

@@ -69,8 +69,8 @@ def _names(loaded: Loaded, recipe: Recipe, earlier: list) -> Names:
     if names.keep is not None:
         return names
     if loaded.name == demo.NAME:
-        gone = set(on_both(names.forget, demo.class_names()))
-        keep = tuple(name for name in demo.class_names() if name not in gone)
+        forgotten = set(on_both(names.forget, demo.class_names()))
+        keep = tuple(name for name in demo.class_names() if name not in forgotten)
         if not keep:
             raise invalid("forget", "must leave a class of the model, got all of them")
         names = replace(names, keep=keep)

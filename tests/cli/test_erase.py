@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -25,6 +26,7 @@ from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import verify
 from clipproj.models.heads import head_hash
 from clipproj.recipe import Recipe, resolve, run
+from clipproj.recipe.audit import audited
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -185,12 +187,14 @@ def test_a_saved_projector_is_applied(ask: Callable[..., Recipe], tmp_path: Path
     assert float(half.projector.strength) == 0.5
 
 
+@pytest.mark.parametrize("carry_out", [erase, audited])
 def test_a_saved_projector_of_several_directions_is_not_reflected(
-    ask: Callable[..., Recipe], tmp_path: Path
+    carry_out: Callable[[Recipe], Any], ask: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     Projector(torch.eye(16)[:2], provenance={"forget": {"names": ["cat"]}}).save(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"erase: strength must be at most 1 for the 2 dir.* 1.5"):
-        erase(ask(projector=tmp_path / "p", strength=1.5, out=None))
+    recipe = ask(projector=tmp_path / "p", strength=1.5, command="whose")
+    with pytest.raises(ValueError, match=r"whose: strength must be at most 1 for the 2 dir.* 1.5"):
+        carry_out(recipe)
 
 
 def test_a_projector_is_told_what_it_forgets_only_to_confirm(
