@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import served
 import torch
 from cases import (
     HALF,
@@ -16,10 +15,8 @@ from cases import (
     bank,
     factors,
     features,
-    orthonormal,
 )
 from torch import Tensor, nn
-from torch.nn import functional
 
 from clipproj import ops, reference
 
@@ -90,22 +87,6 @@ def test_each_row_by_its_own_projector(
     assert_reference(out, x, weight, bias, **given, normalize=normalize)
 
 
-def layouts(dtype: torch.dtype, device: str, width: int) -> dict[str, Tensor]:
-    three = features(24, width, dtype, device).view(4, 6, width)
-    return {
-        "slice": features(40, 2 * width, dtype, device)[1:34, 3 : 3 + width],
-        "every other": features(40, 2 * width, dtype, device)[:, 1::2],
-        "transposed": features(width, 33, dtype, device).T,
-        "one": features(1, width, dtype, device)[0],
-        "three dims": three,
-        "permuted": three.transpose(0, 1),
-        "expanded": features(1, width, dtype, device).expand(33, width),
-        "constant rows": features(33, 1, dtype, device).expand(33, width),
-        "size-1 dims": features(5, width, dtype, device)[:, None, None, :],
-        "empty": features(0, width, dtype, device).view(0, 3, width),
-    }
-
-
 def test_layouts(device: str, dtype: torch.dtype) -> None:
     width, d = 20, 33
     weight, bias = head(d, width, dtype, device)
@@ -115,7 +96,7 @@ def test_layouts(device: str, dtype: torch.dtype) -> None:
         "both strided": torch.stack([weight] * 2, -1)[..., 1],
     }
     biases = {"contiguous": bias, "expanded": bias[:1].expand(d), "strided": bias.repeat(2)[::2]}
-    for x in layouts(dtype, device, width).values():
+    for x in served.layouts(dtype, device, width).values():
         given = factors("per-row", x.numel() // width, d, 5, dtype, device)
         for w in weights.values():
             assert_reference(ops.linear(x, w, bias, **given), x, w, bias, **given)
@@ -124,11 +105,8 @@ def test_layouts(device: str, dtype: torch.dtype) -> None:
 
 
 def test_rows_almost_all_within_the_erased_span(device: str, dtype: torch.dtype) -> None:
-    n, d, k = 300, 512, 16
-    read = orthonormal(k, d, dtype, device)
-    inside = functional.normalize(features(n, k, torch.float64, device), dim=-1) @ read.double()
-    x = (0.99 * inside + 0.01 * features(n, d, torch.float64, device) / d**0.5).to(dtype)
-    weight, bias = torch.eye(d, dtype=dtype, device=device), None
+    x, read = served.almost_erased(dtype, device)
+    weight, bias = torch.eye(x.shape[1], dtype=dtype, device=device), None
     for normalize in (False, True):
         out = ops.linear(x, weight, bias, read, read, normalize=normalize)
         given = {"read": read, "write": read, "normalize": normalize}
@@ -233,15 +211,7 @@ def arguments(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_compile_with_a_dynamic_batch_compiles_once() -> None:
-    model = Tower()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    with torch.no_grad():
-        given = arguments(7)
-        torch.testing.assert_close(compiled(*given), model(*given))
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            for n in (33, 3, 257):
-                given = arguments(n)
-                torch.testing.assert_close(compiled(*given), model(*given))
+    served.assert_compiles_once(Tower(), arguments)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -253,36 +223,11 @@ def test_compiled_gradients(backend: str) -> None:
     torch.testing.assert_close(found, want)
 
 
-def exported(model: nn.Module) -> torch.export.ExportedProgram:
-    batch = {0: torch.export.Dim("batch", min=2, max=4096)}
-    return torch.export.export(model, arguments(7), dynamic_shapes=(batch, batch, batch))
-
-
 def test_export_with_a_dynamic_batch() -> None:
     model = Tower().requires_grad_(False)
-    program = exported(model)
-    target = torch.ops.clipproj.linear.default
-    assert any(node.target is target for node in program.graph.nodes)
-    for n in (2, 33):
-        given = arguments(n)
-        torch.testing.assert_close(program.module()(*given), model(*given))
-
-
-LOADED = """
-import sys, torch, clipproj
-loaded = torch._inductor.aoti_load_package(sys.argv[1])
-for given, want in torch.load(sys.argv[2]):
-    torch.testing.assert_close(loaded(*given), want)
-"""
+    served.assert_exports(model, arguments, torch.ops.clipproj.linear.default)
 
 
 @pytest.mark.campaign
 def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
-    model = Tower().requires_grad_(False)
-    package = torch._inductor.aoti_compile_and_package(
-        exported(model), package_path=str(tmp_path / "tower.pt2")
-    )
-    cases = [(given, model(*given)) for given in (arguments(2), arguments(33))]
-    torch.save(cases, tmp_path / "cases.pt")
-    command = [sys.executable, "-c", LOADED, package, str(tmp_path / "cases.pt")]
-    subprocess.run(command, check=True, timeout=300)
+    served.assert_runs_ahead_of_time(Tower().requires_grad_(False), arguments, tmp_path)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import served
 import torch
 from cases import (
     HALF,
@@ -17,7 +16,6 @@ from cases import (
     factor_dtype,
     factors,
     features,
-    orthonormal,
 )
 from torch import Tensor, nn
 from torch.nn import functional
@@ -110,22 +108,10 @@ def test_each_row_by_its_own_projector(device: str, dtype: torch.dtype, n: int) 
 def test_layouts(device: str, dtype: torch.dtype) -> None:
     d = 20
     classes = class_rows(7, d, dtype, device)
-    three = features(24, d, dtype, device).view(4, 6, d)
-    rows = {
-        "slice": features(40, 2 * d, dtype, device)[1:34, 3 : 3 + d],
-        "every other": features(40, 2 * d, dtype, device)[:, 1::2],
-        "transposed": features(d, 33, dtype, device).T,
-        "one": features(1, d, dtype, device)[0],
-        "three dims": three,
-        "permuted": three.transpose(0, 1),
-        "expanded": features(1, d, dtype, device).expand(33, d),
-        "size-1 dims": features(5, d, dtype, device)[:, None, None, :],
-        "empty": features(0, d, dtype, device).view(0, 3, d),
-    }
     matrices = [classes, classes.T.contiguous().T, torch.stack([classes] * 2, -1)[..., 1]]
     scale = number(100.0, dtype, device)
     bias = number(-1.0, dtype, device)
-    for x in rows.values():
+    for x in served.layouts(dtype, device, d).values():
         given = factors("per-row", x.numel() // d, d, 5, dtype, device)
         for matrix in matrices:
             for result in {None, factor_dtype(dtype)}:
@@ -134,11 +120,8 @@ def test_layouts(device: str, dtype: torch.dtype) -> None:
 
 
 def test_rows_almost_all_within_the_erased_span(device: str, dtype: torch.dtype) -> None:
-    n, d, k = 300, 512, 16
-    read = orthonormal(k, d, dtype, device)
-    inside = functional.normalize(features(n, k, torch.float64, device), dim=-1) @ read.double()
-    x = (0.99 * inside + 0.01 * features(n, d, torch.float64, device) / d**0.5).to(dtype)
-    classes, scale = class_rows(10, d, dtype, device), number(100.0, dtype, device)
+    x, read = served.almost_erased(dtype, device)
+    classes, scale = class_rows(10, 512, dtype, device), number(100.0, dtype, device)
     given = {"read": read, "write": read}
     for result in {None, factor_dtype(dtype)}:
         out = run(x, classes, given, scale, dtype=result)
@@ -221,14 +204,7 @@ def arguments(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_compile_with_a_dynamic_batch_compiles_once() -> None:
-    model = Server()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    given = arguments(7)
-    torch.testing.assert_close(compiled(*given), model(*given))
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for n in (33, 3, 257):
-            given = arguments(n)
-            torch.testing.assert_close(compiled(*given), model(*given))
+    served.assert_compiles_once(Server(), arguments)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -241,36 +217,11 @@ def test_compiled_gradients(backend: str) -> None:
     torch.testing.assert_close(found, want)
 
 
-def exported(model: nn.Module) -> torch.export.ExportedProgram:
-    batch = {0: torch.export.Dim("batch", min=2, max=4096)}
-    return torch.export.export(model, arguments(7), dynamic_shapes=(batch, batch, batch))
-
-
 def test_export_with_a_dynamic_batch() -> None:
     model = Server()
-    program = exported(model)
-    target = torch.ops.clipproj.logits.default
-    assert any(node.target is target for node in program.graph.nodes)
-    for n in (2, 33):
-        given = arguments(n)
-        torch.testing.assert_close(program.module()(*given), model(*given))
-
-
-LOADED = """
-import sys, torch, clipproj
-loaded = torch._inductor.aoti_load_package(sys.argv[1])
-for given, want in torch.load(sys.argv[2]):
-    torch.testing.assert_close(loaded(*given), want)
-"""
+    served.assert_exports(model, arguments, torch.ops.clipproj.logits.default)
 
 
 @pytest.mark.campaign
 def test_aot_inductor_in_another_process(tmp_path: Path) -> None:
-    model = Server()
-    package = torch._inductor.aoti_compile_and_package(
-        exported(model), package_path=str(tmp_path / "server.pt2")
-    )
-    cases = [(given, model(*given)) for given in (arguments(2), arguments(33))]
-    torch.save(cases, tmp_path / "cases.pt")
-    command = [sys.executable, "-c", LOADED, package, str(tmp_path / "cases.pt")]
-    subprocess.run(command, check=True, timeout=300)
+    served.assert_runs_ahead_of_time(Server(), arguments, tmp_path)
