@@ -92,32 +92,32 @@ def library(shared: Path) -> Any:
     return build.build_library(shared / "cuda-on-cpu")
 
 
-# The tiny CLIP of tiny.py, which knows its pictures, and what is asked of it. Read only.
+# The tiny CLIP of tiny.py, which knows its images, and what is asked of it. Read only.
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny
 
-    return tiny.pictures(tmp_path_factory.mktemp("tiny") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("tiny") / "images")
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     import tiny
 
-    return tiny.model(tmp_path_factory.mktemp("tiny") / "model", pictures)
+    return tiny.model(tmp_path_factory.mktemp("tiny") / "model", images)
 
 
 @pytest.fixture
-def ask(model: Path, pictures: Path, tmp_path: Path) -> Callable[..., Any]:
-    """A recipe for the tiny model, its pictures and a new output folder, with changes."""
+def ask(model: Path, images: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A recipe for the tiny model, its images and a new output folder, with changes."""
     import tiny
 
     from clipproj.recipe import Recipe
 
     def make(*names: str, **changes: Any) -> Recipe:
-        usual = {"model": str(model), "images": pictures, "out": tmp_path / "out"}
+        usual = {"model": str(model), "images": images, "out": tmp_path / "out"}
         return Recipe(names, **usual | {"templates": [tiny.TEMPLATE]} | changes)
 
     return make
@@ -139,11 +139,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def usual(model: Path, pictures: Path) -> list[str]:
-    """The options that name the tiny model, its pictures and its one prompt."""
+def usual(model: Path, images: Path) -> list[str]:
+    """The options that name the tiny model, its images and its one prompt."""
     import tiny
 
-    return ["--model", str(model), "--images", str(pictures), "--template", tiny.TEMPLATE]
+    return ["--model", str(model), "--images", str(images), "--template", tiny.TEMPLATE]
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_what_cannot_be_tuned_is_refused(case: tuple) -> None:
 
 def test_prompts_stand_in_for_images(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tiny")
-    loaded = load_model(str(tiny.model(folder / "m", tiny.pictures(folder / "p"))))
+    loaded = load_model(str(tiny.model(folder / "m", tiny.images(folder / "p"))))
     names = ["cat", "dog", "owl"]
     classes = clipproj.embed_classes(loaded.model, loaded.tokenizer, names, ["a {}"])
     samples = text_proxies(loaded.model, loaded.tokenizer, classes, ["a {}", "the {}", "{}"])

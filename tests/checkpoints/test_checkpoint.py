@@ -51,7 +51,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
-    return tiny.model(root / "model", tiny.pictures(root / "pictures", 1))
+    return tiny.model(root / "model", tiny.images(root / "images", 1))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from families import FAMILIES, WIDTH
-from plugin_models import clip_folder, picture, projector
+from plugin_models import clip_folder, image, projector
 from safetensors import safe_open
 from word_tokenizers import WORDS, hugging_face_tokenizer
 
@@ -57,9 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asked(folder: Path, pictures: Path) -> list[str]:
-    """The options that name the model, its pictures and a prompt for its 16 tokens."""
-    return ["--model", str(folder), "--images", str(pictures), "--template", tiny.TEMPLATE]
+def asked(folder: Path, images: Path) -> list[str]:
+    """The options that name the model, its images and a prompt for its 16 tokens."""
+    return ["--model", str(folder), "--images", str(images), "--template", tiny.TEMPLATE]
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_transformers_loads_what_erase_writes(folder: Path, erased: Path) -> Non
     processor = transformers.AutoProcessor.from_pretrained(erased)
     original = transformers.AutoModel.from_pretrained(folder)
     p = clipproj.load(erased / "projector.safetensors")
-    pixels = processor(images=[picture(1)], return_tensors="pt")
+    pixels = processor(images=[image(1)], return_tensors="pt")
     with torch.no_grad():
         got = features(model.get_image_features(**pixels))
         want = p(features(original.get_image_features(**pixels)))
@@ -581,7 +581,7 @@ def test_a_folder_is_served(engine: Engine, folder: Path) -> None:
     processor = transformers.CLIPProcessor.from_pretrained(folder)
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     texts = ["a cat", "an owl", "dog"]
-    shown = picture(3)
+    shown = image(3)
     data = io.BytesIO()
     shown.save(data, "PNG")
     inputs = (*(Item("text", one) for one in texts), Item("image", data.getvalue()))
@@ -635,6 +635,6 @@ def test_padded_tokens_give_the_features_of_the_text_alone(
     torch.testing.assert_close(got, features_of(model, tokenizer, texts), atol=1e-6, rtol=1e-5)
 
 
-def test_pictures_that_are_more_than_pixels_are_refused() -> None:
+def test_images_that_are_more_than_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^Pixels: .* pixel_values alone, got .*spatial_shapes"):
         Pixels(transformers.Siglip2ImageProcessor())

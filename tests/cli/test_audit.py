@@ -51,7 +51,7 @@ def test_a_saved_projector_is_audited_as_the_edited_model_behaves(
     assert numbers["cosine"] == pytest.approx(told["cosine"], abs=1e-5)
 
 
-def test_features_of_a_file_give_the_numbers_of_the_pictures(
+def test_features_of_a_file_give_the_numbers_of_the_images(
     run: Run,
     usual: list[str],
 ) -> None:
@@ -104,12 +104,12 @@ def test_a_projector_of_another_model_is_refused(
     run: Run,
     usual: list[str],
     edited: Path,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
 ) -> None:
-    other = tiny.model(tmp_path / "other", pictures, seed=1)
+    other = tiny.model(tmp_path / "other", images, seed=1)
     args = ["audit", "--projector", edited / "projector.safetensors", "--only", "accuracy"]
-    args += ["--model", other, "--images", pictures, "--template", tiny.TEMPLATE]
+    args += ["--model", other, "--images", images, "--template", tiny.TEMPLATE]
     refused = run(*args)
     assert refused.exit_code == 2
     assert "projector must come from the model that is audited" in refused.stderr
@@ -197,7 +197,7 @@ def case(*labels: int) -> AuditInput:
 
 
 def test_a_refusal_is_told() -> None:
-    (found,) = suite.audit(case(1, 2), ["tune"], words=kept)  # no picture of a
+    (found,) = suite.audit(case(1, 2), ["tune"], words=kept)  # no image of a
     page = page_of(found)
     assert "Not made: tune: samples must hold an image of a forgotten class" in page.lead
     assert page.title == "Tune"

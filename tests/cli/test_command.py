@@ -95,12 +95,12 @@ def test_names_of_any_letters_in_any_width(
 
 
 def test_a_folder_and_a_keyboard_spell_one_name(
-    run: Run, model: Path, pictures: Path, tmp_path: Path
+    run: Run, model: Path, images: Path, tmp_path: Path
 ) -> None:
     apart = unicodedata.normalize("NFD", "café")
-    shutil.copytree(pictures, tmp_path / "mac")
+    shutil.copytree(images, tmp_path / "mac")
     (tmp_path / "mac" / "café").rename(tmp_path / "mac" / apart)
-    for asked, folder in (("café", tmp_path / "mac"), (apart, pictures)):
+    for asked, folder in (("café", tmp_path / "mac"), (apart, images)):
         usual = ["--model", model, "--images", folder, "--template", "a {}", "--dry-run", "--json"]
         result = run("erase", asked, *usual)
         assert result.exit_code == 0, result.stdout
@@ -109,12 +109,10 @@ def test_a_folder_and_a_keyboard_spell_one_name(
         assert told["scores"]["after"]["forget"] == 0
 
 
-def test_what_is_left_out_is_told(
-    run: Run, usual: list[str], pictures: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(pictures, tmp_path / "shown")
+def test_what_is_left_out_is_told(run: Run, usual: list[str], images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "shown")
     (tmp_path / "shown" / "cat" / "phone.heic").write_bytes(b"")
-    usual[usual.index(str(pictures))] = "shown"
+    usual[usual.index(str(images))] = "shown"
     said = "load_images: left out 1 file of shown: 1 .heic"
     result = run("erase", "cat", *usual)
     assert result.exit_code == 0
@@ -128,10 +126,10 @@ def test_what_is_left_out_is_told(
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_bytes_that_are_no_utf8_are_refused_before_the_work(
-    run: Run, usual: list[str], pictures: Path, tmp_path: Path, dry: list[str]
+    run: Run, usual: list[str], images: Path, tmp_path: Path, dry: list[str]
 ) -> None:
     odd = os.fsdecode(b"caf\xe9")
-    shutil.copytree(pictures, tmp_path / "shown")
+    shutil.copytree(images, tmp_path / "shown")
     (tmp_path / "shown" / "café").rename(tmp_path / "shown" / odd)
     for wrong, says in (
         (["cat", "--images", "shown"], "the name of a class folder must be UTF-8 without "),
@@ -200,8 +198,8 @@ def test_an_error_is_one_line_or_json(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_note_is_told_though_an_error_follows(run: Run, pictures: Path) -> None:
-    arguments = ("erase", "cat", "unicorn", "--images", pictures, "--model", "none")
+def test_a_note_is_told_though_an_error_follows(run: Run, images: Path) -> None:
+    arguments = ("erase", "cat", "unicorn", "--images", images, "--model", "none")
     result = run(*arguments)
     *lines, error = result.stderr.splitlines()
     note = " ".join(" ".join(lines).split())
@@ -298,7 +296,7 @@ def test_a_log_gets_lines_while_a_stage_goes_on(
     monkeypatch.setattr(terminal, "_pause", lambda _: 1 - goes_on.acquire())
     said = out = ""
     with terminal.progress(as_json) as say:
-        for stage in ("texts", "pictures"):
+        for stage in ("texts", "images"):
             say(stage, 1, 2)
             goes_on.release()
             for _ in range(1000):
@@ -308,7 +306,7 @@ def test_a_log_gets_lines_while_a_stage_goes_on(
                 read = capsys.readouterr()
                 said, out = said + read.err, out + read.out
         goes_on.release()
-    assert re.fullmatch(r"\d+ s: texts 1/2\n\d+ s: pictures 1/2\n", said)
+    assert re.fullmatch(r"\d+ s: texts 1/2\n\d+ s: images 1/2\n", said)
     assert out == ""
 
 

@@ -82,20 +82,20 @@ def test_features_of_a_file(run: Run, usual: list[str]) -> None:
     assert "prompt" not in other  # there is no model to embed one
 
 
-def test_other_pictures_that_must_not_suffer(
+def test_other_images_that_must_not_suffer(
     run: Run,
     usual: list[str],
-    pictures: Path,
+    images: Path,
 ) -> None:
-    shutil.copytree(pictures, "others", ignore=shutil.ignore_patterns("cat", "dog"))
+    shutil.copytree(images, "others", ignore=shutil.ignore_patterns("cat", "dog"))
     result = run("compare", "cat", *TWO, *usual, "--elsewhere", "more=others", "--json")
     assert result.exit_code == 0, result.stdout
     trial = json.loads(result.stdout)["Methods compared"]["trials"][BASE]["cat"]
     assert (trial["elsewhere"]["more"]["value"], trial["elsewhere"]["more"]["n"]) == (1.0, 12)
 
 
-def test_lip_s_protocol(run: Run, usual: list[str], pictures: Path) -> None:
-    colours = sorted(pictures.iterdir())
+def test_lip_s_protocol(run: Run, usual: list[str], images: Path) -> None:
+    colours = sorted(images.iterdir())
     for name, one in DATASETS.items():
         folder = Path("sets", one.folders[0], *filter(None, [one.inside]))
         names = [*one.forget, "something else", *one.left_out]
@@ -156,7 +156,7 @@ def test_a_model_that_knows_no_class_well_is_said_so(
     run: Run,
     usual: list[str],
 ) -> None:
-    result = run("compare", *usual)  # three pictures a class are too few to choose one by
+    result = run("compare", *usual)  # three images a class are too few to choose one by
     assert result.exit_code == 2
     assert "got none" in result.stderr
 

@@ -51,7 +51,7 @@ def test_the_class_goes_and_the_others_stay(ask: Callable[..., Recipe], method: 
     assert outcome.texts.keep_from == "images"
 
 
-def test_what_is_written(ask: Callable[..., Recipe], model: Path, pictures: Path) -> None:
+def test_what_is_written(ask: Callable[..., Recipe], model: Path, images: Path) -> None:
     request = ask("cat")
     outcome = erase(request)
     assert {path.name for path in request.out.iterdir()} == WRITTEN
@@ -74,7 +74,7 @@ def test_what_is_written(ask: Callable[..., Recipe], model: Path, pictures: Path
 
 
 def test_open_clip_loads_the_edited_model(
-    ask: Callable[..., Recipe], model: Path, pictures: Path, tmp_path: Path
+    ask: Callable[..., Recipe], model: Path, images: Path, tmp_path: Path
 ) -> None:
     request = ask("cat")
     outcome = erase(request)
@@ -83,7 +83,7 @@ def test_open_clip_loads_the_edited_model(
     open_clip.add_model_config(tmp_path / "clipproj-erase.json")
     by_file = open_clip.create_model("clipproj-erase", pretrained=str(request.out / WEIGHTS))
     assert equal(dict(by_file.state_dict()), dict(by_folder.state_dict()))
-    found = load_images(pictures)
+    found = load_images(images)
     edited = image_features(by_folder, preprocess, found)
     original = load_model(str(model))
     on_the_fly = outcome.projector(image_features(original.model, original.preprocess, found))
@@ -114,7 +114,7 @@ def test_a_rehearsal_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_pictures_the_generic_names_are_kept(ask: Callable[..., Recipe]) -> None:
+def test_without_images_the_generic_names_are_kept(ask: Callable[..., Recipe]) -> None:
     outcome = erase(ask("cat", images=None, out=None))
     assert outcome.texts.keep_from == "generic"
     assert len(outcome.keep) > 500
@@ -172,7 +172,7 @@ def test_the_text_tower(ask: Callable[..., Recipe], model: Path) -> None:
     before, after = weights(model), weights(ask().out)
     assert [k for k in before if not torch.equal(before[k], after[k])] == ["text_projection"]
     assert outcome.comparison.before.forget == 1
-    assert outcome.comparison.cosine == pytest.approx(1)  # pictures keep their features
+    assert outcome.comparison.cosine == pytest.approx(1)  # images keep their features
     assert outcome.curve == []
 
 
@@ -254,7 +254,7 @@ def test_a_projector_without_names_needs_them(ask: Callable[..., Recipe], tmp_pa
         (["cat"], {"options": {"keep_weight": 1.0}}, "keep_weight must be left out with"),
         (["cat"], {"options": {"forget_weight": 0.0}, "method": "ccup"}, "forget_weight must be"),
         (["cat"], {"projector": Path("p"), "plurals": True}, "plurals must be left out with a"),
-        (["cat"], {"templates": ["a picture"]}, "templates must hold {} exactly once"),
+        (["cat"], {"templates": ["an image"]}, "templates must hold {} exactly once"),
         (["cat"], {"images": Path("nowhere")}, "folder must be a folder, got nowhere"),
     ],
 )  # fmt: skip
@@ -276,17 +276,17 @@ def no_class_folders(folder: Path) -> None:
 
 
 def an_empty_class(folder: Path) -> None:
-    tiny.pictures(folder, 1)
+    tiny.images(folder, 1)
     (folder / "cat" / "0.png").unlink()
 
 
-def an_unreadable_picture(folder: Path) -> None:
-    tiny.pictures(folder, 1)
-    (folder / "dog" / "broken.png").write_bytes(b"no picture")
+def an_unreadable_image(folder: Path) -> None:
+    tiny.images(folder, 1)
+    (folder / "dog" / "broken.png").write_bytes(b"no image")
 
 
-def half_a_picture(folder: Path) -> None:
-    tiny.pictures(folder, 1)
+def half_a_image(folder: Path) -> None:
+    tiny.images(folder, 1)
     whole = (folder / "dog" / "0.png").read_bytes()
     (folder / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
 
@@ -297,17 +297,17 @@ def half_a_picture(folder: Path) -> None:
         (empty, "a folder for each class"),
         (no_class_folders, "a folder for each class"),
         (an_empty_class, "a class must have images, got none in .*cat"),
-        (an_unreadable_picture, "broken.png"),
-        (half_a_picture, "cannot decode .*0.png"),
+        (an_unreadable_image, "broken.png"),
+        (half_a_image, "cannot decode .*0.png"),
     ],
 )
-def test_pictures_that_cannot_be_used(
+def test_images_that_cannot_be_used(
     ask: Callable[..., Recipe], tmp_path: Path, make: Callable[[Path], None], says: str
 ) -> None:
-    make(tmp_path / "pictures")
+    make(tmp_path / "images")
     with pytest.raises(ValueError, match=says):
-        erase(ask("cat", images=tmp_path / "pictures"))
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+        erase(ask("cat", images=tmp_path / "images"))
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 @pytest.mark.parametrize(
@@ -359,9 +359,9 @@ def test_a_projector_that_does_not_fit(
 
 
 def test_force_applies_the_projector_of_another_model(
-    ask: Callable[..., Recipe], model: Path, pictures: Path, tmp_path: Path
+    ask: Callable[..., Recipe], model: Path, images: Path, tmp_path: Path
 ) -> None:
-    other = tiny.model(tmp_path / "other", pictures, seed=1)
+    other = tiny.model(tmp_path / "other", images, seed=1)
     erase(ask("cat", model=str(other), out=tmp_path / "first"))
     saved = tmp_path / "first" / FILES["projector"]
     assert load(saved).provenance["head_hash"] != head_hash(load_model(str(model)).model)

@@ -87,9 +87,9 @@ def test_info_of_any_file_whatever(run: Run, edited: Path) -> None:
 
     torch.save({"visual.proj": torch.ones(3, 3)}, "small.pt")
     torch.save([torch.ones(2)], "list.pt", _use_new_zipfile_serialization=False)
-    Image.new("RGB", (9, 9)).save("picture.png")
+    Image.new("RGB", (9, 9)).save("image.png")
     whole = [Path("small.pt"), Path("list.pt"), edited / "undo.safetensors"]
-    contents = [b"", b"\0" * 99, b"{}", b'{"a": [1]}', b"<html>", Path("picture.png").read_bytes()]
+    contents = [b"", b"\0" * 99, b"{}", b'{"a": [1]}', b"<html>", Path("image.png").read_bytes()]
     contents += [pickle.dumps(one, protocol) for one in ({}, [1], Path()) for protocol in (0, 2, 5)]
     contents += [b"\x80\x02e.", b"\x80\x020.", b"\x80\x02h\x00."]  # pops, gets of what is not there
     contents += [noise(chance.choice((1, 7, 8, 20, 200))) for _ in range(30)]

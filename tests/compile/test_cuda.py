@@ -121,7 +121,7 @@ def test_reduce_overhead(captures: list[str]) -> None:
 
 def test_a_replay_sees_edits() -> None:
     model, p = recipes.demo().cuda(), recipes.projectors()["cat"]
-    images = recipes.pictures(8).cuda()
+    images = recipes.images(8).cuda()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -24,7 +24,7 @@ def test_the_recipe() -> None:
 def test_edits_come_and_go_in_one_graph() -> None:
     """Two of them, in a head with a bias, undone in order."""
     model, p = recipes.demo(), recipes.projectors()
-    given, untouched = recipes.pictures(4), bits(model)
+    given, untouched = recipes.images(4), bits(model)
     call, eager = torch.compile(model.encode_image, fullgraph=True), model.encode_image
     before = call(given).clone()
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -55,7 +55,7 @@ def test_transformers() -> None:
 def frozen(visual: nn.Module, **options: bool) -> nn.Module:
     compiled = torch.compile(visual)
     with torch._inductor.config.patch(freezing=True, **options):
-        compiled(recipes.pictures(4))
+        compiled(recipes.images(4))
     return compiled
 
 
@@ -64,7 +64,7 @@ def test_the_check_finds_frozen_weights() -> None:
     check = recipes.run(RECIPE)["check_not_frozen"]
     torch._dynamo.reset()
     model, p = recipes.demo(), recipes.projectors()["cat"]
-    served, given = frozen(model.visual), recipes.pictures(4)
+    served, given = frozen(model.visual), recipes.images(4)
     check(served, model.visual, given)
     with clipproj.edit(model, p) as edit:
         assert clipproj.verify(model, edit.receipt).exact

@@ -49,7 +49,7 @@ def check(call: Callable, page: dict, bank: ProjectorBank, sizes: tuple[int, ...
     names = [*bank.names(), None]
     for n in sizes:
         chosen = (names * n)[:n]
-        images, strength = recipes.pictures(n), torch.rand(n)
+        images, strength = recipes.images(n), torch.rand(n)
         held = [None if name is None else bank.projector(name) for name in chosen]
         got = call(images, bank.index(chosen), strength)
         for value, want in zip(got, wanted(page, images, held, strength), strict=True):
@@ -68,13 +68,13 @@ def test_tenants_change_in_what_was_loaded(page: dict, name: str) -> None:
     stale = bank.index([name] * 4)
     bank.remove(name)
     with pytest.raises(RuntimeError, match="span"):
-        call(recipes.pictures(4), stale, torch.ones(4))
+        call(recipes.images(4), stale, torch.ones(4))
     check(call, page, bank, (4,))
 
 
 def test_a_loaded_program_keeps_its_own_copies(page: dict) -> None:
     program = torch.export.load(page["here"] / "service.pt2").module()
-    images, strength = recipes.pictures(4), torch.ones(4)
+    images, strength = recipes.images(4), torch.ones(4)
     index = page["bank"].index(["acme"] * 4)
     before = program(images, index, strength)
     page["bank"].replace("acme", projector(dim=recipes.WIDTH))
@@ -111,7 +111,7 @@ def test_another_process_serves_tenants_of_its_own(page: dict, tmp_path: Path) -
     tenants = {name: projector(seed=seed, dim=recipes.WIDTH) for seed, name in enumerate("xy")}
     cases: dict[str, list] = {name: [] for name in tenants}
     for names in (["x", None], ["y", "x", None] * 7):
-        images, strength = recipes.pictures(len(names)), torch.rand(len(names))
+        images, strength = recipes.images(len(names)), torch.rand(len(names))
         want = wanted(page, images, [tenants.get(name) for name in names], strength)
         cases["y" if "y" in names else "x"].append((images, names, strength, want))
     file = tmp_path / "cases.pt"
@@ -140,7 +140,7 @@ def test_factors_as_arguments(page: dict) -> None:
     visual, edited = page["model"].visual, page["edited"]
     for n, k in ((2, 1), (33, 5), (1, 128), (16, 0)):
         read = torch.linalg.qr(torch.randn(recipes.WIDTH, k))[0].T.contiguous()
-        p, images = Projector(read, strength=0.5), recipes.pictures(n)
+        p, images = Projector(read, strength=0.5), recipes.images(n)
         want = p(visual(images), normalize=True)
         got = edited(images, p.read, p.write, p.strength)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

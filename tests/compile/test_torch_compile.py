@@ -25,7 +25,7 @@ def graphs() -> int:
 
 def test_the_recipe() -> None:
     recipes.run("A compiled service step")
-    assert graphs() == 2, "a graph from pictures and one from features"
+    assert graphs() == 2, "a graph from images and one from features"
 
 
 class Service:
@@ -69,7 +69,7 @@ class Service:
 
 
 def service(family: str) -> tuple[Service, int]:
-    """With the size of its pictures."""
+    """With the size of its images."""
     if family == "the embedded model":
         return Service(recipes.demo().encode_image, recipes.WIDTH), recipes.SIZE
     model = FAMILIES[family].build()
@@ -86,7 +86,7 @@ def service(family: str) -> tuple[Service, int]:
         ("the embedded model", (33, 16, 64, 17)),  # from 16 up: see the page
     ],
 )
-def test_one_graph_from_pictures(family: str, sizes: Sequence[int]) -> None:
+def test_one_graph_from_images(family: str, sizes: Sequence[int]) -> None:
     served, size = service(family)
     bank, dim = served.bank, served.bank.dim
     step = torch.compile(served.step, fullgraph=True)
@@ -117,7 +117,7 @@ def test_one_graph_from_pictures(family: str, sizes: Sequence[int]) -> None:
     assert graphs() == 1
 
 
-def test_sizes_0_and_1_and_few_pictures_are_graphs_of_their_own() -> None:
+def test_sizes_0_and_1_and_few_images_are_graphs_of_their_own() -> None:
     served, size = service("the embedded model")
     served.add("acme", projector(dim=recipes.WIDTH))
     step = torch.compile(served.step, fullgraph=True, backend="aot_eager")

@@ -76,14 +76,14 @@ def test_a_default_dtype_changes_no_model_and_no_feature(
     from clipproj.audit.images import image_features
 
     folder = clip_folder(tmp_path / "clip")
-    pictures, p = audit.load_images(demo.images_dir()), projector().scaled(0.3)
+    images, p = audit.load_images(demo.images_dir()), projector().scaled(0.3)
 
     def made() -> list[Tensor]:
         rows, bank = [], clipproj.ProjectorBank(WIDTH, capacity=8)
         for name in (None, str(folder)):
             loaded = load_model(name)
             rows += loaded.model.state_dict().values()
-            few = replace(pictures, paths=pictures.paths[:3], labels=pictures.labels[:3])
+            few = replace(images, paths=images.paths[:3], labels=images.labels[:3])
             rows.append(image_features(loaded.model, loaded.preprocess, few))
             rows.append(
                 clipproj.embed_classes(loaded.model, loaded.tokenizer, ["cat"], ["a {}"]).tensor
@@ -188,10 +188,10 @@ def test_edits_and_plugins(elsewhere: Callable[[], Any], tmp_path: Path) -> None
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_texts_and_pictures(elsewhere: Callable[[], Any], pictures: Path) -> None:
+def test_texts_and_images(elsewhere: Callable[[], Any], images: Path) -> None:
     def made() -> list[Tensor]:
         loaded = load_model()
-        shown = audit.load_images(pictures)
+        shown = audit.load_images(images)
         texts = clipproj.embed_classes(loaded.model, loaded.tokenizer, ["cat", "dog"], ["a {}."])
         seen = audit.image_features(loaded.model, loaded.preprocess, shown)
         return [shown.labels, texts.tensor, seen]

@@ -353,18 +353,18 @@ def test_compiled_graphs_see_the_edit_without_recompiling(compiler: None, backen
 def test_a_compiled_model(compiler: None) -> None:
     model = FAMILIES["open_clip ViT"].build()
     wrapped, p = torch.compile(model, backend="aot_eager"), projector()
-    pictures = FAMILIES["open_clip ViT"].inputs("image")["pixel_values"]
+    images = FAMILIES["open_clip ViT"].inputs("image")["pixel_values"]
     with torch.no_grad():
-        before = wrapped(pictures)[0]
+        before = wrapped(images)[0]
         with (
             torch._dynamo.config.patch(error_on_recompile=True),
             edit(wrapped, p) as made,
         ):
-            assert p.residual(wrapped(pictures)[0]).max() < 1e-5 < p.residual(before).min()
+            assert p.residual(wrapped(images)[0]).max() < 1e-5 < p.residual(before).min()
             assert edits(model) == edits(wrapped) == (made,)
             assert verify(wrapped, made.receipt).exact
             assert verify(wrapped.state_dict(), made.receipt).exact
-        assert torch.equal(wrapped(pictures)[0], before)
+        assert torch.equal(wrapped(images)[0], before)
 
 
 def test_a_head_inside_a_compiled_tower(compiler: None, tmp_path: Path) -> None:

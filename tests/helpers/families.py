@@ -35,7 +35,7 @@ class Family:
 
     make: Callable[[], nn.Module]
     image_size: int = 32
-    patches: bool = False  # SigLIP2 takes patches with a mask instead of pictures
+    patches: bool = False  # SigLIP2 takes patches with a mask instead of images
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)

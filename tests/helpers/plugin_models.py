@@ -44,13 +44,13 @@ def clip_folder(folder: Path) -> Path:
     vocab = {word: i for i, word in enumerate(words)}
     tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=LENGTH)
     size = {"shortest_edge": 32}
-    pictures = transformers.CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
-    transformers.CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
+    images = transformers.CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32})
+    transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 
 
-def picture(i: int, size: int = 32) -> Image.Image:
-    """A square of noise, the i-th; its size is what engines sort pictures by."""
+def image(i: int, size: int = 32) -> Image.Image:
+    """A square of noise, the i-th; its size is what engines sort images by."""
     generator = torch.Generator().manual_seed(i)
     pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())

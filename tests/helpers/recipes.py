@@ -15,7 +15,7 @@ from clipproj.checkpoints.checkpoint import load_model
 from clipproj.projector import Projector
 
 DOC = Path(__file__).parents[2] / "docs" / "compile.md"
-WIDTH, SIZE = 128, 64  # of the embedded model: its features and its pictures
+WIDTH, SIZE = 128, 64  # of the embedded model: its features and its images
 
 
 def sections() -> dict[str, str]:
@@ -54,6 +54,6 @@ def projectors() -> dict[str, Projector]:
     return made
 
 
-def pictures(n: int) -> Tensor:
+def images(n: int) -> Tensor:
     """[n, 3, SIZE, SIZE] for the embedded model; noise, which no edit is asked to recognise."""
     return torch.randn(n, 3, SIZE, SIZE)

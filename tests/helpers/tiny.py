@@ -1,4 +1,4 @@
-"""A CLIP of 0.8 million weights that answers right, and pictures for it: what the command needs."""
+"""A CLIP of 0.8 million weights that answers right, and images for it: what the command needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLOURS = {
 }  # fmt: skip
 
 
-def pictures(folder: Path, count: int = 3) -> Path:
+def images(folder: Path, count: int = 3) -> Path:
     """One colour a class; two names have what names have: an underscore for a space, an accent."""
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
@@ -40,7 +40,7 @@ def pictures(folder: Path, count: int = 3) -> Path:
 
 
 def model(folder: Path, shown: Path, seed: int = 0) -> Path:
-    """An open_clip folder: random towers, heads that put each picture of `shown` on its text."""
+    """An open_clip folder: random towers, heads that put each image of `shown` on its text."""
     torch.manual_seed(seed)
     clip = open_clip.CLIP(**CONFIG).eval()
     found = load_images(shown)

@@ -1,4 +1,4 @@
-"""Small towers of every family with maps, that do see differences, and pictures for them."""
+"""Small towers of every family with maps, that do see differences, and images for them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def preprocess_for(model: nn.Module, size: tuple[int, int]) -> Callable[..., Any
 
 
 def settings(folder: Path) -> Callable[[str], Setting]:
-    """A random model of a family that does see differences, and two pictures of each class."""
+    """A random model of a family that does see differences, and two images of each class."""
 
     def make(name: str) -> Setting:
         torch.manual_seed(0)

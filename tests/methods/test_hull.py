@@ -32,18 +32,16 @@ def test_it_is_the_projection_on_the_hull(m, d, seed, twice, near):
 
 
 @pytest.mark.parametrize("keeps", [1, 17, 300])
-def test_no_picture_is_answered_by_a_class_erased_against_a_closed_list(keeps):
+def test_no_image_is_answered_by_a_class_erased_against_a_closed_list(keeps):
     texts = cone(keeps + 2)
     forget, keep = texts[:2], texts[2:]
     p = nullspace(forget, keep, contrast="hull")
     assert p.rank == 2
-    pictures = torch.randn(
-        4000, texts.shape[1], generator=torch.Generator().manual_seed(1)
-    ).double()
-    scores = p(torch.cat([pictures, F.normalize(pictures) + 3 * forget[:1]])) @ texts.T
+    images = torch.randn(4000, texts.shape[1], generator=torch.Generator().manual_seed(1)).double()
+    scores = p(torch.cat([images, F.normalize(images) + 3 * forget[:1]])) @ texts.T
     assert (scores[:, :2].amax(1) <= scores[:, 2:].amax(1) + 1e-6).all()
     if keeps > 1:  # and it is not so at less strength: the bound is the projection's
-        partly = p(pictures + 9 * forget[:1], 0.5) @ texts.T
+        partly = p(images + 9 * forget[:1], 0.5) @ texts.T
         assert (partly[:, :2].amax(1) > partly[:, 2:].amax(1)).any()
 
 
@@ -51,10 +49,10 @@ def test_the_text_side_keeps_the_promise_until_texts_are_divided_by_their_length
     texts = cone(22)
     p = nullspace(texts[:2], texts[2:], contrast="hull", side="text")
     g = torch.Generator().manual_seed(1)
-    pictures = torch.randn(4000, texts.shape[1], generator=g).double()
-    scores = pictures @ p(texts).T
+    images = torch.randn(4000, texts.shape[1], generator=g).double()
+    scores = images @ p(texts).T
     assert (scores[:, :2].amax(1) <= scores[:, 2:].amax(1) + 1e-6).all()
-    again = pictures @ p(texts, normalize=True).T
+    again = images @ p(texts, normalize=True).T
     assert (again[:, :2].amax(1) > again[:, 2:].amax(1)).any()
 
 

@@ -89,10 +89,8 @@ def test_the_text_side_changes_the_same_scores(method, monkeypatch):
         )
     other = METHODS[method](lambda given: given)
     assert (one.side, other.side) == ("image", "text")
-    pictures, names = cone(9, seed=20), cone(7, seed=21)
-    torch.testing.assert_close(
-        one(pictures) @ names.T, pictures @ other(names).T, atol=1e-5, rtol=0
-    )
+    images, names = cone(9, seed=20), cone(7, seed=21)
+    torch.testing.assert_close(one(images) @ names.T, images @ other(names).T, atol=1e-5, rtol=0)
 
 
 def test_numpy_numbers_are_taken_and_saved():

@@ -1,4 +1,4 @@
-"""Visual prototypes: means of pictures, and pictures climbed to from texts in either space."""
+"""Visual prototypes: means of images, and images climbed to from texts in either space."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_pixels_are_not_rounded_by_a_callers_autocast():
     assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
 
 
-def test_embedded_model_calls_a_synthesised_picture_by_its_name():
+def test_embedded_model_calls_a_synthesised_image_by_its_name():
     from clipproj import embed_classes
 
     loaded = load_model(None, None, "cpu")
@@ -147,7 +147,7 @@ def test_embedded_model_calls_a_synthesised_picture_by_its_name():
     assert (answers == torch.arange(len(names))).float().mean() > 0.7
 
 
-class NoPictures(nn.Module):
+class NoImages(nn.Module):
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
 
@@ -155,7 +155,7 @@ class NoPictures(nn.Module):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": NoPictures()}, TypeError, "model must have encode_image"),
+        ({"model": NoImages()}, TypeError, "model must have encode_image"),
         ({"texts": torch.ones(2, 4)}, TypeError, "texts must be Cells, got Tensor"),
         ({"space": "words"}, ValueError, 'space must be "feature" or "pixel", got \'words\''),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),

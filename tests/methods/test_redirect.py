@@ -1,4 +1,4 @@
-"""The redirection against its own objective, and what pictures then score."""
+"""The redirection against its own objective, and what images then score."""
 
 import math
 import warnings
@@ -70,7 +70,7 @@ def test_with_nothing_left_of_the_target_it_is_ccup(lam, mu):
     assert p.content_hash() == ccup(f, k, lam, mu).content_hash()
 
 
-def test_pictures_score_for_the_forgotten_name_what_they_scored_for_its_target():
+def test_images_score_for_the_forgotten_name_what_they_scored_for_its_target():
     f, k, t, z = cone(2), cone(9, seed=5), cone(2, seed=7), cone(30, seed=8, spread=2.0)
     options = {"forget_weight": 1e7, "keep_weight": 1e7, "margin": 0.25}
     p = redirect(f, t, k, **options)
@@ -87,12 +87,12 @@ def test_pictures_score_for_the_forgotten_name_what_they_scored_for_its_target()
 
 def test_margin_breaks_the_tie_with_a_kept_target():
     f, k = cone(1), cone(9, seed=5)
-    pictures = F.normalize(f + 0.5 * k[3] + 0.02 * cone(50, seed=9))
-    assert ((pictures @ f.T) > (pictures @ k.T).amax(1, keepdim=True)).all()
+    images = F.normalize(f + 0.5 * k[3] + 0.02 * cone(50, seed=9))
+    assert ((images @ f.T) > (images @ k.T).amax(1, keepdim=True)).all()
     sharp = {"forget_weight": 1e8, "keep_weight": 1e8}
-    tied = redirect(f, k[3:4], k, margin=0, **sharp)(pictures)
+    tied = redirect(f, k[3:4], k, margin=0, **sharp)(images)
     torch.testing.assert_close(tied @ f[0], tied @ k[3], atol=1e-4, rtol=0)
-    edited = redirect(f, k[3:4], k)(pictures)
+    edited = redirect(f, k[3:4], k)(images)
     assert ((edited @ f.T) < (edited @ k.T).amax(1, keepdim=True)).all()
 
 

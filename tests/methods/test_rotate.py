@@ -1,4 +1,4 @@
-"""Rotations against the Cayley transform: lengths, the way back, and what pictures then score."""
+"""Rotations against the Cayley transform: lengths, the way back, and what images then score."""
 
 import math
 import sys
@@ -71,7 +71,7 @@ def test_texts_see_a_null_space_of_strength_one_less_the_cosine(angle):
     f, k, z = cone(2, seed=3), cone(9, seed=5), cone(30, seed=8, spread=2.0)
     p = rotate(f, keep=k, angle=angle)
     a, b = p.read.double().split(2)
-    z = z - z @ b.T @ b  # pictures with nothing in the neutral directions
+    z = z - z @ b.T @ b  # images with nothing in the neutral directions
     q = nullspace(f, k, strength=1 - math.cos(math.radians(angle)))
     seen = torch.cat([f, k])
     torch.testing.assert_close(p(z) @ seen.T, q(z) @ seen.T, atol=1e-6, rtol=0)

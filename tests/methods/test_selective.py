@@ -15,26 +15,26 @@ from clipproj.methods.selective import TEMPLATES, selective, selective_rows
 
 D, NAMES, DOMAINS = 64, ("cat", "dog", "owl", "cow", "bee"), ("sketch", "stencil", "photo", "oil")
 MONO, COLOUR = DOMAINS[:2], DOMAINS[2:]
-GAIN = 0.5  # of the synthetic pictures
+GAIN = 0.5  # of the synthetic images
 
 
 def parts():
-    """Class and domain signals, and what all texts and all pictures share."""
+    """Class and domain signals, and what all texts and all images share."""
     g = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(D, D, generator=g, dtype=torch.float64))[0].T
     return basis[:5], basis[5:9], basis[9], basis[10]
 
 
 def world(noise=0.02, count=20):
-    """Served texts, cells of texts, and pictures as features, names and domains."""
-    classes, domains, text, picture = parts()
+    """Served texts, cells of texts, and images as features, names and domains."""
+    classes, domains, text, image = parts()
     g = torch.Generator().manual_seed(1)
     served = Embeddings(F.normalize(text + classes).float(), NAMES, ("a {}",), "model", "0" * 64)
     pairs = [(c, k) for k in range(4) for c in range(5)]
     rows = torch.stack([text + classes[c] + domains[k] for c, k in pairs])
     cells = Cells(rows, [NAMES[c] for c, _ in pairs], [DOMAINS[k] for _, k in pairs])
     pairs = pairs * count
-    rows = torch.stack([2 * picture + classes[c] + GAIN * domains[k] for c, k in pairs])
+    rows = torch.stack([2 * image + classes[c] + GAIN * domains[k] for c, k in pairs])
     rows = 7 * (rows + noise * torch.randn(rows.shape, generator=g, dtype=torch.float64))
     return served, cells, rows, [NAMES[c] for c, _ in pairs], [DOMAINS[k] for _, k in pairs]
 
@@ -61,12 +61,12 @@ def shown(rows, edit):
 
 
 def test_modes_forget_where_they_say():
-    served, cells, *pictures = world()
-    before = right(served, *pictures)
+    served, cells, *images = world()
+    before = right(served, *images)
     assert min(before.values()) > 0.95
     gone = {
         mode: right(
-            served, *pictures,
+            served, *images,
             selective_rows(
                 served, cells, "cat", *((DOMAINS, ()) if mode == "global" else (MONO, COLOUR)),
                 mode=mode, domain_gain=GAIN,
@@ -144,8 +144,8 @@ def test_subspace_leaves_kept_cells_of_the_class_and_erases_the_rest_of_the_othe
 
 
 def test_subspace_erases_cells_prototypes_and_class_everywhere_in_mode_global():
-    served, cells, *pictures = world()
-    prototypes = feature_prototypes(*pictures)
+    served, cells, *images = world()
+    prototypes = feature_prototypes(*images)
     mine = prototypes.rows[prototypes.where(("cat",), None)]
     p = selective_rows(
         served, cells, "cat", DOMAINS, mode="global", form="subspace", prototypes=prototypes
@@ -156,9 +156,9 @@ def test_subspace_erases_cells_prototypes_and_class_everywhere_in_mode_global():
     assert one.rank == 1
 
 
-def test_prototypes_measure_how_much_pictures_show_the_domain():
-    served, cells, *pictures = world()
-    p = selective_rows(served, cells, "cat", MONO, COLOUR, prototypes=feature_prototypes(*pictures))
+def test_prototypes_measure_how_much_images_show_the_domain():
+    served, cells, *images = world()
+    p = selective_rows(served, cells, "cat", MONO, COLOUR, prototypes=feature_prototypes(*images))
     assert p.provenance["parameters"]["domain_gain"] == pytest.approx(GAIN, abs=0.02)
     assert p.provenance["forget"]["names"] == ["cat"]
     assert p.provenance["parameters"]["prototypes"] == 20
@@ -253,9 +253,9 @@ STYLES = {
 def test_embedded_model_forgets_a_class_in_the_chosen_domains_and_keeps_it_elsewhere(embedded):
     from clipproj import embed_classes
 
-    pictures = load_images(demo.images_dir())
-    rows = image_features(embedded.model, embedded.preprocess, pictures)
-    names = list(pictures.classes)
+    images = load_images(demo.images_dir())
+    rows = image_features(embedded.model, embedded.preprocess, images)
+    names = list(images.classes)
     classes = embed_classes(embedded.model, embedded.tokenizer, names)
     tensors = [
         embed_classes(
@@ -265,7 +265,7 @@ def test_embedded_model_forgets_a_class_in_the_chosen_domains_and_keeps_it_elsew
     ]
     labels = names * len(STYLES), [d for d in STYLES for _ in names]
     cells = Cells(torch.cat(tensors), *labels)
-    styles = [path.stem.split("-", 1)[1] for path in pictures.paths]
+    styles = [path.stem.split("-", 1)[1] for path in images.paths]
     mono, colour = list(STYLES)[:2], list(STYLES)[2:]
 
     def of(domains):
@@ -278,11 +278,11 @@ def test_embedded_model_forgets_a_class_in_the_chosen_domains_and_keeps_it_elsew
         before, after, n = torch.zeros(3), torch.zeros(3), torch.zeros(3)
         for c, name in enumerate(names):
             p = selective_rows(classes, cells, name, chosen, kept, depth=depth)
-            own = pictures.labels == c
+            own = images.labels == c
             for i, group in enumerate((own & of(chosen), own & of(kept), ~own)):
                 n[i] += group.sum()
                 for features, counts in ((rows, before), (p(rows), after)):
-                    hits = (features[group] @ classes.tensor.T).argmax(1) == pictures.labels[group]
+                    hits = (features[group] @ classes.tensor.T).argmax(1) == images.labels[group]
                     counts[i] += hits.sum()
         before, after = before / n, after / n
         assert before[0] > 0.7

@@ -192,7 +192,7 @@ def test_on_real_texts_siblings_keep_what_the_plain_null_space_takes():
         assert F.cosine_similarity(plain(texts), texts)[others].mean() < 0.9
 
 
-def test_on_pictures_the_siblings_stay_and_reminding_moves_them_less():
+def test_on_images_the_siblings_stay_and_reminding_moves_them_less():
     pytest.importorskip("open_clip", reason="the embedded model is open_clip's")
     loaded = load_model(None, None, "cpu")
     shown = load_images(demo.images_dir())

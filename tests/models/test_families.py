@@ -1,4 +1,4 @@
-"""Every family that `find_heads` knows goes through every helper: edits, texts and pictures.
+"""Every family that `find_heads` knows goes through every helper: edits, texts and images.
 
 What a model gives is held against its own `forward()`, the way its logits are made; a tower that a
 model does not have is refused by the model's name.
@@ -59,7 +59,7 @@ def readers(family: Family, model: nn.Module) -> tuple[Any, Callable[..., Any]]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Callable[[Family], Images]:
+def images(tmp_path: Path) -> Callable[[Family], Images]:
     def make(family: Family) -> Images:
         size = family.image_size
         paths = []
@@ -84,7 +84,7 @@ def own_tokens(model: nn.Module, tokenizer: Any, name: str) -> dict[str, Tensor]
 
 @torch.no_grad()
 def forward(model: nn.Module, texts: dict[str, Tensor], pixels: dict[str, Tensor]) -> Any:
-    """Unit rows of texts and pictures by the model's own forward(), or their cosines alone."""
+    """Unit rows of texts and images by the model's own forward(), or their cosines alone."""
     if isinstance(model, transformers.FlavaModel):  # its forward() does not project
         whole = transformers.FlavaForPreTraining(model.config, image_codebook=nn.Identity()).eval()
         whole.flava = model
@@ -112,11 +112,11 @@ def has(model: nn.Module, tower: str) -> bool:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_texts_and_pictures_are_those_of_the_models_forward(
-    name: str, pictures: Callable[[Family], Images]
+def test_texts_and_images_are_those_of_the_models_forward(
+    name: str, images: Callable[[Family], Images]
 ) -> None:
     family = FAMILIES[name]
-    model, shown = build(family), pictures(family)
+    model, shown = build(family), images(family)
     tokenizer, preprocess = readers(family, model)
     got = {}
     for tower, give in (
@@ -131,8 +131,8 @@ def test_texts_and_pictures_are_those_of_the_models_forward(
             refusal = rf": model must have encode_{tower} .*, got {type(model).__name__}$"
             with pytest.raises(TypeError, match=refusal):
                 give()
-    images = [Image.open(path) for path in shown.paths]
-    pixels = image_inputs(model, preprocess, images) if "image" in got else {}
+    opened = [Image.open(path) for path in shown.paths]
+    pixels = image_inputs(model, preprocess, opened) if "image" in got else {}
     for row in range(3):
         texts = own_tokens(model, tokenizer, NAMES[row]) if "text" in got else {}
         one = {key: value[row : row + 1] for key, value in pixels.items()}
@@ -146,11 +146,11 @@ def test_texts_and_pictures_are_those_of_the_models_forward(
 
 @pytest.mark.filterwarnings("ignore:edit. .*text")
 @pytest.mark.parametrize("name", FAMILIES)
-def test_an_edit_shows_in_texts_and_pictures_is_verified_and_undone(
-    name: str, pictures: Callable[[Family], Images]
+def test_an_edit_shows_in_texts_and_images_is_verified_and_undone(
+    name: str, images: Callable[[Family], Images]
 ) -> None:
     family = FAMILIES[name]
-    model, shown = build(family), pictures(family)
+    model, shown = build(family), images(family)
     tokenizer, preprocess = readers(family, model)
 
     def rows(tower: str) -> Tensor:

@@ -27,21 +27,21 @@ def save(path: Path, mode: str = "RGB", color: object = 0) -> Path:
     return path
 
 
-def test_load_pictures_reads_class_folders(tmp_path: Path) -> None:
+def test_load_images_reads_class_folders(tmp_path: Path) -> None:
     save(tmp_path / "red_panda" / "b.PNG")
     save(tmp_path / "red_panda" / "a.jpg")
     save(tmp_path / "Bear" / "c.webp")
     save(tmp_path / ".cache" / "d.png")
     save(tmp_path / "Bear" / ".hidden.png")
-    pictures = audit.load_images(tmp_path)
-    assert pictures.classes == ("Bear", "red panda")
-    assert [path.name for path in pictures.paths] == ["c.webp", "a.jpg", "b.PNG"]
-    assert pictures.labels.tolist() == [0, 1, 1]
-    assert len(pictures) == 3
-    assert pictures.skipped == {}
+    images = audit.load_images(tmp_path)
+    assert images.classes == ("Bear", "red panda")
+    assert [path.name for path in images.paths] == ["c.webp", "a.jpg", "b.PNG"]
+    assert images.labels.tolist() == [0, 1, 1]
+    assert len(images) == 3
+    assert images.skipped == {}
 
 
-def test_load_pictures_reads_what_imagefolder_reads(
+def test_load_images_reads_what_imagefolder_reads(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
@@ -50,12 +50,12 @@ def test_load_pictures_reads_what_imagefolder_reads(
         mode = "L" if suffix == "pgm" else "RGB"
         save(root / "cat" / ("2024/may" if i % 2 else "") / f"{i}.{suffix}", mode)
     save(tmp_path / "elsewhere" / "far.png")
-    save(root / "dog" / "album.png" / "x.png")  # a folder with the name of a picture
+    save(root / "dog" / "album.png" / "x.png")  # a folder with the name of an image
     (root / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
-    pictures = audit.load_images(root)
+    images = audit.load_images(root)
     theirs = datasets.ImageFolder(root)
-    assert {str(path) for path in pictures.paths} == {path for path, _ in theirs.imgs}
-    assert pictures.labels.bincount().tolist() == np.bincount(theirs.targets).tolist()
+    assert {str(path) for path in images.paths} == {path for path, _ in theirs.imgs}
+    assert images.labels.bincount().tolist() == np.bincount(theirs.targets).tolist()
     assert not recwarn.list
 
 
@@ -68,8 +68,8 @@ def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("link", "to", "shown"),
     [
-        ("cat/all", "..", "got .*/cat/all, a link into .*/pictures$"),
-        ("cat/more", "../..", "got .*/cat/more/pictures, a link into .*/pictures$"),
+        ("cat/all", "..", "got .*/cat/all, a link into .*/images$"),
+        ("cat/more", "../..", "got .*/cat/more/images, a link into .*/images$"),
         ("cat/other", "../dog", "got .*/cat/other, a link into .*/dog$"),
         ("cat/young", "../dog/puppy", "got .*/cat/young, a link into .*/dog$"),
         ("a_cat", "cat", "got .*/a_cat, a link into .*/cat$"),
@@ -77,7 +77,7 @@ def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_link_to_another_class_is_refused(tmp_path: Path, link: str, to: str, shown: str) -> None:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for name in ("cat/x.png", "dog/x.png", "dog/puppy/x.png"):
         save(root / name)
     assert len(audit.load_images(root)) == 3
@@ -132,13 +132,13 @@ def test_what_is_left_out_is_counted_and_said(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     save(tmp_path / "stray.jpg")
-    (tmp_path / "README.md").write_text("of no class, and no picture")
+    (tmp_path / "README.md").write_text("of no class, and no image")
     with pytest.warns(UserWarning, match="left out 5 files of .*: .*2 .heic.*pillow-heif") as said:
-        pictures = audit.load_images(tmp_path)
+        images = audit.load_images(tmp_path)
     assert len(said) == 1
     assert said[0].filename == __file__
-    assert len(pictures) == 1
-    assert pictures.skipped == {
+    assert len(images) == 1
+    assert images.skipped == {
         "in no class folder": 1, ".heic": 2, ".txt": 1, "without a suffix": 1,
     }  # fmt: skip
     (tmp_path / "cat" / "x.png").unlink()
@@ -185,7 +185,7 @@ def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
     assert audit.open_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_load_pictures_refuses(tmp_path: Path) -> None:
+def test_load_images_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a folder"):
         audit.load_images(tmp_path / "absent")
     with pytest.raises(ValueError, match="a folder for each class"):
@@ -193,7 +193,7 @@ def test_load_pictures_refuses(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     with pytest.raises(ValueError, match=r"got none in .*cat"):
         audit.load_images(tmp_path)
-    (tmp_path / "cat" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "cat" / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         audit.load_images(tmp_path)
     save(tmp_path / "cat" / "broken.png")
@@ -203,14 +203,14 @@ def test_load_pictures_refuses(tmp_path: Path) -> None:
         audit.load_images(tmp_path)
 
 
-def test_load_pictures_refuses_classes_that_differ_in_case_alone(tmp_path: Path) -> None:
+def test_load_images_refuses_classes_that_differ_in_case_alone(tmp_path: Path) -> None:
     save(tmp_path / "Red_panda" / "x.png")
     save(tmp_path / "red panda" / "x.png")
     with pytest.raises(ValueError, match="'Red_panda' and 'red panda'"):
         audit.load_images(tmp_path)
 
 
-def test_large_pictures_are_read_up_to_what_pillow_opens(
+def test_large_images_are_read_up_to_what_pillow_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     path = save(tmp_path / "cat" / "vast.png")  # 64 pixels
@@ -243,7 +243,7 @@ def test_large_pictures_are_read_up_to_what_pillow_opens(
         ("RGBA tif", (10, 20, 30, 0), (255, 255, 255)),
     ],
 )
-def test_open_picture_gives_rgb_with_white_behind(
+def test_open_image_gives_rgb_with_white_behind(
     mode: str, color: object, expected: tuple, tmp_path: Path
 ) -> None:
     mode, _, suffix = mode.partition(" ")
@@ -292,7 +292,7 @@ def test_the_transparent_colour_of_a_png_is_white_at_any_depth(
     assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (other, other, other)]
 
 
-# how a camera stores an upright picture under each EXIF orientation
+# how a camera stores an upright image under each EXIF orientation
 STORED = {
     1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -324,9 +324,7 @@ def exif(orientation: int, **more: str) -> bytes:
         *(("tif", mode) for mode in ("RGB", "L", "RGBA", "CMYK", "P", "I;16", "I;16B")),
     ],
 )
-def test_a_picture_is_read_upright(
-    suffix: str, mode: str, orientation: int, tmp_path: Path
-) -> None:
+def test_a_image_is_read_upright(suffix: str, mode: str, orientation: int, tmp_path: Path) -> None:
     shown = upright().convert("L" if mode.startswith("I;16") else mode)
     stored = shown
     if mode.startswith("I;16"):
@@ -403,14 +401,14 @@ def test_premultiplied_grey_is_read(tmp_path: Path) -> None:
     assert abs(value - (60 + 255 - 100)) <= 1
 
 
-def test_open_picture_takes_palettes_with_a_transparent_entry(tmp_path: Path) -> None:
+def test_open_image_takes_palettes_with_a_transparent_entry(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 9, 9, 9])
     image.save(tmp_path / "x.gif", transparency=1)
     assert audit.open_image(tmp_path / "x.gif").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_open_picture_names_a_truncated_file(tmp_path: Path) -> None:
+def test_open_image_names_a_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:600])
@@ -461,11 +459,11 @@ def processor(images: list[Image.Image], return_tensors: str) -> dict[str, Tenso
 def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) -> None:
     for i, color in enumerate(["red", "lime", "blue"]):
         save(tmp_path / color / f"{i}.png", "RGB", color)
-    pictures = audit.load_images(tmp_path)
+    images = audit.load_images(tmp_path)
     seen = []
     with torch.inference_mode():
         features = audit.image_features(
-            model, preprocess, pictures, batch_size=2, progress=lambda *a: seen.append(a)
+            model, preprocess, images, batch_size=2, progress=lambda *a: seen.append(a)
         )
     assert torch.equal(features, torch.eye(3)[[2, 1, 0]])  # blue, lime, red
     assert features.dtype == torch.float32
@@ -477,12 +475,12 @@ def test_image_features(model: nn.Module, preprocess: object, tmp_path: Path) ->
 
 def test_image_features_refuses(tmp_path: Path) -> None:
     path = save(tmp_path / "cat" / "x.png")
-    pictures = audit.load_images(tmp_path)
+    images = audit.load_images(tmp_path)
     with pytest.raises(TypeError, match="encode_image"):
-        audit.image_features(nn.Linear(2, 2), to_tensor, pictures)
+        audit.image_features(nn.Linear(2, 2), to_tensor, images)
     with pytest.raises(ValueError, match="batch_size"):
-        audit.image_features(OpenClip(), to_tensor, pictures, batch_size=0)
+        audit.image_features(OpenClip(), to_tensor, images, batch_size=0)
     broken = OpenClip()
     broken.conv.weight.data.fill_(math.nan)
     with pytest.raises(ValueError, match=str(path)):
-        audit.image_features(broken, to_tensor, pictures)
+        audit.image_features(broken, to_tensor, images)

@@ -11,7 +11,7 @@ import numpy as np
 import plugin_models
 import pytest
 import torch
-from plugin_models import bank, clip_folder, picture, projector
+from plugin_models import bank, clip_folder, image, projector
 from vllm_pooler import EmbeddingPoolerHead, Metadata, Params, Pooler, PoolerNormalize
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def scope(tmp_path: Path) -> dict[str, Any]:
         "bank": bank(),
         "path": str(clip_folder(tmp_path / "clip")),
         "folder": str(tmp_path / "saved"),
-        "images": [picture(i, size) for i, size in enumerate((32, 48, 40))],
+        "images": [image(i, size) for i, size in enumerate((32, 48, 40))],
         "pixel_values": torch.randn(3, 3, 32, 32),
         "input_ids": torch.randint(3, 64, (2, 8)),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import plugin_models
 import pytest
 import torch
-from plugin_models import bank, clip_folder, oblique, picture, projector
+from plugin_models import bank, clip_folder, image, oblique, projector
 from transformers import CLIPModel, CLIPProcessor
 
 from clipproj import compose
@@ -19,7 +19,7 @@ from clipproj.plugins.infinity import install
 
 infinity = plugin_models.infinity()
 
-PICTURES = [picture(i, size) for i, size in enumerate((32, 48, 40))]
+IMAGES = [image(i, size) for i, size in enumerate((32, 48, 40))]
 TEXTS = ["a cat", "a much longer text", "dogs"]
 
 
@@ -38,17 +38,15 @@ def engine(folder: Path, **more: Any) -> Any:
 
 @pytest.fixture
 def plain(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of PICTURES and of TEXTS, from transformers alone."""
+    """Features of IMAGES and of TEXTS, from transformers alone."""
     model, processor = (
         CLIPModel.from_pretrained(folder).eval(),
         CLIPProcessor.from_pretrained(folder),
     )
     with torch.no_grad():
-        pictures = features(
-            model.get_image_features(**processor(images=PICTURES, return_tensors="pt"))
-        )
+        images = features(model.get_image_features(**processor(images=IMAGES, return_tensors="pt")))
         texts = processor(text=TEXTS, return_tensors="pt", padding=True, truncation=True)
-        return pictures, features(model.get_text_features(**texts))
+        return images, features(model.get_text_features(**texts))
 
 
 def close(got: list[np.ndarray], want: torch.Tensor) -> None:
@@ -57,7 +55,7 @@ def close(got: list[np.ndarray], want: torch.Tensor) -> None:
 
 
 def test_requests_of_several_tenants_share_batches(folder: Path, plain: Any) -> None:
-    pictures, texts = plain
+    images, texts = plain
     b = bank()
     acme, umbrella = b.projector("acme"), b.projector("umbrella")
     served = install(engine(folder), b)
@@ -69,14 +67,14 @@ def test_requests_of_several_tenants_share_batches(folder: Path, plain: Any) -> 
     async def requests() -> None:
         async with served.engine:
             jobs = [
-                (("acme", None), acme(pictures)),
-                (("umbrella", 0.5), umbrella(pictures, 0.5)),
-                ((None, None), pictures),
-                (("umbrella", None), umbrella(pictures)),
-                ((("acme", "umbrella"), None), compose(acme, umbrella)(pictures)),
+                (("acme", None), acme(images)),
+                (("umbrella", 0.5), umbrella(images, 0.5)),
+                ((None, None), images),
+                (("umbrella", None), umbrella(images)),
+                ((("acme", "umbrella"), None), compose(acme, umbrella)(images)),
             ]
             calls = [
-                served.image_embed(images=PICTURES, tenant=tenant, strength=strength)
+                served.image_embed(images=IMAGES, tenant=tenant, strength=strength)
                 for (tenant, strength), _ in jobs
             ]
             *got, plain_texts = await asyncio.gather(*calls, served.engine.embed(TEXTS))
@@ -88,22 +86,22 @@ def test_requests_of_several_tenants_share_batches(folder: Path, plain: Any) -> 
                 ({"tenant": "acme", "strength": 3.0}, ValueError),
             ):
                 with pytest.raises(kind):
-                    await served.image_embed(images=PICTURES, **bad)
+                    await served.image_embed(images=IMAGES, **bad)
             with pytest.raises(TypeError, match="bank for text features"):
                 await served.embed(TEXTS, tenant="acme")
             with pytest.raises(RuntimeError, match="must not be running"):
                 served.remove()
             # around the plug-in, as infinity's server would: no vector rather than an unedited one
-            unsaid, _ = await served.engine.image_embed(images=PICTURES)
+            unsaid, _ = await served.engine.image_embed(images=IMAGES)
             assert np.isnan(np.stack(unsaid)).all()
-            vectors, _ = await served.image_embed(images=PICTURES[:1], tenant="acme")
-            close(vectors, acme(pictures[:1]))
+            vectors, _ = await served.image_embed(images=IMAGES[:1], tenant="acme")
+            close(vectors, acme(images[:1]))
 
     asyncio.run(requests())
-    assert max(sizes) > len(PICTURES), "no batch had pictures of two requests"
+    assert max(sizes) > len(IMAGES), "no batch had images of two requests"
 
 
-def test_a_tenant_removed_while_its_pictures_wait_gets_an_error(folder: Path, plain: Any) -> None:
+def test_a_tenant_removed_while_its_images_wait_gets_an_error(folder: Path, plain: Any) -> None:
     b = bank()
     served = install(engine(folder), b)
     replica = served.engine._model_replicas[0]
@@ -118,8 +116,8 @@ def test_a_tenant_removed_while_its_pictures_wait_gets_an_error(folder: Path, pl
 
     async def requests() -> None:
         async with served.engine:
-            gone = served.image_embed(images=PICTURES, tenant="acme")
-            stays = served.image_embed(images=PICTURES, tenant="umbrella")
+            gone = served.image_embed(images=IMAGES, tenant="acme")
+            stays = served.image_embed(images=IMAGES, tenant="umbrella")
             lost, kept = await asyncio.gather(gone, stays, return_exceptions=True)
             assert isinstance(lost, RuntimeError)
             assert "got 'acme' removed" in str(lost)
@@ -133,17 +131,17 @@ def test_one_projector_for_every_request_and_out_again(
     folder: Path, plain: Any, tower: str
 ) -> None:
     p = oblique()
-    pictures, texts = plain
+    images, texts = plain
     served = install(engine(folder), p, tower)
 
     async def requests() -> None:
         async with served.engine:
-            got, _ = await served.engine.image_embed(images=PICTURES)
-            close(got, p(pictures) if tower == "image" else pictures)
+            got, _ = await served.engine.image_embed(images=IMAGES)
+            close(got, p(images) if tower == "image" else images)
             got, _ = await served.engine.embed(TEXTS)
             close(got, p.T(texts) if tower == "text" else texts)
             with pytest.raises(TypeError, match="tenant must come with a bank"):
-                await served.image_embed(images=PICTURES, tenant="acme")
+                await served.image_embed(images=IMAGES, tenant="acme")
 
     asyncio.run(requests())
     served.remove()

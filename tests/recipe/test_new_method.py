@@ -64,13 +64,13 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def everywhere(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path
+    tmp_path_factory: pytest.TempPathFactory, model: Path, images: Path
 ) -> dict[str, object]:
     pytest.importorskip("pydantic")
     folder = tmp_path_factory.mktemp("new")
     (folder / "file").mkdir()
     (folder / "file" / "toy.py").write_text(TOY, encoding="utf-8")
-    arguments = [folder / "file", model, pictures, tiny.TEMPLATE]
+    arguments = [folder / "file", model, images, tiny.TEMPLATE]
     command = [sys.executable, "-c", EVERYWHERE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
