@@ -65,7 +65,7 @@ def test_the_weight_of_the_memory_decides_and_the_curve_shows_it() -> None:
     assert "but to 100.0" in section.lead(result)  # at a larger weight it does
 
 
-def test_a_image_never_finds_itself() -> None:
+def test_an_image_never_finds_itself() -> None:
     eye = torch.eye(16)
     labels = torch.arange(4)
     # One image a class, each with a look of its own: only its own entry could name it.

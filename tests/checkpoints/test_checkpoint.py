@@ -1,12 +1,9 @@
-"""Checkpoints in and out: what open_clip writes, reads and refuses."""
+"""Models of open_clip on the disk: loaded, saved with their log, undone there."""
 
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,13 @@ import open_clip
 import pytest
 import tiny
 import torch
-from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file, save_file
+from stored import same
 
 import clipproj
 from clipproj import Projector, RecordedEdit, edits, nullspace
 from clipproj.checkpoints.checkpoint import _brief, load_model, save_model, undo
-from clipproj.checkpoints.sources import model_config, whole
+from clipproj.checkpoints.sources import whole
 from clipproj.checkpoints.state import (
     CONFIG,
     EDITS,
@@ -36,113 +33,7 @@ from clipproj.checkpoints.state import (
 from clipproj.editing.edit import edit
 from clipproj.editing.verify import verify
 
-STATE = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(3, dtype=torch.float16)}
-
-
 ON_TEXT = {"projector": "b" * 64, "forget": ["owl"], "tower": "text", "strength": 1.0}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(
-        left[k].dtype == right[k].dtype and torch.equal(left[k], right[k]) for k in left
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    return tiny.model(root / "model", tiny.images(root / "images", 1))
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """A disk that is full after 64 KiB of a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize(
-    "saved",
-    [
-        STATE,
-        {"epoch": 3, "state_dict": STATE},
-        {"state_dict": {f"module.{name}": value for name, value in STATE.items()}},
-    ],
-    ids=["plain", "nested", "data-parallel"],
-)
-def test_torch_files_are_read_as_open_clip_reads_them(tmp_path: Path, saved: dict) -> None:
-    torch.save(saved, tmp_path / "model.pt")
-    assert same(read_state(tmp_path / "model.pt"), STATE)
-
-
-def test_a_state_dict_survives_the_file(tmp_path: Path) -> None:
-    record = {"projector": "a" * 64, "forget": ["cat"], "tower": "image", "strength": 1.0}
-    write_state(tmp_path / "s.safetensors", STATE, [record])
-    assert same(read_state(tmp_path / "s.safetensors"), STATE)
-    assert read_edits(tmp_path / "s.safetensors") == [record]
-    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
-
-
-def test_tied_and_strided_tensors_are_written_in_full(tmp_path: Path) -> None:
-    base = torch.arange(12.0)
-    tied = {"one": base.view(3, 4), "two": base.view(3, 4).T, "part": base[4:], "same": base}
-    write_state(tmp_path / "s.safetensors", tied, [])
-    assert same(read_state(tmp_path / "s.safetensors"), tied)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("s.safetensors", b"\x00" * 40, "whole file"),
-        ("s.pt", b"not a torch file", "whole torch file"),
-        ("s.pt", None, "must be a file"),
-    ],
-)
-def test_what_is_no_checkpoint_is_refused(
-    tmp_path: Path, name: str, content: bytes | None, says: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=says) as error:
-        read_state(tmp_path / name)
-    assert "weights_only" not in str(error.value)
-
-
-def test_a_torch_file_without_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save({"epoch": 1}, tmp_path / "s.pt")
-    with pytest.raises(ValueError, match="state dict with tensors"):
-        read_state(tmp_path / "s.pt")
-
-
-def test_a_torch_file_runs_no_code(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple:
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"state_dict": Bomb()}, tmp_path / "s.pt")
-    with pytest.raises(ValueError, match="whole torch file"):
-        read_state(tmp_path / "s.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.usefixtures("small_files")
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "s.safetensors"
-    write_state(path, STATE, [])
-    with pytest.raises(OSError, match="cannot write"):
-        write_state(path, {"big": torch.zeros(1 << 16)}, [])
-    assert same(read_state(path), STATE)
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_folder_stands_for_its_checkpoint(folder: Path, tmp_path: Path) -> None:
-    assert locate(folder) == folder / WEIGHTS
-    assert locate(folder / WEIGHTS) == folder / WEIGHTS
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match="must be a checkpoint or a folder"):
-            locate(path)
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
@@ -211,21 +102,6 @@ def test_shards_of_open_clip_are_joined(folder: Path, tmp_path: Path) -> None:
     assert before == {k: v for k, v in after.items() if k != "undo"}
 
 
-@pytest.mark.usefixtures("small_files")
-def test_a_full_disk_leaves_every_shard(tmp_path: Path) -> None:
-    big, hard = torch.arange(1 << 15), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    for suffix, name in ((".pt", "one"), (".safetensors", "two")):
-        file = tmp_path / f"{name}{suffix}"
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, hard))
-        state = {"a": torch.zeros(2), "b": big}
-        torch.save(state, file) if suffix == ".pt" else save_file(state, file)
-        before = tiny.tree(tmp_path)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-        with pytest.raises(OSError, match=r"cannot write|too large"):
-            replace_tensors(file, {"a": torch.ones(2)}, [])
-        assert tiny.tree(tmp_path) == before
-
-
 def test_a_reloaded_model_says_that_it_was_edited(folder: Path, tmp_path: Path) -> None:
     loaded = load_model(str(folder))
     p = Projector(torch.eye(16)[:1], provenance={"forget": {"names": ["cat"]}})
@@ -240,132 +116,6 @@ def test_a_reloaded_model_says_that_it_was_edited(folder: Path, tmp_path: Path) 
     assert edits(again) == ()
     undo(tmp_path, tmp_path / "undo")
     assert edits(load_model(str(tmp_path)).model) == ()
-
-
-# The activation: weights say nothing of it
-
-
-TAGS = open_clip.list_pretrained()
-
-
-@pytest.fixture
-def either(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Weights of the architecture "clipproj-act", whose one tag says QuickGELU, and of its twin."""
-    for end, more in (("", {}), ("-quickgelu", {"quick_gelu": True})):
-        config = tmp_path / f"clipproj-act{end}.json"
-        config.write_text(json.dumps(tiny.CONFIG | more))
-        open_clip.add_model_config(config)
-        tags = {"openai": {"quick_gelu": True}}
-        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, f"clipproj-act{end}", tags)
-    fetch = "open_clip.factory.download_pretrained"  # no network
-    monkeypatch.setattr(fetch, lambda *_, **__: str(folder / WEIGHTS))
-    return folder / WEIGHTS
-
-
-def quick_gelus(model: torch.nn.Module) -> int:
-    return sum(isinstance(module, QuickGELU) for module in model.modules())
-
-
-def test_every_tag_has_its_own_activation() -> None:
-    for name, tag in TAGS:
-        if open_clip.get_model_config(name) is None:
-            continue  # a tag of an architecture that open_clip does not have, nor load_model
-        told = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-        own = open_clip.get_model_config(name).get("quick_gelu", False)
-        got = model_config(name, tag).get("quick_gelu", False)
-        assert got == (own if told is None else told), (name, tag)
-        assert model_config(name, None).get("quick_gelu", False) == own
-    of = {(name, tag) for name, tag in TAGS if says_quick_gelu(name, tag)}
-    assert {("ViT-B-32", "openai"), ("ViT-B-32", "metaclip_400m"), ("ViT-B-16", "dfn2b"),
-            ("ViT-L-14", "dfn2b"), ("RN50", "yfcc15m"), ("ViT-B-32-quickgelu", "openai"),
-            ("roberta-ViT-B-32", "laion2b_s12b_b32k")} <= of  # fmt: skip
-    assert not {("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-L-14", "dfn2b_s39b")} & of
-
-
-def says_quick_gelu(name: str, tag: str) -> bool:
-    known = open_clip.get_model_config(name) is not None
-    return known and model_config(name, tag).get("quick_gelu", False)
-
-
-def test_an_architecture_with_tags_of_both_kinds_has_a_name_for_each() -> None:
-    for name in open_clip.list_models():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        kinds = {bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) for tag in tags}
-        own = bool(open_clip.get_model_config(name).get("quick_gelu"))
-        if (
-            not own and True in kinds
-        ):  # its file may be of either kind, and the note names the other
-            assert f"{name}-quickgelu" in open_clip.list_models()
-        if name.endswith("-quickgelu"):
-            assert own
-            assert kinds <= {True}  # a tag of the other kind is refused, as none of its own
-
-
-def test_a_tag_of_the_other_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one of the tags openai, .* got 'laion2b_s34b_b79k'"):
-        load_model("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
-
-
-@pytest.mark.usefixtures("either")
-@pytest.mark.parametrize("name", ["clipproj-act", "clipproj-act-quickgelu"])
-def test_the_tag_decides_what_is_built_and_written(tmp_path: Path, name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        loaded = load_model(name, "OpenAI")  # as open_clip spells it, or not
-    assert (quick_gelus(loaded.model), loaded.checkpoint) == (2, None)
-    assert loaded.config["model_cfg"] == tiny.CONFIG | {"quick_gelu": True}
-    save_model(loaded, tmp_path / "out")
-    again = load_model(str(tmp_path / "out"))
-    assert quick_gelus(again.model) == 2
-    tokens = again.tokenizer(["a cat"])
-    with torch.no_grad():
-        want = loaded.model.encode_text(tokens)
-        assert torch.equal(again.model.encode_text(tokens), want)
-
-
-def test_a_tag_may_say_that_it_has_none(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tags = {"plain": {"quick_gelu": False}, "silent": {"hf_hub": "a/b"}}
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "clipproj-act-quickgelu", tags)
-    assert quick_gelus(load_model("clipproj-act-quickgelu", "plain").model) == 0
-    assert quick_gelus(load_model("clipproj-act-quickgelu", "silent").model) == 2
-
-
-def test_a_file_may_be_of_either_activation(either: Path) -> None:
-    with pytest.warns(UserWarning, match=r"built with GELU; .*--model clipproj-act-quickgelu"):
-        loaded = load_model("clipproj-act", str(either))
-    assert (quick_gelus(loaded.model), loaded.checkpoint) == (0, either)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        assert quick_gelus(load_model("clipproj-act-quickgelu", str(either)).model) == 2
-
-
-def test_a_tag_comes_before_a_file_of_its_name(
-    either: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(either, "openai")
-    assert load_model("clipproj-act", "openai").checkpoint is None  # as open_clip takes it
-
-
-def test_names_may_have_a_slash() -> None:
-    with pytest.raises(ValueError, match=r"a file or one of the tags openai, .* close: openai"):
-        load_model("ViT-B/32", "opnai")
-
-
-@pytest.mark.parametrize(
-    ("name", "pretrained", "says"),
-    [
-        ("ViT-B-23", None, "got 'ViT-B-23'; close: .*ViT-B-32"),
-        ("ViT-B-32", None, "needs pretrained weights, .*openai"),
-        ("ViT-B-32", "opnai", "a file or one of the tags .*; close: openai"),
-        ("local-dir:/nowhere", None, f"a folder with {CONFIG}"),
-        ("hf-hub:a/b", "openai", "left out with hf-hub"),
-        (None, "openai", "come with a model"),
-    ],
-)
-def test_a_model_that_is_not_there(name: str | None, pretrained: str | None, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        load_model(name, pretrained)
 
 
 def test_a_checkpoint_of_another_model(folder: Path, tmp_path: Path) -> None:
@@ -563,20 +313,6 @@ def test_undo_of_a_torch_file_whose_first_entry_is_no_tensor(
     assert same(read_state(file), load_file(folder / WEIGHTS))
     written = torch.load(file, weights_only=True)
     assert list(written["state_dict"] if nested else written) == list(state)
-
-
-def test_a_file_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> None:
-    torch.save({"module.a": torch.zeros(2), "a": torch.ones(2)}, tmp_path / "s.pt")
-    with pytest.raises(ValueError, match="each tensor once"):
-        read_state(tmp_path / "s.pt")
-
-
-@pytest.mark.parametrize("wrong", [1, None, "", "..", "../m/x"])
-def test_an_index_that_names_no_file_beside_it_is_refused(tmp_path: Path, wrong: Any) -> None:
-    index = tmp_path / f"{WEIGHTS}{INDEX}"
-    index.write_text(json.dumps({"weight_map": {"a": wrong}}))
-    with pytest.raises(ValueError, match="shards must lie beside their index, got"):
-        read_state(index)
 
 
 def test_undo_leaves_what_is_linked(folder: Path, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def an_unreadable_image(folder: Path) -> None:
     (folder / "dog" / "broken.png").write_bytes(b"no image")
 
 
-def half_a_image(folder: Path) -> None:
+def half_an_image(folder: Path) -> None:
     tiny.images(folder, 1)
     whole = (folder / "dog" / "0.png").read_bytes()
     (folder / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
@@ -298,7 +298,7 @@ def half_a_image(folder: Path) -> None:
         (no_class_folders, "a folder for each class"),
         (an_empty_class, "a class must have images, got none in .*cat"),
         (an_unreadable_image, "broken.png"),
-        (half_a_image, "cannot decode .*0.png"),
+        (half_an_image, "cannot decode .*0.png"),
     ],
 )
 def test_images_that_cannot_be_used(

@@ -324,3 +324,6 @@ FAMILIES: dict[str, Family] = {
         lambda: hugging_face("AlignModel", _hf(**_LENGTH), _EFFICIENTNET, **_PROJECTED), 64
     ),
 }
+
+# Those that are classes of transformers themselves: they have from_pretrained.
+MODELS = {name: one for name, one in FAMILIES.items() if hasattr(transformers, name)}

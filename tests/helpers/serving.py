@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+D = 128  # of the embedded model
 TOKEN = "a token that only tests know"
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
 

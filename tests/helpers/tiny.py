@@ -29,6 +29,13 @@ COLOURS = {
 }  # fmt: skip
 
 
+def save(path: Path, mode: str = "RGB", color: object = 0) -> Path:
+    """An image of one colour, 8 by 8, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (8, 8), color).save(path)
+    return path
+
+
 def images(folder: Path, count: int = 3) -> Path:
     """One colour a class; two names have what names have: an underscore for a space, an accent."""
     for name, colour in COLOURS.items():
