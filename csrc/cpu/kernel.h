@@ -27,10 +27,29 @@ CLIPPROJ_INLINE P opaque(P p) {
 // the launch and every instruction set need it.
 template <class A>
 CLIPPROJ_INLINE ProjectParams<A> projector(ProjectParams<A> p, Span span) {
-  p.k = span.rank;
+  p.k = span.rank < 0 ? -int64_t{span.rank} : span.rank;
   p.read += span.start * p.d;
   p.write += span.start * p.d;
   if (p.offset) p.offset += span.start;
+  p.gram = span.rank < 0 ? p.gram + span.start * p.gram_row : nullptr;
+  return p;
+}
+
+// Whether directions do not look at each other: the solution of each is its own clamp.
+template <class A>
+CLIPPROJ_INLINE bool is_diagonal(const A* gram, int64_t row, int64_t k) {
+  for (int64_t i = 0; i < k; ++i) {
+    bool other = false;
+    for (int64_t j = 0; j < k; ++j) other |= gram[i * row + j] != 0 && i != j;
+    if (other) return false;
+  }
+  return true;
+}
+
+// p, told whether its gram is diagonal.
+template <class A>
+CLIPPROJ_INLINE ProjectParams<A> with_clamps(ProjectParams<A> p) {
+  p.clamps = p.gram && is_diagonal(p.gram, p.gram_row, p.k);
   return p;
 }
 
