@@ -6,6 +6,7 @@
 #include <new>
 
 #include "../params.h"
+#include "../solve.h"
 
 // Loops over registers: GCC keeps an array in registers only if the loops over it are gone early.
 #define CLIPPROJ_UNROLL _Pragma("GCC unroll 16")
