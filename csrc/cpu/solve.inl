@@ -7,21 +7,22 @@
 //
 // A row's sweeps end when none of its coefficients moved by more than kTolerance of its largest
 // excess, or after kSweeps. Then sweeps that only raise coefficients take out what excess is left,
-// until there is none: one is enough where no element of G is negative, for then to raise one
-// coefficient lowers the excess of the others. Otherwise each leaves at most q times the largest
-// excess before it, q the largest sum of a row's negative elements; kRaises are made at most.
-// What a lane does depends on that lane alone. Hildreth's method (A quadratic programming
-// procedure, Naval Research Logistics Quarterly 1957).
+// until none raises one by more than kLeft of the largest excess. One is enough where no element of
+// G is negative, for then to raise one coefficient lowers the excess of the others. What the last
+// one leaves is at most q kLeft of the largest excess, q the largest sum of a row's negative
+// elements: it is proven (clipproj/certificates), so a row that kRaises do not bring there, which
+// has not been seen, becomes NaN. What a lane does depends on that lane alone. Hildreth's method (A
+// quadratic programming procedure, Naval Research Logistics Quarterly 1957).
 
 template <class A>
 struct SolveLimits {
-  static constexpr int kSweeps = 32, kRaises = 8;
-  static constexpr A kTolerance = A(1) / (1 << 12);
+  static constexpr int kSweeps = 32, kRaises = 256;
+  static constexpr A kTolerance = A(1) / (1 << 12), kLeft = A(1) / (1 << 20);
 };
 template <>
 struct SolveLimits<double> {
-  static constexpr int kSweeps = 4096, kRaises = 64;
-  static constexpr double kTolerance = 1e-14;
+  static constexpr int kSweeps = 4096, kRaises = 4096;
+  static constexpr double kTolerance = 1e-14, kLeft = 1e-14;
 };
 
 // One step of each of the B coefficients from i on, in order; `excess` [k, lanes] follows. Returns
@@ -104,9 +105,14 @@ void solve_lanes(const typename V::A* gram, int64_t row, int64_t k, typename V::
   for (int i = 0; i < Limits::kSweeps; ++i) {
     if (!go_on(solve_sweep<V, false>(gram, row, k, excess, a, V::load(on)))) break;
   }
-  for (int64_t l = 0; l < L; ++l) on[l] = 1, least[l] = 0;
+  (largest * V::set1(Limits::kLeft)).store(least);
+  for (int64_t l = 0; l < L; ++l) on[l] = 1;
   for (int i = 0; i < Limits::kRaises; ++i) {
-    if (!go_on(solve_sweep<V, true>(gram, row, k, excess, a, V::load(on)))) break;
+    if (!go_on(solve_sweep<V, true>(gram, row, k, excess, a, V::load(on)))) return;
+  }
+  for (int64_t l = 0; l < L; ++l) {
+    for (int64_t i = 0; on[l] == 1 && i < k; ++i)
+      a[i * L + l] = std::numeric_limits<A>::quiet_NaN();
   }
 }
 
