@@ -194,7 +194,7 @@ def _magnitude(
     return wide[0] + _per_row(wide[4], wide[0]) * (dots @ wide[2])
 
 
-STOP = 2.0**-12  # of the largest excess: kTolerance of csrc/cpu/solve.inl
+STOP = 2.0**-10  # of the largest excess: kMove of csrc/solve.h
 
 
 def _unsolved(

@@ -13,7 +13,7 @@ namespace clipproj {
 template <class A>
 struct SolveLimits {
   static constexpr int kRounds = 4, kSweeps = 32, kRaises = 8;
-  static constexpr A kMove = A(1) / (1 << 12), kLeft = A(1) / (1 << 20);
+  static constexpr A kMove = A(1) / (1 << 10), kLeft = A(1) / (1 << 16);
 };
 template <>
 struct SolveLimits<double> {
