@@ -12,7 +12,7 @@ namespace clipproj {
 // that kRounds do not solve becomes NaN.
 template <class A>
 struct SolveLimits {
-  static constexpr int kRounds = 4, kSweeps = 32, kRaises = 8;
+  static constexpr int kRounds = 4, kSweeps = 512, kRaises = 64;
   static constexpr A kMove = A(1) / (1 << 10), kLeft = A(1) / (1 << 16);
 };
 template <>
