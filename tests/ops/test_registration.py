@@ -82,10 +82,7 @@ def test_opcheck(name: str, dtype: torch.dtype, layout: str, full: bool) -> None
     x = x.T if layout == "transposed" else x
     option = "symmetric" if not full else "per-row" if name.startswith("fold_") else "one-sided"
     banked = any(arg.name == "spans" for arg in op._schema.arguments)
-    if banked:
-        given = bank(option, 6, 6, [2, 0, 3], dtype)
-    else:
-        given = factors(option, 6, 6, 5, dtype)
+    given = bank(option, 6, 6, [2, 0, 3], dtype) if banked else factors(option, 6, 6, 5, dtype)
     given |= {
         "x": x,
         "weight": x,
