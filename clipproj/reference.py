@@ -417,7 +417,7 @@ def linear_tolerance(
 
 
 def _one_over_length(y: Tensor, *factors: Any, gram: Tensor | None = None) -> Tensor:
-    return _over_length(torch.ones_like(y, dtype=torch.float64), y, *factors, gram)
+    return _over_length(torch.ones_like(y, dtype=torch.float64), y, *factors[:4], gram)
 
 
 def logits(
