@@ -218,9 +218,9 @@ class Projector(nn.Module):
     def edit_features(self, z: Tensor) -> Tensor:
         """The edited rows of features z [..., d] of any length, as a model gives them.
 
-        The half-spaces of a one-sided projector are measured on unit rows: rows are divided by their
-        length for it, and multiplied by it again. Others are called as they are. Raises as calling
-        it does.
+        The half-spaces of a one-sided projector are measured on unit rows: rows are divided by
+        their length for it, and multiplied by it again. Others are called as they are. Raises as
+        calling it does.
         """
         if not self.one_sided:
             return self(z)

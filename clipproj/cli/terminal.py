@@ -66,12 +66,14 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         screen.print(printed(side_by_side((one_sided.comparison, judged.texts), folded)))
     else:
         screen.print(printed(table(measured, judged.texts)))
-    moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}"
-    screen.print(Text(f"{moved}; edited in {duration(outcome.edit_seconds)}"))
+    moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}; "
+    took = f"edited in {duration(outcome.edit_seconds)}"
+    screen.print(Text(took if one_sided else moved + took))
     for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
-    style = "green" if outcome.verdict else "bold red"
-    screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
+    if not outcome.folded_alarms:
+        style = "green" if outcome.verdict else "bold red"
+        screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
     if outcome.refused:
         screen.print("refused: nothing written; --max-loss 1 --max-found 1 lift the limits")
     elif dry_run:
