@@ -94,7 +94,7 @@ def rotate(
             f"must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}",
         )
 
-    rows, contrast = contrasted(
+    rows, contrast, _ = contrasted(
         "rotate", f, k, contrast, _TOL, forget,
         "the direction that all texts share is turned too, and much of a real class survives",
     )  # fmt: skip
