@@ -105,16 +105,14 @@ def certificate(
 
 def _bounds(projector: Projector, rounded: Rounding) -> HalfSpaces | Linear:
     """What the edit does to rows of length 1, which rounding makes a little longer."""
-    factors = {
-        name: None if value is None else value.detach().cpu()
-        for name, value in projector.factors(torch.float64).items()
-    }
-    read, write, gram, strength = (factors[name] for name in ("read", "write", "gram", "strength"))
-    offset = read.new_zeros(len(read)) if factors["offset"] is None else factors["offset"]
-    radius = 1 + torch.finfo(rounded.dtype).eps
+    factors = projector.factors(torch.float64)
+    read, write = factors["read"].cpu(), factors["write"].cpu()
+    given, gram = factors["offset"], factors["gram"]
+    offset = read.new_zeros(len(read)) if given is None else given.cpu()
+    strength, radius = float(factors["strength"]), 1 + torch.finfo(rounded.dtype).eps
     if gram is None or not len(read):
-        return Linear(read, write, offset, float(strength), radius, rounded)
-    return HalfSpaces(read, write, gram, offset, float(strength), radius, rounded)
+        return Linear(read, write, offset, strength, radius, rounded)
+    return HalfSpaces(read, write, gram.cpu(), offset, strength, radius, rounded)
 
 
 def _lead(bounds: HalfSpaces | Linear, text: Tensor, keep: Tensor) -> tuple[float, float, Tensor]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from documents import ROOT
-from half_spaces import cone, hard_rows, one_sided
+from embeddings import cone
+from half_spaces import hard_rows, one_sided
 
 from clipproj import ops
 from clipproj.certificates.half_spaces import DOUBLE, SINGLE, HalfSpaces, Solver
@@ -18,7 +19,7 @@ EDITS = [(1, 8, 3.0), (3, 12, 0.0), (8, 24, 3.0), (30, 40, 3.0), (60, 64, 30.0)]
 
 
 def bounds(k, d, weight, strength=1.0, dtype=torch.float32):
-    texts = cone(2 * k + 12, d)
+    texts = cone(2 * k + 12, d=d)
     p = one_sided(texts[:k], texts[k:], 1e-3, weight, strength)
     f = p.factors(torch.float64)
     own = HalfSpaces(

@@ -10,13 +10,6 @@ from clipproj import Projector
 from clipproj.methods.hull import nearest_mixture
 
 
-def cone(m: int, d: int, seed: int = 0, shared: float = 1.5) -> Tensor:
-    """Unit texts [m, d] float64 that share one large direction, as CLIP's do."""
-    g = torch.Generator().manual_seed(seed)
-    rows = F.normalize(torch.randn(m, d, generator=g, dtype=torch.float64), dim=1)
-    return F.normalize(rows + shared * rows[:1].roll(1, 1), dim=1).float().double()
-
-
 def one_sided(
     forget: Tensor,
     keep: Tensor,
@@ -26,6 +19,7 @@ def one_sided(
 ) -> Projector:
     """The half-spaces "forgotten scores `margin` of the contrast's length below its nearest mixture
     of keep", in the metric of what is kept."""
+    forget, keep = (rows.float().double() for rows in (forget, keep))
     rows = torch.stack([text - nearest_mixture(text, keep) @ keep for text in forget])
     rows = F.normalize(rows, dim=1)
     centred = keep - keep.mean(0)
