@@ -31,6 +31,8 @@ def derivative(v: Tensor, x: Tensor, factors: Sequence[Any], *, back: bool) -> T
     read = factors[0]
     flat, at = flat.to(read.dtype), at.detach().to(read.dtype)
     *_, spans, index, _ = factors
+    if not read.shape[0]:
+        return v
     if spans is None or index is None:
         out = _of_one(flat, at, factors, back)
     else:

@@ -59,7 +59,7 @@ def project(
             excess `c = x @ read.T - offset` only so much is taken out as brings each
             `x @ read.T` down to its offset. The coefficients are the `a >= 0` with the least
             `a gram a / 2 - a c`: for k = 1 or a diagonal gram `max(c, 0)`. A row without excess
-            keeps its bits. The kernels stop when no coefficient moves by more than 2^-12 of the
+            keeps its bits. The kernels stop when no coefficient moves by more than 2^-10 of the
             row's largest excess, and then raise what is left to raise (csrc/cpu/solve.inl;
             Hildreth's method, Naval Research Logistics Quarterly 1957).
         normalize: divide each projected row by its length, at least 1e-12, as

@@ -30,20 +30,35 @@ bool is_solved(const ProjectParams<A>& p) {
   return p.gram && !p.clamps;
 }
 
-// coef <- strength (coef - offset), for directions [g, end) of rows row..row+R of the problem.
+// coef <- strength max(coef - offset, 0), for directions [g, end) of rows row..row+R of the
+// problem; NaN stays NaN.
 template <class V, int R>
-void scale_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* coef, int64_t g,
+void clamp_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* coef, int64_t g,
                 int64_t end) {
   using A = typename V::A;
-  if (!p.strength && !p.offset && !p.gram) return;
   A s[R];
   for (int r = 0; r < R; ++r) s[r] = p.strength ? p.strength[(row + r) * p.strength_row] : A(1);
   for (; g < end; ++g) {
     const A c = p.offset ? p.offset[g] : A(0);
     for (int r = 0; r < R; ++r) {
       const A excess = coef[g * R + r] - c;
-      coef[g * R + r] = p.gram && excess < 0 ? A(0) : s[r] * excess;  // NaN stays NaN
+      coef[g * R + r] = s[r] * (A(0) > excess ? A(0) : excess);
     }
+  }
+}
+
+// coef <- strength (coef - offset), or where gram is diagonal clamp_coef.
+template <class V, int R>
+void scale_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* coef, int64_t g,
+                int64_t end) {
+  using A = typename V::A;
+  if (p.clamps) return clamp_coef<V, R>(p, row, coef, g, end);
+  if (!p.strength && !p.offset) return;
+  A s[R];
+  for (int r = 0; r < R; ++r) s[r] = p.strength ? p.strength[(row + r) * p.strength_row] : A(1);
+  for (; g < end; ++g) {
+    const A c = p.offset ? p.offset[g] : A(0);
+    for (int r = 0; r < R; ++r) coef[g * R + r] = s[r] * (coef[g * R + r] - c);
   }
 }
 
@@ -80,12 +95,16 @@ bool streams(const ProjectParams<typename V::A>& p) {
          p.n * p.d * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
 }
 
+// Rows of a tile, at most.
+template <class V>
+constexpr int64_t kMostRows = std::max(kStridedRows<V>, kSolveRows<V>);
+
 // The end of every path: lengths, and rows `y` scaled and rounded to their place.
 template <class V, class T>
 void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, typename V::A* y,
             int64_t ld, const typename V::A* square, bool stream) {
   using A = typename V::A;
-  A scale[kStridedRows<V>];
+  A scale[kMostRows<V>];
   for (int64_t r = 0; r < rows; ++r) {
     scale[r] = 1;
     if (p.normalize || p.norm) {
@@ -104,7 +123,7 @@ void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, 
 // often, or half of one where that leaves room for the factors beside it in the first-level cache.
 template <class V, class T>
 int64_t block_rows(const ProjectParams<typename V::A>& p) {
-  if (is_solved(p)) return std::max<int64_t>(V::kRows, V::kLanes);  // a row a lane of solve.inl
+  if (is_solved(p)) return kSolveRows<V>;
   constexpr int64_t kFactorBytes = 32 << 10, kTileBytes = 32 << 10;
   using A = typename V::A;
   const int64_t row = p.d * static_cast<int64_t>(sizeof(A));
@@ -130,7 +149,7 @@ void project_range(const ProjectParams<typename V::A>& p, int64_t begin, int64_t
   Scratch<A> tile_memory(from_x && to_out ? 0 : step * ld);
   Scratch<A> coef_memory((solved ? step : V::kRows) * p.k);
   Scratch<A> solve_memory(solved ? solve_scratch<V>(p.k) : 0);
-  A *tile = tile_memory.get(), square[kStridedRows<V>];
+  A *tile = tile_memory.get(), square[kMostRows<V>];
 
   for (int64_t first = begin; first < end; first += step) {
     const int64_t rows = std::min(step, end - first);

@@ -2,158 +2,187 @@
 // The coefficients of a one-sided projector: of all a >= 0 the one with the least
 //     1/2 a G a^T - a c        c = x read^T - offset, G = gram
 // so that x - a write is the row nearest to x, in the metric of what is kept, with no excess left:
-// c - G a <= 0. Coordinate ascent in a fixed order from a = 0, a row a lane. Included by
-// project_kernel.inl.
+// c - G a <= 0. Coordinate ascent in a fixed order from a = 0, a row a lane; what a lane does
+// depends on that lane alone. Hildreth's method (A quadratic programming procedure, Naval Research
+// Logistics Quarterly 1957). Included by project_kernel.inl.
 //
-// A row's sweeps end when none of its coefficients moved by more than kTolerance of its largest
-// excess, or after kSweeps. Then sweeps that only raise coefficients take out what excess is left,
-// until none raises one by more than kLeft of the largest excess. One is enough where no element of
-// G is negative, for then to raise one coefficient lowers the excess of the others. What the last
-// one leaves is at most q kLeft of the largest excess, q the largest sum of a row's negative
-// elements: it is proven (clipproj/certificates), so a row that kRaises do not bring there, which
-// has not been seen, becomes NaN. What a lane does depends on that lane alone. Hildreth's method (A
-// quadratic programming procedure, Naval Research Logistics Quarterly 1957).
+// Sweeps that only raise end it (solve.h says when). They leave no excess: to raise a coefficient
+// lowers all excess beside it but where gram is negative.
 
-template <class A>
-struct SolveLimits {
-  static constexpr int kSweeps = 32, kRaises = 256;
-  static constexpr A kTolerance = A(1) / (1 << 12), kLeft = A(1) / (1 << 20);
-};
-template <>
-struct SolveLimits<double> {
-  static constexpr int kSweeps = 4096, kRaises = 4096;
-  static constexpr double kTolerance = 1e-14, kLeft = 1e-14;
-};
+// Vectors of rows that are solved together, so that each element of gram serves them all.
+template <class V>
+constexpr int kSolveVectors = std::max<int>(V::kRows / V::kLanes, V::kSums / 8);
+template <class V>
+constexpr int64_t kSolveRows = kSolveVectors<V> * V::kLanes;
 
-// One step of each of the B coefficients from i on, in order; `excess` [k, lanes] follows. Returns
-// how far the one that moved most did. A step raises a coefficient by its excess, or lowers it, but
-// to 0 at most, and not at all if `raise`; in lanes that are `on` alone, which is 1 there, else 0.
-template <class V, bool raise, int B>
-CLIPPROJ_INLINE V solve_steps(const typename V::A* gram, int64_t row, int64_t k, int64_t i,
-                              typename V::A* excess, typename V::A* a, V on) {
+// One step of each of the B coefficients from i on, in order; `excess` [k, U vectors] follows, and
+// `moved` keeps the longest step. A step raises a coefficient by its excess, or lowers it, but to 0
+// at most, and not at all if `raise`; in lanes that are `on` alone, which is 1 there, else 0.
+template <class V, int U, bool raise, int B>
+CLIPPROJ_INLINE void solve_steps(const typename V::A* gram, int64_t row, int64_t k, int64_t i,
+                                 typename V::A* excess, typename V::A* a, const V* on, V* moved) {
   constexpr int64_t L = V::kLanes;
-  V own[B], down[B], moved = V::zero();
-  CLIPPROJ_UNROLL for (int b = 0; b < B; ++b) own[b] = V::load(excess + (i + b) * L);
+  V own[B * U], down[B * U], longest = V::zero();
+  CLIPPROJ_UNROLL for (int b = 0; b < B * U; ++b) own[b] = V::load(excess + i * U * L + b * L);
   CLIPPROJ_UNROLL for (int b = 0; b < B; ++b) {
-    const V now = V::load(a + (i + b) * L);
-    // The second operand, where it is NaN, is what max returns.
-    const V step = V::max(raise ? V::zero() : V::zero() - now, own[b]) * on;
-    (now + step).store(a + (i + b) * L);
-    down[b] = V::zero() - step;
-    moved = V::max(moved, V::max(down[b], step));
-    CLIPPROJ_UNROLL for (int c = 0; c < B; ++c) {
-      own[c] = V::fma(down[b], V::set1(gram[(i + b) * row + i + c]), own[c]);
+    V g[B];
+    CLIPPROJ_UNROLL for (int c = 0; c < B; ++c) g[c] = V::set1(gram[(i + b) * row + i + c]);
+    CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) {
+      typename V::A* at = a + ((i + b) * U + u) * L;
+      const V now = V::load(at);
+      // max returns its second operand where one is NaN.
+      const V step = V::max(raise ? V::zero() : V::zero() - now, own[b * U + u]) * on[u];
+      (now + step).store(at);
+      const V back = V::zero() - step, length = V::max(back, step);
+      moved[u] = V::max(moved[u], length);
+      longest = V::max(longest, length);
+      down[b * U + u] = back;
+      CLIPPROJ_UNROLL for (int c = 0; c < B; ++c) {
+        own[c * U + u] = V::fma(back, g[c], own[c * U + u]);
+      }
     }
   }
-  if (!moved.any()) return moved;
-  CLIPPROJ_UNROLL for (int b = 0; b < B; ++b) own[b].store(excess + (i + b) * L);
+  if (!longest.any()) return;
+  CLIPPROJ_UNROLL for (int b = 0; b < B * U; ++b) own[b].store(excess + i * U * L + b * L);
   const auto others = [&](int64_t j, int64_t end) __attribute__((always_inline)) {
     for (; j < end; ++j) {
-      V e = V::load(excess + j * L);
+      V e[U];
+      CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) e[u] = V::load(excess + (j * U + u) * L);
       CLIPPROJ_UNROLL for (int b = 0; b < B; ++b) {
-        e = V::fma(down[b], V::set1(gram[(i + b) * row + j]), e);
+        const V g = V::set1(gram[(i + b) * row + j]);
+        CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) e[u] = V::fma(down[b * U + u], g, e[u]);
       }
-      e.store(excess + j * L);
+      CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) e[u].store(excess + (j * U + u) * L);
     }
   };
   others(0, i);
   others(i + B, k);
-  return moved;
 }
 
-// One step of every coefficient.
-template <class V, bool raise>
-CLIPPROJ_NOINLINE V solve_sweep(const typename V::A* gram, int64_t row, int64_t k,
-                                typename V::A* excess, typename V::A* a, V on) {
+// One step of every coefficient in the lanes that are on; the longest of each lane is `moved`.
+template <class V, int U, bool raise>
+CLIPPROJ_NOINLINE void solve_sweep(const typename V::A* gram, int64_t row, int64_t k,
+                                   typename V::A* excess, typename V::A* a, const typename V::A* on,
+                                   typename V::A* moved) {
   constexpr int B = 4;
-  V most = V::zero();
+  V most[U], lanes[U];
+  CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) {
+    most[u] = V::zero();
+    lanes[u] = V::load(on + u * V::kLanes);
+  }
   int64_t i = 0;
   for (; i + B <= k; i += B) {
-    most = V::max(most, solve_steps<V, raise, B>(gram, row, k, i, excess, a, on));
+    solve_steps<V, U, raise, B>(gram, row, k, i, excess, a, lanes, most);
   }
-  for (; i < k; ++i) {
-    most = V::max(most, solve_steps<V, raise, 1>(gram, row, k, i, excess, a, on));
-  }
-  return most;
+  for (; i < k; ++i) solve_steps<V, U, raise, 1>(gram, row, k, i, excess, a, lanes, most);
+  CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) most[u].store(moved + u * V::kLanes);
 }
 
-// a [k, lanes] <- the solution for an excess [k, lanes], which is used up.
-template <class V>
+// a [k, U vectors] <- the solution for an excess [k, U vectors], which is used up.
+template <class V, int U>
 void solve_lanes(const typename V::A* gram, int64_t row, int64_t k, typename V::A* excess,
                  typename V::A* a) {
   using A = typename V::A;
   using Limits = SolveLimits<A>;
-  constexpr int64_t L = V::kLanes;
-  V largest = V::zero();
+  constexpr int64_t L = V::kLanes, lanes = U * L;
+  V highest[U];
+  CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) highest[u] = V::zero();
   for (int64_t i = 0; i < k; ++i) {
-    largest = V::max(largest, V::load(excess + i * L));
-    V::zero().store(a + i * L);
+    CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) {
+      highest[u] = V::max(highest[u], V::load(excess + (i * U + u) * L));
+      V::zero().store(a + (i * U + u) * L);
+    }
   }
-  A least[L], moved[L], on[L];
-  (largest * V::set1(Limits::kTolerance)).store(least);
-  // Lanes that moved further than `least`; false when there are none.
-  const auto go_on = [&](V by) {
-    by.store(moved);
+  A largest[lanes], moved[lanes], on[lanes], open[lanes];
+  CLIPPROJ_UNROLL for (int u = 0; u < U; ++u) highest[u].store(largest + u * L);
+  for (int64_t l = 0; l < lanes; ++l) open[l] = 1;
+  // Lanes stay on that moved further than `least` of their largest excess; false: none did.
+  const auto go_on = [&](A least) {
     bool any = false;
-    for (int64_t l = 0; l < L; ++l) {
-      on[l] = moved[l] > least[l] ? A(1) : A(0);
-      any |= moved[l] > least[l];
+    for (int64_t l = 0; l < lanes; ++l) {
+      const bool further = moved[l] > least * largest[l];
+      on[l] = further ? A(1) : A(0);
+      any |= further;
     }
     return any;
   };
-  for (int64_t l = 0; l < L; ++l) on[l] = 1;
-  for (int i = 0; i < Limits::kSweeps; ++i) {
-    if (!go_on(solve_sweep<V, false>(gram, row, k, excess, a, V::load(on)))) break;
+  A move = Limits::kMove;
+  for (int round = 0; round < Limits::kRounds; ++round, move /= 16) {
+    std::copy(open, open + lanes, on);
+    for (int s = 0; s < Limits::kSweeps; ++s) {
+      solve_sweep<V, U, false>(gram, row, k, excess, a, on, moved);
+      if (!go_on(move)) break;
+    }
+    std::copy(open, open + lanes, on);
+    bool more = true;
+    for (int s = 0; more && s < Limits::kRaises; ++s) {
+      solve_sweep<V, U, true>(gram, row, k, excess, a, on, moved);
+      more = go_on(Limits::kLeft);
+    }
+    if (!more) return;
+    std::copy(on, on + lanes, open);
   }
-  (largest * V::set1(Limits::kLeft)).store(least);
-  for (int64_t l = 0; l < L; ++l) on[l] = 1;
-  for (int i = 0; i < Limits::kRaises; ++i) {
-    if (!go_on(solve_sweep<V, true>(gram, row, k, excess, a, V::load(on)))) return;
-  }
-  for (int64_t l = 0; l < L; ++l) {
-    for (int64_t i = 0; on[l] == 1 && i < k; ++i)
-      a[i * L + l] = std::numeric_limits<A>::quiet_NaN();
+  for (int64_t l = 0; l < lanes; ++l) {
+    for (int64_t i = 0; open[l] != 0 && i < k; ++i) {
+      a[i * lanes + l] = std::numeric_limits<A>::quiet_NaN();
+    }
   }
 }
 
 // Elements of scratch memory for a problem of k directions.
 template <class V>
 constexpr int64_t solve_scratch(int64_t k) {
-  return 2 * k * V::kLanes;
+  return 2 * k * kSolveRows<V>;
 }
 
-// coef <- strength times the solution for `rows` rows from `row` of the problem on. Coefficients
-// lie as dot_blocks leaves those of for_blocks<V::kRows>(0, rows).
+// coef <- strength times the solution for up to U vectors of rows, from `row` of the problem on.
+// Coefficients lie as dot_blocks leaves those of for_blocks<V::kRows>(0, rows), which are turned
+// round to one row a lane and back.
+template <class V, int U>
+void solve_block(const ProjectParams<typename V::A>& p, int64_t row, int64_t rows,
+                 typename V::A* coef, typename V::A* scratch) {
+  using A = typename V::A;
+  constexpr int64_t L = V::kLanes, lanes = U * L;
+  A *excess = scratch, *a = scratch + p.k * lanes;
+  A strength[lanes];
+  for (int64_t l = 0; l < lanes; ++l) {
+    strength[l] = p.strength && l < rows ? p.strength[(row + l) * p.strength_row] : A(1);
+  }
+  if (rows < lanes) std::fill(excess, excess + p.k * lanes, A(0));
+  V some = V::zero();
+  for_blocks<V::kRows>(0, rows, [&](auto size, int64_t r) {
+    constexpr int64_t R = decltype(size)::value, part = std::min(R, L);
+    for (int64_t i = 0; i < p.k; ++i) {
+      const V c = V::set1(p.offset ? p.offset[i] : A(0));
+      CLIPPROJ_UNROLL for (int64_t q = 0; q < R; q += part) {
+        const V e = V::load(coef + r * p.k + i * R + q, part) - c;
+        e.store(excess + i * lanes + r + q, part);
+        some = some + V::max(V::zero(), part < L ? V::load(excess + i * lanes + r + q, part) : e);
+      }
+    }
+  });
+  const bool any = some.any();
+  if (any) solve_lanes<V, U>(p.gram, p.gram_row, p.k, excess, a);
+  for_blocks<V::kRows>(0, rows, [&](auto size, int64_t r) {
+    constexpr int64_t R = decltype(size)::value, part = std::min(R, L);
+    for (int64_t i = 0; i < p.k; ++i) {
+      CLIPPROJ_UNROLL for (int64_t q = 0; q < R; q += part) {
+        const V s = V::load(strength + r + q, part);
+        const V found = any ? V::load(a + i * lanes + r + q, part) * s : V::zero();
+        found.store(coef + r * p.k + i * R + q, part);
+      }
+    }
+  });
+}
+
+// The same for up to kSolveRows.
 template <class V>
 void solve_rows(const ProjectParams<typename V::A>& p, int64_t row, int64_t rows,
                 typename V::A* coef, typename V::A* scratch) {
-  using A = typename V::A;
-  constexpr int64_t L = V::kLanes;
-  A *excess = scratch, *a = scratch + p.k * L;
-  for (int64_t first = 0; first < rows; first += L) {
-    const int64_t count = std::min(L, rows - first);
-    A* at[L];
-    int64_t step[L];
-    for_blocks<V::kRows>(0, rows, [&](auto size, int64_t begin) {
-      constexpr int R = decltype(size)::value;
-      for (int64_t r = std::max(begin, first); r < std::min(begin + R, first + count); ++r) {
-        at[r - first] = coef + begin * p.k + (r - begin);
-        step[r - first] = R;
-      }
-    });
-    bool some = false;
-    for (int64_t i = 0; i < p.k; ++i) {
-      const A c = p.offset ? p.offset[i] : A(0);
-      for (int64_t l = 0; l < L; ++l) {
-        const A e = l < count ? at[l][i * step[l]] - c : A(0);
-        some |= !(e <= 0);
-        excess[i * L + l] = e;
-      }
-    }
-    if (some) solve_lanes<V>(p.gram, p.gram_row, p.k, excess, a);
-    for (int64_t l = 0; l < count; ++l) {
-      const A s = p.strength ? p.strength[(row + first + l) * p.strength_row] : A(1);
-      for (int64_t i = 0; i < p.k; ++i) at[l][i * step[l]] = some ? s * a[i * L + l] : A(0);
-    }
+  constexpr int few = std::max<int>(1, V::kRows / V::kLanes);
+  if (rows <= few * V::kLanes) {
+    solve_block<V, few>(p, row, rows, coef, scratch);
+  } else {
+    solve_block<V, kSolveVectors<V>>(p, row, rows, coef, scratch);
   }
 }
