@@ -3,11 +3,12 @@
     z' = z - s a W,    a ~ argmin_{a >= 0} 1/2 a G a^T - a e,    e = z R^T - c,    |z| <= radius
 
 Sizes of a are measured as `|a|^2 = a G a^T`. Everything holds for what csrc/cpu/solve.inl computes,
-also where it stops before the minimum: its limits are below.
+also where it stops before the minimum.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,22 +22,22 @@ from clipproj.refusal import Refusal
 
 @dataclass(frozen=True)
 class Solver:
-    """Where the kernels' coordinate ascent ends (`SolveLimits` of csrc/cpu/solve.inl).
+    """Where the kernels' coordinate ascent ends (`SolveLimits` of csrc/solve.h).
 
     Attributes:
-        sweeps, tolerance: it ends after so many sweeps, or after one that moved no coefficient by
-            more than `tolerance` times the largest excess.
+        sweeps, move: it ends after so many sweeps, or after one that moved no coefficient by more
+            than `move` times the largest excess.
         left: the sweeps after it, which raise coefficients alone, end when none was raised by more
             than `left` times the largest excess. A row that they do not bring there is NaN.
     """
 
     sweeps: int
-    tolerance: float
+    move: float
     left: float
 
 
-SINGLE = Solver(32, 2.0**-12, 2.0**-20)
-DOUBLE = Solver(4096, 1e-14, 1e-14)
+SINGLE = Solver(512, 2.0**-10, 2.0**-16)
+DOUBLE = Solver(1 << 14, 1e-14, 1e-14)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +104,19 @@ class HalfSpaces:
 
     @cached_property
     def rounded(self) -> Tensor:
-        """[k], by how much more an edited row may read because c and the solver were rounded."""
+        """[k], by how much more an edited row may read because c and the solver were rounded.
+
+        An excess that ends near 0 was, t sweeps before, at most as far from it as the solver was
+        from its end; each of k steps of a sweep rounds it by that. So by `_gap` the squares add up
+        to at most `4 k (1 + rho)` times the square of the size at the minimum.
+        """
         k, d = self.read.shape
         lengths = torch.linalg.vector_norm(self.read, dim=1)
         reading = self.rounding.sums(d) * (self.radius * lengths + self.offset.abs())
-        if torch.equal(self.gram, torch.eye(k, dtype=self.gram.dtype)):
+        if self._coupling == 0:
             return reading
-        return reading + self.rounding.sums(k * self.solver.sweeps) * (self._largest + self._size)
+        steps = self.rounding.sums(math.ceil(k * (1 + self._coupling)))
+        return reading + 2 * steps * self._size_at_minimum
 
     @cached_property
     def update(self) -> float:
@@ -160,13 +167,21 @@ class HalfSpaces:
         leaves at most `rho / (1 + rho)` of what was to gain, rho the largest eigenvalue of
         `U^T G^-1 U`; and a sweep that moves little leaves little. Raises only gain.
         """
-        k = len(self.gram)
+        most = min(len(self.gram) * self._coupling, float(self._later.abs().sum()))
+        stopped = most**0.5 * self.solver.move * self._largest
+        left = self._coupling / (1 + self._coupling)
+        return max(stopped, self._size_at_minimum * left ** (self.solver.sweeps / 2))
+
+    @cached_property
+    def _coupling(self) -> float:
+        """rho of `_gap`, 0 for independent half-spaces."""
+        return max(0.0, float(torch.linalg.eigvalsh(self._later)[-1]))
+
+    @cached_property
+    def _later(self) -> Tensor:
+        """`U^T G^-1 U` of `_gap`."""
         upper = torch.triu(self.gram, 1)
-        rho = float(torch.linalg.eigvalsh(upper.T @ torch.cholesky_solve(upper, self._root))[-1])
-        rho = max(rho, 0.0)
-        stopped = (k * rho) ** 0.5 * self.solver.tolerance * self._largest
-        ran_out = self._size_at_minimum * (rho / (1 + rho)) ** (self.solver.sweeps / 2)
-        return max(stopped, ran_out)
+        return upper.T @ torch.cholesky_solve(upper, self._root)
 
     @cached_property
     def _bend(self) -> float:

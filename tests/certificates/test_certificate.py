@@ -32,7 +32,7 @@ def test_json_is_the_same_certificate():
     "change",
     [
         {"certified": False}, {"lead": 0.5}, {"covers": "every row"}, {"kept": "7"}, {"leads": {}},
-        {"witnesses": {"cat": [["fox", 1]]}}, {"eps": {"cat": 0.0}}, {"more": 1}, {"leads": [1]},
+        {"witnesses": {"cat": [["fox"]]}}, {"eps": {"cat": 0.0}}, {"more": 1}, {"leads": [1]},
         {"dtype": "int8"},
     ],
 )  # fmt: skip
