@@ -416,8 +416,16 @@ def linear_tolerance(
     return _torch_error(torch_result, reference) + bound
 
 
-def _one_over_length(y: Tensor, *factors: Any, gram: Tensor | None = None) -> Tensor:
-    return _over_length(torch.ones_like(y, dtype=torch.float64), y, *factors, gram)
+def _one_over_length(
+    y: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    gram: Tensor | None = None,
+) -> Tensor:
+    one = torch.ones_like(y, dtype=torch.float64)
+    return _over_length(one, y, read, write, offset, strength, gram)
 
 
 def logits(

@@ -175,7 +175,7 @@ def test_contrasts_that_contradict_one_another_are_refused_by_name():
         half_spaces("op", r[:2], tau[:2], torch.stack([r[0] - r[1], r[1] - r[0]]), 1e12)
 
 
-@pytest.mark.parametrize("turned", [0.003, 0.05, 0.1])
+@pytest.mark.parametrize("turned", [0.003, 0.02, 0.05])
 def test_contrasts_that_nearly_contradict_one_another_are_refused(turned):
     way, other = torch.eye(16).double()[:2]
     against = -F.normalize(way + turned * other, dim=0)
