@@ -7,8 +7,8 @@ from torch import Tensor
 
 from clipproj.certificates.certificate import Certificate
 from clipproj.certificates.combination import combinations
-from clipproj.certificates.half_spaces import HalfSpaces
-from clipproj.certificates.linear import Linear
+from clipproj.certificates.half_spaces import HalfSpaceBounds
+from clipproj.certificates.linear import LinearBounds
 from clipproj.certificates.rounding import Rounding, rounding
 from clipproj.methods.hull import nearest_mixture
 from clipproj.methods.inputs import apart, unit_rows
@@ -16,6 +16,7 @@ from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
+Bounds = HalfSpaceBounds | LinearBounds
 _TEXTS = 2.0**-22  # by how much two float32 texts of length 1 are not
 
 
@@ -103,24 +104,24 @@ def certificate(
     )
 
 
-def _bounds(projector: Projector, rounded: Rounding) -> HalfSpaces | Linear:
+def _bounds(projector: Projector, rounded: Rounding) -> Bounds:
     """What the edit does to rows of length 1, which rounding makes a little longer."""
     factors = projector.factors(torch.float64)
     read, write = factors["read"].cpu(), factors["write"].cpu()
-    given, gram = factors["offset"], factors["gram"]
+    given, gram = factors["offset"], factors.get("gram")
     offset = read.new_zeros(len(read)) if given is None else given.cpu()
     strength, radius = float(factors["strength"]), 1 + torch.finfo(rounded.dtype).eps
     if gram is None or not len(read):
-        return Linear(read, write, offset, strength, radius, rounded)
-    return HalfSpaces(read, write, gram.cpu(), offset, strength, radius, rounded)
+        return LinearBounds(read, write, offset, strength, radius, rounded)
+    return HalfSpaceBounds(read, write, gram.cpu(), offset, strength, radius, rounded)
 
 
-def _lead(bounds: HalfSpaces | Linear, text: Tensor, keep: Tensor) -> tuple[float, float, Tensor]:
+def _lead(bounds: Bounds, text: Tensor, keep: Tensor) -> tuple[float, float, Tensor]:
     """The largest lead of one name, by how much rounding adds to it, and the mixture's weights."""
     rounded, d = bounds.rounding, len(text)
     shifts = bounds.update + rounded.stored(bounds.length, d)
     texts = _TEXTS * bounds.length
-    if isinstance(bounds, Linear):
+    if isinstance(bounds, LinearBounds):
         weights = nearest_mixture(bounds.seen(text[None])[0], bounds.seen(keep))
         contrast = text - weights @ keep
         lead = bounds.radius * torch.linalg.vector_norm(bounds.seen(contrast[None]))

@@ -41,7 +41,7 @@ DOUBLE = Solver(1 << 14, 1e-14, 1e-14)
 
 
 @dataclass(frozen=True, eq=False)
-class HalfSpaces:
+class HalfSpaceBounds:
     """The bounds of one edit, with k half-spaces in d dimensions; all float64.
 
     Attributes:

@@ -12,7 +12,7 @@ from clipproj.certificates.rounding import Rounding
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class LinearBounds:
     """The bounds of one edit of k directions in d dimensions; all float64.
 
     Attributes:

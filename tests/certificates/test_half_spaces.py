@@ -12,7 +12,7 @@ from embeddings import cone
 from half_spaces import hard_rows, one_sided
 
 from clipproj import ops
-from clipproj.certificates.half_spaces import DOUBLE, SINGLE, HalfSpaces, Solver
+from clipproj.certificates.half_spaces import DOUBLE, SINGLE, HalfSpaceBounds, Solver
 from clipproj.certificates.rounding import Rounding
 
 EDITS = [(1, 8, 3.0), (3, 12, 0.0), (8, 24, 3.0), (30, 40, 3.0), (60, 64, 30.0)]
@@ -22,7 +22,7 @@ def bounds(k, d, weight, strength=1.0, dtype=torch.float32):
     texts = cone(2 * k + 12, d=d)
     p = one_sided(texts[:k], texts[k:], 1e-3, weight, strength)
     f = p.factors(torch.float64)
-    own = HalfSpaces(
+    own = HalfSpaceBounds(
         f["read"], f["write"], f["gram"], f["offset"], strength,
         1 + torch.finfo(dtype).eps, Rounding(dtype),
     )  # fmt: skip
@@ -55,7 +55,7 @@ def ascent(excess, gram, solver: Solver):
 @pytest.mark.parametrize("edit", EDITS, ids=str)
 def test_the_solver_leaves_no_more_than_it_says(monkeypatch, edit, solver):
     _, rows, own = bounds(*edit)
-    monkeypatch.setattr(HalfSpaces, "solver", solver)
+    monkeypatch.setattr(HalfSpaceBounds, "solver", solver)
     excess = rows @ own.read.T - own.offset
     a, left = ascent(excess, own.gram, solver)
     best, _ = ascent(excess, own.gram, DOUBLE)
