@@ -226,7 +226,9 @@ class Projector(nn.Module):
             return self(z)
         length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         unit = z / length.clamp_min(torch.finfo(z.dtype).tiny)
-        return self(unit) * length
+        edited = self(unit)
+        harmless = (edited == unit).all(dim=-1, keepdim=True)  # these keep their bits
+        return torch.where(harmless, z, edited * length)
 
     def _sharded(
         self, x: Any, strength: float | Tensor | np.ndarray | None, normalize: bool

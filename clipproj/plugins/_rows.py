@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clipproj import ops
 from clipproj.bank import ProjectorBank
@@ -131,6 +132,8 @@ class RowEditor:
         rows.
         """
         if isinstance(self.projector, Projector):
+            if self.projector.one_sided and not normalize:
+                return self.projector.edit_features(z)
             return self.projector(z, normalize=normalize)
         index, strength, _ = self._chosen(z.shape[:-1])
         return self.projector(z, index, strength, normalize)
@@ -138,6 +141,8 @@ class RowEditor:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`project(x @ weight.T + bias)`; x [..., in] to [..., d]."""
         if isinstance(self.projector, Projector):
+            if self.projector.one_sided:  # of rows at a length that is known after the product
+                return self.projector.edit_features(functional.linear(x, weight, bias))
             return ops.linear(x, weight, bias, **self.projector.factors(x.dtype))
         index, strength, _ = self._chosen(x.shape[:-1])
         return ops.linear(x, weight, bias, **self.projector.operands(x, index, strength))

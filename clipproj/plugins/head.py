@@ -89,3 +89,29 @@ class ProjectedHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"head={type(self.head).__name__}, projector={self.projector!r}"
+
+
+class ProjectedTower(ProjectedHead):
+    """The same for a whole tower of open_clip or OpenAI's clip, of which others ask more than a
+    result: what it does not have is the tower's own.
+    """
+
+    def __init__(self, head: nn.Module, projector: Projector | ProjectorBank) -> None:
+        super().__init__(head, projector)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The tower's result, its features edited; with tokens beside them, these as they are."""
+        head, source = self._held
+        result = head(*args, **kwargs)
+        if isinstance(result, tuple):
+            return (source.project(result[0]), *result[1:])
+        return source.project(result)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            held = self.__dict__.get("_held")
+            if held is None:  # a copy being made
+                raise
+            return getattr(held[0], name)

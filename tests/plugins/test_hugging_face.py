@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import clipproj
 from clipproj import Projector
 from clipproj.models.encoder import features
+from clipproj.plugins.attach import attach
 from clipproj.plugins.head import ProjectedHead
-from clipproj.plugins.hugging_face import attach
 
 HUGGING_FACE = [name for name in FAMILIES if not name.startswith(("open_clip", "OpenAI"))]
 BIASED = ["FlavaModel", "GroupViTModel", "SiglipModel", "AlignModel"]
