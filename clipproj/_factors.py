@@ -12,14 +12,24 @@ from torch import Tensor, nn
 from clipproj._tensors import as_tensor
 from clipproj.refusal import Refusal
 
+MOST_ONE_SIDED = 256  # directions of a one-sided projector, as in csrc/check.h
+LEAST_EIGENVALUE = 5e-7  # of a gram matrix that float32 still tells from a singular one
+_GRAM_TOL = 1e-4  # of an element of gram against read write^T
 
-class Factors(TypedDict):
-    """What the operators take of a projector by keyword: `ops.project(x, **p.factors())`."""
+
+class LinearFactors(TypedDict):
+    """What `ops.fold_` takes of a projector by keyword."""
 
     read: Tensor
     write: Tensor
     offset: Tensor | None
     strength: Tensor
+
+
+class Factors(LinearFactors, total=False):
+    """What the other operators take by keyword: `ops.project(x, **p.factors())`."""
+
+    gram: Tensor  # of one-sided projectors alone
 
 
 def factor(name: str, value: Tensor | np.ndarray) -> Tensor:
@@ -46,6 +56,43 @@ def check_orthonormal(read: Tensor) -> None:
             "must have orthonormal rows when write is None, got rows that are off "
             f"by {off.max():.2g}; give write, or a basis from clipproj.nullspace",
         )
+
+
+def gram_of(read: Tensor, write: Tensor, gram: Tensor | np.ndarray) -> Tensor:
+    """A float32 copy, exactly symmetric with a diagonal of 1.
+
+    Raises as `factor`, and ValueError for what is not `read write^T`, or is so nearly singular that
+    no row's coefficients are sure.
+    """
+    gram, k = factor("gram", gram), len(read)
+    if gram.shape != (k, k):
+        raise Refusal("Projector", "gram", f"must be [{k}, {k}], got {list(gram.shape)}")
+    if k > MOST_ONE_SIDED:
+        raise Refusal(
+            "Projector", "gram", f"must have at most {MOST_ONE_SIDED} directions, got {k}"
+        )
+    if not k:
+        return gram
+    off = (read.double() @ write.double().T - gram.double()).abs().amax()
+    if off > _GRAM_TOL:
+        raise Refusal(
+            "Projector", "gram", f"must be read @ write.T, got elements that are off by {off:.2g}"
+        )
+    beside = (gram.diagonal() - 1).abs().amax()
+    if beside > _GRAM_TOL:
+        raise Refusal(
+            "Projector", "gram", f"must have a diagonal of 1, got one that is off by {beside:.2g}"
+        )
+    gram = ((gram + gram.T) / 2).fill_diagonal_(1.0)
+    least = torch.linalg.eigvalsh(gram.double())[0]
+    if least < LEAST_EIGENVALUE:
+        raise Refusal(
+            "Projector",
+            "gram",
+            f"must be positive definite, got a smallest eigenvalue of {least:.2g}: some directions "
+            "are mixtures of others",
+        )
+    return gram
 
 
 def move_buffers(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import torch
 
-from clipproj._factors import Factors
+from clipproj._factors import LinearFactors
 from clipproj._provenance import made_by
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 
+_METRIC_TOL = 1e-5  # of an element of read @ write.T; float32 factors carry 1e-7
 _TOL = 1e-5  # singular values, relative, of directions that are one; float32 factors carry 1e-7
 
 
 def union(p: Projector, q: Projector) -> Projector:
-    """The orthogonal projector that erases the directions of both, overlapping or not.
+    """The projector that erases what either erases, overlapping or not, at their strength.
 
-    I - P - Q is no projector unless the two are orthogonal; the basis of the sum of both spans is
-    found by a rank-revealing decomposition instead, so rank <= p.rank + q.rank.
+    Of symmetric ones the orthogonal projector of both spans: I - P - Q is no projector unless the
+    two are orthogonal; the basis of the sum of both spans is found by a rank-revealing
+    decomposition instead, so rank <= p.rank + q.rank. Of one-sided ones in the metric of the same
+    kept texts the half-spaces of both together; those that both have are taken once.
 
     Raises:
-        ValueError: for oblique or affine projectors (use `compose`), for different sides, widths or
-            strengths.
+        ValueError: for oblique or affine projectors (use `compose`), for a linear and a one-sided
+            one, for one-sided ones of other kept texts, for different sides, widths or strengths.
 
     Example:
         >>> p, q = (clipproj.Projector(row[None]) for row in torch.eye(3)[:2])
@@ -28,8 +31,10 @@ def union(p: Projector, q: Projector) -> Projector:
         tensor([[0., 0., 1.]])
     """
     _check_pair("union", p, q)
+    if p.one_sided != q.one_sided:
+        raise Refusal("union", "q", f"must be {p.form} as p is, got {q.form}; use linear()")
     for name, one in (("p", p), ("q", q)):
-        if one.form != "symmetric":
+        if one.form not in ("symmetric", "one-sided"):
             raise Refusal("union", name, f"must be symmetric, got an {one.form} one; use compose()")
     if p.strength != q.strength:
         raise Refusal(
@@ -38,10 +43,45 @@ def union(p: Projector, q: Projector) -> Projector:
             f"must have the strength of p, {float(p.strength):g}, got "
             f"{float(q.strength):g}; use scaled()",
         )
+    if p.one_sided:
+        return _half_spaces_of(p, q)
     rows = torch.cat([p.read, q.read.to(p.read.device)]).double()
     _, singular, right = torch.linalg.svd(rows, full_matrices=False)
     basis = right[: int((singular > _TOL).sum())]
     return Projector(basis, strength=p.strength, side=p.side, provenance=_history("union", p, q))
+
+
+def _half_spaces_of(p: Projector, q: Projector) -> Projector:
+    """Of one-sided ones: the rows of p, and those of q that p does not have."""
+    f, g = p.factors(torch.float64), _on(p.read.device, q.factors(torch.float64))
+    across, back = f["read"] @ g["write"].T, g["read"] @ f["write"].T
+    # In one metric M both are R_p M R_q^T.
+    if across.numel() and (off := (across - back.T).abs().amax()) > _METRIC_TOL:
+        raise Refusal(
+            "union",
+            "q",
+            "must be measured by the kept texts that p is measured by, got another metric (read @ "
+            f"write.T off by {off:.2g}); make both from the same keep and keep_weight",
+        )
+    offsets = [one["read"].new_zeros(len(one["read"])) if one["offset"] is None else one["offset"]
+               for one in (f, g)]  # fmt: skip
+    same = (across > 1 - _METRIC_TOL) & ((offsets[0][:, None] - offsets[1]).abs() <= _METRIC_TOL)
+    new = ~same.any(0)
+    read, write = (torch.cat([f[name], g[name][new]]) for name in ("read", "write"))
+    gram = read @ write.T
+    forget = None
+    if p.forget is not None and q.forget is not None:
+        forget = torch.cat([p.forget, q.forget.to(p.forget.device)])
+    return Projector(
+        read,
+        write,
+        torch.cat([offsets[0], offsets[1][new]]),
+        p.strength,
+        gram=gram,
+        side=p.side,
+        provenance=_history("union", p, q),
+        forget=forget,
+    )
 
 
 def compose(p: Projector, q: Projector) -> Projector:
@@ -54,7 +94,8 @@ def compose(p: Projector, q: Projector) -> Projector:
     and without offsets directions that R has twice are merged, so rank <= p.rank + q.rank.
 
     Raises:
-        ValueError: for different sides or widths; for affine projectors of rank sum above d.
+        ValueError: for different sides or widths; for one-sided projectors; for affine projectors
+            of rank sum above d.
 
     Example:
         >>> p, q = (clipproj.Projector(row[None], strength=0.5) for row in torch.eye(3)[:2])
@@ -62,7 +103,8 @@ def compose(p: Projector, q: Projector) -> Projector:
         tensor([[0.5000, 0.5000, 1.0000]])
     """
     _check_pair("compose", p, q)
-    f, g = p.factors(torch.float64), _on(p.read.device, q.factors(torch.float64))
+    f = p.linear_factors("compose", torch.float64)
+    g = _on(p.read.device, q.linear_factors("compose", torch.float64))
     crossed = g["strength"] * f["write"] @ g["read"].T @ g["write"]
     read = torch.cat([f["read"], g["read"]])
     write = torch.cat([f["strength"] * (f["write"] - crossed), g["strength"] * g["write"]])
@@ -103,7 +145,7 @@ def _check_pair(op: str, p: Projector, q: Projector) -> None:
     q.require_model(op, theirs, argument="q", model="the model that p comes from")
 
 
-def _on(device: torch.device, factors: Factors) -> Factors:
+def _on(device: torch.device, factors: LinearFactors) -> LinearFactors:
     offset = factors["offset"]
     return {
         "read": factors["read"].to(device),

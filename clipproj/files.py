@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clipproj.refusal import Refusal
 
-FORMAT = 1  # raised when a reader of today could misread what is written
+FORMAT = 2  # raised when a reader of today could misread what is written: 2 has one-sided edits
 KINDS = ("projector", "bank", "undo", "receipt", "samples")
 
 
@@ -196,11 +196,16 @@ def write(
     kind: str,
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
+    *,
+    version: int = 1,
 ) -> None:
-    """Write an artefact. Raises OSError (disk full, no permission) and leaves no partial file."""
+    """Write an artefact, of the oldest format `version` that has all of it.
+
+    Raises OSError (disk full, no permission) and leaves no partial file.
+    """
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())}
     text = json.dumps(meta, sort_keys=True)
-    header = {"format": f"clipproj-{FORMAT}", "kind": kind, "meta": text}
+    header = {"format": f"clipproj-{version}", "kind": kind, "meta": text}
     header["digest"] = _digest(header, plain)
     with atomic(path) as part:
         try:

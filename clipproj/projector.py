@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import warnings
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
-from clipproj._factors import Factors, check_orthonormal, factor, move_buffers
+from clipproj._factors import (
+    Factors,
+    LinearFactors,
+    check_orthonormal,
+    factor,
+    gram_of,
+    move_buffers,
+)
 from clipproj._provenance import plain_json
 from clipproj._tensors import as_tensor, check_plain, is_sharded, shard_by_shard, whole
 from clipproj.refusal import Refusal
@@ -24,6 +32,14 @@ TOWERS = ("image", "text")
 
 class Projector(nn.Module):
     """`z' = z - s (z R^T - c) W` for rows z, with read R, write W, offset c and strength s.
+
+    With `gram = R W^T` it is one-sided: rows with `z R^T <= c`, on the harmless side of every
+    half-space, keep their bits, and others are brought there by the least change in the metric of
+    what is kept,
+
+        z' = z - s a W,    a = argmin_{a >= 0} 1/2 a gram a^T - a (z R^T - c).
+
+    It is not linear: no weight can hold it; `linear()` is its sibling that folds.
 
     Factors stay float32 whatever `.half()` or `.to(dtype)` do to the module around them: rounding
     them to bfloat16 leaves about 1.7 times more of the erased direction. float64 features are
@@ -37,16 +53,22 @@ class Projector(nn.Module):
         write: [k, d], what is taken out for it; None when the projector is symmetric (W is R, with
             orthonormal rows), and then one matrix is stored.
         offset: [k], subtracted from the measurements (affine edits such as LEACE), or None.
-        strength: 0 leaves rows alone, 1 projects. A symmetric projector takes [0, 2] (2 reflects,
-            and no row gets longer); others [0, 1], up to 2 with a warning: they lengthen rows.
+        strength: 0 leaves rows alone, 1 projects. Symmetric and one-sided projectors take [0, 2]
+            (2 reflects); others [0, 1], up to 2 with a warning: they lengthen rows.
+        gram: [k, k], k <= 256, of a one-sided projector: `read @ write.T`, symmetric, positive
+            definite, with a diagonal of 1; write None stands for read, whose rows are unit then,
+            not orthonormal. None: linear.
         side: the tower whose features it edits, "image" or "text". The other one needs `.T`.
         provenance: where it comes from, as plain JSON: method, parameters, model, head_hash, and
             forget and keep, each with the class names; kept in files and state dicts.
+        forget: [m, d], unit texts of the names that it forgets, for `clipproj.certificate`; kept in
+            files and state dicts, no part of the edit. None: not known.
 
     Raises:
         TypeError, ValueError: for factors that are not tensors, of other shapes, or not finite in
             float32; for a symmetric read whose rows are not orthonormal; for a strength out of
-            range; for a provenance that is no JSON.
+            range; for a gram that is not read @ write.T or nearly singular; for a provenance that
+            is no JSON.
 
     Example:
         >>> p = clipproj.Projector(torch.tensor([[1.0, 0.0]]))
@@ -56,7 +78,9 @@ class Projector(nn.Module):
 
     read: Tensor
     offset: Tensor | None
+    gram: Tensor | None
     strength: Tensor
+    forget: Tensor | None
     _write: Tensor | None
 
     def __init__(
@@ -66,8 +90,10 @@ class Projector(nn.Module):
         offset: Tensor | np.ndarray | None = None,
         strength: float | Tensor | np.ndarray = 1.0,
         *,
+        gram: Tensor | np.ndarray | None = None,
         side: str = "image",
         provenance: Mapping[str, Any] | None = None,
+        forget: Tensor | np.ndarray | None = None,
     ) -> None:
         super().__init__()
         if side not in TOWERS:
@@ -91,13 +117,24 @@ class Projector(nn.Module):
             raise Refusal(
                 "Projector", "offset", f"must be [{read.shape[0]}], got {list(offset.shape)}"
             )
-        if write is None:
+        if gram is not None:
+            gram = gram_of(read, read if write is None else write, gram)
+        elif write is None:
             check_orthonormal(read)
+        forget = None if forget is None else factor("forget", forget)
+        if forget is not None and (forget.ndim != 2 or forget.shape[1] != read.shape[1]):
+            raise Refusal(
+                "Projector", "forget", f"must be [m, {read.shape[1]}], got {list(forget.shape)}"
+            )
         self.side = side
         self.provenance = plain_json(provenance)
         self.register_buffer("read", read)
         self.register_buffer("_write", write)
         self.register_buffer("offset", offset)
+        self.register_buffer("gram", gram)
+        # No part of the edit: in state dicts it is part of the extra state, where one is loaded
+        # into a projector that does not know it.
+        self.register_buffer("forget", forget, persistent=False)
         with torch.inference_mode(False):
             number = torch.tensor(self._checked(strength), device=read.device, dtype=torch.float32)
         self.register_buffer("strength", number)
@@ -113,8 +150,17 @@ class Projector(nn.Module):
         return self._write is None
 
     @property
+    def one_sided(self) -> bool:
+        """Whether rows on the harmless side stay as they are: it has a gram matrix."""
+        return self.gram is not None
+
+    @property
     def form(self) -> str:
-        """ "affine" with an offset, else "symmetric" or "oblique" (read and write differ)."""
+        """ "one-sided" with a gram matrix, "affine" with an offset, else "symmetric" or "oblique"
+        (read and write differ).
+        """
+        if self.one_sided:
+            return "one-sided"
         if self.offset is not None:
             return "affine"
         return "symmetric" if self.symmetric else "oblique"
@@ -184,7 +230,7 @@ class Projector(nn.Module):
         return shard_by_shard("Projector", edit, x)
 
     def operands(self, x: Tensor, strength: float | Tensor | np.ndarray | None = None) -> Factors:
-        """read, write, offset and strength, as the operators take them by keyword for rows x.
+        """read, write, offset, strength, and gram of a one-sided one, as operators take them for x.
 
         Takes and raises what calling the projector does.
         """
@@ -208,26 +254,80 @@ class Projector(nn.Module):
         return factors
 
     def factors(self, dtype: torch.dtype = torch.float32) -> Factors:
-        """read, write, offset, strength as the operators take them for features of `dtype`.
+        """read, write, offset, strength, and gram of a one-sided one, for features of `dtype`.
 
         float64 for float64, else float32; write stays the same tensor as read when symmetric.
         """
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         read = whole(self.read).to(wide)
-        return {
+        factors: Factors = {
             "read": read,
             "write": read if self._write is None else whole(self._write).to(wide),
             "offset": None if self.offset is None else whole(self.offset).to(wide),
             "strength": whole(self.strength).to(wide),
         }
+        if self.gram is not None:
+            factors["gram"] = whole(self.gram).to(wide)
+        return factors
+
+    def linear_factors(self, op: str, dtype: torch.dtype = torch.float32) -> LinearFactors:
+        """What `ops.fold_` takes: `factors` of a linear projector.
+
+        Refusal, in the name of `op`, for a one-sided one, with what works instead.
+        """
+        if self.one_sided:
+            raise Refusal(
+                op,
+                "projector",
+                "must be linear, got a one-sided one, which changes some rows alone and no weight "
+                "can hold; use projector.linear(), or apply it to rows: the projector itself, "
+                "clipproj.plugins.attach, a ProjectorBank, ops.linear or ops.logits",
+            )
+        f = self.factors(dtype)
+        return {
+            "read": f["read"],
+            "write": f["write"],
+            "offset": f["offset"],
+            "strength": f["strength"],
+        }
+
+    def linear(self) -> Projector:
+        """The linear sibling of a one-sided projector, which folds: every row is brought onto the
+        half-spaces' borders through 0, `z' = z - s (z R^T) (R W^T)^-1 W`. A linear one itself.
+
+        Every row is turned, those too that were harmless, so it costs the rest more.
+        """
+        if self.gram is None:
+            return self
+        f = self.factors(torch.float64)
+        write = torch.linalg.solve(f["read"] @ f["write"].T, f["write"])
+        parameters = self.provenance.get("parameters", {}) | {"one_sided": False}
+        history = self.provenance | {"parameters": parameters}
+        with warnings.catch_warnings():  # of a strength above 1, which this one may have
+            warnings.simplefilter("ignore")
+            return Projector(
+                f["read"],
+                write,
+                strength=self.strength,
+                side=self.side,
+                provenance=history,
+                forget=self.forget,
+            )
 
     @property
     def T(self) -> Projector:
         """The same change of similarity, made on the other tower: read and write swapped.
 
-        <P^T x, t> = <x, P t>. Raises ValueError for a projector with an offset, which has no such
-        counterpart.
+        <P^T x, t> = <x, P t>. Raises ValueError for a projector with an offset and for a one-sided
+        one, which have no such counterpart.
         """
+        if self.one_sided:
+            raise Refusal(
+                "T",
+                "projector",
+                "must be linear, got a one-sided one: what it takes out of a row depends on the "
+                "row, so no edit of the other tower has the same scores; use projector.linear()",
+            )
         if self.offset is not None:
             raise Refusal("T", "projector", "must have no offset, got an affine one")
         other = "text" if self.side == "image" else "image"
@@ -244,6 +344,13 @@ class Projector(nn.Module):
             raise Refusal(op, "tower", f'must be "image" or "text", got {tower!r}')
         if tower == self.side:
             return self
+        if self.one_sided:
+            raise Refusal(
+                op,
+                "projector",
+                f"must be linear on the {tower} tower, got a one-sided one for {self.side} "
+                "features; use projector.linear()",
+            )
         if self.offset is not None:
             raise Refusal(
                 op,
@@ -291,18 +398,29 @@ class Projector(nn.Module):
         strength: float | Tensor = 1.0,
         side: str | None = None,
     ) -> Projector:
-        side = side or self.side
-        return Projector(read, write, offset, strength, side=side, provenance=self.provenance)
+        return Projector(
+            read,
+            write,
+            offset,
+            strength,
+            gram=self.gram,
+            side=side or self.side,
+            provenance=self.provenance,
+            forget=self.forget,
+        )
 
     def dense(self) -> Tensor:
-        """[d, d] float32 matrix P of the linear part: `z' = z @ p.dense() + p.shift()`."""
-        f = self.factors(torch.float64)
+        """[d, d] float32 matrix P of the linear part: `z' = z @ p.dense() + p.shift()`.
+
+        ValueError for a one-sided projector, which has none.
+        """
+        f = self.linear_factors("dense", torch.float64)
         eye = torch.eye(self.dim, dtype=torch.float64, device=self.read.device)
         return (eye - f["strength"] * f["read"].T @ f["write"]).float()
 
     def shift(self) -> Tensor:
-        """[d] float32 constant of the edit, s c W; zeros without an offset."""
-        f = self.factors(torch.float64)
+        """[d] float32 constant of the edit, s c W; zeros without an offset. Raises as `dense`."""
+        f = self.linear_factors("shift", torch.float64)
         offset = f["read"].new_zeros(self.rank) if f["offset"] is None else f["offset"]
         return (f["strength"] * offset @ f["write"]).float()
 
@@ -312,7 +430,9 @@ class Projector(nn.Module):
         The part of a row inside span(read), relative to the row's length: in [0, 1], 0 for zero
         rows. Measures x as it is. Features that a symmetric projector has edited at strength 1 give
         rounding errors; CCUP leaves what its weights leave. With an offset, where a projection does
-        not aim at 0, it is the distance to the offset's place instead, in units of the length.
+        not aim at 0, it is the distance to the offset's place instead, in units of the length. Of
+        a one-sided projector only what exceeds the half-spaces counts, so that harmless rows and
+        edited ones give 0, but for what the solver leaves.
         """
         x = as_tensor("residual", "x", x, self.read.device)
         self._check_rows("residual", x)
@@ -321,6 +441,8 @@ class Projector(nn.Module):
         measured = rows @ f["read"].T
         if f["offset"] is not None:
             measured = measured - f["offset"]
+        if self.one_sided:
+            measured = measured.clamp_min(0)
         # z R^T (R R^T)^{-1} R: right whatever the lengths and angles of read's rows
         inside = measured @ torch.linalg.pinv(f["read"]).T
         return inside.norm(dim=-1) / rows.norm(dim=-1).clamp_min(torch.finfo(rows.dtype).tiny)
@@ -328,14 +450,17 @@ class Projector(nn.Module):
     def content_hash(self) -> str:
         """SHA-256 hex over side, factors and strength: equal hashes mean the same edit."""
         text = f"projector side={self.side} symmetric={self.symmetric}"
-        return files.sha256(self.read, self._write, self.offset, self.strength, text=text)
+        factors = [self.read, self._write, self.offset, self.strength]
+        factors += [self.gram] if self.one_sided else []  # what others were called they still are
+        return files.sha256(*factors, text=text)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write factors and provenance to a safetensors file, atomically.
 
         Raises OSError; ValueError for a strength that was set out of range.
         """
-        files.write(path, "projector", *self.parts())
+        version = files.FORMAT if self.one_sided else 1
+        files.write(path, "projector", *self.parts(), version=version)
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file keeps of it, for `from_parts`: tensors by name, and JSON.
@@ -344,6 +469,7 @@ class Projector(nn.Module):
         """
         self._checked(self.strength, warn=False)
         factors = {"read": self.read, "write": self._write, "offset": self.offset}
+        factors |= {"gram": self.gram, "forget": self.forget}
         tensors = {name: t for name, t in factors.items() if t is not None}
         meta: dict[str, Any] = {
             "side": self.side,
@@ -370,6 +496,9 @@ class Projector(nn.Module):
         """Side, provenance and hash, for `state_dict`: as bytes, which every format can hold."""
         digest = None if self.read.is_meta else self.content_hash()
         state = {"side": self.side, "provenance": self.provenance, "hash": digest}
+        if self.forget is not None and not self.forget.is_meta:
+            texts = self.forget.cpu().contiguous().numpy().tobytes()
+            state["forget"] = base64.b64encode(texts).decode()
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -377,12 +506,17 @@ class Projector(nn.Module):
         provenance that is none."""
         meta = json.loads(bytes(state.tolist()))
         self.side, self.provenance = meta["side"], _stored_history(meta["provenance"])
+        texts = base64.b64decode(meta.get("forget", ""))
+        self.forget = None
+        if texts:
+            rows = torch.frombuffer(bytearray(texts), dtype=torch.float32).view(-1, self.dim)
+            self.forget = rows.to(self.read.device)
         if meta["hash"] is not None and self.content_hash() != meta["hash"]:
             raise Refusal(
                 "load_state_dict",
                 "state_dict",
                 "must hold a projector's factors as they were saved, "
-                "got others: cast, or of another form (symmetric, oblique, affine)",
+                "got others: cast, or of another form (symmetric, oblique, affine, one-sided)",
             )
 
     def _check_rows(self, op: str, x: Tensor) -> None:
@@ -404,7 +538,7 @@ class Projector(nn.Module):
             got = type(strength).__name__
             raise TypeError(f"Projector: strength must be a number or a tensor, got {got}")
         number = float(strength)
-        shrinks = self.symmetric and self.offset is None
+        shrinks = self.one_sided or (self.symmetric and self.offset is None)
         if not 0 <= number <= 2:
             limit = "[0, 2]" if shrinks else "[0, 1] (at most 2)"
             raise Refusal("Projector", "strength", f"must be in {limit}, got {number:g}")
@@ -428,10 +562,12 @@ class Projector(nn.Module):
 def stored(tensors: Mapping[str, Tensor], side: str, provenance: Any) -> Projector:
     """A projector from what a file holds. ValueError for anything that makes none."""
     factors: list[Any] = [tensors.get(name) for name in ("read", "write", "offset", "strength")]
+    rest: dict[str, Any] = {name: tensors.get(name) for name in ("gram", "forget")}
     with warnings.catch_warnings():  # whoever built it has been warned about its strength
         warnings.simplefilter("ignore")
         try:
-            return Projector(*factors, side=side, provenance=_stored_history(provenance))
+            history = _stored_history(provenance)
+            return Projector(*factors, **rest, side=side, provenance=history)
         except TypeError as error:
             raise Refusal("load", "path", f"must hold a projector: {error}") from error
 

@@ -29,10 +29,44 @@ def _per_row(strength: Tensor | None, x: Tensor) -> Tensor | float:
 
 
 def _update(
-    x: Tensor, read: Tensor, write: Tensor, offset: Tensor | None, strength: Tensor | None
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    gram: Tensor | None,
 ) -> Tensor:
     dots = x @ read.T
-    return x - _per_row(strength, x) * ((dots if offset is None else dots - offset) @ write)
+    excess = dots if offset is None else dots - offset
+    taken = excess if gram is None else solve(excess.double(), gram.double()).to(x.dtype)
+    return x - _per_row(strength, x) * (taken @ write)
+
+
+def solve(excess: Tensor, gram: Tensor) -> Tensor:
+    """The a >= 0 with the least `a gram a / 2 - a excess`, row by row: what a one-sided update
+    takes out.
+
+    Coordinate ascent until nothing moves in float64, as csrc/cpu/solve.inl does it but for its end.
+
+    Args:
+        excess: [..., k] float64. gram: [k, k] float64, symmetric, positive definite, with a
+            diagonal of 1.
+
+    Raises RuntimeError should it not end in 100 000 sweeps: gram is nearly singular.
+    """
+    rest, a = excess.clone(), torch.zeros_like(excess)
+    finite = excess[excess.isfinite()]
+    least = 1e-15 * float(finite.abs().max()) if len(finite) else 0.0
+    for _ in range(100_000):
+        moved = 0.0
+        for i in range(excess.shape[-1]):
+            step = torch.maximum(rest[..., i], -a[..., i])
+            a[..., i] += step
+            rest -= step.unsqueeze(-1) * gram[i]
+            moved = max(moved, float(step.abs().nan_to_num(0, 0).max()) if len(finite) else 0.0)
+        if moved <= least:
+            return a
+    raise RuntimeError("solve: gram must be positive definite, got one that is nearly singular")
 
 
 def project(
@@ -43,9 +77,10 @@ def project(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`clipproj.ops.project` in float64."""
-    out = _update(*_wide(x, read, write, offset, strength))
+    out = _update(*_wide(x, read, write, offset, strength, gram))
     return functional.normalize(out, dim=-1) if normalize else out
 
 
@@ -68,9 +103,11 @@ def projected_norm(
     write: Tensor,
     offset: Tensor | None = None,
     strength: Tensor | None = None,
+    *,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`clipproj.ops.projected_norm` in float64."""
-    return torch.linalg.vector_norm(project(x, read, write, offset, strength), dim=-1)
+    return torch.linalg.vector_norm(project(x, read, write, offset, strength, gram=gram), dim=-1)
 
 
 def plain(
@@ -81,10 +118,11 @@ def plain(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """What one would write without this package: the update by torch's kernels, in x's dtype."""
     factors: list[Any] = [
-        None if t is None else t.to(x.dtype) for t in (read, write, offset, strength)
+        None if t is None else t.to(x.dtype) for t in (read, write, offset, strength, gram)
     ]
     out = _update(x, *factors)
     return functional.normalize(out, dim=-1) if normalize else out
@@ -98,6 +136,7 @@ def tolerance(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """How far each element of `ops.project(...)` may lie from `project(...)`: `[..., d]` float64.
 
@@ -106,8 +145,15 @@ def tolerance(
     normalising. eps is that of the type which accumulates, float32 for half types: their one
     rounding, at the store, is what `plain` does at least once. Rows that lose more than 99.9 % of
     their length have no bound when normalising (inf); check that they are finite and of length 1.
+    With gram the second part also has what the kernels leave when they stop, and rounding goes
+    through gram's inverse.
     """
-    options: dict[str, Any] = {"offset": offset, "strength": strength, "normalize": normalize}
+    options: dict[str, Any] = {
+        "offset": offset,
+        "strength": strength,
+        "normalize": normalize,
+        "gram": gram,
+    }
     reference = project(x, read, write, **options)
     bound = _rounding(x, read, write, **options)
     return _torch_error(plain(x, read, write, **options), reference) + bound
@@ -124,13 +170,52 @@ def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
+def _least_eigenvalue(gram: Tensor | None) -> float:
+    """By which the solution's error may exceed that of the excess; 1 where nothing is solved."""
+    if gram is None or not gram.numel() or torch.equal(gram, gram.diag().diag()):
+        return 1.0
+    return float(torch.linalg.eigvalsh(gram.double())[0])
+
+
 def _magnitude(
-    x: Tensor, read: Tensor, write: Tensor, offset: Tensor | None, strength: Tensor | None
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`|x| + s (|x| |read^T| + |c|) |write|`, what the sums of the update may reach."""
     wide: list[Any] = [t if t is None else t.abs() for t in _wide(x, read, write, offset, strength)]
     dots = wide[0] @ wide[1].T if wide[3] is None else wide[0] @ wide[1].T + wide[3]
+    least = _least_eigenvalue(gram)
+    if least != 1:
+        dots = torch.linalg.vector_norm(dots, dim=-1, keepdim=True).expand_as(dots) / least
     return wide[0] + _per_row(wide[4], wide[0]) * (dots @ wide[2])
+
+
+STOP = 2.0**-10  # of the largest excess: kMove of csrc/solve.h
+
+
+def _unsolved(
+    x: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    gram: Tensor | None,
+) -> Tensor | float:
+    """How far the kernels' solution may move a row: each coefficient was the best one until others
+    moved by at most `STOP`, and G is strongly convex.
+    """
+    if gram is None or x.dtype == torch.float64 or not gram.numel():
+        return 0.0
+    wide = _wide(x, read, write, offset, strength, gram)
+    dots = wide[0] @ wide[1].T if wide[3] is None else wide[0] @ wide[1].T - wide[3]
+    largest = dots.nan_to_num(0, 0, 0).amax(-1, keepdim=True).clamp_min(0)
+    beside = wide[5].abs().sum(1) - 1
+    left = 2 * STOP * largest * torch.linalg.vector_norm(beside) / _least_eigenvalue(gram)
+    return _per_row(wide[4], wide[0]) * left * torch.linalg.vector_norm(wide[2], dim=0)
 
 
 def _rounding(
@@ -141,11 +226,13 @@ def _rounding(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """The second part of `tolerance`."""
     k, d = read.shape
-    bound = 4 * _eps(x.dtype) * (d + k) ** 0.5 * _magnitude(x, read, write, offset, strength)
-    return _over_length(bound, x, read, write, offset, strength) if normalize else bound
+    factors = read, write, offset, strength, gram
+    bound = 4 * _eps(x.dtype) * (d + k) ** 0.5 * _magnitude(x, *factors) + _unsolved(x, *factors)
+    return _over_length(bound, x, read, write, offset, strength, gram) if normalize else bound
 
 
 def _over_length(
@@ -155,10 +242,11 @@ def _over_length(
     write: Tensor,
     offset: Tensor | None,
     strength: Tensor | None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """A bound of projected rows as one of normalised rows."""
     before = torch.linalg.vector_norm(x.detach().double(), dim=-1, keepdim=True)
-    after = projected_norm(x, read, write, offset, strength).unsqueeze(-1)
+    after = projected_norm(x, read, write, offset, strength, gram=gram).unsqueeze(-1)
     bound = bound / after.clamp_min(1e-12)
     return bound.masked_fill(after < MOSTLY_ERASED * before, torch.inf)
 
@@ -172,7 +260,8 @@ def _by_projector(
     spans: Tensor,
     index: Tensor,
     strength: Tensor | None,
-    **options: bool,
+    gram: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """function of the rows of each projector, with its own slice of the bank."""
     flat = x.reshape(index.shape[0], x.shape[-1])
@@ -180,7 +269,8 @@ def _by_projector(
     for j in index.unique().tolist():
         rows = index == j
         start, rank = (0, 0) if j < 0 else spans[j].tolist()
-        own = slice(start, start + rank)
+        own = slice(start, start + abs(rank))
+        one_sided = {} if rank >= 0 or gram is None else {"gram": gram[own, : abs(rank)]}
         out[rows] = function(
             flat[rows],
             read[own],
@@ -188,6 +278,7 @@ def _by_projector(
             None if offset is None else offset[own],
             strength if strength is None or strength.dim() == 0 else strength[rows],
             **options,
+            **one_sided,
         ).double()
     return out.view(x.shape)
 
@@ -202,9 +293,10 @@ def project_rows(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`clipproj.ops.project_rows` in float64."""
-    bank = read, write, offset, spans, index, strength
+    bank = read, write, offset, spans, index, strength, gram
     return _by_projector(project, x, *bank, normalize=normalize)
 
 
@@ -218,9 +310,10 @@ def tolerance_rows(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`tolerance` for `ops.project_rows(...)`: of each row, with its own projector's rank."""
-    bank = read, write, offset, spans, index, strength
+    bank = read, write, offset, spans, index, strength, gram
     return _by_projector(tolerance, x, *bank, normalize=normalize)
 
 
@@ -233,22 +326,33 @@ def _each(
     strength: Tensor | None,
     spans: Tensor | None,
     index: Tensor | None,
-    **options: bool,
+    gram: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """function of all rows, or with spans of the rows of each projector."""
     if spans is None or index is None:
+        options |= {} if gram is None else {"gram": gram}
         return function(x, read, write, offset, strength, **options)
-    return _by_projector(function, x, read, write, offset, spans, index, strength, **options)
+    bank = read, write, offset, spans, index, strength, gram
+    return _by_projector(function, x, *bank, **options)
 
 
 def _spread(
-    y: Tensor, read: Tensor, write: Tensor, offset: Tensor | None, strength: Tensor | None
+    y: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """How far rounding each element of y by one part may move the projected rows: roundings are
     independent, so their squares add up.
     """
     square = y.double().square()
     through = square @ (read.double().T @ write.double()).square()
+    if gram is not None:  # of some directions alone, and through gram's inverse
+        dots = square @ read.double().T.square() / _least_eigenvalue(gram) ** 2
+        through = dots.sum(-1, keepdim=True) * write.double().square().sum(0)
     return (square + _per_row(strength, y) ** 2 * through).sqrt()
 
 
@@ -264,9 +368,10 @@ def linear(
     normalize: bool = False,
     spans: Tensor | None = None,
     index: Tensor | None = None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`clipproj.ops.linear` in float64."""
-    factors = read, write, offset, strength, spans, index
+    factors = read, write, offset, strength, spans, index, gram
     y = functional.linear(*_wide(x, weight, bias))
     return _each(project, y, *factors, normalize=normalize)
 
@@ -283,6 +388,7 @@ def linear_tolerance(
     normalize: bool = False,
     spans: Tensor | None = None,
     index: Tensor | None = None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """How far each element of `ops.linear(...)` may lie from `linear(...)`: `[..., d]` float64.
 
@@ -291,10 +397,12 @@ def linear_tolerance(
     `|x| |weight^T| + |bias|`; and for half types what one rounding of the product may do, which is
     all that the operator rounds before its store. Divided by the row's length when normalising.
     """
-    factors = read, write, offset, strength, spans, index
+    factors = read, write, offset, strength, spans, index, gram
     product = functional.linear(x, weight, bias)
     torch_result = _each(plain, product, *factors, normalize=normalize).to(x.dtype)
-    reference = linear(x, weight, bias, *factors[:4], normalize=normalize, spans=spans, index=index)
+    reference = linear(
+        x, weight, bias, *factors[:4], normalize=normalize, spans=spans, index=index, gram=gram
+    )
 
     y = functional.linear(*_wide(x, weight, bias))
     magnitudes: list[Any] = [t if t is None else t.abs() for t in _wide(x, weight, bias)]
@@ -308,8 +416,16 @@ def linear_tolerance(
     return _torch_error(torch_result, reference) + bound
 
 
-def _one_over_length(y: Tensor, *factors: Any) -> Tensor:
-    return _over_length(torch.ones_like(y, dtype=torch.float64), y, *factors)
+def _one_over_length(
+    y: Tensor,
+    read: Tensor,
+    write: Tensor,
+    offset: Tensor | None,
+    strength: Tensor | None,
+    gram: Tensor | None = None,
+) -> Tensor:
+    one = torch.ones_like(y, dtype=torch.float64)
+    return _over_length(one, y, read, write, offset, strength, gram)
 
 
 def logits(
@@ -324,9 +440,10 @@ def logits(
     *,
     spans: Tensor | None = None,
     index: Tensor | None = None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`clipproj.ops.logits` in float64."""
-    z = _each(project, x, read, write, offset, strength, spans, index, normalize=True)
+    z = _each(project, x, read, write, offset, strength, spans, index, gram, normalize=True)
     out = scale.double() * (z @ classes.double().T)
     return out if bias is None else out + bias.double()
 
@@ -344,6 +461,7 @@ def logits_tolerance(
     spans: Tensor | None = None,
     index: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """How far each element of `ops.logits(...)` may lie from `logits(...)`: `[..., C]` float64.
 
@@ -352,13 +470,13 @@ def logits_tolerance(
     the bias's; for half types also one rounding of the row and, unless it is float32, one of bias
     and result. Rows that lose more than 99.9 % of their length have no bound (inf).
     """
-    factors = read, write, offset, strength, spans, index
+    factors = read, write, offset, strength, spans, index, gram
     dtype = dtype or x.dtype
     row = _each(plain, x, *factors, normalize=True).to(x.dtype)
     torch_result = scale.to(dtype) * (row @ classes.T).to(dtype)
     if bias is not None:
         torch_result = torch_result + bias.to(dtype)
-    reference = logits(x, classes, *factors[:4], scale, bias, spans=spans, index=index)
+    reference = logits(x, classes, *factors[:4], scale, bias, spans=spans, index=index, gram=gram)
 
     z = _each(project, x, *factors, normalize=True)
     of_row = _each(_rounding, x, *factors, normalize=True)

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <sstream>
@@ -74,7 +75,7 @@ inline std::ostream& operator<<(std::ostream& text, const Device& device) {
 // The factors that one call works with, contiguous and kept alive for the length of the call.
 struct Factors {
   Tensor read, write;  // the same handle when the projector is symmetric
-  std::optional<Tensor> offset, strength;
+  std::optional<Tensor> offset, strength, gram;
   int64_t k;
   std::optional<Tensor> spans, index, flag;  // of a bank: see ProjectParams
   std::optional<Tensor> scale;
@@ -92,12 +93,35 @@ inline void check_device(const char* op, const char* name, const Tensor& t, cons
   require(got == want, op, name, " must be on ", want, ", got ", got);
 }
 
+constexpr int64_t kMostOneSided = 256;  // directions: beyond it a row's solution costs too much
+
+// The Gram matrix of a one-sided projector; of a bank, [k, g], that of each beside its directions.
+inline void check_gram(const char* op, const Tensor& x, const Tensor& gram, bool banked,
+                       Factors* f) {
+  const int64_t k = f->k, columns = gram.dim() == 2 ? gram.size(1) : -1;
+  if (banked) {
+    require(gram.dim() == 2 && gram.size(0) == k, op, "gram must be [k, g] with k=", k, ", got ",
+            Shape{gram});
+  } else {
+    require(gram.dim() == 2 && gram.size(0) == k && columns == k, op,
+            "gram must be [k, k] with k=", k, ", got ", Shape{gram});
+  }
+  require(columns <= kMostOneSided, op, "gram must have at most ", kMostOneSided, " columns, got ",
+          columns);
+  const ScalarType type = x.scalar_type();
+  check_dtype(op, "gram", gram, type,
+              type == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+  check_device(op, "gram", gram, Device(x));
+  f->gram = dense(gram);
+}
+
 // Checks x against the factors; d is the embedding dimension and n the number of rows. The name of
 // the tensor that is projected differs between the operators, hence `subject`.
 inline Factors check_factors(const char* op, const char* subject, const Tensor& x,
                              const Tensor& read, const Tensor& write,
                              const std::optional<Tensor>& offset,
-                             const std::optional<Tensor>& strength, int64_t d, int64_t n) {
+                             const std::optional<Tensor>& strength,
+                             const std::optional<Tensor>& gram, bool banked, int64_t d, int64_t n) {
   const ScalarType type = x.scalar_type();
   const Device device(x);
   require(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half ||
@@ -126,10 +150,11 @@ inline Factors check_factors(const char* op, const char* subject, const Tensor& 
     check_dtype(op, "strength", *strength, type, want);
     check_device(op, "strength", *strength, device);
   }
-  Factors f{dense(read), read, {}, {}, k, {}, {}, {}, {}};
+  Factors f{dense(read), read, {}, {}, {}, k, {}, {}, {}, {}};
   f.write = same_memory(read, write) ? f.read : dense(write);
   if (offset) f.offset = dense(*offset);
   if (strength) f.strength = dense(*strength);
+  if (gram) check_gram(op, x, *gram, banked, &f);
   return f;
 }
 
@@ -143,23 +168,28 @@ inline Span load_span(const int32_t* spans, int64_t j) {
   return span;
 }
 
-inline void check_span(const char* op, Span span, int64_t j, int64_t k) {
-  require(span.start >= 0 && span.rank >= 0 && int64_t{span.start} + span.rank <= k, op,
+// `gram_columns`: how many directions a one-sided projector may have.
+inline void check_span(const char* op, Span span, int64_t j, int64_t k, int64_t gram_columns) {
+  const int64_t rank = std::abs(int64_t{span.rank});
+  require(span.start >= 0 && (span.rank >= 0 || gram_columns > 0) && span.start + rank <= k, op,
           "spans must lie within the ", k, " directions of the bank, got start ", span.start,
           " and rank ", span.rank, " in span ", j,
           span.start == -1 && span.rank == -1 ? ", whose projector was removed" : "");
+  require(span.rank >= 0 || rank <= gram_columns, op,
+          "gram must have a column for each direction of a one-sided projector, got ", gram_columns,
+          " for the ", rank, " of span ", j);
 }
 
 // On the CPU, whose kernels trust what they are told: every row's index, and the spans in use.
-inline void check_rows_of_bank(const char* op, const Tensor& spans, const Tensor& index,
-                               int64_t k) {
+inline void check_rows_of_bank(const char* op, const Tensor& spans, const Tensor& index, int64_t k,
+                               int64_t gram_columns) {
   const auto* all = static_cast<const int32_t*>(spans.const_data_ptr());
   const auto* row = static_cast<const int32_t*>(index.const_data_ptr());
   const int64_t n = index.size(0), m = spans.size(0);
   for (int64_t i = 0; i < n; ++i) {
     const int64_t j = row[i];
     require(-1 <= j && j < m, op, "index must be in [-1, ", m - 1, "], got ", j, " in row ", i);
-    if (j >= 0) check_span(op, load_span(all, j), j, k);
+    if (j >= 0) check_span(op, load_span(all, j), j, k, gram_columns);
   }
 }
 
@@ -185,7 +215,9 @@ inline void check_bank(const char* op, const Tensor& x, const std::optional<Tens
   check("index", *index);
   f->spans = aligned(*spans);
   f->index = dense(*index);
-  if (device.is_cpu()) check_rows_of_bank(op, *f->spans, *f->index, f->k);
+  if (device.is_cpu()) {
+    check_rows_of_bank(op, *f->spans, *f->index, f->k, f->gram ? f->gram->size(1) : 0);
+  }
   if (!flag) return;
   require(flag->numel() == 1, op, "flag must have one element, got ", Shape{*flag});
   check("flag", *flag);
@@ -298,6 +330,7 @@ inline void check_writable(const char* op, const char* subject, const Tensor& x,
   apart("write", f.write);
   if (f.offset) apart("offset", *f.offset);
   if (f.strength) apart("strength", *f.strength);
+  if (f.gram) apart("gram", *f.gram);
 }
 
 inline StridedRows check_flat(const char* op, const char* subject, const Tensor& x, int64_t n,

@@ -33,6 +33,7 @@ ProjectParams<A> make_params(const Factors& f, const LaunchArgs& args) {
   p.read = data(f.read, A());
   p.write = data(f.write, A());
   p.offset = data(f.offset, A());
+  p.gram = data(f.gram, A());
   p.strength = data(f.strength, A());
   p.scale = data(f.scale, A());
   p.spans = data(f.spans, int32_t());
@@ -46,6 +47,7 @@ ProjectParams<A> make_params(const Factors& f, const LaunchArgs& args) {
   p.x_col = args.from.col;
   p.out_row = args.to.row;
   p.out_col = args.to.col;
+  p.gram_row = f.gram ? f.gram->size(1) : 0;
   p.strength_row = f.strength && f.strength->dim() == 1 ? 1 : 0;
   p.normalize = args.normalize;
   if (p.strength) p.strength += args.first * p.strength_row;
@@ -71,9 +73,10 @@ void project_into(Tensor out, StridedRows to, const Tensor& x, const Factors& f,
 template <class Backend>
 Tensor project(const Tensor& x, const Tensor& read, const Tensor& write,
                const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
-               bool normalize) {
+               bool normalize, const std::optional<Tensor>& gram) {
   const int64_t d = check_features("project", x), n = x.numel() / d;
-  const Factors f = check_factors("project", "x", x, read, write, offset, strength, d, n);
+  const Factors f =
+      check_factors("project", "x", x, read, write, offset, strength, gram, false, d, n);
   Tensor out = Backend::new_result(x, x.sizes());
   project_into<Backend>(out, {n, d, d, 1}, x, f, normalize);
   return out;
@@ -85,10 +88,11 @@ template <class Backend>
 Tensor project_rows(const Tensor& x, const Tensor& read, const Tensor& write,
                     const std::optional<Tensor>& offset, const Tensor& spans, const Tensor& index,
                     const std::optional<Tensor>& strength, bool normalize,
-                    const std::optional<Tensor>& flag) {
+                    const std::optional<Tensor>& gram, const std::optional<Tensor>& flag) {
   [[maybe_unused]] const typename Backend::Reader reading{};
   const int64_t d = check_features("project_rows", x), n = x.numel() / d;
-  Factors f = check_factors("project_rows", "x", x, read, write, offset, strength, d, n);
+  Factors f =
+      check_factors("project_rows", "x", x, read, write, offset, strength, gram, true, d, n);
   check_bank("project_rows", x, spans, index, flag, n, &f);
   Tensor out = Backend::new_result(x, x.sizes());
   project_into<Backend>(out, {n, d, d, 1}, x, f, normalize);
@@ -98,9 +102,10 @@ Tensor project_rows(const Tensor& x, const Tensor& read, const Tensor& write,
 template <class Backend>
 void project_(const Tensor& x, const Tensor& read, const Tensor& write,
               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
-              bool normalize) {
+              bool normalize, const std::optional<Tensor>& gram) {
   const int64_t d = check_features("project_", x), n = x.numel() / d;
-  const Factors f = check_factors("project_", "x", x, read, write, offset, strength, d, n);
+  const Factors f =
+      check_factors("project_", "x", x, read, write, offset, strength, gram, false, d, n);
   check_writable("project_", "x", x, f);
   const StridedRows rows = check_flat("project_", "x", x, n, d);
   project_into<Backend>(x, rows, x, f, normalize);
@@ -109,9 +114,10 @@ void project_(const Tensor& x, const Tensor& read, const Tensor& write,
 template <class Backend>
 void project_out(const Tensor& x, const Tensor& read, const Tensor& write,
                  const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
-                 bool normalize, const Tensor& out) {
+                 bool normalize, const std::optional<Tensor>& gram, const Tensor& out) {
   const int64_t d = check_features("project_out", x), n = x.numel() / d;
-  const Factors f = check_factors("project_out", "x", x, read, write, offset, strength, d, n);
+  const Factors f =
+      check_factors("project_out", "x", x, read, write, offset, strength, gram, false, d, n);
   check_out("project_out", out, x);
   check_writable("project_out", "out", out, f);
   const StridedRows rows = check_flat("project_out", "out", out, n, d);
@@ -126,8 +132,8 @@ void fold_(const Tensor& weight, const Tensor& read, const Tensor& write,
            const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
            int64_t dim) {
   const StridedRows rows = check_weight("fold_", weight, offset, strength, dim);
-  const Factors f =
-      check_factors("fold_", "weight", weight, read, write, offset, strength, rows.d, rows.n);
+  const Factors f = check_factors("fold_", "weight", weight, read, write, offset, strength, {},
+                                  false, rows.d, rows.n);
   check_writable("fold_", "weight", weight, f);
   if (is_identity(f, false)) return;
   void* data = weight.mutable_data_ptr();
@@ -136,9 +142,11 @@ void fold_(const Tensor& weight, const Tensor& read, const Tensor& write,
 
 template <class Backend>
 Tensor projected_norm(const Tensor& x, const Tensor& read, const Tensor& write,
-                      const std::optional<Tensor>& offset, const std::optional<Tensor>& strength) {
+                      const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
+                      const std::optional<Tensor>& gram) {
   const int64_t d = check_features("projected_norm", x), n = x.numel() / d;
-  const Factors f = check_factors("projected_norm", "x", x, read, write, offset, strength, d, n);
+  const Factors f =
+      check_factors("projected_norm", "x", x, read, write, offset, strength, gram, false, d, n);
   Tensor norm = new_dense(f.read, {x.sizes().data(), x.sizes().size() - 1});
   const auto flat = rows_of(x, n, d);
   // The one case with a copy of x: leading dims without a common stride.

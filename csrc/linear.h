@@ -12,11 +12,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
               const Tensor& read, const Tensor& write, const std::optional<Tensor>& offset,
               const std::optional<Tensor>& strength, bool normalize,
               const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
-              const std::optional<Tensor>& flag) {
+              const std::optional<Tensor>& gram, const std::optional<Tensor>& flag) {
   [[maybe_unused]] const typename Backend::Reader reading{};
   const int64_t n = check_linear("linear", x, weight, bias);
   const int64_t in = weight.size(1), d = weight.size(0);
-  Factors f = check_factors("linear", "x", x, read, write, offset, strength, d, n);
+  Factors f =
+      check_factors("linear", "x", x, read, write, offset, strength, gram, spans.has_value(), d, n);
   check_bank("linear", x, spans, index, flag, n, &f);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = d;

@@ -16,10 +16,12 @@ Tensor logits(const Tensor& x, const Tensor& classes, const Tensor& read, const 
               const std::optional<Tensor>& offset, const std::optional<Tensor>& strength,
               const Tensor& scale, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& spans, const std::optional<Tensor>& index,
-              std::optional<ScalarType> dtype, const std::optional<Tensor>& flag) {
+              std::optional<ScalarType> dtype, const std::optional<Tensor>& gram,
+              const std::optional<Tensor>& flag) {
   [[maybe_unused]] const typename Backend::Reader reading{};
   const int64_t d = check_features("logits", x), n = x.numel() / d;
-  Factors f = check_factors("logits", "x", x, read, write, offset, strength, d, n);
+  Factors f =
+      check_factors("logits", "x", x, read, write, offset, strength, gram, spans.has_value(), d, n);
   check_bank("logits", x, spans, index, flag, n, &f);
   check_logits("logits", x, classes, scale, bias, dtype);
   f.scale = scale;

@@ -55,37 +55,37 @@ template <class Backend, class Define>
 void for_operators(Define define) {
   define(
       "project(Tensor x, Tensor read, Tensor write, Tensor? offset=None, Tensor? strength=None, *, "
-      "bool normalize=False) -> Tensor",
+      "bool normalize=False, Tensor? gram=None) -> Tensor",
       TORCH_BOX(&project<Backend>));
   define(
       "project_(Tensor(a!) x, Tensor read, Tensor write, Tensor? offset=None, "
-      "Tensor? strength=None, *, bool normalize=False) -> ()",
+      "Tensor? strength=None, *, bool normalize=False, Tensor? gram=None) -> ()",
       TORCH_BOX(&project_<Backend>));
   define(
       "project_out(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
-      "Tensor? strength=None, *, bool normalize=False, Tensor(a!) out) -> ()",
+      "Tensor? strength=None, *, bool normalize=False, Tensor? gram=None, Tensor(a!) out) -> ()",
       TORCH_BOX(&project_out<Backend>));
   define_flagged<&project_rows<Backend>>(
       define,
       "project_rows(Tensor x, Tensor read, Tensor write, Tensor? offset, Tensor spans, "
-      "Tensor index, Tensor? strength=None, *, bool normalize=False) -> Tensor");
+      "Tensor index, Tensor? strength=None, *, bool normalize=False, Tensor? gram=None) -> Tensor");
   define_flagged<&linear<Backend>>(
       define,
       "linear(Tensor x, Tensor weight, Tensor? bias, Tensor read, Tensor write, "
       "Tensor? offset=None, Tensor? strength=None, *, bool normalize=False, Tensor? spans=None, "
-      "Tensor? index=None) -> Tensor");
+      "Tensor? index=None, Tensor? gram=None) -> Tensor");
   define_flagged<&logits<Backend>>(
       define,
       "logits(Tensor x, Tensor classes, Tensor read, Tensor write, Tensor? offset, "
       "Tensor? strength, Tensor scale, Tensor? bias=None, *, Tensor? spans=None, "
-      "Tensor? index=None, ScalarType? dtype=None) -> Tensor");
+      "Tensor? index=None, ScalarType? dtype=None, Tensor? gram=None) -> Tensor");
   define(
       "fold_(Tensor(a!) weight, Tensor read, Tensor write, Tensor? offset=None, "
       "Tensor? strength=None, *, int dim) -> ()",
       TORCH_BOX(&fold_<Backend>));
   define(
       "projected_norm(Tensor x, Tensor read, Tensor write, Tensor? offset=None, "
-      "Tensor? strength=None) -> Tensor",
+      "Tensor? strength=None, *, Tensor? gram=None) -> Tensor",
       TORCH_BOX(&projected_norm<Backend>));
 }
 

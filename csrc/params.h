@@ -5,12 +5,14 @@
 
 namespace clipproj {
 
-// A projector's directions among those of a bank: its entry in `spans`.
+// A projector's directions among those of a bank: its entry in `spans`. The rank of a one-sided
+// projector is written negative: {start, -k}.
 struct Span {
   int32_t start, rank;
 };
 
-// x' = x - s (x read^T - offset) write, row by row; A is the type of factors and accumulators.
+// x' = x - s (x read^T - offset) write, row by row; A is the type of factors and accumulators. With
+// gram = read write^T the coefficients x read^T - offset become the solution of solve.inl first.
 // With spans, the factors hold those of many projectors and each row takes the one of its index.
 template <class A>
 struct ProjectParams {
@@ -20,6 +22,7 @@ struct ProjectParams {
   const A* read;      // [k, d], contiguous
   const A* write;     // [k, d], contiguous; equal to read when the projector is symmetric
   const A* offset;    // [k] or null
+  const A* gram;      // [k, k], element (i, j) at i * gram_row + j; null: linear. With spans [k, g]
   const A* strength;  // element i * strength_row for row i; null means 1
   const A* scale;     // one number, times each row at its end; null means 1
   const int32_t* spans;  // [m, 2], first direction and rank of each projector; null: one, of all k
@@ -28,7 +31,9 @@ struct ProjectParams {
   int64_t n, d, k, m;
   int64_t x_row, x_col;
   int64_t out_row, out_col;
+  int64_t gram_row;
   int64_t strength_row;  // 0: one strength for all rows, 1: one per row
+  bool clamps;           // gram is diagonal: each coefficient is its own max(., 0)
   bool normalize;        // divide each projected row by max(its length, 1e-12)
 };
 

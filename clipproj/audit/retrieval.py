@@ -125,7 +125,10 @@ def wrong_side(
     if texts.shape[1] != projector.dim:
         got = list(texts.shape)
         raise Refusal(op, "forget_texts", f"must be [m, {projector.dim}], got {got}")
-    f = {k: v if v is None else v.cpu() for k, v in projector.factors(torch.float64).items()}
+    f = {
+        k: v if v is None else v.cpu()
+        for k, v in projector.linear_factors(op, torch.float64).items()
+    }
     texts = texts.cpu()
 
     def seen(read: Tensor, write: Tensor) -> Tensor:
@@ -179,7 +182,7 @@ def retrieval(
             after.append(SearchAfter(side, again, found(*pair)))
 
     check = swapped = None
-    if isinstance(edit, Projector) and edit.offset is None and not edit.symmetric:
+    if isinstance(edit, Projector) and edit.form == "oblique":
         check = wrong_side(edit, samples.classes.select(forget), samples.classes.drop(forget))
         moved = samples.edited(_swapped(edit))
         pair = _in_units(moved.features, samples.features), _in_units(moved.texts, samples.texts)

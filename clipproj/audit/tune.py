@@ -98,7 +98,7 @@ def tune(
                 "tune", "forget", "must name classes, got None and a projector without any"
             )
     if strengths is None:
-        shrinks = projector.symmetric and projector.offset is None
+        shrinks = projector.form in ("symmetric", "one-sided")
         strengths = [round(i * STEP, 2) for i in range(round((2 if shrinks else 1) / STEP) + 1)]
     strengths = sorted({0.0, *map(float, strengths)})
     if not all(0 <= s <= 2 for s in strengths):

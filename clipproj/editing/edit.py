@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files, ops
-from clipproj._factors import Factors
+from clipproj._factors import LinearFactors
 from clipproj.editing import log, records
 from clipproj.editing.log import Edit
 from clipproj.editing.receipt import Receipt
@@ -73,9 +73,10 @@ def edit(
         The handle, also the newest entry of `edits(model)`.
 
     Raises:
-        ValueError: an unknown model; a tower without a foldable head (the text names the way that
-            works); another width; a projector of another model; an offset for a head without bias
-            or for the other tower; a strength out of range; a head that shares memory with another
+        ValueError: a one-sided projector, which no weight can hold (the text names what can); an
+            unknown model; a tower without a foldable head (the text names the way that works);
+            another width; a projector of another model; an offset for a head without bias or for
+            the other tower; a strength out of range; a head that shares memory with another
             parameter, holds NaN or inf, or would after the edit.
         TypeError: not a Projector, not a module, a strength that is no number.
 
@@ -98,6 +99,7 @@ def edit(
     if not head.foldable or head.dim is None:
         raise Refusal("edit", "tower", f"must have a foldable head, got {tower}: {head.reason}")
     check_alone(model, head)
+    projector.linear_factors("edit")
     _check_fits(head, projector)
     space = _check_model(model, projector, force)
 
@@ -107,8 +109,8 @@ def edit(
         folded = folded.for_tower(tower).to(now[0].device)
         before, after = clone(now), clone(now)
         check_finite(head, before, "before the edit")
-        factors = folded.factors(now[0].dtype)
-        linear: Factors = {**factors, "offset": None}
+        factors = folded.linear_factors("edit", now[0].dtype)
+        linear: LinearFactors = {**factors, "offset": None}
         ops.fold_(after[0], **linear, dim=head.dim)
         if after[1] is not None:
             ops.fold_(after[1], **factors, dim=0)

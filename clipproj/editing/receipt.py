@@ -71,7 +71,7 @@ class Receipt:
             raise Refusal("Receipt", "head", f"must have a weight, got {head}")
         head_before = files.sha256(*before)
         rows = rows_of(before, head.dim)
-        read = folded.factors(torch.float64)["read"]
+        read = folded.linear_factors("Receipt", torch.float64)["read"]
         return cls(
             tower=head.tower,
             weight=head.weight,
@@ -109,7 +109,7 @@ class Receipt:
         p = self.projector
         tensors = {name: getattr(self, name) for name in ("measured", "sketch", "norms")}
         factors = {"read": p.read, "offset": p.offset, "strength": p.strength}
-        factors["write"] = None if p.symmetric else p.write
+        factors |= {"write": None if p.symmetric else p.write, "forget": p.forget}
         tensors |= {name: factor for name, factor in factors.items() if factor is not None}
         meta = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
         meta["projector"] = {"side": p.side, "provenance": p.provenance}

@@ -143,7 +143,7 @@ def _compare(
     rows: Tensor, receipt: Receipt, strength: float, cast: tuple[float, float]
 ) -> tuple[float, float]:
     """(error, bound) of the worst row, had the original been edited with `strength`."""
-    p = receipt.projector.factors(torch.float64)
+    p = receipt.projector.linear_factors("verify", torch.float64)
     read, write, d = p["read"], p["write"], rows.shape[1]
     lines = receipt.measured
     if p["offset"] is not None:  # it moves the bias alone, the last row

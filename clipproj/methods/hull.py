@@ -38,14 +38,14 @@ def nearest_mixture(point: Tensor, rows: Tensor) -> Tensor:
     weights[active] = 1.0
     gap = math.inf
     for _ in range(10 * (len(rows) + rows.shape[1])):
-        at = weights @ shifted
+        at = weights[active] @ shifted[active]  # a few of the rows
         slope = shifted @ at
         enter = int(slope.argmin())
         gap = float(at @ at - slope[enter])
         if gap <= _TOL or enter in active:  # in exact arithmetic the first; rounding, the second
             break
         moved, active = _stepped(weights, [*active, enter], shifted)
-        moved_at = moved @ shifted
+        moved_at = moved[active] @ shifted[active]
         if moved_at @ moved_at >= at @ at:
             break
         weights = moved

@@ -18,6 +18,7 @@ from clipproj.models.words import name_key
 from clipproj.refusal import Refusal
 
 SAME = 1 - 1e-6  # cosine from which two texts are one
+NEAR = 0.95  # cosine from which a name of a lexicon is a forgotten one, or another spelling of it
 
 
 def number(op: str, name: str, value: Any) -> float:
@@ -90,9 +91,16 @@ def unit_rows(op: str, name: str, value: Embeddings | Tensor | np.ndarray) -> Te
 
 
 def forget_and_keep(
-    op: str, forget: Embeddings | Tensor, keep: Embeddings | Tensor | None
+    op: str,
+    forget: Embeddings | Tensor,
+    keep: Embeddings | Tensor | None,
+    lexicon: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Unit rows of both, after the checks that need both: one space, nothing on both lists."""
+    """Unit rows of both, after the checks that need both: one space, nothing on both lists.
+
+    Of a `lexicon`, which holds names in general, what is forgotten is left out in place of refused:
+    forgotten names, and rows with a cosine of NEAR or more to a forgotten text.
+    """
     f = unit_rows(op, "forget", forget)
     if keep is None:
         return f, None
@@ -110,10 +118,27 @@ def forget_and_keep(
             )
         kept = {name_key(name) for name in keep.names}
         both = [name for name in forget.names if name_key(name) in kept]
-        if both:
+        if both and not lexicon:
             raise Refusal(op, "keep", f"must not name what forget names, got {both} in both")
+    if lexicon:
+        return f, k[others(op, forget, keep, f, k)]
     apart(op, "keep", k, f)
     return f, k
+
+
+def others(
+    op: str, forget: Embeddings | Tensor, keep: Embeddings | Tensor, f: Tensor, k: Tensor
+) -> Tensor:
+    """The numbers of a lexicon's rows k that are none of the forgotten f. ValueError for none."""
+    far = (k @ f.T).amax(1) < NEAR
+    if isinstance(forget, Embeddings) and isinstance(keep, Embeddings):
+        gone = {name_key(name) for name in forget.names}
+        own = [name_key(name) in gone for name in keep.names]
+        far &= ~torch.tensor(own, device=far.device)
+    if not far.any():
+        why = f"must hold other names, with a cosine below {NEAR} to every forgotten one"
+        raise Refusal(op, "keep", f"{why}, got none of {len(k)} rows")
+    return far.nonzero().flatten()
 
 
 def one_model(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings | Tensor) -> None:

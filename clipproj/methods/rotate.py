@@ -94,7 +94,7 @@ def rotate(
             f"must be {list(f.shape)} as forget is, a row each, got {list(t.shape)}",
         )
 
-    rows, contrast = contrasted(
+    rows, contrast, _ = contrasted(
         "rotate", f, k, contrast, _TOL, forget,
         "the direction that all texts share is turned too, and much of a real class survives",
     )  # fmt: skip
@@ -131,7 +131,7 @@ def unrotate(projector: Projector) -> Projector:
     if not isinstance(projector, Projector):
         got = type(projector).__name__
         raise TypeError(f"unrotate: projector must be a Projector, got {got}")
-    one = projector.factors(torch.float64)
+    one = projector.linear_factors("unrotate", torch.float64)
     # I - s R^T W differs from I inside the span of both factors only: enough to look there
     inside = torch.linalg.qr(torch.cat([one["read"], one["write"]]).T)[0]
     eye = torch.eye(inside.shape[1], dtype=torch.float64, device=inside.device)

@@ -18,6 +18,7 @@ _FACTOR_DTYPE = {
     torch.float16: torch.float32,
     torch.float64: torch.float64,
 }
+MOST_ONE_SIDED = 256  # directions, as in csrc/check.h
 Size = int | SymInt
 
 
@@ -57,6 +58,8 @@ def factors(
     strength: Tensor | None,
     d: Size,
     n: Size,
+    gram: Tensor | None = None,
+    banked: bool = False,
 ) -> None:
     """The factors against n rows of d features of x, which the operator calls `subject`."""
     torch._check(
@@ -89,6 +92,18 @@ def factors(
             lambda: f"{op}: strength must be 0-dim or [n] with n={n}, got {_shape(strength)}",
         )
         _factor(op, "strength", strength, x)
+    if gram is None:
+        return
+    want = "[k, g]" if banked else "[k, k]"
+    torch._check(
+        gram.dim() == 2 and gram.shape[0] == k and (banked or gram.shape[1] == k),
+        lambda: f"{op}: gram must be {want} with k={k}, got {_shape(gram)}",
+    )
+    torch._check(
+        gram.shape[1] <= MOST_ONE_SIDED,
+        lambda: f"{op}: gram must have at most {MOST_ONE_SIDED} columns, got {gram.shape[1]}",
+    )
+    _factor(op, "gram", gram, x)
 
 
 def _integers(op: str, name: str, t: Tensor, x: Tensor) -> None:
@@ -154,13 +169,16 @@ def features(
     write: Tensor,
     offset: Tensor | None,
     strength: Tensor | None,
+    gram: Tensor | None = None,
+    banked: bool = False,
 ) -> None:
     """Features x [..., d] against the factors."""
     torch._check(
         x.dim() >= 1 and x.shape[-1] >= 1,
         lambda: f"{op}: x must be [..., d] with d >= 1, got {_shape(x)}",
     )
-    factors(op, "x", x, read, write, offset, strength, x.shape[-1], math.prod(x.shape[:-1]))
+    n = math.prod(x.shape[:-1])
+    factors(op, "x", x, read, write, offset, strength, x.shape[-1], n, gram, banked)
 
 
 def weight(

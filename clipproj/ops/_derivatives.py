@@ -1,6 +1,6 @@
 """Derivatives of the update in x, out of the operators themselves.
 
-`factors` are always read, write, offset, strength, spans and index, in this order.
+`factors` are always read, write, offset, strength, spans, index and gram, in this order.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clipproj.ops import _torch
+from clipproj.ops import _one_sided, _torch
 from clipproj.ops._calls import PLAIN
 
 EPS = 1e-12  # of torch.nn.functional.normalize, and of csrc/cpu/project_kernel.inl
-FACTORS = ("read", "write", "offset", "strength", "spans", "index")
+FACTORS = ("read", "write", "offset", "strength", "spans", "index", "gram")
 TRAIN_FACTORS = f"train factors in plain torch, {PLAIN}"
 _ops = torch.ops.clipproj
 
@@ -34,22 +34,27 @@ def _project(
     strength: Tensor | None,
     spans: Tensor | None,
     index: Tensor | None,
+    gram: Tensor | None,
 ) -> Tensor:
     """The update; with spans, that of each row's own projector."""
     if spans is None or index is None:
-        return _ops.project.default(x, read, write, offset, strength)
-    return _ops.project_rows.default(x, read, write, offset, spans, index, strength)
+        return _ops.project.default(x, read, write, offset, strength, gram=gram)
+    return _ops.project_rows.default(x, read, write, offset, spans, index, strength, gram=gram)
 
 
-def update(x: Tensor, factors: Sequence[Any]) -> Tensor:
-    """A tangent of x through the update, which is linear up to its offset."""
+def update(tangent: Tensor, x: Tensor | None, factors: Sequence[Any]) -> Tensor:
+    """A tangent of x through the update, which is linear up to its offset, or else at x."""
     read, write, _, *rest = factors
-    return _project(x, read, write, None, *rest)
+    if factors[-1] is not None and x is not None:
+        return _one_sided.derivative(tangent, x, factors, back=False)
+    return _project(tangent, read, write, None, *rest)
 
 
-def transposed(grad: Tensor, factors: Sequence[Any]) -> Tensor:
+def transposed(grad: Tensor, x: Tensor | None, factors: Sequence[Any]) -> Tensor:
     """A gradient back through the update: the same update with its sides swapped."""
     read, write, _, *rest = factors
+    if factors[-1] is not None and x is not None:
+        return _one_sided.derivative(grad, x, factors, back=True)
     return _project(grad, write, read, None, *rest)
 
 
@@ -101,7 +106,7 @@ class Derivative(_torch.SingleLevelFunction):
     apply: ClassVar[Callable[..., Tensor]]  # of torch, which does not declare it
     inputs: tuple[str, ...] = ("x", *FACTORS)
     # Other arguments that could be tracked, and what to do instead.
-    refused: dict[str, str] = dict.fromkeys(FACTORS[:4], TRAIN_FACTORS)
+    refused: dict[str, str] = dict.fromkeys((*FACTORS[:4], "gram"), TRAIN_FACTORS)
 
     _compiled_autograd_key = _torch.compiled_autograd_key
 
@@ -125,22 +130,25 @@ class ProjectedRows(Derivative):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         run, normalize, x, *factors = inputs
-        Derivative.setup_context(ctx, (run, normalize, x if normalize else None, *factors), output)
+        at = (
+            x if normalize or factors[-1] is not None else None
+        )  # a linear update is one everywhere
+        Derivative.setup_context(ctx, (run, normalize, at, *factors), output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
         if ctx.normalize:
             grad = through_normalize(grad, x, factors)
-        return None, None, transposed(grad, factors).to(ctx.dtype), *[None] * len(factors)
+        return None, None, transposed(grad, x, factors).to(ctx.dtype), *[None] * len(factors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, *factors = ctx.saved_tensors
         with _torch.enable_forward(True):
             if not ctx.normalize:
-                return update(tangents[2], factors)
-            tangent = update(tangents[2].to(wide(ctx.dtype)), factors)
+                return update(tangents[2], primal(x), factors)
+            tangent = update(tangents[2].to(wide(ctx.dtype)), primal(x), factors)
             return through_normalize(tangent, primal(x), factors).to(ctx.dtype)
 
 
@@ -151,11 +159,11 @@ class Length(Derivative):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *factors = ctx.saved_tensors
         grad = grad.unsqueeze(-1) * _direction(x, factors)
-        return None, None, transposed(grad, factors).to(x.dtype), *[None] * len(factors)
+        return None, None, transposed(grad, x, factors).to(x.dtype), *[None] * len(factors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, *factors = ctx.saved_tensors
         with _torch.enable_forward(True):
-            tangent = update(tangents[2].to(wide(x.dtype)), factors)
+            tangent = update(tangents[2].to(wide(x.dtype)), primal(x), factors)
             return (tangent * _direction(primal(x), factors)).sum(-1)

@@ -30,7 +30,7 @@ def _fake(
     **factors: Any,
 ) -> Tensor:
     n = _checks.linear(op, x, weight, bias)
-    _checks.factors(op, "x", x, d=weight.shape[0], n=n, **factors)
+    _checks.factors(op, "x", x, d=weight.shape[0], n=n, banked=spans is not None, **factors)
     _checks.bank(op, x, spans, index, flag)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -43,10 +43,12 @@ class _Linear(Derivative):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *factors = ctx.saved_tensors
-        if ctx.normalize:
+        y = None
+        if ctx.normalize or factors[-1] is not None:
             # Computed again rather than saved, so that the formula is differentiable.
-            grad = through_normalize(grad, functional.linear(x, weight, bias), factors)
-        grad = transposed(grad, factors).to(x.dtype)
+            y = functional.linear(x, weight, bias)
+            grad = through_normalize(grad, y, factors) if ctx.normalize else grad
+        grad = transposed(grad, y, factors).to(x.dtype)
         of_x, of_weight, of_bias = ctx.needs_input_grad[2:5]
         n = math.prod(x.shape[:-1])
         rows = grad.reshape(n, grad.shape[-1])
@@ -74,10 +76,13 @@ class _Linear(Derivative):
                 )
                 if part is not None
             ]
-            tangent = update(sum(parts[1:], parts[0]).expand(*x.shape[:-1], -1), factors)
+            tangent = sum(parts[1:], parts[0]).expand(*x.shape[:-1], -1)
+            if not ctx.normalize and factors[-1] is None:
+                return update(tangent, None, factors)
+            y = functional.linear(x, weight, bias)
+            tangent = update(tangent, y, factors)
             if not ctx.normalize:
                 return tangent
-            y = functional.linear(x, weight, bias)
             return through_normalize(tangent, y, factors).to(x.dtype)
 
 
@@ -98,6 +103,7 @@ def linear(
     normalize: bool = False,
     spans: Tensor | None = None,
     index: Tensor | None = None,
+    gram: Tensor | None = None,
     flag: Tensor | None = None,
 ) -> Tensor:
     """Projects the rows of a linear head: `project(x @ weight.T + bias)`, without a second result.
@@ -118,6 +124,7 @@ def linear(
         read, write, offset, strength: as in `project`, for rows of length d.
         normalize: as in `project`.
         spans, index: None, or both as in `project_rows`: each row by the projector of its own.
+        gram: None, or as in `project`; with spans as in `project_rows`.
         flag: None, or as in `project_rows`, with spans and index.
 
     Returns:
@@ -134,7 +141,7 @@ def linear(
     """
     _checks.strength("linear", strength)
     args = x, weight, bias, read, write, offset, strength
-    options = {"normalize": normalize, "spans": spans, "index": index}
+    options = {"normalize": normalize, "spans": spans, "index": index, "gram": gram}
     if flag is None:
         return _calls.call(_linear, *args, **options)
     return _calls.write(_linear_flag, "flag", *args, **options, flag=flag)

@@ -31,7 +31,7 @@ def _fake(
     flag: Tensor | None = None,
     **factors: Any,
 ) -> Tensor:
-    _checks.features(op, x, **factors)
+    _checks.features(op, x, **factors, banked=spans is not None)
     _checks.bank(op, x, spans, index, flag)
     _checks.logits(op, x, classes, scale, bias, dtype)
     return x.new_empty((*x.shape[:-1], classes.shape[0]), dtype=dtype or x.dtype)
@@ -47,14 +47,14 @@ class _Logits(Derivative):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, classes, scale, *factors = ctx.saved_tensors
         v = (grad @ classes.to(grad.dtype)).to(scale.dtype) * scale
-        grad = transposed(through_normalize(v, x, factors), factors).to(x.dtype)
+        grad = transposed(through_normalize(v, x, factors), x, factors).to(x.dtype)
         return None, None, grad, None, None, *[None] * len(factors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, classes, scale, *factors = ctx.saved_tensors
         with _torch.enable_forward(True):
-            tangent = update(tangents[2].to(scale.dtype), factors)
+            tangent = update(tangents[2].to(scale.dtype), primal(x), factors)
             tangent = through_normalize(tangent, primal(x), factors)
             return (scale * (tangent @ classes.to(scale.dtype).T)).to(ctx.dtype)
 
@@ -75,6 +75,7 @@ def logits(
     spans: Tensor | None = None,
     index: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    gram: Tensor | None = None,
     flag: Tensor | None = None,
 ) -> Tensor:
     """Class logits of projected features: `scale * normalize(project(x)) @ classes.T + bias`.
@@ -90,6 +91,7 @@ def logits(
         scale: 0-dim, like `read`; already exponentiated.
         bias: like `read`, 0-dim (SigLIP's) or `[C]`; None means zero.
         spans, index: None, or both as in `project_rows`: each row by the projector of its own.
+        gram: None, or as in `project`; with spans as in `project_rows`.
         flag: None, or as in `project_rows`, with spans and index.
         dtype: of the result; None means that of x, and `torch.float32` is there for half types.
 
@@ -109,7 +111,7 @@ def logits(
     _checks.strength("logits", strength)
     _checks.scale("logits", scale)
     args = x, classes, read, write, offset, strength, scale, bias
-    options = {"spans": spans, "index": index, "dtype": dtype}
+    options = {"spans": spans, "index": index, "dtype": dtype, "gram": gram}
     if flag is None:
         return _calls.call(_logits, *args, **options)
     return _calls.write(_logits_flag, "flag", *args, **options, flag=flag)

@@ -39,6 +39,7 @@ def project(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """Projects feature rows: `x - strength * (x @ read.T - offset) @ write`, in one pass over x.
 
@@ -53,6 +54,14 @@ def project(
         offset: `[k]`, like `read`; None means zero. LEACE's `read . bias`.
         strength: like `read`, 0-dim, or `[n]` with one value for each of the n rows of x with its
             leading dims flattened; None means 1. 0 leaves x as it is, 1 projects, 2 reflects.
+        gram: `[k, k]`, like `read`, k <= 256: `read @ write.T`, symmetric, positive definite, with
+            a diagonal of 1. None: the update is linear. With it the update is one-sided: of the
+            excess `c = x @ read.T - offset` only so much is taken out as brings each
+            `x @ read.T` down to its offset. The coefficients are the `a >= 0` with the least
+            `a gram a / 2 - a c`: for k = 1 or a diagonal gram `max(c, 0)`. A row without excess
+            keeps its bits. The kernels stop when no coefficient moves by more than 2^-10 of the
+            row's largest excess, and then raise what is left to raise (csrc/cpu/solve.inl;
+            Hildreth's method, Naval Research Logistics Quarterly 1957).
         normalize: divide each projected row by its length, at least 1e-12, as
             `torch.nn.functional.normalize` does. Zero rows stay zero.
 
@@ -68,9 +77,12 @@ def project(
         >>> project(x, read, read)
         tensor([[0., 4.],
                 [0., 2.]])
+        >>> project(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]), read, read, gram=torch.eye(1))
+        tensor([[ 0.,  4.],
+                [-3.,  4.]])
     """
     _checks.strength("project", strength)
-    return _calls.call(_project, x, read, write, offset, strength, normalize=normalize)
+    return _calls.call(_project, x, read, write, offset, strength, normalize=normalize, gram=gram)
 
 
 def project_(
@@ -81,6 +93,7 @@ def project_(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """`project` written over x, with the same bits; arguments as there. Returns x.
 
@@ -96,7 +109,8 @@ def project_(
         (True, tensor([[0., 4.]]))
     """
     _checks.strength("project_", strength)
-    return _calls.write(_project_, "x", x, read, write, offset, strength, normalize=normalize)
+    options = {"normalize": normalize, "gram": gram}
+    return _calls.write(_project_, "x", x, read, write, offset, strength, **options)
 
 
 def project_out(
@@ -107,6 +121,7 @@ def project_out(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
     out: Tensor,
 ) -> Tensor:
     """`project` written into `out`, with the same bits; arguments as there. Returns out.
@@ -133,6 +148,5 @@ def project_out(
         tensor([[0., 4.]])
     """
     _checks.strength("project_out", strength)
-    return _calls.write(
-        _project_out, "out", x, read, write, offset, strength, normalize=normalize, out=out
-    )
+    options = {"normalize": normalize, "gram": gram, "out": out}
+    return _calls.write(_project_out, "out", x, read, write, offset, strength, **options)

@@ -18,7 +18,7 @@ def _fake(
     flag: Tensor | None = None,
     **factors: Any,
 ) -> Tensor:
-    _checks.features(op, x, **factors)
+    _checks.features(op, x, **factors, banked=True)
     _checks.bank(op, x, spans, index, flag)
     return x.new_empty(x.shape)
 
@@ -36,6 +36,7 @@ def project_rows(
     strength: Tensor | None = None,
     *,
     normalize: bool = False,
+    gram: Tensor | None = None,
     flag: Tensor | None = None,
 ) -> Tensor:
     """Projects each feature row by a projector of its own, out of a bank of many, in one pass.
@@ -51,10 +52,13 @@ def project_rows(
         read, write: `[k, d]`, as in `project`: the directions of all projectors.
         offset: `[k]`, as in `project`; None means zero.
         spans: `[m, 2]` int32, on the device of x: first direction and rank of each projector.
-            Ranks may be 0, spans may overlap.
+            Ranks may be 0, spans may overlap. A rank of -k is that of a one-sided projector of k
+            directions.
         index: `[n]` int32, on the device of x: the projector of each row, -1 for none. Such a row
             keeps its bits unless it is normalised.
         strength: as in `project`.
+        gram: `[k, g]`, like `read`, or None without one-sided projectors: row start + i holds the
+            row i of that projector's own gram, as `project` takes it, in its first columns.
         normalize: as in `project`; of rows without a projector too.
         flag: int32, one element, on the device of x. Set to 1 on the GPU when a row has become NaN
             because of its index or span, else left as it is; the CPU raises instead.
@@ -82,6 +86,7 @@ def project_rows(
     """
     _checks.strength("project_rows", strength)
     bank = x, read, write, offset, spans, index, strength
+    options = {"normalize": normalize, "gram": gram}
     if flag is None:
-        return _calls.call(_project_rows, *bank, normalize=normalize)
-    return _calls.write(_project_rows_flag, "flag", *bank, normalize=normalize, flag=flag)
+        return _calls.call(_project_rows, *bank, **options)
+    return _calls.write(_project_rows_flag, "flag", *bank, **options, flag=flag)

@@ -23,6 +23,8 @@ def projected_norm(
     write: Tensor,
     offset: Tensor | None = None,
     strength: Tensor | None = None,
+    *,
+    gram: Tensor | None = None,
 ) -> Tensor:
     """The length of each projected row, without writing the rows; arguments as in `project`.
 
@@ -42,4 +44,4 @@ def projected_norm(
         tensor([4.])
     """
     _checks.strength("projected_norm", strength)
-    return _calls.call(_projected_norm, x, read, write, offset, strength)
+    return _calls.call(_projected_norm, x, read, write, offset, strength, gram=gram)

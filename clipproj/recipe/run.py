@@ -262,7 +262,7 @@ def _fold_seconds(loaded: Loaded, handle: Edit) -> float:
     """The fold alone, on a copy of the head, warm: without checks, hashes and the receipt."""
     head = find_heads(loaded.model)[handle.tower]
     weight = head_tensors(loaded.model, head)[0].detach().clone()
-    factors = handle.projector.factors(weight.dtype) | {"offset": None}
+    factors = {**handle.projector.linear_factors("edit", weight.dtype), "offset": None}
     factors = {k: v if v is None else v.to(weight.device) for k, v in factors.items()}
     seconds = []
     for _ in range(3):

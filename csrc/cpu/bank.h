@@ -19,7 +19,7 @@ template <class A>
 Span span_of(const ProjectParams<A>& p, int64_t row) {
   const int64_t j = p.index[row];
   const Span span = j < 0 ? Span{0, 0} : load_span(p.spans, j);
-  check_span("bank", span, j, p.k);
+  check_span("bank", span, j, p.k, p.gram ? p.gram_row : 0);
   return span;
 }
 
@@ -27,7 +27,7 @@ Span span_of(const ProjectParams<A>& p, int64_t row) {
 template <class A>
 int64_t rank_of(const ProjectParams<A>& p, int64_t row) {
   const int64_t j = p.index[row];
-  return j < 0 ? 0 : std::max<int64_t>(0, load_span(p.spans, j).rank);
+  return j < 0 ? 0 : std::abs(int64_t{load_span(p.spans, j).rank});
 }
 
 // Whether rows of this rank keep their bits.

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "../params.h"
+#include "../solve.h"
 
 // Loops over registers: GCC keeps an array in registers only if the loops over it are gone early.
 #define CLIPPROJ_UNROLL _Pragma("GCC unroll 16")
@@ -27,10 +28,31 @@ CLIPPROJ_INLINE P opaque(P p) {
 // the launch and every instruction set need it.
 template <class A>
 CLIPPROJ_INLINE ProjectParams<A> projector(ProjectParams<A> p, Span span) {
-  p.k = span.rank;
+  p.k = span.rank < 0 ? -int64_t{span.rank} : span.rank;
   p.read += span.start * p.d;
   p.write += span.start * p.d;
   if (p.offset) p.offset += span.start;
+  p.gram = span.rank < 0 ? p.gram + span.start * p.gram_row : nullptr;
+  return p;
+}
+
+// Whether directions do not look at each other: the solution of each is its own clamp.
+template <class A>
+CLIPPROJ_INLINE bool is_diagonal(const A* gram, int64_t row, int64_t k) {
+  for (int64_t i = 0; i < k; ++i) {
+    const A* at = gram + i * row;
+    A beside = 0;  // NaN is not 0 either
+    for (int64_t j = 0; j < i; ++j) beside += at[j] * at[j];
+    for (int64_t j = i + 1; j < k; ++j) beside += at[j] * at[j];
+    if (beside != 0) return false;
+  }
+  return true;
+}
+
+// p, told whether its gram is diagonal.
+template <class A>
+CLIPPROJ_INLINE ProjectParams<A> with_clamps(ProjectParams<A> p) {
+  p.clamps = p.gram && is_diagonal(p.gram, p.gram_row, p.k);
   return p;
 }
 

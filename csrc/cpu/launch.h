@@ -42,7 +42,8 @@ int64_t threads_for(const ProjectParams<A>& p) {
 }
 
 template <class A>
-void launch_range(const ProjectKernel<A>& kernel, const ProjectParams<A>& p) {
+void launch_range(const ProjectKernel<A>& kernel, const ProjectParams<A>& given) {
+  const ProjectParams<A> p = with_clamps(given);
   const int64_t threads = threads_for(p), blocks = (p.n + kernel.block - 1) / kernel.block;
   if (threads == 1) return kernel.range(p, 0, p.n);
   if (blocks < threads) return kernel.split(p, threads, run_parallel);

@@ -82,6 +82,11 @@ struct Vec {
   Vec operator-(Vec b) const { return {_mm512_sub_ps(v, b.v)}; }
   Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
 
+  static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // b where one is NaN
+  bool any() const {                                                  // is not 0
+    return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
+  }
+
   // out[i] <- the sum of the lanes of v[i], halves first.
   template <int N>
   static void sums(const Vec* v, float* out) {

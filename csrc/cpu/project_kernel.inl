@@ -24,11 +24,35 @@ void for_blocks(int64_t row, int64_t rows, F f) {
   }
 }
 
-// coef <- strength (coef - offset), for directions [g, end) of rows row..row+R of the problem.
+// Whether coefficients are more than their own affair: those of solve.inl.
+template <class A>
+bool is_solved(const ProjectParams<A>& p) {
+  return p.gram && !p.clamps;
+}
+
+// coef <- strength max(coef - offset, 0), for directions [g, end) of rows row..row+R of the
+// problem; NaN stays NaN.
+template <class V, int R>
+void clamp_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* coef, int64_t g,
+                int64_t end) {
+  using A = typename V::A;
+  A s[R];
+  for (int r = 0; r < R; ++r) s[r] = p.strength ? p.strength[(row + r) * p.strength_row] : A(1);
+  for (; g < end; ++g) {
+    const A c = p.offset ? p.offset[g] : A(0);
+    for (int r = 0; r < R; ++r) {
+      const A excess = coef[g * R + r] - c;
+      coef[g * R + r] = s[r] * (A(0) > excess ? A(0) : excess);
+    }
+  }
+}
+
+// coef <- strength (coef - offset), or where gram is diagonal clamp_coef.
 template <class V, int R>
 void scale_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::A* coef, int64_t g,
                 int64_t end) {
   using A = typename V::A;
+  if (p.clamps) return clamp_coef<V, R>(p, row, coef, g, end);
   if (!p.strength && !p.offset) return;
   A s[R];
   for (int r = 0; r < R; ++r) s[r] = p.strength ? p.strength[(row + r) * p.strength_row] : A(1);
@@ -37,6 +61,8 @@ void scale_coef(const ProjectParams<typename V::A>& p, int64_t row, typename V::
     for (int r = 0; r < R; ++r) coef[g * R + r] = s[r] * (coef[g * R + r] - c);
   }
 }
+
+#include "solve.inl"
 
 // From the sum of squares of a projected row to its length, which is returned, and the factor that
 // normalises it. A sum that leaves the type's range is taken again relative to the largest element;
@@ -69,12 +95,16 @@ bool streams(const ProjectParams<typename V::A>& p) {
          p.n * p.d * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
 }
 
+// Rows of a tile, at most.
+template <class V>
+constexpr int64_t kMostRows = std::max(kStridedRows<V>, kSolveRows<V>);
+
 // The end of every path: lengths, and rows `y` scaled and rounded to their place.
 template <class V, class T>
 void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, typename V::A* y,
             int64_t ld, const typename V::A* square, bool stream) {
   using A = typename V::A;
-  A scale[kStridedRows<V>];
+  A scale[kMostRows<V>];
   for (int64_t r = 0; r < rows; ++r) {
     scale[r] = 1;
     if (p.normalize || p.norm) {
@@ -93,6 +123,7 @@ void finish(const ProjectParams<typename V::A>& p, int64_t first, int64_t rows, 
 // often, or half of one where that leaves room for the factors beside it in the first-level cache.
 template <class V, class T>
 int64_t block_rows(const ProjectParams<typename V::A>& p) {
+  if (is_solved(p)) return kSolveRows<V>;
   constexpr int64_t kFactorBytes = 32 << 10, kTileBytes = 32 << 10;
   using A = typename V::A;
   const int64_t row = p.d * static_cast<int64_t>(sizeof(A));
@@ -114,8 +145,11 @@ void project_range(const ProjectParams<typename V::A>& p, int64_t begin, int64_t
   const int64_t step =
       std::min<int64_t>(end - begin, adjacent ? block_rows<V, T>(p) : kStridedRows<V>);
   const int64_t ld = tile_pitch<V>(p.d);
-  Scratch<A> tile_memory(from_x && to_out ? 0 : step * ld), coef_memory(V::kRows * p.k);
-  A *tile = tile_memory.get(), *coef = coef_memory.get(), square[kStridedRows<V>];
+  const bool solved = is_solved(p);
+  Scratch<A> tile_memory(from_x && to_out ? 0 : step * ld);
+  Scratch<A> coef_memory((solved ? step : V::kRows) * p.k);
+  Scratch<A> solve_memory(solved ? solve_scratch<V>(p.k) : 0);
+  A *tile = tile_memory.get(), square[kMostRows<V>];
 
   for (int64_t first = begin; first < end; first += step) {
     const int64_t rows = std::min(step, end - first);
@@ -124,12 +158,24 @@ void project_range(const ProjectParams<typename V::A>& p, int64_t begin, int64_t
     A* target = to_out ? reinterpret_cast<A*>(out + first * p.out_row) : tile;
     const int64_t source_ld = from_x ? p.x_row : ld, target_ld = to_out ? p.out_row : ld;
     if (!from_x) load_tile<V>(from, p.x_row, p.x_col, rows, p.d, tile, ld);
+    const auto dots = [&](auto block, int64_t r, A* coef) {
+      constexpr int R = decltype(block)::value;
+      dot_blocks<V, R>(source + r * source_ld, source_ld, p.read, p.d, coef, 0, p.k);
+    };
+    if (solved) {
+      A* coef = coef_memory.get();
+      for_blocks<V::kRows>(0, rows, [&](auto block, int64_t r) { dots(block, r, coef + r * p.k); });
+      solve_rows<V>(p, first, rows, coef, solve_memory.get());
+    }
     for_blocks<V::kRows>(0, rows, [&](auto block, int64_t r) {
       constexpr int R = decltype(block)::value;
       const A* rows_of_x = source + r * source_ld;
       A* y = target + r * target_ld;
-      dot_blocks<V, R>(rows_of_x, source_ld, p.read, p.d, coef, 0, p.k);
-      scale_coef<V, R>(p, first + r, coef, 0, p.k);
+      A* coef = coef_memory.get() + (solved ? r * p.k : 0);
+      if (!solved) {
+        dots(block, r, coef);
+        scale_coef<V, R>(p, first + r, coef, 0, p.k);
+      }
       const Ahead ahead = adjacent
                               ? Ahead{reinterpret_cast<const char*>(from + (r + step) * p.x_row),
                                       p.x_row * static_cast<int64_t>(sizeof(T)), sizeof(T)}
@@ -158,6 +204,7 @@ void project_split(const ProjectParams<typename V::A>& p, int64_t threads,
   const int64_t blocks = (p.n + V::kRows - 1) / V::kRows, ld = tile_pitch<V>(p.d);
   const int64_t groups = (p.k + kDirections - 1) / kDirections;
   const int64_t panels = (p.d + kColumns - 1) / kColumns;
+  const bool solved = is_solved(p);
   Scratch<A> tile_memory(p.n * ld), coef_memory(p.n * p.k);
   A *tile = tile_memory.get(), *coef = coef_memory.get();
 
@@ -191,9 +238,16 @@ void project_split(const ProjectParams<typename V::A>& p, int64_t threads,
     for_rows(block, [&](auto size, int64_t row, A* y, A* c) {
       constexpr int R = decltype(size)::value;
       dot_blocks<V, R>(y, ld, p.read, p.d, c, g, end);
-      scale_coef<V, R>(p, row, c, g, end);
+      if (!solved) scale_coef<V, R>(p, row, c, g, end);
     });
   });
+  if (solved) {
+    in_pieces(1, [&](int64_t block, int64_t) {
+      Scratch<A> scratch(solve_scratch<V>(p.k));
+      const int64_t first = block * V::kRows, rows = std::min<int64_t>(V::kRows, p.n - first);
+      solve_rows<V>(p, first, rows, coef + first * p.k, scratch.get());
+    });
+  }
   in_pieces(panels, [&](int64_t block, int64_t panel) {
     const int64_t j = panel * kColumns, end = std::min(j + kColumns, p.d);
     for_rows(block, [&](auto size, int64_t, A* y, A* c) {

@@ -46,14 +46,16 @@ void project_rows(const ProjectParams<typename V::A>& bank, const int64_t* order
   const bool far = stream && bank.x_col == 1;  // rows come from memory, where no prefetcher looks
   const int64_t ld = tile_pitch<V>(bank.d);
   int64_t rank = 0;
-  for (int64_t i = 0; i < count; ++i) rank = std::max<int64_t>(rank, spans[i].rank);
+  for (int64_t i = 0; i < count; ++i)
+    rank = std::max<int64_t>(rank, std::abs(int64_t{spans[i].rank}));
   Scratch<A> tile_memory(V::kRows * ld), coef_memory(V::kRows * rank);
+  Scratch<A> solve_memory(bank.gram ? solve_scratch<V>(rank) : 0);
   A *tile = tile_memory.get(), *coef = coef_memory.get(), square[V::kRows], strength[V::kRows];
 
   for (int64_t i = 0, end = 0; i < count; i = end) {
     const int32_t j = bank.index[order[i]];
     while (end < count && bank.index[order[end]] == j) ++end;
-    const ProjectParams<A> p = projector(bank, spans[i]);
+    const ProjectParams<A> p = with_clamps(projector(bank, spans[i]));
     if (p.k == 0 && !measured && !p.scale) {
       copy_rows<V, T>(p, order + i, end - i);
       continue;
@@ -94,15 +96,19 @@ void project_rows(const ProjectParams<typename V::A>& bank, const int64_t* order
       }
       for_blocks<V::kRows>(0, rows, [&](auto size, int64_t r) {
         constexpr int R = decltype(size)::value;
-        const A* x = source + r * source_ld;
+        dot_blocks<V, R>(source + r * source_ld, source_ld, p.read, p.d, coef + r * p.k, 0, p.k);
+        if (!is_solved(p)) scale_coef<V, R>(block, r, coef + r * p.k, 0, p.k);
+      });
+      if (is_solved(p)) solve_rows<V>(block, 0, rows, coef, solve_memory.get());
+      for_blocks<V::kRows>(0, rows, [&](auto size, int64_t r) {
+        constexpr int R = decltype(size)::value;
+        const A *x = source + r * source_ld, *c = coef + r * p.k;
         A* y = target + r * target_ld;
-        dot_blocks<V, R>(x, source_ld, p.read, p.d, coef, 0, p.k);
-        scale_coef<V, R>(block, r, coef, 0, p.k);
         if (measured) {
-          update_and_measure_rows<V, R>(x, source_ld, p.write, p.d, p.k, coef, y, target_ld,
+          update_and_measure_rows<V, R>(x, source_ld, p.write, p.d, p.k, c, y, target_ld,
                                         square + r, nothing_ahead(y));
         } else {
-          update_rows<V, R>(x, source_ld, p.write, p.d, p.k, coef, y, target_ld, 0, p.d,
+          update_rows<V, R>(x, source_ld, p.write, p.d, p.k, c, y, target_ld, 0, p.d,
                             nothing_ahead(y));
         }
       });

@@ -57,6 +57,13 @@ struct Vec {
   Vec operator-(Vec b) const { return {v - b.v}; }
   Vec operator*(Vec b) const { return {v * b.v}; }
 
+  static Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }  // b where one is NaN
+  bool any() const {                                                // is not 0
+    bool found = false;
+    for (int64_t i = 0; i < kLanes; ++i) found |= v[i] != 0;
+    return found;
+  }
+
   // out[i] <- the sum of the lanes of v[i], halves first.
   template <int N>
   static void sums(const Vec* v, A* out) {

@@ -46,6 +46,7 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
 
 void Cuda::launch(const Tensor& x, const Factors& f, const LaunchArgs& args) {
   if (args.from.n == 0) return;
+  require(!f.gram, "project", "gram must be None on a GPU, got one");
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;

@@ -251,7 +251,7 @@ def test_a_projector_without_names_needs_them(ask: Callable[..., Recipe], tmp_pa
         (["cat"], {"options": {"contrast": "hard"}}, "contrast must be none or span"),
         (["cat"], {"options": {"rank": 0}}, "rank must be an integer at least 1"),
         (["cat"], {"options": {"rank": 1}, "method": "ccup"}, "rank must be left out with method"),
-        (["cat"], {"options": {"keep_weight": 1.0}}, "keep_weight must be left out with"),
+        (["cat"], {"options": {"forget_weight": 1.0}}, "forget_weight must be left out with"),
         (["cat"], {"options": {"forget_weight": 0.0}, "method": "ccup"}, "forget_weight must be"),
         (["cat"], {"projector": Path("p"), "plurals": True}, "plurals must be left out with a"),
         (["cat"], {"templates": ["an image"]}, "templates must hold {} exactly once"),

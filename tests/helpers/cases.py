@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clipproj import reference
 
@@ -33,7 +34,7 @@ SHAPES = [
     (2, 256, 256),
     (1, 768, 1),
 ]
-OPTIONS = ["symmetric", "oblique", "offset", "strength", "per-row"]
+OPTIONS = ["symmetric", "oblique", "offset", "strength", "per-row", "clamps", "one-sided"]
 
 
 def factor_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -53,6 +54,8 @@ def factors(
     option: str, n: int, d: int, k: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, Tensor]:
     """The keyword arguments of an operator beside x, of one kind out of OPTIONS."""
+    if option in ("clamps", "one-sided"):
+        return one_sided(n, d, k, dtype, device, diagonal=option == "clamps")
     like: dict[str, Any] = {"device": device, "dtype": factor_dtype(dtype)}
     read = orthonormal(k, d, dtype, device)
     if option == "symmetric":
@@ -66,6 +69,38 @@ def factors(
         out["offset"] = torch.randn(k, **like)
         out["strength"] = torch.rand(n, **like) * 2
     return out
+
+
+def one_sided(
+    n: int,
+    d: int,
+    k: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    diagonal: bool = False,
+) -> dict[str, Tensor]:
+    """Read rows at angles of about 70 degrees, some beyond 90, in a metric that is not the plain
+    one; `diagonal`: at right angles in the metric.
+    """
+    like: dict[str, Any] = {"device": device, "dtype": factor_dtype(dtype)}
+    metric = torch.rand(d, dtype=torch.float64) + 0.5
+    read = orthonormal(k, d, torch.float64) / metric.sqrt()
+    if not diagonal and k:
+        turned = read + 0.7 * read.mean(0) * k**0.5
+        turned[::5] *= -1
+        length = (turned.square() @ metric).sqrt()[:, None]
+        read = turned / length
+    write = read * metric
+    gram = torch.eye(k, dtype=torch.float64) if diagonal else read @ write.T
+    gram = ((gram + gram.T) / 2).fill_diagonal_(1)
+    return {
+        "read": read.to(**like),
+        "write": write.to(**like),
+        "offset": (torch.randn(k) / 4).to(**like),
+        "strength": (torch.rand(n) * 2).to(**like),
+        "gram": gram.to(**like),
+    }
 
 
 # Ranks of a bank's projectors: ragged, none at all, more than a block of directions.
@@ -85,16 +120,26 @@ def bank(
     """
     parts = [factors(option, n, d, min(rank, d), dtype, device) for rank in reversed(ranks)]
     parts = parts or [factors(option, n, d, 0, dtype, device)]
-    out = {
-        name: torch.cat([part[name] for part in parts]) for name in parts[0].keys() - {"strength"}
-    }
+    alone = {"strength", "gram"}
+    out = {name: torch.cat([part[name] for part in parts]) for name in parts[0].keys() - alone}
+    one_sided = "gram" in parts[0]
+    if one_sided:
+        width = max(len(part["gram"]) for part in parts)
+        # what lies beside a projector's own columns is nobody's business
+        out["gram"] = torch.cat(
+            [
+                functional.pad(part["gram"], (0, width - len(part["gram"])), value=7)
+                for part in parts
+            ]
+        )
     if option == "symmetric":
         out["write"] = out["read"]
     if "strength" in parts[0]:
         out["strength"] = parts[0]["strength"]
     spans = [(0, 0)]
     for rank in reversed(ranks):
-        spans.append((sum(spans[-1]), min(rank, d)))
+        start, before = spans[-1]
+        spans.append((start + abs(before), min(rank, d) * (-1 if one_sided else 1)))
     out["spans"] = torch.tensor(spans[:0:-1], dtype=torch.int32).reshape(-1, 2).to(device)
     out["index"] = torch.randint(-1, len(ranks), (n,), dtype=torch.int32).to(device)
     return {"offset": None} | out
@@ -103,11 +148,13 @@ def bank(
 def alone(given: dict[str, Tensor], projector: int, rows: Tensor) -> dict[str, Tensor]:
     """The keyword arguments of `project` that make of these rows what the bank's projector does."""
     start, rank = (0, 0) if projector < 0 else given["spans"][projector].tolist()
-    own = slice(start, start + rank)
+    own = slice(start, start + abs(rank))
     out = {name: given[name] for name in ("read", "write", "offset") if given[name] is not None}
     out = {name: factor[own] for name, factor in out.items()}
     if given["read"] is given["write"]:
         out["write"] = out["read"]
+    if rank < 0:
+        out["gram"] = given["gram"][own, : abs(rank)]
     strength = given.get("strength")
     if strength is not None:
         out["strength"] = strength[rows] if strength.dim() else strength

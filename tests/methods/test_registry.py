@@ -91,7 +91,7 @@ def test_promises_hold(name):
 
 
 VALUES = {
-    "nullspace": {"rank": [1, 3], "contrast": [*CONTRASTS, "auto"]},
+    "nullspace": {"rank": [1, 3], "contrast": [*CONTRASTS, "auto"], "keep_weight": [0, 5]},
     "ccup": {"forget_weight": [0.1, 50], "keep_weight": [0, 5]},
     "coreset": {"share": [0, 0.5], "rank": [1, 2]},
     "redirect": {

@@ -76,6 +76,25 @@ ROWS: list[tuple[dict[str, Any], str]] = [
         "strength must be 0-dim or [n] with n=6, got [3]",
     ),
 ]
+GRAM: list[tuple[dict[str, Any], str]] = [
+    ({"gram": lambda: t(3, 3)}, "gram must be [k, k] with k=2, got [3, 3]"),
+    ({"gram": lambda: t(2, 3)}, "gram must be [k, k] with k=2, got [2, 3]"),
+    ({"gram": lambda: t(2)}, "gram must be [k, k] with k=2, got [2]"),
+    (
+        {"gram": lambda: t(2, 2, dtype=torch.float64)},
+        "gram must be float32 for float32 features, got float64",
+    ),
+    (
+        {"read": lambda: t(257, 8), "write": lambda: t(257, 8), "gram": lambda: t(257, 257)},
+        "gram must have at most 256 columns, got 257",
+    ),
+]
+BANK_GRAM: list[tuple[dict[str, Any], str]] = [
+    ({"gram": lambda: t(3, 2)}, "gram must be [k, g] with k=2, got [3, 2]"),
+    ({"gram": lambda: t(2)}, "gram must be [k, g] with k=2, got [2]"),
+    ({"gram": lambda: t(2, 257)}, "gram must have at most 256 columns, got 257"),
+    *GRAM[3:4],
+]
 INT = torch.int32
 BANK: list[tuple[dict[str, Any], str]] = [
     ({"spans": lambda: t(4, dtype=INT)}, "spans must be [m, 2], got [4]"),
@@ -206,8 +225,8 @@ def refusals(name: str) -> list[tuple[dict[str, Any], str]]:
     rows = rows + OUT * ("out" in given) + CLASSES * ("classes" in given)
     if "spans" in given:
         required = given["spans"].default is inspect.Parameter.empty
-        return rows + (BANK if required else OPTIONAL_BANK)
-    return rows + IN_PLACE * name.endswith("_")
+        return rows + (BANK + BANK_GRAM if required else OPTIONAL_BANK + GRAM)
+    return rows + GRAM + IN_PLACE * name.endswith("_")
 
 
 TABLE = [(name, change, text) for name in ops.__all__ for change, text in refusals(name)]
@@ -225,6 +244,7 @@ GOOD: dict[str, Any] = {
     "spans": lambda: t(2, 2, dtype=INT),
     "index": lambda: t(3, dtype=INT),
     "dim": lambda: 1,
+    "gram": lambda: None,
 }
 
 
@@ -301,7 +321,13 @@ def test_scale_is_no_number(scale: object) -> None:
     ],
 )
 def test_devices_must_agree(name: str, argument: str) -> None:
-    optional = {"offset": t(2), "strength": t(), "flag": t(1, dtype=INT), "out": t(3, 8)}
+    optional = {
+        "offset": t(2),
+        "strength": t(),
+        "gram": t(2, 2),
+        "flag": t(1, dtype=INT),
+        "out": t(3, 8),
+    }
     optional["bias"] = t() if name == "logits" else t(8)
     good = optional[argument] if argument in optional else GOOD[argument]()
     change: dict[str, Any] = {argument: lambda: torch.empty_like(good, device="meta")}
@@ -343,8 +369,15 @@ def test_devices_must_agree_on_a_gpu(name: str) -> None:
         call(name, wide)
 
 
-@pytest.mark.parametrize("argument", ["read", "write", "offset", "strength"])
-@pytest.mark.parametrize("name", ["project_", "project_out", "fold_"])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        (name, argument)
+        for name in ("project_", "project_out", "fold_")
+        for argument in ("read", "write", "offset", "strength", "gram")
+        if argument in parameters(name)
+    ],
+)
 def test_memory_shared_with_a_factor_is_refused(name: str, argument: str) -> None:
     buffer = torch.ones(64)
     bias = name == "fold_" and argument == "offset"
@@ -354,6 +387,7 @@ def test_memory_shared_with_a_factor_is_refused(name: str, argument: str) -> Non
         "write": buffer[7:23].view(2, 8),
         "offset": buffer[7:9],
         "strength": buffer[7],
+        "gram": buffer[7:11].view(2, 2),
     }[argument]
     change = {"x": lambda: x, argument: lambda: other} | ({"dim": lambda: 0} if bias else {})
     if name == "project_out":

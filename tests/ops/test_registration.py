@@ -80,7 +80,10 @@ def test_opcheck(name: str, dtype: torch.dtype, layout: str, full: bool) -> None
         pytest.skip("operators that write refuse it: test_autograd.py")
     x = features(6, 6, dtype).requires_grad_(layout == "requires grad")
     x = x.T if layout == "transposed" else x
-    given = bank("per-row" if full else "symmetric", 6, 6, [2, 0, 3], dtype) | {
+    option = "symmetric" if not full else "per-row" if name.startswith("fold_") else "one-sided"
+    banked = any(arg.name == "spans" for arg in op._schema.arguments)
+    given = bank(option, 6, 6, [2, 0, 3], dtype) if banked else factors(option, 6, 6, 5, dtype)
+    given |= {
         "x": x,
         "weight": x,
         "dim": 0,

@@ -95,7 +95,7 @@ def test_most_of_the_dimensions_is_worth_a_warning():
     [
         ({"rank": 1}, ["rank=2"], "op: rank must be given once, got 1 and '2'"),
         ({}, ["angle=90"], None),
-        ({}, ["keep-weight=3"], None),  # as a flag is spelt
+        ({}, ["forget-weight=3"], None),  # as a flag is spelt
         ({}, ["contrast=hard"], "op: contrast must be none or span .* got 'hard'"),
         ({}, ["rank"], "op: option must be NAME=VALUE, got 'rank'"),
         ({}, ["rank=1", "rank=2"], "op: option must be given once for each, got 'rank' twice"),
