@@ -8,7 +8,8 @@ Meant are names as classes have them: of things that can be seen, in everyday wo
 say which they are. WordNet (Princeton's licence) says what a noun's first sense is, and how often
 its texts had it. CLIP's vocabulary, in open_clip (MIT), says which words captions on the web use:
 a common word is one token. The synsets of ImageNet-21k, in timm (Apache-2.0), say of which things
-there are images. ImageNet's class names, as OpenAI put them, come from open_clip too.
+there are images. ImageNet's class names, as OpenAI put them, come from open_clip too, and COCO's
+from torchvision (BSD-3-Clause).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import open_clip
@@ -29,16 +31,17 @@ from clipproj.models.words import imagenet_names, name_key
 
 OUT = Path(__file__).parents[1] / "clipproj" / "models" / "lexicon.txt"
 HEADER = (
-    "# Common nouns from WordNet 3.1 (WordNet 3.0 Copyright 2006 by Princeton University, its "
-    "licence in lexicon_LICENSE.txt), those that are frequent in CLIP's vocabulary (open_clip, "
-    "MIT) or are imaged in ImageNet-21k (synsets in timm, Apache-2.0), and ImageNet's class names "
-    "(open_clip, MIT); made by tools/make_lexicon.py."
+    "# Common nouns. Source: WordNet 3.1, Princeton University (licence: lexicon_ATTRIBUTION.md); "
+    "ImageNet's class names as OpenAI wrote them (MIT, by open_clip), COCO's (by torchvision, "
+    "BSD-3-Clause). Made by tools/make_lexicon.py: nouns of things that can be seen, that are "
+    "frequent in CLIP's vocabulary or explain other words, one for each meaning."
 )
 FILES = (  # WordNet's lexicographer files, by their number
-    "adj pert adv Tops act animal artifact attribute body cognition communication event feeling "
-    "food group location motive object person phenomenon plant possession process quantity "
-    "relation shape state substance time"
-).split()
+    "adj", "pert", "adv", "Tops", "act", "animal", "artifact", "attribute", "body", "cognition",
+     "communication", "event", "feeling", "food", "group", "location", "motive", "object", "person",
+     "phenomenon", "plant", "possession", "process", "quantity", "relation", "shape", "state",
+     "substance", "time",
+)  # fmt: skip
 THINGS = {"Tops", "animal", "artifact", "body", "food", "plant"}
 # Of other files what can be seen: all that is below these words, of the sense that is in the file.
 WITHIN = {
@@ -63,43 +66,8 @@ UNFIT_GLOSS = re.compile(
 GENERIC = 15  # a synset with more below it is a kind of kinds: "mechanical device"
 IN_GLOSSES, IN_MORE = 4, 6  # of others: two words, or a word that is no token, in use there are
 SHORTEST, LONG = 3, 6  # letters; a long token is hardly the end of other words, or a name
-# What the rules let through that is no name of a thing one sees, or of a kind of people.
-NOT = set(
-    """
-    accelerator accessory accommodation ace act addition additive afghan aide andrena aperture
-    apparatus aquatic arctic argus argyle armament arms ass assassin assembly assistant attache
-    automatic auxiliary avens backstage barker barrow bartlett ben bender berlin biennial bitt
-    bitter blastula bock bones boob bower brad brat brazil breakable bronc bulge cache calculus
-    candida cannibal captive carcass cassie centaury changer char chat chesterfield chilly
-    china chlamydia chuck clarence classic cleaners clearing climb clip closed_circuit closer
-    closeup colleen collier collins commodity common_bean compact compartment
-    concentration_camp conclave condom congo connective conserve contingent coping cords cosy
-    coupling crisp cur cutting dame davenport dead_body defence delta diapsid dicot diet
-    dietary digitalis digs dip dobson dope dory dose doubles downhill drafting_instrument dun
-    edible eldest electric ell empire empty enclosure entire equatorial erection everlasting
-    exhaust exile express facility facing feeder fell fender_ fieldwork finishing_coat fives
-    flamboyant flaps flats floating footage forage foreskin formal forward garner generic
-    geneva gig gilt goat_antelope grade graham grub guinea gunlock hackney hausen heavens heavy
-    hell hepatic herpes hind hip_ hooker host human_being human_race hurling import incumbent
-    induction inga ingredient innovation input_device insider instructions interchange
-    interface irons jenny jointer joss juvenile kin knockout lame lap large_white lat layer
-    letterman liberal limited ling linkage links liza load loadstone local lotte lovely lulu
-    lymphocyte madras magnetic_disk magnetic_pole magnum male_horse margate maroon marshall
-    mater medium merino metropolitan milling mistress mob moderate modern_man module mount
-    mufti nag nap neutrophil nipple nude nudge obstruction offset old old_fashioned old_maid
-    organiser outsider overall overcast overhang overlap oxford pair panicle parts pave
-    peripheral pest phoebe placental plumb plunge polyp portable potherb premises prison_camp
-    private product provisions quack quad quarters radial raiser rape raw ray reaper recording
-    recruiter redhead reformer refractory refresher remote repository reserve rings rough round
-    round_arch royal rubbish rump saki samba_ sands saratoga scape screening seasonal secondary
-    sectional separate serf setting settle sham shambles sierra singles sir slave slice slit
-    slugger small_white snip sour sovereign sparring spawn spoiler stabilizer stacks staffer
-    standby starches steep stray sub subsidiary sulky surface sweats swift swivel system tack
-    tails tammy television_system terrorist thill tit titi tom transit trolling true_bug
-    tumbler tumbling universal uplift ventilation viol ways weekender welt white_goods
-    white_man wild_pea wood_aster woof wort wrap wright young young_bird
-    """.split()
-)
+# What the rules let through that is no name of a thing one sees.
+NOT = Path(__file__).with_name("not_in_lexicon.txt")
 
 
 @dataclass(frozen=True)
@@ -127,7 +95,7 @@ class WordNet:
         self.synsets = dict(_synsets(folder / "data.noun"))
         self.senses: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
         self.nouns: Counter[str] = Counter()  # how often a word is one
-        self.others: dict[str, int | None] = defaultdict(lambda: None)  # and a verb, say; None: never
+        self.others: dict[str, int | None] = defaultdict(lambda: None)  # and a verb, say, if it is
         for line in (folder / "index.sense").read_text().splitlines():
             key, at, place, count = line.split()
             lemma, rest = key.split("%")
@@ -137,10 +105,10 @@ class WordNet:
             else:
                 self.others[lemma] = (self.others[lemma] or 0) + int(count)
         self.below = Counter(up for at in self.synsets for up in self.all_above(at) - {at})
-        self.told: Counter[str] = Counter()  # by word and pair of words, in how many glosses of others
+        self.told: Counter[str] = Counter()  # in how many glosses of others, by word and by pair
         for one in self.synsets.values():
             words = re.findall(r"\w+", one.gloss)  # a capital is another word's: Robin, Tom
-            pairs = map(" ".join, zip(words, words[1:], strict=False))
+            pairs = map(" ".join, pairwise(words))
             own = {word.replace("_", " ") for word in one.words}
             self.told.update({*words, *pairs} - own)
 
@@ -198,7 +166,7 @@ def imaged() -> set[str]:
 
 
 def common_words() -> dict[str, int]:
-    """CLIP's tokens that are whole words, by their place: the more frequent in captions, the lower."""
+    """CLIP's tokens that are whole words, by their place: a low one is frequent in captions."""
     tokens = open_clip.tokenizer.SimpleTokenizer().encoder
     return {token[:-4]: at for token, at in tokens.items() if token.endswith("</w>")}
 
@@ -245,11 +213,12 @@ def names(net: WordNet) -> list[str]:
         return (at, (-count, rarest)) if belongs else None
 
     best: dict[str, tuple[tuple[int, int], str]] = {}
-    for lemma in sorted({word for one in net.synsets.values() for word in one.words} - NOT):
-        if re.fullmatch("[a-z_]+", lemma) and len(lemma) >= SHORTEST:
-            if found := common_name(lemma):
-                at, rare = found
-                best[at] = min(best.get(at, (rare, lemma)), (rare, lemma))
+    left_out = {word for line in NOT.read_text().splitlines()[1:] for word in line.split()}
+    for lemma in sorted({word for one in net.synsets.values() for word in one.words} - left_out):
+        fitting = re.fullmatch("[a-z_]+", lemma) and len(lemma) >= SHORTEST
+        if fitting and (found := common_name(lemma)):
+            at, rare = found
+            best[at] = min(best.get(at, (rare, lemma)), (rare, lemma))
     for _, lemma in best.values():
         name = lemma.replace("_", " ")
         chosen.setdefault(name_key(name), name)
