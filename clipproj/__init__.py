@@ -25,6 +25,7 @@ from clipproj.zeroshot import ZeroShotHead
 if TYPE_CHECKING:  # what is loaded later, once more for tools that read the source
     from clipproj import audit, methods, reference
     from clipproj.audit.tune import text_proxies, tune
+    from clipproj.certificates.certify import certificate
     from clipproj.methods.ccup import ccup
     from clipproj.methods.coreset import coreset
     from clipproj.methods.leace import from_leace
@@ -47,6 +48,7 @@ __all__ = [
     "audit",
     "build_info",
     "ccup",
+    "certificate",
     "compose",
     "coreset",
     "cpu_isa",
@@ -80,6 +82,7 @@ __all__ = [
 _MODULES = ("audit", "methods", "reference")
 _HOMES = {
     "ccup": "clipproj.methods.ccup",
+    "certificate": "clipproj.certificates.certify",
     "coreset": "clipproj.methods.coreset",
     "from_leace": "clipproj.methods.leace",
     "nullspace": "clipproj.methods.nullspace",

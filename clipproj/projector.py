@@ -215,6 +215,19 @@ class Projector(nn.Module):
             return ops.project_out(x, **operands, normalize=normalize, out=out)
         return ops.project(x, **operands, normalize=normalize)
 
+    def edit_features(self, z: Tensor) -> Tensor:
+        """The edited rows of features z [..., d] of any length, as a model gives them.
+
+        The half-spaces of a one-sided projector are measured on unit rows: rows are divided by
+        their length for it, and multiplied by it again. Others are called as they are. Raises as
+        calling it does.
+        """
+        if not self.one_sided:
+            return self(z)
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        unit = z / length.clamp_min(torch.finfo(z.dtype).tiny)
+        return self(unit) * length
+
     def _sharded(
         self, x: Any, strength: float | Tensor | np.ndarray | None, normalize: bool
     ) -> Any:

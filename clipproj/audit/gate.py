@@ -88,7 +88,7 @@ class Price:
             others.append(texts)
         if not found or not set(forget.names) <= set(images.forget):
             found.append(texts)
-        told = projector.offset is None or texts not in (*others, *found)
+        told = projector.offset is None or projector.one_sided or texts not in (*others, *found)
         if general is not None and general.before.keep >= _TOLD_APART:
             others.append(general)
         return cls(forget.names, tuple(others), tuple(found), spent, told)

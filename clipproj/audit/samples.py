@@ -213,6 +213,7 @@ def applied(edit: RowEdit, rows: Tensor) -> Tensor:
     with torch.no_grad():
         read = getattr(edit, "read", None)
         # a copy: an edit that works in place must not change what comes next
+        edit = getattr(edit, "edit_features", edit)
         out = edit(rows.clone() if read is None else rows.to(read.device).clone())
     if not isinstance(out, Tensor) or out.shape != rows.shape:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -215,6 +215,15 @@ def erase(
             rich_help_panel=LIMITS,
         ),
     ] = Limits.max_found,
+    fold: Annotated[
+        bool,
+        typer.Option(
+            "--fold",
+            help="Fail, with exit code 3, where the edit folded into the weights is refused, "
+            "though the one-sided projector is not.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = False,
     out: options.Out = "clipproj-out",
     dry_run: Annotated[
         bool,
@@ -251,6 +260,7 @@ def erase(
         synonyms=options.synonyms("erase", synonym),
         projector=projector,
         tower=tower,
+        fold=fold,
         limits=Limits(max_loss, max_found),
         out=None if dry_run else folder,
         force=force,
@@ -263,7 +273,7 @@ def erase(
             print(json.dumps(outcome.as_dict() | {"notes": notes}, indent=2))
         else:
             terminal.show(outcome, folder, dry_run)
-    if outcome.judged.refused:
+    if outcome.fails:
         raise typer.Exit(REFUSED)
     if not outcome.verdict:
         raise typer.Exit(FAILED)

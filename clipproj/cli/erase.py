@@ -23,6 +23,8 @@ FILES = {
     "numbers": "report.json",
 }
 
+OF_A_CHECKPOINT = ("checkpoint", "undo", "receipt")  # which a folded form beyond its limits has not
+
 ABOUT = {  # the report's words for the files beside it
     "projector, for other copies or for features": FILES["projector"],
     "the head as it was": FILES["undo"],
@@ -35,7 +37,7 @@ def erase(recipe: Recipe, say: Progress = silent) -> Outcome:
     """Forget, measure before and after, verify, and write everything or nothing.
 
     Nothing where the edit costs the other classes more than `recipe.limits`, or leaves more of the
-    forgotten ones: the outcome says so.
+    forgotten ones: the outcome says so. Where its folded form alone does, no checkpoint.
 
     Raises:
         ValueError: as `recipe.prepare` and `recipe.forget`; for an output folder that holds
@@ -50,7 +52,7 @@ def erase(recipe: Recipe, say: Progress = silent) -> Outcome:
         output = Output(recipe.out, written, loaded.checkpoint, loaded.weights)
         output.need(size(loaded.model.state_dict()))
     outcome = forget(ready, say)
-    if output is not None and outcome.verdict and not outcome.judged.refused:
+    if output is not None and outcome.verdict and not outcome.refused:
         say("files", 0, 1)
         outcome = _write(outcome, output, loaded)
         say("files", 1, 1)
@@ -63,19 +65,29 @@ def _files(loaded: Loaded) -> dict[str, str]:
 
 
 def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
-    """All files, with the verdict on the checkpoint as it is on the disk; none if that fails."""
-    edit = outcome.edit
+    """All files, with the verdict on the checkpoint as it is on the disk; none if that fails.
+
+    Of a folded form beyond its limits neither the checkpoint nor what belongs to it.
+    """
+    edit, folds = outcome.edit, not outcome.judged.refused
     with output.staged() as folder:
-        file = save_model(loaded, folder)
-        verdict = verify(read_state(file), edit.receipt)
-        outcome = replace(outcome, verdict=verdict)
-        if not verdict:
-            return outcome
-        named = _files(loaded)
+        named, verdict = _files(loaded), outcome.verdict
+        if folds:
+            verdict = verify(read_state(save_model(loaded, folder)), edit.receipt)
+            outcome = replace(outcome, verdict=verdict)
+            if not verdict:
+                return outcome
+            edit.save_undo(folder / FILES["undo"])
+            edit.receipt.save(folder / FILES["receipt"])
+        else:
+            named = {k: v for k, v in named.items() if k not in OF_A_CHECKPOINT}
         outcome = replace(outcome, files={k: output.folder / v for k, v in named.items()})
-        outcome.projector.save(folder / FILES["projector"])
-        edit.save_undo(folder / FILES["undo"])
-        edit.receipt.save(folder / FILES["receipt"])
+        outcome.on_the_fly.save(folder / FILES["projector"])
+        checkpoint = {f"edited model, as {loaded.library} loads it": loaded.weights}
+        about = {
+            what: name for what, name in (checkpoint | ABOUT).items() if name in named.values()
+        }
+        judged = (outcome.one_sided or outcome).judged
         write_report(
             folder / FILES["report"],
             comparison=outcome.comparison,
@@ -86,11 +98,12 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             verdict=verdict,
             receipt=edit.receipt,
             edit_seconds=outcome.edit_seconds,
-            files={f"edited model, as {loaded.library} loads it": loaded.weights} | ABOUT,
+            files=about,
             undo_command=outcome.undo_command,
             texts=outcome.judged.texts,
-            alarms=gate.alarms(outcome.judged),
-            notes=gate.notes(outcome.judged),
+            one_sided=outcome.one_sided and (outcome.one_sided.comparison, judged.texts),
+            alarms=(*gate.alarms(judged), *outcome.folded_alarms),
+            notes=gate.notes(judged),
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

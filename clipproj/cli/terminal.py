@@ -33,12 +33,12 @@ _OPTIONS = {("load_images", "folder"): "images"}  # arguments that are options o
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
-    from clipproj.report.erasure import table
+    from clipproj.report.erasure import side_by_side, table
     from clipproj.report.formatting import cosine, duration, listed
     from clipproj.report.sections import gate
     from clipproj.report.terminal import printed
 
-    history = outcome.projector.provenance
+    history, one_sided = outcome.on_the_fly.provenance, outcome.one_sided
     contrast = (history.get("parameters") or {}).get("contrast")
     source = {"images": "other image classes", "given": "given", "generic": "generic names"}
     screen = console()
@@ -49,24 +49,32 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
             f"keep: {len(outcome.keep)} {source[outcome.texts.keep_from]}; "
             f"{history.get('method', 'projector')}"
             f"{f' ({contrast} contrast)' if contrast else ''}, "
-            f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",
+            f"rank {outcome.on_the_fly.rank}, strength {float(outcome.on_the_fly.strength):g}",
         )
     )
-    judged = outcome.judged
+    judged = (one_sided or outcome).judged
     if alarms := gate.alarms(judged):
         what = "Refused" if judged.refused else "This edit is not good"
         screen.print(Text(f"{what}. {' '.join(alarms)}", style="bold red"))
         if advice := gate.advice(judged):
             screen.print(Text(f"What may help: {'; '.join(advice)}.", style="red"))
-    measured = outcome.comparison or judged.texts
-    screen.print(printed(table(measured, judged.texts)))
-    moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}"
-    screen.print(Text(f"{moved}; edited in {duration(outcome.edit_seconds)}"))
+    for alarm in outcome.folded_alarms:
+        screen.print(Text(alarm, style="red" if outcome.fold else "yellow"))
+    folded = outcome.comparison, outcome.judged.texts
+    measured = outcome.comparison or outcome.judged.texts
+    if one_sided:
+        screen.print(printed(side_by_side((one_sided.comparison, judged.texts), folded)))
+    else:
+        screen.print(printed(table(measured, judged.texts)))
+    moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}; "
+    took = f"edited in {duration(outcome.edit_seconds)}"
+    screen.print(Text(took if one_sided else moved + took))
     for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
-    style = "green" if outcome.verdict else "bold red"
-    screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
-    if judged.refused:
+    if not outcome.folded_alarms:
+        style = "green" if outcome.verdict else "bold red"
+        screen.print(Text.assemble(("receipt: ", style), outcome.verdict.text))
+    if outcome.refused:
         screen.print("refused: nothing written; --max-loss 1 --max-found 1 lift the limits")
     elif dry_run:
         screen.print("dry run: nothing written")
@@ -75,8 +83,8 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     else:
         names = ", ".join(path.name for path in outcome.files.values())
         screen.print(Text(f"written to {out}: {names}"))
-        # one line however narrow the terminal, to be copied
-        screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"), soft_wrap=True)
+        if outcome.undo_command:  # one line however narrow the terminal, to be copied
+            screen.print(Text(f"undo with: {outcome.undo_command}", style="dim"), soft_wrap=True)
 
 
 def console() -> Console:

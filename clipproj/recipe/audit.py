@@ -117,7 +117,8 @@ def audited(
     if given is None:
         forget = classes.select(names.forget)
         texts = Texts(forget, classes.select(names.keep), "images", classes, forget)
-        edit = project(recipe, texts, loaded and Embedder(loaded, say, recipe.truncate))
+        forms = project(recipe, texts, loaded and Embedder(loaded, say, recipe.truncate))
+        edit = forms.on_the_fly
     else:
         edit = given.for_tower(recipe.tower, "audit")  # as `erase` folds it
         _check_same_space(edit, classes, recipe.force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from clipproj.audit.evaluate import compare
@@ -15,8 +16,31 @@ from clipproj.recipe.texts import Embedder, Texts
 from clipproj.refusal import Refusal
 
 
-def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Projector:
-    """The projector of these texts.
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """An edit in the forms that it is applied in.
+
+    Attributes:
+        folded: linear, what a weight can hold.
+        one_sided: for rows on the fly, where the method has such a form; else None.
+    """
+
+    folded: Projector
+    one_sided: Projector | None = None
+
+    @classmethod
+    def of(cls, projector: Projector) -> Forms:
+        """Those of one projector."""
+        return cls(projector.linear(), projector if projector.one_sided else None)
+
+    @property
+    def on_the_fly(self) -> Projector:
+        """What rows are edited by: the one-sided form where there is one."""
+        return self.one_sided or self.folded
+
+
+def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Forms:
+    """The projector of these texts, in all its forms.
 
     Args:
         embedder: the model, for methods that need more of it than the texts; None: not at hand.
@@ -33,7 +57,11 @@ def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Projecto
     if "embed" in needs:
         have["embed"] = embedder.for_method
     task = Task(forget, texts.keep, closed=texts.closed, side=recipe.tower, **have)
-    return make(recipe.command, task, method, options, recipe.strength)
+    folded = make(recipe.command, task, method, options, recipe.strength)
+    one_sided = method.one_sided and method.one_sided(task, **options)
+    if one_sided and recipe.strength is not None:
+        one_sided = one_sided.scaled(recipe.strength)
+    return Forms(folded, one_sided or None)
 
 
 def make(
@@ -84,7 +112,7 @@ def saved(recipe: Recipe) -> Projector | None:
 
 def scaled(op: str, projector: Projector, strength: float) -> Projector:
     """At another strength. Refusal, in the name of `op`, above 1 for several directions."""
-    if strength > 1 and projector.rank > 1:
+    if strength > 1 and projector.rank > 1 and not projector.one_sided:
         raise Refusal(
             op,
             "strength",

@@ -33,6 +33,8 @@ class Recipe:
         strength: None: the method's own. Above 1 for one direction alone.
         projector: a saved projector to apply, instead of making one from the names.
         tower: the tower whose head is edited.
+        fold: the folded form is what counts: beyond its limits the recipe is refused, whatever the
+            one-sided form does.
         limits: what the edit may cost and leave; beyond them nothing is written.
         force: apply a projector that was made for another model.
         model, pretrained: as `checkpoint.load_model`; no model is the embedded one.
@@ -55,6 +57,7 @@ class Recipe:
     strength: float | None = None
     projector: Path | None = None
     tower: str = "image"
+    fold: bool = False
     limits: Limits = field(default_factory=Limits)
     force: bool = False
     model: str | None = None

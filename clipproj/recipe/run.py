@@ -26,7 +26,7 @@ from clipproj.models.heads import find_heads, head_tensors
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.recipe.names import Names, resolve, without_earlier
-from clipproj.recipe.project import project, saved
+from clipproj.recipe.project import Forms, project, saved
 from clipproj.recipe.record import Recipe, check, check_rank
 from clipproj.recipe.texts import Embedder, Progress, Texts, embed, silent
 from clipproj.report.sections import gate
@@ -64,12 +64,42 @@ class Ready:
 
 
 @dataclass(frozen=True, eq=False)
+class OneSided:
+    """The one-sided form of an edit, which no weight holds, measured on the same rows.
+
+    Attributes:
+        projector: with its strength.
+        comparison: on images; None without an image folder.
+        judged: on mixtures of class texts, and whether it may be written.
+    """
+
+    projector: Projector
+    comparison: Comparison | None
+    judged: Judgement
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "strength": round(float(self.projector.strength), 6),
+            "rank": self.projector.rank,
+            "projector": self.projector.content_hash(),
+            "parameters": self.projector.provenance.get("parameters"),
+            "scores": self.comparison and evaluate.as_dict(self.comparison, ()),
+            "texts": evaluate.as_dict(self.judged.texts, every=False),
+            "refused": self.judged.refused,
+            "measured": gate.as_dict(self.judged),
+            "advice": list(gate.advice(self.judged)),
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What came of a recipe.
 
     Attributes:
         model: what the model is called.
-        projector: as applied, with its strength.
+        projector: as folded, with its strength.
+        one_sided: the same edit for rows on the fly, where the method has such a form; else None.
         texts: what it was made of and measured on.
         images, comparison, curve: None and empty without an image folder.
         judged: the same edit on mixtures of class texts, and whether it may be written.
@@ -79,11 +109,13 @@ class Outcome:
         seconds: everything.
         files: what was written, by what it is; empty in a rehearsal, when the receipt fails, or
             when the edit is refused.
+        fold: whether the folded form is what counts.
     """
 
     model: str
     tower: str
     projector: Projector
+    one_sided: OneSided | None
     texts: Texts
     images: Images | None
     comparison: Comparison | None
@@ -94,6 +126,31 @@ class Outcome:
     edit_seconds: float
     seconds: float
     files: dict[str, Path] = field(default_factory=dict)
+    fold: bool = False
+
+    @property
+    def on_the_fly(self) -> Projector:
+        """What rows are edited by: the one-sided form where there is one."""
+        return self.one_sided.projector if self.one_sided else self.projector
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing is written: no form is within its limits, or not the one that counts."""
+        if self.one_sided is None:
+            return self.judged.refused
+        return self.one_sided.judged.refused
+
+    @property
+    def fails(self) -> bool:
+        """Whether it is not what was asked for: refused, or with `fold` not folded."""
+        return self.refused or (self.fold and self.judged.refused)
+
+    @property
+    def folded_alarms(self) -> tuple[str, ...]:
+        """Why no checkpoint is written where a projector is; empty where both or neither are."""
+        if self.one_sided is None or not self.judged.refused:
+            return ()
+        return (f"Folded into weights it is refused: {' '.join(gate.alarms(self.judged))}",)
 
     @property
     def forget(self) -> Embeddings:
@@ -108,7 +165,7 @@ class Outcome:
     @property
     def undo_command(self) -> str | None:
         """The command line that takes the edit back; None when nothing was written."""
-        if not self.files:
+        if "checkpoint" not in self.files:
             return None
         paths = [str(self.files[what]) for what in ("checkpoint", "undo")]
         return shlex.join(["clipproj", "undo", *paths])
@@ -128,6 +185,7 @@ class Outcome:
             "strength": round(float(self.projector.strength), 6),
             "projector": self.projector.content_hash(),
             "images": self.images and {"count": len(self.images), "skipped": self.images.skipped},
+            "one_sided": self.one_sided and self.one_sided.as_dict(),
             "scores": measured,
             "texts": evaluate.as_dict(self.judged.texts, every=False),
             "refused": self.judged.refused,
@@ -174,18 +232,20 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
     recipe, loaded, images = ready.recipe, ready.loaded, ready.images
     check_rank(recipe, len(ready.names.forms), find_heads(loaded.model)[recipe.tower].width)
     names = without_earlier(recipe.command, ready.names, ready.earlier)
-    projector = ready.saved
-    if projector is not None:
-        ready.fold(projector).undo()  # a rehearsal: refuse now, not after all the texts
+    forms = None if ready.saved is None else Forms.of(ready.saved)
+    if forms is not None:
+        ready.fold(forms.folded).undo()  # a rehearsal: refuse now, not after all the texts
     embedder = Embedder(loaded, say, recipe.truncate)
     texts = embed(recipe, names, embedder, ready.classes)
-    if projector is None:
-        projector = project(recipe, texts, embedder)
-        ready.fold(projector).undo()  # nor after an hour of images
+    if forms is None:
+        forms = project(recipe, texts, embedder)
+        ready.fold(forms.folded).undo()  # nor after an hour of images
 
     before = images and Samples.of_images(
         image_rows(loaded, images, "images before", say), images, texts.classes
     )
+    one_sided = forms.one_sided and _one_sided(ready, texts, forms.one_sided, before)
+    projector = forms.folded
     handle = ready.fold(projector)
     comparison, curve = None, []
     if before is not None:
@@ -205,6 +265,7 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
         model=loaded.name,
         tower=recipe.tower,
         projector=projector,
+        one_sided=one_sided or None,
         texts=texts,
         images=images,
         comparison=comparison,
@@ -214,7 +275,18 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
         verdict=verify(loaded.model, handle.receipt),
         edit_seconds=_fold_seconds(loaded, handle),
         seconds=time.perf_counter() - ready.started,
+        fold=recipe.fold,
     )
+
+
+def _one_sided(
+    ready: Ready, texts: Texts, projector: Projector, before: Samples | None
+) -> OneSided:
+    """The form that is applied on the fly, on the features of the unedited model."""
+    comparison = before and evaluate.compare(before, before.edited(projector), texts.forget_classes)
+    judged = judged_edit(ready.recipe, texts, projector, ready.earlier, comparison)
+    projector.provenance |= {"measured": gate.as_dict(judged)}
+    return OneSided(projector, comparison, judged)
 
 
 def judged_edit(

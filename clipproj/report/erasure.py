@@ -33,7 +33,8 @@ def write_report(
     receipt: Receipt,
     edit_seconds: float,
     files: Mapping[str, str],
-    undo_command: str,
+    undo_command: str | None,
+    one_sided: tuple[Comparison | None, Comparison] | None = None,
     alarms: Sequence[str] = (),
     notes: Sequence[str] = (),
     comparison: Comparison | None = None,
@@ -46,7 +47,10 @@ def write_report(
     Args:
         texts: the same edit on `stand_ins`.
         files: what was written: what it is, to its path.
-        undo_command: the command line that takes the edit back.
+        undo_command: the command line that takes the edit back; None where no checkpoint was
+            written.
+        one_sided: what the one-sided form does to the same images (None without any) and to
+            `stand_ins`; None where there is no such form.
         alarms, notes: what is wrong with the edit, and what else is worth a word; at the top.
         comparison, images, classes: what `compare` was given and gave; without a comparison the
             report is about texts alone.
@@ -67,6 +71,8 @@ def write_report(
             raise Refusal("write_report", "comparison", "must come with its images and classes")
         strength = [_strength(curve, receipt.strength)] if curve else []
         pages = [_changed(comparison, images, classes), *strength, _classes(comparison), *pages]
+    if one_sided is not None:
+        pages.insert(0, _forms(one_sided, comparison, texts, undo_command is not None))
     report = Report(
         title=f"Erasing {listed(names)} from {provenance.get('model', 'a model')}",
         eyebrow="clipproj report",
@@ -121,6 +127,35 @@ def table(comparison: Comparison, texts: Comparison | None = None) -> Table:
     row(f"a linear probe finds {names}", before.probe, after.probe)
     columns = ("", "before %", "after %")
     return Table(columns, tuple(rows), formatting.caveat(comparison), strong=tuple(strong))
+
+
+def side_by_side(
+    one_sided: tuple[Comparison | None, Comparison], folded: tuple[Comparison | None, Comparison]
+) -> Table:
+    """`table` of both forms of an edit, each measured on images (None without any) and on
+    `stand_ins`.
+    """
+    left, right = (table(images or texts, texts) for images, texts in (one_sided, folded))
+    rows = [(*of, now) for of, (_, _, now) in zip(left.rows, right.rows, strict=True)]
+    cosines = (one.cosine for one in ((one_sided[0] or one_sided[1]), (folded[0] or folded[1])))
+    rows.append(("mean cosine of all others to what they were", 1.0, *cosines))
+    columns = ("", "before %", "one-sided %", "folded %")
+    return Table(columns, tuple(rows), left.caption, strong=left.strong)
+
+
+def _forms(
+    one_sided: tuple[Comparison | None, Comparison],
+    comparison: Comparison | None,
+    texts: Comparison,
+    written: bool,
+) -> Page:
+    lead = (
+        "The same names forgotten in both forms. One-sided, for rows on the fly (a service, "
+        "attach, a bank, stores), it leaves what is harmless as it is; folded into the weights it "
+        f"turns every row{'' if written else ', and is beyond the limits here: not written'}."
+    )
+    shown = side_by_side(one_sided, (comparison, texts))
+    return Page("forms", "One-sided and folded", lead, (shown,))
 
 
 def _card(verdict: Verdict) -> Card:
@@ -260,7 +295,9 @@ def _receipt(receipt: Receipt, verdict: Verdict, projector: Projector) -> Page:
     return Page("receipt", "Receipt", "", (Table(("", ""), tuple(rows.items()), code=True),))
 
 
-def _files(files: Mapping[str, str], undo_command: str) -> tuple[Page, Page]:
+def _files(files: Mapping[str, str], undo_command: str | None) -> tuple[Page, ...]:
     table = Table(("", ""), tuple(files.items()), code=True)
+    if undo_command is None:
+        return (Page("files", "Files", "", (table,)),)
     undo = "To take the edit back, bit for bit"
     return Page("files", "Files", "", (table,)), Page("undo", undo, "", command=undo_command)

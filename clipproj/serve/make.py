@@ -43,7 +43,7 @@ def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
         prompts = _count_prompts(loaded, recipe, names, max_prompts)
         embedder = Embedder(loaded, more=max_prompts - prompts)
         texts = embed(recipe, names, embedder)
-        made = project(recipe, texts, embedder)
+        made = project(recipe, texts, embedder).on_the_fly
         judged = judged_edit(recipe, texts, made, earlier)
     except Refusal as error:
         param = "forget" if error.argument == "names" else error.argument
