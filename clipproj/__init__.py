@@ -17,6 +17,7 @@ from clipproj.editing.log import Edit, RecordedEdit
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict, verify
 from clipproj.models.heads import find_heads
+from clipproj.models.lexicon import lexicon, lexicon_names
 from clipproj.models.text import Embeddings, embed_classes, expand_names, generic_keep
 from clipproj.projector import Projector, load
 from clipproj.zeroshot import ZeroShotHead
@@ -58,6 +59,8 @@ __all__ = [
     "find_heads",
     "from_leace",
     "generic_keep",
+    "lexicon",
+    "lexicon_names",
     "load",
     "methods",
     "nullspace",

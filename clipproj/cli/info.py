@@ -100,12 +100,24 @@ def _samples(file: Path) -> dict[str, Any]:
     }
 
 
+def _texts(file: Path) -> dict[str, Any]:
+    found = files.read(file, "texts")
+    rows = found.tensors["texts"]
+    return {
+        "model": found.meta["model"],
+        "template": found.meta["template"],
+        "texts": len(rows),
+        "dim": rows.shape[1],
+    }
+
+
 _DESCRIBE = {
     "projector": _projector,
     "bank": _bank,
     "receipt": _receipt,
     "undo": _undo,
     "samples": _samples,
+    "texts": _texts,
 }
 
 

@@ -59,6 +59,11 @@ def test_info_of_every_kind_of_file(run: Run) -> None:
     facts = json.loads(run("info", "samples.safetensors", "--json").stdout)
     assert (facts["kind"], facts["model"], facts["images"]) == ("samples", "a model", 3)
     assert facts["classes"] == [*names[:8], "4 more"]
+    meta = {"key": "k", "model": "a model", "template": "a {}"}
+    files.write("texts.safetensors", "texts", {"texts": torch.eye(12, 16)}, meta)
+    facts = json.loads(run("info", "texts.safetensors", "--json").stdout)
+    assert (facts["model"], facts["template"]) == ("a model", "a {}")
+    assert (facts["texts"], facts["dim"]) == (12, 16)
     assert info._DESCRIBE.keys() == set(files.KINDS)
     files.write("newer.safetensors", "tomorrow's", {}, {})
     assert 'must be of a known kind, got "tomorrow\'s"' in run("info", "newer.safetensors").stderr
