@@ -113,7 +113,7 @@ def attach(
     found = heads.find_heads(model)[tower]
     model = heads.unwrap(model)
     family = heads.family_of(model)
-    path, channels, whole = None, False, family is None
+    path, channels = None, False
     if family is None:
         path = _tower_of(model, tower)
     elif tower == "image":
@@ -128,9 +128,10 @@ def attach(
         got = "nothing" if end is None else _BEFORE
         raise Refusal("attach", path, f"must be the model's own module, got {got}")
     projector = _fitting(model, projector, tower, found.width, force)
-    module = ProjectedHead(end, projector, channels=channels)
-    if whole and not isinstance(end, nn.Linear):
+    if family is None:
         module = ProjectedTower(end, projector)
+    else:
+        module = ProjectedHead(end, projector, channels=channels)
     owner._modules[name] = module
     if tower == "text":
         warnings.warn(
@@ -143,9 +144,9 @@ def attach(
 
 def _tower_of(model: nn.Module, tower: str) -> str:
     """The module of open_clip or OpenAI's clip whose result are the tower's features."""
-    for path in ("visual",) if tower == "image" else ("text", "text_projection"):
-        if isinstance(model._modules.get(path), nn.Module):
-            return path
+    path = "visual" if tower == "image" else "text"
+    if isinstance(model._modules.get(path), nn.Module):
+        return path
     raise Refusal(
         "attach",
         "tower",
@@ -181,7 +182,7 @@ def _fitting(
     width: int | None,
     force: bool,
 ) -> Projector | ProjectorBank:
-    if projector.dim != width:
+    if width is not None and projector.dim != width:
         raise Refusal(
             "attach",
             "projector",

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from families import FAMILIES, WIDTH
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from clipproj import Projector
+from clipproj import Projector, find_heads
 from clipproj.plugins.attach import attach
 
 NATIVE = [name for name in FAMILIES if name.startswith(("open_clip", "OpenAI"))]
@@ -40,9 +40,13 @@ def test_every_family_gives_edited_features_and_gets_its_own_module_back(
     before, keys = family.encode(model, tower), list(model.state_dict())
     p = one_sided(before)
     p.side = tower
-    ends = model._modules.get("visual" if tower == "image" else "text")
-    if ends is None and not isinstance(getattr(model, "text_projection", None), nn.Linear):
+    if ("visual" if tower == "image" else "text") not in model._modules:
         with pytest.raises(ValueError, match=r"attach: tower must be a module of \w+, got text"):
+            attach(model, p, tower)
+        return
+    width = find_heads(model)[tower].width
+    if width not in (None, p.dim):  # tiny ones without a head say another than they have
+        with pytest.raises(ValueError, match=f"attach: projector must be of width {width}"):
             attach(model, p, tower)
         return
     modules = dict(model.named_modules())
