@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clipproj import files, ops
+from clipproj._factors import MOST_ONE_SIDED
 from clipproj._tensors import as_tensor, check_plain
 from clipproj.algebra import compose, union
 from clipproj.bank.rows import BankFull, BankRows, Entry
@@ -31,6 +32,7 @@ class BankFactors(TypedDict):
     write: Tensor
     offset: Tensor | None
     spans: Tensor
+    gram: Tensor | None
 
 
 class BankOperands(BankFactors):
@@ -67,6 +69,9 @@ class ProjectorBank(BankRows):
         entries: how many indices it can hand out before `recycle()`.
         side: the tower whose features it edits.
         symmetric: for symmetric projectors only: half the memory and less to read.
+        one_sided: the most directions of a one-sided projector, at most 256; 0: it takes none.
+            4 bytes for each beside every direction of the capacity. None: 64 on the CPU; elsewhere
+            0, for there all rows of a bank that may hold one take another kernel.
         device: where it lives; None: on the CPU, whatever torch.set_default_device says.
 
     Attributes:
@@ -74,7 +79,8 @@ class ProjectorBank(BankRows):
             no change comes between, hold it around both.
 
     Raises:
-        TypeError, ValueError: for sizes that are no numbers of at least 1, an unknown side.
+        TypeError, ValueError: for sizes that are no numbers of at least 1, one_sided out of
+            [0, 256] or with symmetric, an unknown side.
 
     Example:
         >>> bank = clipproj.ProjectorBank(dim=2, capacity=16)
@@ -93,8 +99,18 @@ class ProjectorBank(BankRows):
         entries: int = 65536,
         side: str = "image",
         symmetric: bool = False,
+        one_sided: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if one_sided is None:
+            here = torch.device(device or "cpu").type == "cpu"
+            one_sided = 64 if here and not symmetric else 0
+        if not isinstance(one_sided, int) or isinstance(one_sided, bool):
+            got = type(one_sided).__name__
+            raise TypeError(f"ProjectorBank: one_sided must be a whole number, got {got}")
+        most = 0 if symmetric else MOST_ONE_SIDED
+        if not 0 <= one_sided <= most:
+            raise Refusal("ProjectorBank", "one_sided", f"must be in [0, {most}], got {one_sided}")
         for name, size in (("dim", dim), ("capacity", capacity), ("entries", entries)):
             if not isinstance(size, int) or isinstance(size, bool):
                 got = type(size).__name__
@@ -103,7 +119,7 @@ class ProjectorBank(BankRows):
                 raise Refusal("ProjectorBank", name, f"must be in [1, 2^31), got {size}")
         if side not in TOWERS:
             raise Refusal("ProjectorBank", "side", f'must be "image" or "text", got {side!r}')
-        super().__init__(dim, capacity, entries, side, symmetric, device)
+        super().__init__(dim, capacity, entries, side, symmetric, device, one_sided)
 
     def __bool__(self) -> bool:
         return True  # an empty bank is one
@@ -209,9 +225,10 @@ class ProjectorBank(BankRows):
             names: one for each row: a name; None for a row that is left alone; or several names,
                 which are combined into one projector, made when it is first asked for and kept by
                 the hashes of its parts: the union of symmetric ones of one strength, else their
-                composition in the order given. Equal projectors count once. Combinations give way,
-                the least recent first, when room is needed; an index of one is then refused, and
-                also when a part of it has been replaced or removed.
+                composition in the order given; of one-sided ones of one strength in the metric of
+                the same kept texts all half-spaces, and of no others. Equal projectors count once.
+                Combinations give way, the least recent first, when room is needed; an index of one
+                is then refused, and also when a part of it has been replaced or removed.
 
         Returns:
             [n] int32, on the bank's device.
@@ -267,8 +284,8 @@ class ProjectorBank(BankRows):
     def operands(
         self, x: Tensor, index: Tensor, strength: float | Tensor | np.ndarray | None = None
     ) -> BankOperands:
-        """read, write, offset, spans, index, strength and flag, as `project_rows`, `linear` and
-        `logits` of `clipproj.ops` take them by keyword, for rows x.
+        """read, write, offset, gram, spans, index, strength and flag, as `project_rows`, `linear`
+        and `logits` of `clipproj.ops` take them by keyword, for rows x.
 
         Takes and raises what calling the bank does.
         """
@@ -317,21 +334,41 @@ class ProjectorBank(BankRows):
         }
 
     def factors(self, dtype: torch.dtype = torch.float32) -> BankFactors:
-        """read, write, offset and spans, for features of `dtype`: the buffers, but for float64.
+        """read, write, offset, gram and spans, for features of `dtype`: buffers, but for float64.
 
         What float64 features take is a copy of one moment, spans too: a span that is switched later
         would mean other rows than were copied. (Not in a compiled graph, which knows no lock.)
         """
         held: dict[str, Any] = self._buffers
-        read, write, offset = held["read"], held["_write"], held["offset"]
+        read, write, offset, gram = held["read"], held["_write"], held["offset"], held["gram"]
         spans = held["spans"]
         if dtype == torch.float64:
             with nullcontext() if torch.compiler.is_compiling() else self.lock:
                 spans = spans.clone()
-                wide = [None if t is None else t.double() for t in (read, write, offset)]
-            read, write, offset = wide
+                factors = read, write, offset, gram
+                wide = [None if t is None else t.double() for t in factors]
+            read, write, offset, gram = wide
         write = read if write is None else write
-        return {"read": read, "write": write, "offset": offset, "spans": spans}
+        return {"read": read, "write": write, "offset": offset, "spans": spans, "gram": gram}
+
+    def edit_features(
+        self, z: Tensor, index: Tensor, strength: float | Tensor | None = None
+    ) -> Tensor:
+        """The edited rows of features z [..., d] of any length, as a model gives them.
+
+        Rows of one-sided projectors are divided by their length for it, and multiplied by it again,
+        as `Projector.edit_features` does. Takes and raises what calling the bank does.
+        """
+        if self.gram is None:
+            return self(z, index, strength)
+        one_sided = (self.spans[index.clamp_min(0).long(), 1] < 0) & (index >= 0)
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        length = length.clamp_min(torch.finfo(z.dtype).tiny)
+        length = torch.where(one_sided.view(length.shape), length, 1)
+        unit = z / length
+        edited = self(unit, index, strength)
+        harmless = (edited == unit).all(dim=-1, keepdim=True)  # these keep their bits
+        return torch.where(harmless, z, edited * length)
 
     def check(self) -> None:
         """On a GPU: RuntimeError if since the last check a row became NaN because of its index.
@@ -360,9 +397,10 @@ class ProjectorBank(BankRows):
         tensors = {f"{i}.{key}": value for i, (held, _) in enumerate(parts.values())
                    for key, value in held.items()}  # fmt: skip
         meta = {"dim": self.dim, "capacity": self.capacity, "entries": len(self.spans),
-                "side": self.side, "symmetric": self.symmetric,
+                "side": self.side, "symmetric": self.symmetric, "one_sided": self.one_sided,
                 "projectors": [{"name": name} | it for name, (_, it) in parts.items()]}  # fmt: skip
-        files.write(path, "bank", tensors, meta)
+        version = files.FORMAT if any("gram" in held for held, _ in parts.values()) else 1
+        files.write(path, "bank", tensors, meta, version=version)
 
     @classmethod
     def load(
@@ -385,10 +423,11 @@ class ProjectorBank(BankRows):
             entries=meta["entries"],
             side=meta["side"],
             symmetric=meta["symmetric"],
+            one_sided=dict(meta).get("one_sided"),
             device=device,
         )
         for i, made in enumerate(meta["projectors"]):
-            keys = ("read", "write", "offset", "strength")
+            keys = ("read", "write", "offset", "strength", "gram", "forget")
             held = {key: tensors[f"{i}.{key}"] for key in keys if f"{i}.{key}" in tensors}
             bank.add(made["name"], Projector.from_parts(held, made), force=True)
         return bank
@@ -424,6 +463,13 @@ class ProjectorBank(BankRows):
         if self.symmetric and projector.form != "symmetric":
             kind = projector.form
             raise Refusal(op, "projector", f"must be symmetric as the bank is, got an {kind} one")
+        if projector.one_sided and projector.rank > self.one_sided:
+            raise Refusal(
+                op,
+                "projector",
+                f"must have at most {self.one_sided} directions one-sided, got {projector.rank}; "
+                "make the bank with a larger one_sided",
+            )
         projector._checked(projector.strength, warn=False)  # it may have been set since
         for part in (projector.read, projector.write, projector.offset):
             if part is not None and not part.isfinite().all():
@@ -455,7 +501,9 @@ class ProjectorBank(BankRows):
         if len(set(names)) == 1:  # two names of one projector may part: no index of either
             return entries[0]
         join = compose
-        if all(e.symmetric and not e.affine and e.strength == entries[0].strength for e in entries):
+        forms = {e.one_sided or (e.symmetric and not e.affine and "symmetric") for e in entries}
+        alike = len(forms) == 1 and all(e.strength == entries[0].strength for e in entries)
+        if True in forms or (alike and "symmetric" in forms):
             join = union  # in any order, so that it is made once
             entries.sort(key=lambda entry: entry.hash)
         key = (join.__name__, *(entry.hash for entry in entries))
@@ -473,5 +521,6 @@ class ProjectorBank(BankRows):
         """Those with a part that no entry has any more."""
         if any(entry.hash == digest for entry in self._entries.values()):
             return
+        self._texts.pop(digest, None)
         for key in [key for key in self._combined if digest in key]:
             self._retire(self._combined.pop(key))

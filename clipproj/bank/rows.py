@@ -43,7 +43,7 @@ class Entry:
         start, rank: its directions among those of the bank.
         strength: its own.
         hash: `Projector.content_hash()`, the key for caches of what it has edited.
-        symmetric, affine: its form.
+        symmetric, affine, one_sided: its form.
         provenance: as `Projector` has it.
     """
 
@@ -56,6 +56,12 @@ class Entry:
     symmetric: bool
     affine: bool
     provenance: dict[str, Any]
+    one_sided: bool = False
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """As the operators take it: a one-sided rank is negative."""
+        return self.start, -self.rank if self.one_sided else self.rank
 
 
 class BankRows(nn.Module):
@@ -66,6 +72,7 @@ class BankRows(nn.Module):
 
     read: Tensor
     offset: Tensor | None
+    gram: Tensor | None
     spans: Tensor
     strengths: Tensor
     flag: Tensor
@@ -79,6 +86,7 @@ class BankRows(nn.Module):
         side: str,
         symmetric: bool,
         device: torch.device | str | None,
+        one_sided: int,
     ) -> None:
         super().__init__()
         self.side = side
@@ -88,6 +96,8 @@ class BankRows(nn.Module):
             self.register_buffer("read", rows(capacity, dim))
             self.register_buffer("_write", None if symmetric else rows(capacity, dim))
             self.register_buffer("offset", None if symmetric else rows(capacity))
+            # of each one-sided projector the gram matrix, beside its directions
+            self.register_buffer("gram", rows(capacity, one_sided) if one_sided else None)
             spans = torch.full((entries, 2), -1, dtype=torch.int32, device=device)
             self.register_buffer("spans", spans)
             self.register_buffer(
@@ -105,6 +115,7 @@ class BankRows(nn.Module):
         self._next = 0  # the first index that is new
         self._spare: list[int] = []  # recycled ones
         self._former: dict[tuple[str, ...], int] = {}  # of combinations that have yielded
+        self._texts: dict[str, Tensor] = {}  # what is forgotten, by the hash of the projector
 
     @property
     def dim(self) -> int:
@@ -120,6 +131,11 @@ class BankRows(nn.Module):
     def symmetric(self) -> bool:
         """Whether it takes symmetric projectors only."""
         return self._write is None
+
+    @property
+    def one_sided(self) -> int:
+        """The most directions of a one-sided projector that it takes; 0: it takes none."""
+        return 0 if self.gram is None else self.gram.shape[1]
 
     @property
     def free(self) -> int:
@@ -176,12 +192,12 @@ class BankRows(nn.Module):
                     start = self._free_rows.take(old.rank, below=old.start) if old.rank else None
                     if start is None:
                         continue
-                    for buffer in (self.read, self._write, self.offset):
+                    for buffer in (self.read, self._write, self.offset, self.gram):
                         if buffer is not None:
                             moved = buffer[old.start : old.start + old.rank]
                             self._write_to(buffer, slice(start, start + old.rank), moved)
-                    self._switch(old.index, (start, old.rank))
                     held[key] = replace(old, start=start)
+                    self._switch(old.index, held[key].span)
                     self._retired.append((old.start, old.rank))
             self.reclaim()
 
@@ -215,7 +231,7 @@ class BankRows(nn.Module):
                 self._write_to(self.strengths, entry.index, entry.strength)
             self._free_rows = _left(self.capacity, entries)
             for entry in entries:
-                self._switch(entry.index, (entry.start, entry.rank))
+                self._switch(entry.index, entry.span)
                 self._entries[entry.name] = entry
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,7 +240,15 @@ class BankRows(nn.Module):
         """
         with self.lock, torch.inference_mode(False):
             state = {key: value for key, value in self.__dict__.items() if key != "lock"}
-            for key in ("_entries", "_combined", "_free_rows", "_retired", "_spare", "_former"):
+            for key in (
+                "_entries",
+                "_combined",
+                "_free_rows",
+                "_retired",
+                "_spare",
+                "_former",
+                "_texts",
+            ):
                 state[key] = copy.copy(state[key])
             # detached: a normal tensor's clone, whatever mode the caller is in
             state["_buffers"] = {
@@ -258,6 +282,10 @@ class BankRows(nn.Module):
             held["write"] = self._write[rows]
         if self.offset is not None and entry.affine:
             held["offset"] = self.offset[rows]
+        if self.gram is not None and entry.one_sided:
+            held["gram"] = self.gram[rows, : entry.rank]
+        if entry.hash in self._texts:
+            held["forget"] = self._texts[entry.hash]
         meta = {"side": self.side, "provenance": entry.provenance, "hash": entry.hash}
         made = Projector.from_parts(held, meta)
         # What its form does not have is in the bank all the same, for the operators to read.
@@ -279,6 +307,8 @@ class BankRows(nn.Module):
         if local.get("assign_to_params_buffers"):  # two banks would write to one memory
             own = {key: value.clone() for key, value in state.items() if key.startswith(prefix)}
             state = {**state, **own}
+        if self.gram is not None and prefix + "read" in state:  # of a bank from before there was it
+            state = {prefix + "gram": torch.zeros_like(self.gram), **state}
         super()._load_from_state_dict(state, prefix, local, *rest)
 
     def _check_capture(self, op: str) -> None:
@@ -295,7 +325,7 @@ class BankRows(nn.Module):
                 "recycle() where no index made before is in use"
             )
         strength, affine = float(p.strength), p.offset is not None
-        made = p.content_hash(), p.symmetric, affine, copy.deepcopy(p.provenance)
+        made = p.content_hash(), p.symmetric, affine, copy.deepcopy(p.provenance), p.one_sided
         start = self._room(op, p.rank, used)
         rows = slice(start, start + p.rank)
         try:
@@ -304,6 +334,8 @@ class BankRows(nn.Module):
                 self._write_to(self._write, rows, p.write)
             if self.offset is not None:
                 self._write_to(self.offset, rows, 0.0 if p.offset is None else p.offset)
+            if self.gram is not None and p.gram is not None:
+                self._write_to(self.gram, (rows, slice(p.rank)), p.gram)
             if index is None:
                 index = self._spare.pop() if self._spare else self._next
                 self._next = max(self._next, index + 1)
@@ -311,8 +343,11 @@ class BankRows(nn.Module):
         except BaseException:
             self._free_rows.give(start, p.rank)
             raise
-        self._switch(index, (start, p.rank))
-        return Entry(name, index, start, p.rank, strength, *made)
+        entry = Entry(name, index, start, p.rank, strength, *made)
+        if p.forget is not None:
+            self._texts[entry.hash] = p.forget.detach().cpu().clone()
+        self._switch(index, entry.span)
+        return entry
 
     def _room(self, op: str, rank: int, used: Iterable[int]) -> int:
         """The start of so many free rows; combinations of other indices than those in use yield."""
@@ -354,7 +389,9 @@ class BankRows(nn.Module):
             torch.cuda.current_stream(self.read.device).synchronize()
 
     @staticmethod
-    def _write_to(buffer: Tensor, place: int | slice, values: Tensor | float) -> None:
+    def _write_to(
+        buffer: Tensor, place: int | slice | tuple[slice, slice], values: Tensor | float
+    ) -> None:
         with torch.no_grad():
             if isinstance(values, Tensor):
                 buffer[place].copy_(values)

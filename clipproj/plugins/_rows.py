@@ -136,7 +136,9 @@ class RowEditor:
                 return self.projector.edit_features(z)
             return self.projector(z, normalize=normalize)
         index, strength, _ = self._chosen(z.shape[:-1])
-        return self.projector(z, index, strength, normalize)
+        if normalize:
+            return self.projector(z, index, strength, normalize)
+        return self.projector.edit_features(z, index, strength)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`project(x @ weight.T + bias)`; x [..., in] to [..., d]."""
@@ -145,6 +147,8 @@ class RowEditor:
                 return self.projector.edit_features(functional.linear(x, weight, bias))
             return ops.linear(x, weight, bias, **self.projector.factors(x.dtype))
         index, strength, _ = self._chosen(x.shape[:-1])
+        if self.projector.one_sided:
+            return self.projector.edit_features(functional.linear(x, weight, bias), index, strength)
         return ops.linear(x, weight, bias, **self.projector.operands(x, index, strength))
 
     def _chosen(self, shape: torch.Size) -> _Rows:

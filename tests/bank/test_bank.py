@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 from cases import DTYPES, assert_bits, factor_dtype
-from projectors import NAMES, D, affine, oblique, rows, symmetric
+from projectors import NAMES, D, affine, oblique, one_sided, rows, symmetric
 
 import clipproj
 from clipproj import _C, Projector, ProjectorBank
@@ -42,6 +42,7 @@ def test_each_row_gets_its_own_projector_to_the_bit(bank, projectors, dtype, nor
 
 def test_a_bank_of_symmetric_projectors_stores_one_matrix(projectors):
     bank = ProjectorBank(D, 16, symmetric=True)
+    projectors = projectors | {"d": symmetric(2, strength=1.5)}
     for name in ("a", "d"):
         bank.add(name, projectors[name])
     factors = bank.factors()
@@ -49,7 +50,7 @@ def test_a_bank_of_symmetric_projectors_stores_one_matrix(projectors):
     assert factors["offset"] is None
     x = rows(3)
     assert_bits(bank(x, bank.index(["d", None, "a"])), each(projectors, ["d", None, "a"], x))
-    for make, kind in ((oblique, "oblique"), (affine, "affine")):
+    for make, kind in ((oblique, "oblique"), (affine, "affine"), (one_sided, "one-sided")):
         with pytest.raises(ValueError, match=f"must be symmetric as the bank is, got an {kind}"):
             bank.add("x", make())
 
@@ -144,7 +145,7 @@ def test_scattered_rows_are_moved_together():
 
 def test_several_projectors_become_one_entry(bank):
     x = rows(3)
-    for parts in (["a", "b"], ["b", "a"], ["d", "a"]):
+    for parts in (["a", "b"], ["b", "a"], ["c", "a"]):
         p, q = (bank.projector(name) for name in parts)
         want = clipproj.compose(p, q)(x)
         assert_bits(bank(x, bank.index([parts] * 3)), want)
@@ -161,6 +162,41 @@ def test_several_projectors_become_one_entry(bank):
     assert bank.free == free + 2  # combinations are counted as free
     with pytest.raises(RuntimeError, match="spans must lie within"):
         bank(x, index)
+
+
+def test_one_sided_projectors_join_their_half_spaces_and_no_others(bank):
+    whole = one_sided(3)
+    for name, part in (("p", slice(2)), ("q", slice(1, 3))):
+        factors = whole.read[part], whole.write[part], whole.offset[part]
+        bank.add(name, Projector(*factors, gram=whole.gram[part, part], forget=whole.read[part]))
+    index = bank.index([("p", "q"), ["q", "p"]])
+    assert len(index.unique()) == 1
+    x = rows(2)
+    torch.testing.assert_close(bank(x, index), whole(x), rtol=1e-3, atol=1e-3)
+    assert torch.equal(bank.projector("p").forget, whole.read[:2])
+    for other, why in (("a", "must be one-sided as|must be symmetric as"), ("d", "strength of p")):
+        with pytest.raises(ValueError, match=why):
+            bank.index([("p", other)])
+    bank.add("r", one_sided(2, seed=9))  # half-spaces in the same metric, of other texts
+    assert len(bank.index([("p", "r")])) == 1
+    plain = Projector(whole.read[:1] / whole.read[0].norm(), gram=torch.eye(1))
+    bank.add("s", plain)
+    with pytest.raises(ValueError, match="must be measured by the kept texts that p is"):
+        bank.index([("p", "s")])
+
+
+def test_a_bank_takes_one_sided_projectors_of_so_many_directions():
+    bank = ProjectorBank(D, 16, one_sided=2)
+    bank.add("two", one_sided(2))
+    with pytest.raises(ValueError, match="must have at most 2 directions one-sided, got 3"):
+        bank.add("three", one_sided(3))
+    with pytest.raises(ValueError, match="at most 0 directions one-sided, got 1"):
+        ProjectorBank(D, 16, one_sided=0).add("one", one_sided(1))
+    for wrong in (-1, 257):
+        with pytest.raises(ValueError, match=r"one_sided must be in \[0, 256\]"):
+            ProjectorBank(D, 16, one_sided=wrong)
+    with pytest.raises(ValueError, match=r"one_sided must be in \[0, 0\]"):
+        ProjectorBank(D, 16, symmetric=True, one_sided=1)
 
 
 def test_combinations_yield_to_entries_but_not_to_their_own_call():

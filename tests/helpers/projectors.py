@@ -2,7 +2,7 @@
 
 import torch
 
-from clipproj import Projector
+from clipproj import Projector, reference
 
 D = 24
 
@@ -26,7 +26,26 @@ def affine(k=3):
     return Projector(p.read, p.write, torch.linspace(-1, 1, k))
 
 
-KINDS = [symmetric, oblique, affine, lambda: symmetric(strength=1.5), lambda: symmetric(0)]
+def one_sided(k=3, seed=2, strength=1.0):
+    """Half-spaces at angles, in a metric of its own."""
+    metric = torch.linspace(0.5, 1.5, D, dtype=torch.float64)
+    read = basis(k, seed=seed) + 0.5 * basis(1, seed=seed + 1)
+    read = read / (read.square() @ metric).sqrt()[:, None]
+    write = read * metric
+    return Projector(
+        read, write, torch.linspace(-0.1, 0.1, k), strength, gram=read @ write.T, forget=read
+    )
+
+
+KINDS = [
+    symmetric,
+    oblique,
+    affine,
+    lambda: symmetric(strength=1.5),
+    lambda: symmetric(0),
+    one_sided,
+    lambda: one_sided(1),
+]
 
 
 def rows(*shape, dtype=torch.float32):
@@ -36,9 +55,17 @@ def rows(*shape, dtype=torch.float32):
 def by_hand(p, x, s=None):
     s = p.strength.double() if s is None else s
     c = 0 if p.offset is None else p.offset.double()
-    return x.double() - s * ((x.double() @ p.read.double().T - c) @ p.write.double())
+    taken = x.double() @ p.read.double().T - c
+    if p.one_sided:
+        taken = reference.solve(taken, p.gram.double())
+    return x.double() - s * (taken @ p.write.double())
 
 
 # What a bank holds, and names for rows: some of nobody, one of an empty projector.
-MAKES = {"a": symmetric, "b": oblique, "c": affine, "d": lambda: symmetric(2, strength=1.5)}
+MAKES = {
+    "a": symmetric,
+    "b": oblique,
+    "c": affine,
+    "d": lambda: one_sided(2, strength=1.5),
+}
 NAMES = ["a", None, "b", "c", "a", "d", None, "empty"]
