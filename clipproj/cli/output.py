@@ -121,8 +121,7 @@ class Output:
         other = self._checkpoint()
         if other not in (None, self.folder / self.weights):
             raise Refusal("erase", "out", f"must hold no other checkpoint, got {other}")
-        ours = bool(read_edits(other)) if other is not None else self._unfolded()
-        if taken and not ours:
+        if taken and not (self._unfolded() if other is None else read_edits(other)):
             raise Refusal(
                 "erase",
                 "out",

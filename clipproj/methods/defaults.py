@@ -15,8 +15,9 @@ from clipproj.refusal import Refusal
 
 # What distance in kept texts weighs, mu, one-sided and folded. On 6000 images and 1000 names of
 # ImageNet mu 3 to 30 differ by a point one-sided; folded, mu 10 costs others 2 points at 100 names,
-# mu 0 twelve. Against a lexicon, whose names do not compete, more than .3 protects the class.
-KEEP_WEIGHT = {"hull": (3.0, 10.0), "neighbours": (0.3, 0.3)}
+# mu 0 twelve. Against a lexicon, whose names do not compete, more than .3 protects the class;
+# folded it is 0, for oblique projectors lengthen rows at strengths above 1.
+KEEP_WEIGHT = {"hull": (3.0, 10.0), "neighbours": (0.3, 0.0)}
 THRESHOLD = "0.5 sigma"  # of neighbours: below it a row is none of the class's, and keeps its bits
 # Against names in general the first of these at which mixtures of texts are forgotten: 1 leaves a
 # tenth of a class where the names that compete turn out to be few. Reflections of several
@@ -132,7 +133,7 @@ METHOD = Method(
         Option("rank", int, "at most so many directions, the strongest first", "all", low=1),
         Option(
             "keep_weight", float, "mu; larger moves what is kept less, and all else more",
-            "of images hull 3, folded 10; neighbours 0.3; else 0", low=0,
+            "hull 3, folded 10; neighbours 0.3, folded 0; else 0", low=0,
         ),
         Option(
             "threshold", str, "one-sided: what a row may read of a name, a number or sigmas",
@@ -143,7 +144,6 @@ METHOD = Method(
             choices=("float32", "float16", "bfloat16"),
         ),
     ),
-    symmetric=True,
     promise="hull: no image is answered by a forgotten name; span: kept texts do not move",
     paper="arXiv 2512.14137",
     settings=(

@@ -58,11 +58,10 @@ def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Forms:
         have["embed"] = embedder.for_method
     task = Task(forget, texts.keep, closed=texts.closed, side=recipe.tower, **have)
     op, strength = recipe.command, recipe.strength
-    folded = make(op, task, method, options, strength)
-    halves = None
+    one_sided = None
     if method.one_sided is not None:
-        halves = make(op, task, method, options, strength, one_sided=True)
-    return Forms(folded, halves)
+        one_sided = make(op, task, method, options, strength, one_sided=True)
+    return Forms(make(op, task, method, options, strength), one_sided)
 
 
 @overload
