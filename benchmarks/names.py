@@ -2,7 +2,8 @@
 
 On the embedded model's images and, where their files are given, on features of real images by
 OpenAI's ViT-B/32 with real texts: random names forgotten from a closed list and from a generic one,
-by what the command line makes of them and by a mean contrast at strength 1.5 whatever the rank.
+by what the command line makes of them, in both forms, and by a mean contrast at strength 1.5
+whatever the rank.
 
     python benchmarks/names.py --keep benchmarks/results \\
         [--texts vitb32_text.npz --images oxford_pets_test_vitb32.npz food101_fewshot_vitb32.npz]
@@ -34,7 +35,7 @@ from clipproj.report.page import Table
 
 SIZES = (1, 2, 5, 10, 100)
 SHORT = 4  # names in a short list
-EDITS = ("as the command does", "mean, strength 1.5")
+EDITS = ("one-sided", "folded", "mean, strength 1.5")
 DRAWS = 5
 COLUMNS = (
     "names, list, edit", "found %", "others lost %", "nearest lost %", "same answer %", "cosine",
@@ -120,7 +121,7 @@ def rows(setting: Setting) -> Iterator[tuple]:
         if 2 * size > len(samples.names):
             return
         for kind in lists:
-            for edit in EDITS[: 1 if kind == "short" else None]:
+            for edit in EDITS[: 2 if kind == "short" else None]:
                 draws = [draw(setting, size, kind, edit, seed) for seed in range(DRAWS)]
                 numbers = [mean(column, (-1, 1)) for column in zip(*draws, strict=True)]
                 counts = [f"{round(float(n) * DRAWS)} of {DRAWS}" for n in numbers[-2:]]
@@ -137,7 +138,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
         far = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) <= 0.97
         rest = setting.generic.select([setting.generic.names[i] for i in far.nonzero().flatten()])
         if kind == "generic":
-            keep = rest
+            keep = rest  # of which neighbours leave out more
         elif kind == "short":
             keep = keep.select(random.Random(seed).sample(keep.names, SHORT))
         if kind != "generic":
@@ -145,7 +146,8 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:
-        p = make("names", Task(forget, keep, closed=kind != "generic"), method("names", None))
+        task = Task(forget, keep, closed=kind != "generic")
+        p = make("names", task, method("names", None), one_sided=edit == "one-sided")
     seen = compare(samples, samples.edited(p), names, probe=False)
     told = {"closed": kind != "generic"}
     judged = judge(p, forget, keep, **told, images=seen)
