@@ -114,6 +114,7 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             folded=outcome.one_sided and outcome.folded,
             alarms=(*gate.alarms(outcome.judged), *outcome.folded_alarms),
             notes=gate.notes(outcome.judged),
+            certificate=outcome.certificate,
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")
