@@ -59,6 +59,7 @@ def _check_peers(names: list[str]) -> None:
     import peers_fold  # noqa: F401  each registers its peers
     import peers_linear  # noqa: F401
     import peers_logits  # noqa: F401
+    import peers_one_sided  # noqa: F401
     import peers_project  # noqa: F401
     import peers_project_rows  # noqa: F401
     import peers_projected_norm  # noqa: F401

@@ -42,7 +42,16 @@ class Peer:
 
 
 PEERS: dict[str, dict[str, Peer]] = {
-    op: {} for op in ("project", "project_rows", "projected_norm", "fold_", "linear", "logits")
+    op: {}
+    for op in (
+        "project",
+        "project_rows",
+        "projected_norm",
+        "fold_",
+        "linear",
+        "logits",
+        "one_sided",
+    )
 }
 
 

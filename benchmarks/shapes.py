@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+import clipproj
 from clipproj import reference
 
 HEADS = {  # the width of a tower and of the embedding space behind its final projection
@@ -57,6 +59,11 @@ ROWS = {
 PRODUCTS = {
     "full": [Shape(n, d, k) for d, k in ((512, 8), (768, 16)) for n in (1, 32, 256, 4096, 65536)],
     "small": [Shape(n, 512, 8) for n in (1, 256)],
+}
+# Of half-spaces: a name; a class with its synonyms; a shop's trademarks; as many as are taken at once.
+HALF_SPACES = {
+    "full": [Shape(n, 512, k) for k in (1, 8, 16, 100, 256) for n in (1, 32, 256, 4096)],
+    "small": [Shape(n, 512, k) for k in (1, 16) for n in (1, 256)],
 }
 TOWERS = {512: 768, 768: 1024}  # the width of x in front of `linear`
 CLASSES, SCALE = 1000, 100.0  # of `logits`: ImageNet's, CLIP's
@@ -113,6 +120,19 @@ class Product(Problem):
     matrix: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class HalfSpaces(Problem):
+    """The one-sided update: rows come among the half-spaces `{z : z read^T <= offset}`."""
+
+    written: Tensor = field(kw_only=True)
+    offset: Tensor = field(kw_only=True)
+    gram: Tensor = field(kw_only=True)
+
+    @property
+    def write(self) -> Tensor:
+        return self.written
+
+
 @functools.lru_cache(maxsize=2)
 def _rows(n: int, d: int, device: str) -> Tensor:
     torch.manual_seed(0)
@@ -153,6 +173,26 @@ def logits_problem(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Pro
     return Product(given.x, given.read, matrix=classes.to(dtype))
 
 
+def half_spaces(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> HalfSpaces:
+    """k texts told apart from 400 others, in a cone as CLIP's are, and rows about all of them.
+
+    Of 100 half-spaces a row is on the wrong side of 33, and 9 of them move it: about what images of
+    ImageNet do (35 and 8).
+    """
+    n, d, k = shape
+    torch.manual_seed(3)
+    texts = functional.normalize(torch.randn(1, d) + torch.randn(k + 400, d))
+    forget, keep = texts[:k], texts[k:]
+    p = clipproj.nullspace(forget, keep, "neighbours", keep_weight=0.3, one_sided=True)
+    own = texts[torch.randint(len(texts), (n,))]
+    x = functional.normalize(own + functional.normalize(torch.randn(n, d)) * 1.2)
+    read, write, offset, gram = (
+        one.to(device) for one in (p.read, p.write, p.offset, p.gram) if one is not None
+    )
+    rows = x.to(device, dtype)
+    return HalfSpaces(rows, read, written=write, offset=offset, gram=gram)
+
+
 def sample(rows: Tensor, dim: int = -1) -> Tensor:
     """At most about REFERENCE_ROWS of the rows, evenly spread."""
     axis = 1 if dim == 0 else 0
@@ -170,6 +210,9 @@ def expected(op: str, given: Problem) -> Tensor:
             rows, own = index == tenant, read[tenant]
             want[rows] = reference.project(x[rows], own, own, normalize=True)
         return want
+    if isinstance(given, HalfSpaces):
+        factors = given.read, given.write, given.offset
+        return reference.project(x, *factors, gram=given.gram, normalize=True)
     if op == "project":
         return reference.project(x, given.read, given.write, normalize=True)
     if op == "projected_norm":
