@@ -159,11 +159,11 @@ class Tenants:
         parts = [self._forms[one.side][name].projector for name in names]
         own, forms = {float(part.strength) for part in parts}, {part.form for part in parts}
         strength = one.strength
-        if len(names) > 1 and strength is not None:
-            if len(own) > 1 or forms not in ({"symmetric"}, {"one-sided"}):
-                why = "must be left out with several projectors unless all are symmetric, or all "
-                why += "one-sided, and of one strength: it would not replace that of each"
-                raise invalid(f"input[{i}].strength", why)
+        alike = len(own) == 1 and forms in ({"symmetric"}, {"one-sided"})
+        if len(names) > 1 and strength is not None and not alike:
+            why = "must be left out with several projectors unless all are symmetric, or all "
+            why += "one-sided, and of one strength: it would not replace that of each"
+            raise invalid(f"input[{i}].strength", why)
         if strength is None and len(names) > 1 and len(own) == 1:
             strength = own.pop()  # of all of them at once; a tenant alone was measured as it is
         rank = sum(part.rank for part in parts)
