@@ -28,6 +28,7 @@ from clipproj import Embeddings
 from clipproj.audit import compare, judge
 from clipproj.audit.samples import Samples
 from clipproj.audit.stats import mean, plain
+from clipproj.methods.inputs import without
 from clipproj.methods.registry import Task, method
 from clipproj.recipe import Recipe, make
 from clipproj.recipe.samples import load
@@ -147,10 +148,9 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     forget = samples.classes.select(names)
     keep, general = samples.classes.drop(names), None
     if setting.generic is not None:
-        far = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) <= 0.97
-        rest = setting.generic.select([setting.generic.names[i] for i in far.nonzero().flatten()])
+        rest = without(setting.generic, forget)
         if kind == "generic":
-            keep = rest  # of which neighbours leave out more
+            keep = rest
         elif kind == "short":
             keep = keep.select(random.Random(seed).sample(keep.names, SHORT))
         if kind != "generic":

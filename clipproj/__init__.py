@@ -12,6 +12,7 @@ from clipproj._C import build_info, cpu_isa, set_cpu_isa
 from clipproj._version import __version__
 from clipproj.algebra import compose, union
 from clipproj.bank import ProjectorBank
+from clipproj.editing.attachment import AttachReceipt
 from clipproj.editing.edit import edit, edits, undo
 from clipproj.editing.log import Edit, RecordedEdit
 from clipproj.editing.receipt import Receipt
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # what is loaded later, once more for tools that read the sou
     from clipproj.methods.subgroup import subgroup
 
 __all__ = [
+    "AttachReceipt",
     "Edit",
     "Embeddings",
     "Projector",

@@ -27,7 +27,7 @@ from torch import Tensor
 from clipproj.refusal import Refusal
 
 FORMAT = 2  # raised when a reader of today could misread what is written: 2 has one-sided edits
-KINDS = ("projector", "bank", "undo", "receipt", "samples", "texts")
+KINDS = ("projector", "bank", "undo", "receipt", "attachment", "samples", "texts")
 
 
 def _machine() -> str:

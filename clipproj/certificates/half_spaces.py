@@ -84,7 +84,7 @@ class HalfSpaceBounds:
         it rose by at most `solver.left` of the largest excess, and only negative elements of G make
         excess of that.
         """
-        later = torch.triu(self._negative, 1).sum(1)
+        later = self._negative.triu(1).sum(1)
         return (self.solver.left * self._largest * later).clamp_max(self._gap)
 
     @cached_property
@@ -144,8 +144,8 @@ class HalfSpaceBounds:
         k = len(self.gram)
         if torch.linalg.eigvalsh(self._negative)[-1] >= 1 - 1e-6:
             return self.gram.new_full((k,), self._size / self._least**0.5)
-        eye = torch.eye(k, dtype=self.gram.dtype)
-        return torch.linalg.solve(eye - self._negative, self._most_excess.clamp_min(0))
+        free = torch.zeros_like(self.gram).fill_diagonal_(1.0) - self._negative
+        return torch.linalg.solve(free, self._most_excess.clamp_min(0))
 
     @cached_property
     def _size(self) -> float:
@@ -189,7 +189,7 @@ class HalfSpaceBounds:
         root of x y, at the weight of the two that suits best."""
         read, write = self.read @ self.read.T, self._written
         least = (self._wide(read) / self._wide(write)) ** 0.5
-        weights = least * torch.logspace(-1, 1, 41, dtype=torch.float64)
+        weights = least * torch.logspace(-1, 1, 41, dtype=torch.float64, device="cpu")
         return max(1.0, min(self._wide(w * write + read / w) / 2 for w in weights))
 
     @cached_property

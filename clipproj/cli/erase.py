@@ -87,7 +87,8 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             if not verdict:
                 return outcome
             edit.save_undo(folder / FILES["undo"])
-            edit.receipt.save(folder / FILES["receipt"])
+            receipt = edit.receipt.with_certificate(outcome.folded.certificate)
+            receipt.save(folder / FILES["receipt"])
             if "folded" in named:
                 outcome.folded.projector.save(folder / FILES["folded"])
         else:

@@ -6,9 +6,10 @@ import copy
 import hashlib
 import math
 import os
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from clipproj.editing.weights import Weights, rows_of
 from clipproj.models.heads import Head
 from clipproj.projector import Projector, stored
 from clipproj.refusal import Refusal
+
+if TYPE_CHECKING:
+    from clipproj.certificates.certificate import Certificate
 
 PROBES = 8  # columns of the sketch
 
@@ -44,6 +48,7 @@ class Receipt:
             `head_before`. It sees what lies outside span(read).
         norms: [n] float64, lengths of the original rows.
         created, clipproj, torch: ISO date and versions.
+        certificate: what is proven of the projector that was folded, or None.
     """
 
     tower: str
@@ -61,6 +66,10 @@ class Receipt:
     created: str
     clipproj: str
     torch: str
+    certificate: Certificate | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_certificate("Receipt", self.projector, self.certificate)
 
     @classmethod
     def make(
@@ -98,11 +107,12 @@ class Receipt:
     @property
     def label(self) -> str:
         """What was erased, in a few words: class names where known, else method and hash."""
-        names = self.projector.provenance.get("forget", {}).get("names")
-        if names:
-            return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-        method = self.projector.provenance.get("method", "projector")
-        return f"{method} {self.projector_hash[:8]}"
+        return label_of(self.projector, self.projector_hash)
+
+    def with_certificate(self, certificate: Certificate | None) -> Receipt:
+        """The same with a certificate of what was folded: `clipproj.certificate(receipt.projector,
+        keep)`. ValueError for one of another projector."""
+        return replace(self, certificate=certificate)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the receipt, atomically. Raises OSError."""
@@ -113,20 +123,50 @@ class Receipt:
         tensors |= {name: factor for name, factor in factors.items() if factor is not None}
         meta = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
         meta["projector"] = {"side": p.side, "provenance": p.provenance}
-        files.write(path, "receipt", tensors, meta)
+        certificate = meta.pop("certificate")
+        meta |= {} if certificate is None else {"certificate": certificate.to_json()}
+        files.write(path, "receipt", tensors, meta, version=1 if certificate is None else 2)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Receipt:
         """Read what `save` wrote.
 
-        Raises FileNotFoundError, or ValueError when the file is damaged, foreign, no receipt, or of
-        a newer format.
+        Raises FileNotFoundError, or ValueError when the file is damaged, foreign, no receipt, of a
+        newer format, or has another projector's certificate.
         """
         artefact = files.read(path, "receipt")
         tensors, meta = artefact.tensors, artefact.meta
         projector = stored(tensors, **meta["projector"])
         told: dict[str, Any] = {name: tensors[name] for name in ("measured", "sketch", "norms")}
-        return cls(**told | meta | {"projector": projector})
+        told |= meta | {"projector": projector, "certificate": read_certificate(meta)}
+        return cls(**told)
+
+
+def label_of(projector: Projector, digest: str | None = None) -> str:
+    """What a projector erases, in a few words: class names where known, else method and hash, its
+    own unless another is given."""
+    names = projector.provenance.get("forget", {}).get("names")
+    if names:
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    method = projector.provenance.get("method", "projector")
+    return f"{method} {(digest or projector.content_hash())[:8]}"
+
+
+def check_certificate(op: str, projector: Projector, certificate: Certificate | None) -> None:
+    """ValueError, in the name of `op`, for a certificate of another projector than this."""
+    if certificate is not None and certificate.projector != (own := projector.content_hash()):
+        got = certificate.projector
+        raise Refusal(op, "certificate", f"must be of projector {own[:12]}, got one of {got[:12]}")
+
+
+def read_certificate(meta: Mapping[str, Any]) -> Certificate | None:
+    """The certificate in a receipt's metadata, or None. ValueError for one that was changed."""
+    if "certificate" not in meta:
+        return None
+    # late: with it come the methods, which whoever serves features has no use for
+    from clipproj.certificates.certificate import Certificate
+
+    return Certificate.from_json(meta["certificate"])
 
 
 def probes(d: int, seed: str) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import files
-from clipproj.editing import log
-from clipproj.editing.receipt import Receipt, dtype_name, probes
+from clipproj.editing import attachment, log
+from clipproj.editing.attachment import AttachReceipt
+from clipproj.editing.receipt import Receipt, check_certificate, dtype_name, probes
 from clipproj.editing.weights import Weights, rows_of, weights_of
 from clipproj.refusal import Refusal
 
@@ -21,15 +22,15 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # coarse
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found. True exactly when `status` is "edited".
+    """What `verify` found. True exactly when `status` is "edited" or "attached".
 
     Attributes:
-        status: "edited", "unedited", "undecided" (too small an edit for this precision: both would
-            measure the same) or "tampered" (neither).
+        status: "edited", of a projector on the fly "attached", "unedited", "undecided" (too small
+            an edit for this precision: both would measure the same) or "tampered" (neither).
         exact: the bits are those after the edit (or those before it), by SHA-256.
         error: how far, at least, the row that is worst for its bound lies from where the edit
             takes it; in units of the original rows' root mean square length. NaN for a head with
-            NaN or inf.
+            NaN or inf; 0 of a projector on the fly, for which nothing is measured.
         bound: what rounding explains for that row, same unit. error <= bound says edited.
         text: all of it in a sentence.
     """
@@ -41,17 +42,21 @@ class Verdict:
     text: str
 
     def __bool__(self) -> bool:
-        return self.status == "edited"
+        return self.status in ("edited", "attached")
 
 
 def verify(
-    target: nn.Module | Mapping[str, Tensor] | Tensor | Weights, receipt: Receipt
+    target: nn.Module | Mapping[str, Tensor] | Tensor | Weights, receipt: Receipt | AttachReceipt
 ) -> Verdict:
     """Whether `target` is the head that an edit left behind, from its receipt alone.
 
-    The SHA-256 of the head decides first. A head with other bits, such as one cast since, is
-    measured: rows T against rows A that were projected with factors R, W, offset c (the bias row
-    only) and strength s must satisfy, up to the rounding e of each row,
+    With a receipt of `clipproj.plugins.attach` whether that projector stands in a live model, by
+    its hash, on that head, by the SHA-256 of its bits or, after a cast, of its signs. A certificate
+    in a receipt must be of its projector.
+
+    Of an edit that was folded the SHA-256 of the head decides first. A head with other bits, such
+    as one cast since, is measured: rows T against rows A that were projected with factors R, W,
+    offset c (the bias row only) and strength s must satisfy, up to the rounding e of each row,
 
         T [R^T, G] = A [R^T, G] - s (A R^T - c) [W R^T, W G] + e [R^T, G]
 
@@ -78,7 +83,8 @@ def verify(
 
     Raises:
         TypeError, ValueError: when target holds no such head: name, shape, dtype; when receipt is
-            none.
+            none, or has another projector's certificate; for a target that is no live model with a
+            receipt of a projector on the fly.
 
     Example:
         >>> p = clipproj.nullspace(texts.select(["cat"]), texts.drop(["cat"]), "hull")
@@ -88,11 +94,15 @@ def verify(
         >>> clipproj.verify(model, handle.receipt).status
         'unedited'
     """
+    if isinstance(receipt, AttachReceipt):
+        status, exact, text = attachment.found(target, receipt)
+        return Verdict(status, exact, 0.0, 0.0, text)
     if not isinstance(receipt, Receipt):
         got = type(receipt).__name__
         raise TypeError(
             f"verify: receipt must be a Receipt (edit.receipt, or Receipt.load(path)), got {got}"
         )
+    check_certificate("verify", receipt.projector, receipt.certificate)
     weights = weights_of("verify", target, receipt.weight, receipt.bias)
     _check_shapes(weights, receipt)
     digest = files.sha256(*weights)

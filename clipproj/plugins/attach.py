@@ -16,7 +16,9 @@ from torch import nn
 
 from clipproj.bank import ProjectorBank
 from clipproj.editing import log
+from clipproj.editing.attachment import AttachReceipt
 from clipproj.models import heads
+from clipproj.models.heads import Head
 from clipproj.plugins._rows import check_projector, on_tower
 from clipproj.plugins.head import ProjectedHead, ProjectedTower
 from clipproj.projector import Projector
@@ -33,10 +35,13 @@ class Attached:
         tower: "image" or "text".
     """
 
-    def __init__(self, owner: nn.Module, name: str, module: ProjectedHead, tower: str) -> None:
+    def __init__(
+        self, model: nn.Module, path: str, module: ProjectedHead, head: Head, tower: str
+    ) -> None:
         self.module = module
         self.tower = tower
-        self._owner, self._name = owner, name
+        self._model, self._path, self._head = model, path, head
+        self._owner, self._name = _place(model, path)
 
     @property
     def active(self) -> bool:
@@ -46,6 +51,18 @@ class Attached:
     def rows(self, rows: Any, strength: Any = None) -> AbstractContextManager[None]:
         """Whose the rows of the model's calls inside the block are; see `RowEditor.rows`."""
         return self.module.rows(rows, strength)
+
+    def receipt(self) -> AttachReceipt:
+        """What `clipproj.verify` recognises it by. ValueError for a bank, whose entries change."""
+        projector, head = self.module.projector, self._head
+        if not isinstance(projector, Projector):
+            raise Refusal("receipt", "projector", "must be a Projector, got a bank, which changes")
+        names = [name for name in (head.weight, head.bias) if name is not None]
+        place = self._path
+        while not names:  # a pooling has none either, its tower has
+            within = self._model.get_submodule(place).named_parameters(place)
+            names, place = [name for name, _ in within], place.rpartition(".")[0]
+        return AttachReceipt.make(self._model, self.tower, self._path, names, projector)
 
     def detach(self) -> None:
         """Put the tower's own module back, the very same object.
@@ -139,7 +156,7 @@ def attach(
             'as in classifiers: a text that only shrank grows back; tower="image" is safe',
             stacklevel=2,
         )
-    return Attached(owner, name, module, tower)
+    return Attached(model, path, module, found, tower)
 
 
 def _tower_of(model: nn.Module, tower: str) -> str:

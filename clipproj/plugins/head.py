@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipproj.bank import ProjectorBank
+from clipproj.editing.attachment import Attachment
 from clipproj.plugins._rows import RowEditor
 from clipproj.projector import Projector
 
 
-class ProjectedHead(nn.Module):
+class ProjectedHead(Attachment):
     """`head`, with its features edited; parameters and state-dict keys are the head's own.
 
     It shares the head's dictionaries of parameters, buffers and submodules: moving, casting,

@@ -297,6 +297,8 @@ def _one_sided(ready: Ready, texts: Texts, projector: Projector, before: Samples
     judged = judged_edit(ready.recipe, texts, projector, ready.earlier, comparison)
     projector.provenance |= {"measured": gate.as_dict(judged)}
     proven = certified(texts.keep, projector) if texts.closed else None
+    if proven is not None:
+        projector.provenance |= {"certificate": proven.to_json()}
     return Form(projector, comparison, judged, proven)
 
 

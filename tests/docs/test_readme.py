@@ -42,12 +42,12 @@ def test_python_runs(scope):
 
 def test_python_of_the_docs_runs(scope, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    erase, halves, serve = documents.blocks(PYTHON, "python")
+    erase, prove, serve = documents.blocks(PYTHON, "python")
     exec(erase, scope)
     features, p = scope["features"], scope["p"]
     assert features.shape == (3, p.dim)
-    exec(halves, scope)
-    scope |= {"features": features, "p": p}
+    exec(prove, scope)
+    assert clipproj.AttachReceipt.load("receipt.safetensors").certificate == scope["proven"]
     scope["q"] = q = clipproj.nullspace(torch.eye(p.dim)[:1], contrast="none")
     exec(serve, scope)
     both = clipproj.compose(p, q)(features[2], normalize=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipproj import files, ops
 from clipproj.algebra import compose, union
+from clipproj.certificates import Certificate, certificate
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict, verify
 from clipproj.editing.weights import Weights
@@ -360,3 +361,56 @@ def test_label_and_verdict() -> None:
     assert verify(after, receipt).text == text
     for status in ("edited", "unedited", "undecided", "tampered"):
         assert bool(Verdict(status, True, 0.0, 0.0, "")) is (status == "edited")
+
+
+def certified() -> tuple[Receipt, Weights, Certificate]:
+    p = nullspace(FORGET, LONG, contrast="hull", keep_weight=10.0)
+    receipt, after = fold(p, head_of())
+    return receipt, after, certificate(receipt.projector, LONG)
+
+
+def test_a_certificate_is_kept_and_told(tmp_path) -> None:
+    receipt, after, proven = certified()
+    assert receipt.certificate is None
+    receipt.save(tmp_path / "bare")
+    with_it = receipt.with_certificate(proven)
+    with_it.save(tmp_path / "proven")
+    assert Receipt.load(tmp_path / "bare").certificate is None
+    again = Receipt.load(tmp_path / "proven")
+    assert again.certificate == proven
+    assert verify(after, again) == verify(after, receipt)
+    assert verify(after, again).exact
+
+
+def test_without_a_certificate_files_are_as_they_were(tmp_path) -> None:
+    receipt, _, proven = certified()
+    receipt.save(tmp_path / "r")
+    assert "certificate" not in files.read(tmp_path / "r").meta
+    assert b"clipproj-1" in (tmp_path / "r").read_bytes()
+    receipt.with_certificate(proven).save(tmp_path / "r")
+    assert b"clipproj-2" in (tmp_path / "r").read_bytes()  # an older reader says so
+
+
+def test_a_certificate_of_another_projector_is_refused(tmp_path) -> None:
+    receipt, after, _ = certified()
+    other = certificate(receipt.projector.scaled(0.5), LONG)
+    want, got = receipt.projector.content_hash()[:12], other.projector[:12]
+    text = f"certificate must be of projector {want}, got one of {got}"
+    with pytest.raises(ValueError, match=f"Receipt: {text}"):
+        receipt.with_certificate(other)
+    object.__setattr__(receipt, "certificate", other)
+    with pytest.raises(ValueError, match=f"verify: {text}"):
+        verify(after, receipt)
+    receipt.save(tmp_path / "r")
+    with pytest.raises(ValueError, match=f"Receipt: {text}"):
+        Receipt.load(tmp_path / "r")
+
+
+def test_a_certificate_that_was_changed_is_refused(tmp_path) -> None:
+    receipt, _, proven = certified()
+    receipt.with_certificate(proven).save(tmp_path / "r")
+    artefact = files.read(tmp_path / "r")
+    artefact.meta["certificate"]["certified"] = not proven.certified
+    files.write(tmp_path / "r", "receipt", artefact.tensors, artefact.meta, version=2)
+    with pytest.raises(ValueError, match="data must be a certificate, got one that was changed"):
+        Receipt.load(tmp_path / "r")
