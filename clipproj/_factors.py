@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -78,6 +79,13 @@ def gram_of(read: Tensor, write: Tensor, gram: Tensor | np.ndarray) -> Tensor:
         raise Refusal(
             "Projector", "gram", f"must be read @ write.T, got elements that are off by {off:.2g}"
         )
+    if (off := (gram - gram.T).abs().amax()) > _GRAM_TOL:
+        raise Refusal(
+            "Projector",
+            "gram",
+            f"must be symmetric, got elements that are off by {off:.2g}: read and write are of no "
+            "one metric",
+        )
     beside = (gram.diagonal() - 1).abs().amax()
     if beside > _GRAM_TOL:
         raise Refusal(
@@ -93,6 +101,18 @@ def gram_of(read: Tensor, write: Tensor, gram: Tensor | np.ndarray) -> Tensor:
             "are mixtures of others",
         )
     return gram
+
+
+def to_base64(rows: Tensor) -> str:
+    """float32 rows in base64, for JSON; `from_base64` gives them back bit for bit."""
+    return base64.b64encode(rows.detach().cpu().contiguous().numpy().tobytes()).decode()
+
+
+def from_base64(text: str, dim: int) -> Tensor:
+    """[m, dim] float32 on the CPU, out of what `to_base64` gave."""
+    data = bytearray(base64.b64decode(text))
+    with torch.inference_mode(False):
+        return torch.frombuffer(data, dtype=torch.float32).view(-1, dim)
 
 
 def move_buffers(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import warnings
@@ -20,8 +19,10 @@ from clipproj._factors import (
     LinearFactors,
     check_orthonormal,
     factor,
+    from_base64,
     gram_of,
     move_buffers,
+    to_base64,
 )
 from clipproj._provenance import plain_json
 from clipproj._tensors import as_tensor, check_plain, is_sharded, shard_by_shard, whole
@@ -215,20 +216,29 @@ class Projector(nn.Module):
             return ops.project_out(x, **operands, normalize=normalize, out=out)
         return ops.project(x, **operands, normalize=normalize)
 
-    def edit_features(self, z: Tensor) -> Tensor:
+    def edit_features(
+        self, z: Tensor, strength: float | Tensor | None = None, normalize: bool = False
+    ) -> Tensor:
         """The edited rows of features z [..., d] of any length, as a model gives them.
 
         The half-spaces of a one-sided projector are measured on unit rows: rows are divided by
-        their length for it, and multiplied by it again. Others are called as they are. Raises as
-        calling it does.
+        their length for it, and multiplied by it again unless `normalize` is asked for. Others are
+        called as they are. Takes and raises what calling it does.
         """
         if not self.one_sided:
-            return self(z)
-        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        unit = z / length.clamp_min(torch.finfo(z.dtype).tiny)
-        edited = self(unit)
+            return self(z, strength, normalize)
+        unit, length = unit_rows(z)
+        edited = self(unit, strength, normalize)
+        if normalize:
+            return edited
         harmless = (edited == unit).all(dim=-1, keepdim=True)  # these keep their bits
         return torch.where(harmless, z, edited * length)
+
+    def as_measured(self, z: Tensor) -> Tensor:
+        """Features z [..., d] as the operators take them: divided by their length, which thresholds
+        are for, by a one-sided projector; else as they are.
+        """
+        return unit_rows(z)[0] if self.one_sided else z
 
     def _sharded(
         self, x: Any, strength: float | Tensor | np.ndarray | None, normalize: bool
@@ -512,8 +522,7 @@ class Projector(nn.Module):
         digest = None if self.read.is_meta else self.content_hash()
         state = {"side": self.side, "provenance": self.provenance, "hash": digest}
         if self.forget is not None and not self.forget.is_meta:
-            texts = self.forget.cpu().contiguous().numpy().tobytes()
-            state["forget"] = base64.b64encode(texts).decode()
+            state["forget"] = to_base64(self.forget)
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -521,11 +530,8 @@ class Projector(nn.Module):
         provenance that is none."""
         meta = json.loads(bytes(state.tolist()))
         self.side, self.provenance = meta["side"], _stored_history(meta["provenance"])
-        texts = base64.b64decode(meta.get("forget", ""))
-        self.forget = None
-        if texts:
-            rows = torch.frombuffer(bytearray(texts), dtype=torch.float32).view(-1, self.dim)
-            self.forget = rows.to(self.read.device)
+        kept = meta.get("forget")
+        self.forget = from_base64(kept, self.dim).to(self.read.device) if kept else None
         if meta["hash"] is not None and self.content_hash() != meta["hash"]:
             raise Refusal(
                 "load_state_dict",
@@ -572,6 +578,16 @@ class Projector(nn.Module):
         text += "" if self.strength.is_meta else f", strength={float(self.strength):g}"
         names = self.provenance.get("forget", {}).get("names")
         return f"{text}, forget={names}" if names else text
+
+
+def unit_rows(z: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of z [..., d] divided by their lengths, and these, [..., 1]; `which` [..., 1] says of
+    which rows, the others are as they were with a length of 1."""
+    length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    length = length.clamp_min(torch.finfo(z.dtype).tiny)
+    if which is not None:
+        length = torch.where(which, length, 1)
+    return z / length, length
 
 
 def stored(tensors: Mapping[str, Tensor], side: str, provenance: Any) -> Projector:

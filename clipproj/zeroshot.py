@@ -156,7 +156,7 @@ class ZeroShotHead(nn.Module):
         operands: Any = projector.operands(x, *taken)
         wide = operands["read"].dtype
         return ops.logits(
-            x,
+            projector.as_measured(x, *taken[:-1]),
             self.classes,
             **operands,
             scale=self.scale.to(wide),

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from clipproj import files, ops
-from clipproj._factors import MOST_ONE_SIDED
+from clipproj._factors import MOST_ONE_SIDED, gram_of
 from clipproj._tensors import as_tensor, check_plain
 from clipproj.algebra import compose, union
 from clipproj.bank.rows import BankFull, BankRows, Entry
-from clipproj.projector import TOWERS, Projector
+from clipproj.projector import TOWERS, Projector, unit_rows
 from clipproj.refusal import Refusal
 
 __all__ = ["BankFull", "Entry", "ProjectorBank"]
@@ -180,13 +180,15 @@ class ProjectorBank(BankRows):
                 )
             self._check("add", projector, self._entries.values(), force)
             self._entries[name] = entry = self._place("add", name, projector)
+            self._keep_texts(name, projector)
             return entry.index
 
     def replace(self, name: str, projector: Projector, *, force: bool = False) -> int:
         """Puts another projector in the place of one.
 
         Its index stays, and means the new one from then on, unless the strength of its own is
-        another: then it gets a new index, and the old one is refused.
+        another, or only one of the two is one-sided: then it gets a new index, and the old one is
+        refused.
 
         Takes, returns and raises what `add` does, for a name that the bank has. Old and new have to
         fit side by side. Where it raises, the old one stays.
@@ -196,9 +198,11 @@ class ProjectorBank(BankRows):
             others = [entry for entry in self._entries.values() if entry is not old]
             self._check("replace", projector, others, force)
             same = float(projector.strength) == old.strength
+            same = same and projector.one_sided == old.one_sided  # see `_one_sided_rows`
             entry = self._place("replace", name, projector, old.index if same else None)
             old = self._entries[name]  # which making room may have moved
             self._entries[name] = entry
+            self._keep_texts(name, projector)
             self._retire(old, refuse=not same)
             self._drop_combinations(old.hash)
             return entry.index
@@ -213,6 +217,7 @@ class ProjectorBank(BankRows):
             entry = self._entry("remove", name)
             self._check_capture("remove")
             del self._entries[name]  # first, so that no interrupt makes its rows free twice
+            self._texts.pop(name, None)
             self._retire(entry)
             self._drop_combinations(entry.hash)
 
@@ -352,23 +357,51 @@ class ProjectorBank(BankRows):
         return {"read": read, "write": write, "offset": offset, "spans": spans, "gram": gram}
 
     def edit_features(
-        self, z: Tensor, index: Tensor, strength: float | Tensor | None = None
+        self,
+        z: Tensor,
+        index: Tensor,
+        strength: float | Tensor | None = None,
+        normalize: bool = False,
     ) -> Tensor:
         """The edited rows of features z [..., d] of any length, as a model gives them.
 
-        Rows of one-sided projectors are divided by their length for it, and multiplied by it again,
-        as `Projector.edit_features` does. Takes and raises what calling the bank does.
+        Rows of one-sided projectors are divided by their length for it, and multiplied by it again
+        unless `normalize` is asked for, as `Projector.edit_features` does. Takes and raises what
+        calling the bank does.
         """
-        if self.gram is None:
-            return self(z, index, strength)
-        one_sided = (self.spans[index.clamp_min(0).long(), 1] < 0) & (index >= 0)
-        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        length = length.clamp_min(torch.finfo(z.dtype).tiny)
-        length = torch.where(one_sided.view(length.shape), length, 1)
-        unit = z / length
-        edited = self(unit, index, strength)
+        which = self._one_sided_rows(z, index)
+        if which is None:
+            return self(z, index, strength, normalize)
+        unit, length = unit_rows(z, which)
+        edited = self(unit, index, strength, normalize)
+        if normalize:
+            return edited
         harmless = (edited == unit).all(dim=-1, keepdim=True)  # these keep their bits
         return torch.where(harmless, z, edited * length)
+
+    def as_measured(self, z: Tensor, index: Tensor) -> Tensor:
+        """Features z [..., d] as the operators take them: rows of one-sided projectors divided by
+        their length, which thresholds are for, the others as they are. `ops.logits(
+        bank.as_measured(z, index), classes, **bank.operands(z, index))` are the logits of features
+        of any length.
+        """
+        which = self._one_sided_rows(z, index)
+        return z if which is None else unit_rows(z, which)[0]
+
+    def _one_sided_rows(self, z: Tensor, index: Tensor) -> Tensor | None:
+        """[..., 1] bool, whether a row's projector is one-sided; None where none can be.
+
+        An index that was handed out never changes in this, so that no change of the bank falls
+        between this and the operator: `replace` sees to it.
+        """
+        if self.gram is None:
+            return None
+        late = self.read.is_cuda or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not late and not self._had_one_sided:  # a graph would keep what is so only now
+            return None
+        # the operator refuses what is out of range
+        at = index.clamp(0, self.spans.shape[0] - 1).long()
+        return ((self.spans[at, 1] < 0) & (index >= 0)).view(*z.shape[:-1], 1)
 
     def check(self) -> None:
         """On a GPU: RuntimeError if since the last check a row became NaN because of its index.
@@ -468,12 +501,15 @@ class ProjectorBank(BankRows):
                 op,
                 "projector",
                 f"must have at most {self.one_sided} directions one-sided, got {projector.rank}; "
-                "make the bank with a larger one_sided",
+                f"make the bank with one_sided={min(projector.rank, MOST_ONE_SIDED)} or more, or "
+                "give projector.linear()",
             )
         projector._checked(projector.strength, warn=False)  # it may have been set since
         for part in (projector.read, projector.write, projector.offset):
             if part is not None and not part.isfinite().all():
                 raise Refusal(op, "projector", "must be finite, got NaN or inf in its factors")
+        if projector.gram is not None:  # it may have been changed since, too
+            gram_of(projector.read, projector.write, projector.gram)
         for entry in () if force else others:
             projector.require_model(
                 op,
@@ -521,6 +557,5 @@ class ProjectorBank(BankRows):
         """Those with a part that no entry has any more."""
         if any(entry.hash == digest for entry in self._entries.values()):
             return
-        self._texts.pop(digest, None)
         for key in [key for key in self._combined if digest in key]:
             self._retire(self._combined.pop(key))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clipproj import _C
-from clipproj._factors import move_buffers
+from clipproj._factors import from_base64, move_buffers, to_base64
 from clipproj.bank.free_rows import FreeRows
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -115,7 +115,8 @@ class BankRows(nn.Module):
         self._next = 0  # the first index that is new
         self._spare: list[int] = []  # recycled ones
         self._former: dict[tuple[str, ...], int] = {}  # of combinations that have yielded
-        self._texts: dict[str, Tensor] = {}  # what is forgotten, by the hash of the projector
+        self._texts: dict[str, Tensor] = {}  # what an entry's projector forgets, by its name
+        self._had_one_sided = False  # whether an index was ever that of a one-sided one
 
     @property
     def dim(self) -> int:
@@ -204,7 +205,8 @@ class BankRows(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Names, places and hashes, for `state_dict`: as bytes, which every format can hold."""
         with self.lock:
-            state = {"side": self.side, "next": self._next,
+            texts = {name: to_base64(rows) for name, rows in self._texts.items()}
+            state = {"side": self.side, "next": self._next, "forget": texts,
                      "entries": [asdict(entry) for entry in self._entries.values()]}  # fmt: skip
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
@@ -220,6 +222,9 @@ class BankRows(nn.Module):
             self.side, self._next = saved["side"], max(saved["next"], handed_out)
             self._write_to(self.spans, slice(None), -1)
             entries = [Entry(**entry) for entry in saved["entries"]]
+            texts = saved.get("forget", {}).items()
+            self._texts = {name: from_base64(kept, self.dim) for name, kept in texts}
+            self._had_one_sided = any(entry.one_sided for entry in entries)
             for entry in entries:
                 if self.symmetric and not entry.symmetric:
                     raise Refusal(
@@ -284,8 +289,8 @@ class BankRows(nn.Module):
             held["offset"] = self.offset[rows]
         if self.gram is not None and entry.one_sided:
             held["gram"] = self.gram[rows, : entry.rank]
-        if entry.hash in self._texts:
-            held["forget"] = self._texts[entry.hash]
+        if entry.name in self._texts:
+            held["forget"] = self._texts[entry.name].to(self.read.device)
         meta = {"side": self.side, "provenance": entry.provenance, "hash": entry.hash}
         made = Projector.from_parts(held, meta)
         # What its form does not have is in the bank all the same, for the operators to read.
@@ -344,10 +349,15 @@ class BankRows(nn.Module):
             self._free_rows.give(start, p.rank)
             raise
         entry = Entry(name, index, start, p.rank, strength, *made)
-        if p.forget is not None:
-            self._texts[entry.hash] = p.forget.detach().cpu().clone()
+        self._had_one_sided |= p.one_sided  # before anybody knows the index
         self._switch(index, entry.span)
         return entry
+
+    def _keep_texts(self, name: str, p: Projector) -> None:
+        """What an entry's projector forgets; no operator reads it, so it stays on the CPU."""
+        self._texts.pop(name, None)
+        if p.forget is not None:
+            self._texts[name] = p.forget.detach().cpu().clone()
 
     def _room(self, op: str, rank: int, used: Iterable[int]) -> int:
         """The start of so many free rows; combinations of other indices than those in use yield."""

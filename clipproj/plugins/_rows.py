@@ -132,13 +132,9 @@ class RowEditor:
         rows.
         """
         if isinstance(self.projector, Projector):
-            if self.projector.one_sided and not normalize:
-                return self.projector.edit_features(z)
-            return self.projector(z, normalize=normalize)
+            return self.projector.edit_features(z, normalize=normalize)
         index, strength, _ = self._chosen(z.shape[:-1])
-        if normalize:
-            return self.projector(z, index, strength, normalize)
-        return self.projector.edit_features(z, index, strength)
+        return self.projector.edit_features(z, index, strength, normalize)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`project(x @ weight.T + bias)`; x [..., in] to [..., d]."""
@@ -252,7 +248,7 @@ def serve(
                     served[i] = False
             index = bank.index(_names(asked, served))
         given = torch.where(given.isnan(), bank.strengths[index.clamp_min(0)], given)
-        edited = bank(rows, index, given, normalize)
+        edited = bank.edit_features(rows, index, given, normalize)
     lost = [i for i, ok in enumerate(served) if not ok]
     return blank(edited, lost), lost
 

@@ -199,7 +199,7 @@ def _project(
 ) -> Tensor:
     """Each row by what was said with it; NaN where nothing was, or its tenant is gone."""
     if isinstance(projector, Projector):
-        return projector(rows)
+        return projector.edit_features(rows)
     return serve(projector, rows, said)[0]
 
 

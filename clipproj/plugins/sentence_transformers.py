@@ -137,9 +137,9 @@ class Projection(Module):
                 f"must be [n, {self.projector.dim}], got {list(z.shape)}",
             )
         if self.kind == "projector":
-            return self.projector(z, strength, self.normalize)
+            return self.projector.edit_features(z, strength, self.normalize)
         index = self.projector.index([tenant]).expand(len(z)).contiguous()
-        return self.projector(z, index, strength, self.normalize)
+        return self.projector.edit_features(z, index, strength, self.normalize)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **_: Any) -> None:
         """Write config.json and the projector or the bank, as safetensors whatever is asked for."""

@@ -180,7 +180,8 @@ class PoolingHead(nn.Module):
         ]
         given = torch.tensor(numbers, dtype=torch.float32, device=rows.device)
         own = self.projector.strength.to(rows.device)
-        edited = self.projector(rows, torch.where(given.isnan(), own, given), normalize)
+        given = torch.where(given.isnan(), own, given)
+        edited = self.projector.edit_features(rows, given, normalize)
         return blank(edited, [i for i, one in enumerate(asked) if one is None])
 
     def _read(self, params: Any) -> Asked:

@@ -77,6 +77,7 @@ class Replica:
             loaded,
             capacity=settings.capacity,
             max_pixels=settings.max_pixels,
+            one_sided=settings.one_sided,
         )
         # One thread for batches: they come one after the other. One for the texts of classes and
         # new tenants, so that a long list does not hold up the batches. Some to read images.
@@ -158,7 +159,8 @@ class Replica:
     def _make(self, given: Recipe | bytes) -> bytes:
         if isinstance(given, bytes):
             return to_bytes(make.from_file(self.engine, given))
-        return to_bytes(make.from_names(self.engine.loaded, given, self.settings.max_prompts))
+        engine, most = self.engine, self.settings.max_prompts
+        return to_bytes(make.from_names(engine.loaded, given, most, engine.one_sided))
 
     async def status(self) -> dict[str, Any]:
         """What runs here."""

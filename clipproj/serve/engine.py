@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipproj._factors import MOST_ONE_SIDED
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.checkpoints.hugging_face import Pixels
 from clipproj.models.encoder import encode, pixel_dtype, tower_features
@@ -53,6 +54,7 @@ class Engine:
         loaded: the model.
         capacity: directions over all tenants. max_pixels: of an image.
         class_rows: class texts that are kept.
+        one_sided: the most directions of a one-sided projector; None: as `Settings` has it.
 
     Raises ValueError for a model without a logit_scale, or whose images are more than pixels.
     """
@@ -64,6 +66,7 @@ class Engine:
         capacity: int = 4096,
         max_pixels: int = 50_000_000,
         class_rows: int = 65_536,
+        one_sided: int | None = None,
     ) -> None:
         self.loaded, self.model = loaded, loaded.model
         self.device = next(self.model.parameters()).device
@@ -82,7 +85,10 @@ class Engine:
             self.head = head_hash(self.model)
         except ValueError:  # a head that cannot be edited can be served
             self.head = None
-        self.tenants = Tenants(self.dim, capacity, self.device)
+        if one_sided is None:
+            one_sided = MOST_ONE_SIDED if self.device.type == "cpu" else 0
+        self.one_sided = min(one_sided, capacity)
+        self.tenants = Tenants(self.dim, capacity, self.device, self.one_sided)
         self._class_rows = class_rows
         self._classes: OrderedDict[tuple[Any, Any], Tensor] = OrderedDict()
         self._classes_lock = threading.Lock()
@@ -102,6 +108,14 @@ class Engine:
             raise Refusal("serve", what, f"must be of width {self.dim} as the model, got {got}")
         if projector.side != "image":
             raise Refusal("serve", what, "must be of side image, got text; save its .T")
+        if projector.one_sided and projector.rank > self.one_sided:
+            most = f"must have at most {self.one_sided} directions one-sided, as the service is set"
+            raise Refusal(
+                "serve",
+                what,
+                f"{most}, got {projector.rank}; set one_sided={projector.rank} or more, or save "
+                "its linear()",
+            )
         projector.require_model("serve", self.head, argument=what)
 
     def classes(self, job: Job) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clipproj import demo
+from clipproj._factors import MOST_ONE_SIDED
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.editing import log
 from clipproj.methods.registry import DEFAULT
@@ -31,8 +32,13 @@ from clipproj.serve.schema import SPECS
 from clipproj.serve.store import from_bytes
 
 
-def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
-    """As `clipproj erase` makes it, with its price in the provenance.
+def from_names(
+    loaded: Loaded, recipe: Recipe, max_prompts: int, one_sided: int = MOST_ONE_SIDED
+) -> Projector:
+    """As `clipproj erase` makes it for rows on the fly, with its price in the provenance.
+
+    Args:
+        one_sided: the most directions that it may have so; the folded form where it has more.
 
     Raises ServiceError: 400 for names or options that make none, 422 for an edit that costs more or
     leaves more than the limits of `recipe` allow.
@@ -44,7 +50,10 @@ def from_names(loaded: Loaded, recipe: Recipe, max_prompts: int) -> Projector:
         prompts = _count_prompts(loaded, recipe, names, max_prompts)
         embedder = Embedder(loaded, more=max_prompts - prompts)
         texts = embed(recipe, names, embedder)
-        made = project(recipe, texts, embedder).on_the_fly
+        forms = project(recipe, texts, embedder)
+        made = forms.on_the_fly
+        if made.one_sided and made.rank > one_sided:
+            made = forms.folded
         judged = judged_edit(recipe, texts, made, earlier)
     except Refusal as error:
         param = "forget" if error.argument == "names" else error.argument

@@ -17,6 +17,7 @@ from clipproj import files
 from clipproj.projector import Projector, load
 from clipproj.refusal import Refusal
 from clipproj.serve.errors import ServiceError, invalid, shown
+from clipproj.serve.tenants import form_for
 
 SUFFIX = ".safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # safe in a URL and as a file's name
@@ -72,17 +73,19 @@ def from_bytes(data: bytes) -> Projector:
 def describe(name: str, projector: Projector) -> dict[str, Any]:
     """What a tenant looks like from outside; plain JSON."""
     history = projector.provenance
-    affine = projector.offset is not None
+    parameters, text = history.get("parameters"), form_for(projector, "text")
     return {
         "name": name,
         "hash": projector.content_hash(),
-        "text_hash": None if affine else projector.for_tower("text").content_hash(),
+        "text_hash": None if text is None else text.content_hash(),
         "rank": projector.rank,
         "dim": projector.dim,
         "strength": float(projector.strength),
         "form": projector.form,
+        "half_spaces": projector.rank if projector.one_sided else None,
+        "threshold": (parameters or {}).get("threshold"),
         "method": history.get("method"),
-        "parameters": history.get("parameters"),
+        "parameters": parameters,
         "forget": (history.get("forget") or {}).get("names"),
         "keep": len((history.get("keep") or {}).get("names") or ()) or None,
         "measured": history.get("measured"),

@@ -54,13 +54,15 @@ class Form:
         return cls(projector, projector.content_hash(), inverse)
 
     def residual(self, row: Tensor) -> float | None:
-        """`Projector.residual` of a row [d]; None for an affine projector, whose offset says
-        nothing of unit rows."""
-        if self.projector.offset is not None:
+        """`Projector.residual` of a row [d] at length 1; None for an affine projector, whose offset
+        says nothing of unit rows."""
+        p, z = self.projector, row.double()
+        if p.offset is not None and not p.one_sided:
             return None
-        z = row.double()
-        inside = z @ self.projector.read.double().T @ self.inverse
-        return float(inside.norm() / z.norm().clamp_min(torch.finfo(z.dtype).tiny))
+        measured = z / z.norm().clamp_min(torch.finfo(z.dtype).tiny) @ p.read.double().T
+        if p.one_sided:
+            measured = (measured if p.offset is None else measured - p.offset).clamp_min(0)
+        return float((measured @ self.inverse).norm())
 
 
 class Tenants:
@@ -70,20 +72,26 @@ class Tenants:
         dim: width of features. capacity: directions over all tenants; the banks have room for as
             many again, for combinations and for old and new side by side.
         device: of the features.
+        one_sided: the most directions of a one-sided projector; it edits image features alone.
 
     Attributes:
         lock: whoever looks up and applies holds it around both.
         epoch, version: of the store's state that was last applied.
     """
 
-    def __init__(self, dim: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, dim: int, capacity: int, device: torch.device, one_sided: int) -> None:
         self.lock = threading.RLock()
         self.epoch, self.version = 0, 0
         self._device = device
         self._forms: dict[str, dict[str, Form]] = {side: {} for side in TOWERS}
         self._banks = {
             side: ProjectorBank(
-                dim, 2 * capacity, entries=max(65_536, 4 * capacity), side=side, device=device
+                dim,
+                2 * capacity,
+                entries=max(65_536, 4 * capacity),
+                side=side,
+                one_sided=one_sided if side == "image" else 0,
+                device=device,
             )
             for side in TOWERS
         }
@@ -145,22 +153,21 @@ class Tenants:
                 text = f"{param} must name a tenant, got {name!r}, which there is not"
                 raise ServiceError(404, text, param, "tenant_not_found")
             if name not in self._forms[one.side]:
-                why = f"must have a form for texts, got the affine one of {name!r}; apply it to "
+                form = self._forms["image"][name].projector.form
+                why = f"must have a form for texts, got the {form} one of {name!r}; apply it to "
                 raise invalid(param, f"{why}images or embeddings of them", "no_text_form")
-        if len(names) > 1 and one.strength is not None:
-            forms = [self._forms[one.side][name].projector for name in names]
-            own = {float(form.strength) for form in forms}
-            if len(own) > 1 or not all(f.symmetric and f.offset is None for f in forms):
-                why = "must be left out with several projectors unless all are symmetric and of "
-                why += "one strength: it would not replace that of each"
-                raise invalid(f"input[{i}].strength", why)
         parts = [self._forms[one.side][name].projector for name in names]
-        own = {float(part.strength) for part in parts}
+        own, forms = {float(part.strength) for part in parts}, {part.form for part in parts}
         strength = one.strength
+        alike = len(own) == 1 and forms in ({"symmetric"}, {"one-sided"})
+        if len(names) > 1 and strength is not None and not alike:
+            why = "must be left out with several projectors unless all are symmetric, or all "
+            why += "one-sided, and of one strength: it would not replace that of each"
+            raise invalid(f"input[{i}].strength", why)
         if strength is None and len(names) > 1 and len(own) == 1:
             strength = own.pop()  # of all of them at once; a tenant alone was measured as it is
         rank = sum(part.rank for part in parts)
-        if strength is not None and strength > 1 and rank > 1:
+        if strength is not None and strength > 1 and rank > 1 and forms != {"one-sided"}:
             why = f"must be at most 1 for the {rank} directions of {', '.join(names)}, where "
             why += f"reflections cross, got {strength:g}"
             raise invalid(f"input[{i}].strength", why)
@@ -179,7 +186,7 @@ class Tenants:
         """Unit rows of x [n, d], each edited by its plan, in one call."""
         index = self._index(side, plans)
         strength = self._strengths(side, index, plans)
-        return self._banks[side](x, index, strength, normalize=True)
+        return self._banks[side].edit_features(x, index, strength, normalize=True)
 
     def logits(
         self,
@@ -193,7 +200,9 @@ class Tenants:
         """[n, C] logits of x [n, d] against unit rows [C, d], each edited by its plan."""
         index = self._index(side, plans)
         strength = self._strengths(side, index, plans)
-        operands = self._banks[side].operands(x, index, strength)
+        bank = self._banks[side]
+        operands = bank.operands(x, index, strength)
+        x = bank.as_measured(x, index)
         return ops.logits(x, classes.to(x.dtype), scale=scale, bias=bias, **operands)
 
     def _index(self, side: str, plans: Sequence[Plan]) -> Tensor:
@@ -250,7 +259,7 @@ class Tenants:
     def _set(self, name: str, projector: Projector | None) -> None:
         """One change, in both banks."""
         for side, bank in self._banks.items():
-            form = None if projector is None else _form(projector, side)
+            form = None if projector is None else form_for(projector, side)
             known = self._forms[side].get(name)
             if form is None:
                 if known is not None:
@@ -269,8 +278,9 @@ class Tenants:
             self._forms[side][name] = made
 
 
-def _form(projector: Projector, side: str) -> Projector | None:
-    """What is applied on a side; None for an affine projector's texts."""
-    if projector.offset is not None and side != projector.side:
+def form_for(projector: Projector, side: str) -> Projector | None:
+    """What is applied on a side; None for texts of an affine or a one-sided projector, which have
+    no transpose."""
+    if side != projector.side and (projector.one_sided or projector.offset is not None):
         return None
     return projector.for_tower(side)

@@ -408,3 +408,110 @@ def test_nobody_yields_for_what_cannot_fit(bank):
     with pytest.raises(BankFull, match="must have 24 free rows"):
         bank.add("big", oblique(24, seed=3))
     assert_bits(bank(x, pair), want)
+
+
+def test_what_is_forgotten_stays_with_its_entry(tmp_path):
+    """By name, not by hash: one edit may be of several texts, and of a combination nobody asks."""
+    bank, p = ProjectorBank(D, 16), one_sided(2)
+    same = Projector(p.read, p.write, p.offset, gram=p.gram, forget=p.read[:1])
+    bank.add("two", p)
+    bank.add("one", same)
+    bank.add("none", Projector(p.read, p.write, p.offset, gram=p.gram))
+    bank.index([("two", "one")])
+    bank.save(tmp_path / "bank.safetensors")
+    state = ProjectorBank(D, 16)
+    state.load_state_dict(bank.state_dict())
+    loaded = ProjectorBank.load(tmp_path / "bank.safetensors")
+    for one in (bank, copy.deepcopy(bank), state, loaded):
+        assert_bits(one.projector("two").forget, p.forget)
+        assert_bits(one.projector("one").forget, p.read[:1])
+        assert one.projector("none").forget is None
+        assert_bits(one.projector("two").gram, p.gram)
+        assert one.projector("two").content_hash() == p.content_hash()
+    bank.replace("two", Projector(p.read, p.write, p.offset, gram=p.gram))
+    assert bank.projector("two").forget is None
+    assert bank.projector("one").forget is not None
+
+
+def test_a_state_from_before_there_were_one_sided_ones_is_loaded():
+    old = ProjectorBank(D, 16, one_sided=0)
+    old.add("a", symmetric())
+    bank = ProjectorBank(D, 16)
+    bank.load_state_dict(old.state_dict())
+    bank.add("b", one_sided(2))
+    x = rows(2)
+    want = torch.stack([symmetric()(x[0]), one_sided(2)(x[1])])
+    assert_bits(bank(x, bank.index(["a", "b"])), want)
+
+
+def test_an_index_never_changes_between_linear_and_one_sided():
+    """So that what is measured on unit rows is known before the operator runs."""
+    bank = ProjectorBank(D, 16)
+    index = bank.add("a", symmetric())
+    assert bank.replace("a", one_sided(2)) != index
+    z = 7 * rows(3)
+    names = ["a", None, "a"]
+    edited = bank.edit_features(z, bank.index(names))
+    assert_bits(edited[::2], one_sided(2).edit_features(z[::2]))
+    assert_bits(edited[1], z[1])
+    unit = bank.edit_features(z, bank.index(names), None, True)
+    torch.testing.assert_close(unit, torch.nn.functional.normalize(edited), rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_measures_rows_of_any_length():
+    bank, p = ProjectorBank(D, 16), one_sided(2)
+    bank.add("half", p)
+    bank.add("flat", affine())
+    classes = torch.nn.functional.normalize(rows(5), dim=1)
+    head = clipproj.ZeroShotHead(classes, bank)
+    z = 9 * rows(3)
+    got = head(z, bank.index(["half", None, "flat"]))
+    edited = torch.stack([p.edit_features(z[0]), z[1], affine()(z[2])])
+    want = torch.nn.functional.normalize(edited, dim=1) @ classes.T
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    alone = head(z[:1], projector=p)
+    torch.testing.assert_close(alone, want[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda g: g.fill_(torch.nan), "finite"),
+        (lambda g: g[0].mul_(1.01), "must be read @ write.T"),
+    ],
+)
+def test_a_gram_matrix_that_was_spoilt_is_refused(change, why):
+    bank, p = ProjectorBank(D, 16), one_sided(2)
+    with pytest.raises(ValueError, match=rf"gram must be {why}|gram {why}"):
+        Projector(
+            p.read, p.write, gram=change(p.gram.clone()) if why == "finite" else 1.01 * p.gram
+        )
+    change(p.gram)
+    with pytest.raises(ValueError, match="gram must"):
+        bank.add("p", p)
+    assert bank.names() == []
+    assert bank.free == 16
+
+
+def test_a_gram_matrix_of_no_one_metric_is_refused():
+    read, write = torch.eye(2, D), torch.eye(2, D)
+    write[0, 1] = 0.3  # of read @ write.T alone one corner
+    with pytest.raises(ValueError, match="gram must be symmetric"):
+        Projector(read, write, gram=read @ write.T)
+    with pytest.raises(ValueError, match="gram must be positive definite"):
+        Projector(read[[0, 0]], write=read[[0, 0]], gram=torch.ones(2, 2))
+    many = torch.eye(257, 300)
+    with pytest.raises(ValueError, match="at most 256 directions, got 257"):
+        Projector(many, gram=torch.eye(257))
+
+
+def test_forms_that_do_not_mix_are_refused_and_nothing_is_lost(bank):
+    x, free, left = rows(2), bank.free, bank.indices_left
+    want = bank(x, bank.index(["a", "d"]))
+    for pair in (("a", "d"), ("d", "b")):
+        with pytest.raises(ValueError, match="one-sided"):
+            bank.index([pair])
+    with pytest.raises(ValueError, match="compose: projector must be linear"):
+        clipproj.compose(bank.projector("d"), bank.projector("a"))
+    assert (bank.free, bank.indices_left) == (free, left)
+    assert_bits(bank(x, bank.index(["a", "d"])), want)

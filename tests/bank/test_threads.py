@@ -3,20 +3,22 @@
 import threading
 import time
 
+import pytest
 import torch
-from projectors import D, oblique, symmetric
+from projectors import D, oblique, one_sided, symmetric
 
 from clipproj import ProjectorBank
 
 SECONDS = 1.5
 
 
-def test_calls_see_one_projector_or_the_other():
+@pytest.mark.parametrize("make", [oblique, one_sided])
+def test_calls_see_one_projector_or_the_other(make):
     """One tenant is replaced again and again, by projectors of other ranks, whose rows lie where
     those of a third tenant were: a torn span or rows freed too early would show."""
     bank = ProjectorBank(D, capacity=24)
-    choices = [oblique(k, seed=k) for k in (1, 9, 4, 7)]
-    steady = oblique(3, seed=40)
+    choices = [make(k, seed=k) for k in (1, 9, 4, 7)]
+    steady = one_sided(3, seed=40)
     bank.add("a", choices[0])
     bank.add("steady", steady)
     x = torch.randn(9000, D)  # long calls, which changes fall into
@@ -47,7 +49,8 @@ def test_calls_see_one_projector_or_the_other():
     try:
         while time.monotonic() < end and not failures:
             assert bank.replace("a", choices[changes % len(choices)]) == index[0]
-            bank.add("other", oblique(6, seed=changes))
+            bank.add("other", (oblique, one_sided)[changes % 2](6, seed=changes))
+            bank.compact()
             bank.remove("other")
             changes += 1
     finally:

@@ -378,3 +378,58 @@ def test_dimensions_other_than_the_models_are_refused(engine: Engine) -> None:
     for refused in (fewer, more):
         assert (refused.status, refused.code, refused.param) == (400, "invalid_value", "dimensions")
         assert f"dimensions must be left out or {D}" in refused.message
+
+
+def halves(k: int, seed: int = 0, strength: float = 1.0) -> clipproj.Projector:
+    """Half-spaces that unit rows are on either side of, in a metric that all of them share."""
+    torch.manual_seed(seed)
+    metric = torch.linspace(0.5, 1.5, D)
+    read = torch.randn(k, D)
+    read = read / (read.square() @ metric).sqrt()[:, None]
+    write = read * metric
+    return clipproj.Projector(
+        read, write, torch.full((k,), 0.02), strength, gram=read @ write.T, forget=read
+    )
+
+
+def test_one_sided_tenants_edit_images_and_refuse_texts() -> None:
+    engine, p, q = Engine(load_model(), capacity=64), halves(3), halves(2, seed=4)
+    made = {"half": p, "other": q, "plain": clipproj.nullspace(torch.randn(1, D), contrast="none")}
+    engine.apply(Changes(1, 1, {name: to_bytes(one) for name, one in made.items()}))
+    x = 30 * given(0)  # of a length that thresholds are not for
+    unit = torch.from_numpy(x)[None]
+    unit = unit / unit.norm()
+    inputs = (Item("embedding", x, ("half",)), Item("embedding", x, ("plain",)),
+              Item("embedding", x), Item("embedding", x, ("half",), 2.0))  # fmt: skip
+    (answer,) = engine.answer([Job(inputs, receipt=True)])
+    assert np.array_equal(answer.rows[0], p(unit, normalize=True)[0].numpy())
+    assert np.array_equal(answer.rows[3], p(unit, 2.0, normalize=True)[0].numpy())
+    assert answer.receipts[0]["hash"] == p.content_hash()
+    before = float(p.residual(unit)[0])
+    assert answer.receipts[0]["before"] == pytest.approx(before, abs=1e-9)
+    assert answer.receipts[0]["residual"] < before / 10
+    both = clipproj.union(p, q)
+    (answer,) = engine.answer([Job((Item("embedding", x, ("half", "other"), 1.5),))])
+    want = both(unit, 1.5, normalize=True)[0].numpy()
+    np.testing.assert_allclose(answer.rows[0], want, atol=2e-5)
+    logits = Job((inputs[0],), classes=("cat", "dog"), templates=("a {}",))
+    (answer,) = engine.answer([logits])
+    texts = engine.classes(logits)
+    want = engine.scale()[0] * p(unit, normalize=True) @ texts.T
+    np.testing.assert_allclose(answer.rows, want.numpy(), atol=1e-3)
+    for one in (Item("text", "a cat", ("half",)), Item("embedding", x, ("half",), side="text")):
+        (refused,) = engine.answer([Job((one,))])
+        assert (refused.status, refused.code) == (400, "no_text_form")
+        assert "got the one-sided one of 'half'" in refused.message
+    (refused,) = engine.answer([Job((Item("embedding", x, ("half", "plain")),))])
+    assert (refused.status, refused.param) == (400, "input[0].projector")
+    (refused,) = engine.answer([Job((Item("embedding", x, ("nobody",)),))])
+    assert refused.status == 404
+
+
+def test_a_service_without_room_for_one_sided_tenants_says_what_to_set() -> None:
+    engine = Engine(load_model(), capacity=64, one_sided=2)
+    with pytest.raises(ValueError, match=r"at most 2 directions one-sided.*set one_sided=3"):
+        engine.check(halves(3), "the projector")
+    engine.check(halves(2), "the projector")
+    engine.check(halves(3).linear(), "the projector")

@@ -190,6 +190,10 @@ def test_a_class_is_erased_from_its_name(client: Client) -> None:
     assert made.status_code == 201
     about = made.json()
     assert (about["forget"], about["keep"], about["strength"]) == (["cat"], 53, 1.0)
+    assert (about["form"], about["half_spaces"], about["text_hash"]) == ("one-sided", 1, None)
+    assert about["threshold"] == about["parameters"]["threshold"]
+    text = client.embed("a cat", projector="no-cats")
+    assert (text.status_code, error(text)["code"]) == (400, "no_text_form")
     options = {"classes": ["cat", "dog", "whale"], "templates": ["a {}"]}
     image = {"image": f"data:image/png;base64,{drawing()}"}
     response = client.classify(image, image | {"projector": "no-cats"}, receipt=True, **options)

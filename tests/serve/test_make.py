@@ -45,8 +45,14 @@ def test_a_projector_from_names_as_erase_makes_it(model: Path) -> None:
     keep = made.provenance["keep"]["names"]
     assert len(keep) > 900
     assert "cat" not in keep
-    assert made.provenance["parameters"]["contrast"] == "mean"
-    assert float(made.strength) == 1.5
+    assert made.provenance["parameters"]["contrast"] == "neighbours"
+    assert made.one_sided
+    told = describe("acme", made)
+    assert (told["form"], told["half_spaces"], told["text_hash"]) == ("one-sided", 1, None)
+    assert told["threshold"] == made.provenance["parameters"]["threshold"]
+    folded = from_names(loaded, tenant("cat", limits=LIFTED), 10_000, one_sided=0)
+    assert not folded.one_sided  # as the bank of a service without room for others takes it
+    assert folded.provenance["measured"]
     closed = tenant(
         "cat", ("dog", "owl"), method="ccup", options={"keep_weight": 1.0}, strength=0.5
     )
