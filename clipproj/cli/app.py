@@ -288,7 +288,8 @@ def verify(
 ) -> None:
     """Check from its receipt whether a checkpoint holds an edit.
 
-    Only the edited head is looked at; the other weights may have changed.
+    Only the edited head is looked at; the other weights may have changed. What the receipt has
+    proven of the edit is printed too.
 
     Exit code 0: edited. 1: unedited, tampered with, or too weak an edit to tell.
     """
@@ -303,13 +304,17 @@ def verify(
     text = verdict.text
     if verdict.status == "tampered":
         text += edited_since(file, made.projector_hash, made.tower)
+    proven = made.certificate
     if as_json:
         shown = {name: getattr(verdict, name) for name in ("status", "exact", "error", "bound")}
+        shown["certificate"] = proven and proven.to_json()
         print(json.dumps({"checkpoint": str(file), "text": text} | shown, indent=2))
     else:
         style = "bold green" if verdict else "bold red"
         terminal.console().print(Text(text, style=style))
         terminal.console().print(Text(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}"))
+        if verdict and proven is not None:
+            terminal.console().print(Text(str(proven)))
     if not verdict:
         raise typer.Exit(FAILED)
 

@@ -87,7 +87,8 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             if not verdict:
                 return outcome
             edit.save_undo(folder / FILES["undo"])
-            edit.receipt.save(folder / FILES["receipt"])
+            receipt = edit.receipt.with_certificate(outcome.folded.certificate)
+            receipt.save(folder / FILES["receipt"])
             if "folded" in named:
                 outcome.folded.projector.save(folder / FILES["folded"])
         else:
@@ -114,6 +115,7 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             folded=outcome.one_sided and outcome.folded,
             alarms=(*gate.alarms(outcome.judged), *outcome.folded_alarms),
             notes=gate.notes(outcome.judged),
+            certificate=outcome.certificate,
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

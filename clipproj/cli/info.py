@@ -12,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from clipproj import files
 from clipproj.audit.samples import Samples
 from clipproj.bank import ProjectorBank
+from clipproj.certificates import Certificate
 from clipproj.checkpoints.state import locate, read_edits, read_state, size
+from clipproj.editing.attachment import AttachReceipt
 from clipproj.editing.receipt import Receipt
 from clipproj.models.families import head_weights
 from clipproj.projector import load
@@ -74,7 +76,24 @@ def _receipt(file: Path) -> dict[str, Any]:
         "head_before": receipt.head_before,
         "head_after": receipt.head_after,
         "created": receipt.created,
-    }
+    } | _proven(receipt.certificate)
+
+
+def _attachment(file: Path) -> dict[str, Any]:
+    receipt = AttachReceipt.load(file)
+    return {
+        "edit": receipt.label,
+        "tower": receipt.tower,
+        "attached_at": receipt.module,
+        "strength": round(receipt.strength, 6),
+        "projector": receipt.projector_hash,
+        "head": receipt.head,
+        "created": receipt.created,
+    } | _proven(receipt.certificate)
+
+
+def _proven(certificate: Certificate | None) -> dict[str, str]:
+    return {} if certificate is None else {"certificate": str(certificate)}
 
 
 def _undo(file: Path) -> dict[str, Any]:
@@ -115,6 +134,7 @@ _DESCRIBE = {
     "projector": _projector,
     "bank": _bank,
     "receipt": _receipt,
+    "attachment": _attachment,
     "undo": _undo,
     "samples": _samples,
     "texts": _texts,
@@ -154,7 +174,9 @@ def _ours(file: Path) -> bool:
 
 
 def _history(provenance: dict[str, Any]) -> dict[str, Any]:
-    facts = {k: v for k, v in provenance.items() if k not in ("forget", "keep")}
+    facts = {k: v for k, v in provenance.items() if k not in ("forget", "keep", "certificate")}
+    if "certificate" in provenance:
+        facts |= _proven(Certificate.from_json(provenance["certificate"]))
     for what in ("forget", "keep"):
         names = provenance.get(what, {}).get("names")
         if names:

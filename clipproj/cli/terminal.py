@@ -33,6 +33,7 @@ _OPTIONS = {("load_images", "folder"): "images"}  # arguments that are options o
 
 def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     """The table of an erasure and what was written."""
+    from clipproj.report.certificate import said
     from clipproj.report.erasure import side_by_side, table
     from clipproj.report.formatting import cosine, duration, listed
     from clipproj.report.sections import gate
@@ -68,6 +69,9 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
         screen.print(printed(table(measured, judged.texts)))
         moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}"
         screen.print(Text(f"{moved}; edited in {took}"))
+    if outcome.certificate is not None:
+        style = "green" if outcome.certificate.certified else "yellow"
+        screen.print(Text(said(outcome.certificate), style=style))
     for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
     if not outcome.folded_alarms:

@@ -12,6 +12,7 @@ from clipproj.audit import suite
 from clipproj.audit.cache import Cache
 from clipproj.audit.registry import AuditInput
 from clipproj.audit.suite import AuditResult
+from clipproj.certificates import Certificate
 from clipproj.files import atomic
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
@@ -19,10 +20,12 @@ from clipproj.recipe import samples
 from clipproj.recipe.names import check_known, resolve
 from clipproj.recipe.project import project, saved
 from clipproj.recipe.record import OF_A_MODEL, Recipe, check
+from clipproj.recipe.run import certified
 from clipproj.recipe.samples import Unedited, in_domains, prompt_embedder
 from clipproj.recipe.texts import Embedder, Progress, Texts, silent
 from clipproj.refusal import Refusal
 from clipproj.report import html
+from clipproj.report.certificate import page
 from clipproj.report.formatting import listed
 from clipproj.report.sections import kept, page_of
 from clipproj.report.summary import of_audits
@@ -30,12 +33,13 @@ from clipproj.report.summary import of_audits
 
 @dataclass(frozen=True, eq=False)
 class Audited:
-    """What was audited on what, and what came of it."""
+    """What was audited on what, and what came of it; with a certificate where there is one."""
 
     source: Unedited
     projector: Projector
     forget: tuple[str, ...]
     results: list[AuditResult]
+    certificate: Certificate | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON: the numbers of each audit with the title and lead of its page."""
@@ -47,6 +51,7 @@ class Audited:
             "parameters": history.get("parameters"),
             "rank": self.projector.rank,
             "strength": round(float(self.projector.strength), 6),
+            "certificate": self.certificate and self.certificate.to_json(),
             "audits": {
                 one.key: {"title": page.title, "lead": page.lead, "numbers": one.numbers}
                 for one, page in ((one, page_of(one)) for one in self.results)
@@ -61,10 +66,11 @@ class Audited:
             "rank": f"{edit.rank} of {edit.dim}",
             "strength": f"{float(edit.strength):g}",
         }
+        proven = [] if self.certificate is None else [page(self.certificate)]
         report = of_audits(
             f"Erasing {listed(self.forget)}: the audits",
             facts,
-            [page_of(one) for one in self.results],
+            [*proven, *(page_of(one) for one in self.results)],
             {one.key: one.numbers for one in self.results},
             float(edit.strength),
         )
@@ -141,7 +147,8 @@ def audited(
         cache=Cache(recipe.out / "audits.jsonl"),
         progress=lambda done, total: say("audits", done, total),
     )
-    done = Audited(source, edit, names.forget, results)
+    keep = classes.select(names.keep)
+    done = Audited(source, edit, names.forget, results, certified(keep, edit))
     done.write(recipe.out)
     return done
 

@@ -18,6 +18,7 @@ from clipproj.audit.evaluate import Comparison, CurvePoint
 from clipproj.audit.gate import Judgement, judge
 from clipproj.audit.images import Images, image_features, load_images
 from clipproj.audit.samples import Samples
+from clipproj.certificates import Certificate, certificate
 from clipproj.checkpoints.checkpoint import Loaded, load_model
 from clipproj.editing import log
 from clipproj.editing.edit import edit
@@ -72,11 +73,13 @@ class Form:
         projector: with its strength.
         comparison: on images; None without an image folder.
         judged: on mixtures of class texts, and whether it may be written.
+        certificate: of what is kept, where the kept names are all that compete; else None.
     """
 
     projector: Projector
     comparison: Comparison | None
     judged: Judgement
+    certificate: Certificate | None
 
     def as_dict(self, curve: Sequence[CurvePoint] = ()) -> dict[str, Any]:
         """Plain JSON."""
@@ -91,6 +94,7 @@ class Form:
             "refused": self.judged.refused,
             "measured": gate.as_dict(self.judged),
             "advice": list(gate.advice(self.judged)),
+            "certificate": self.certificate and self.certificate.to_json(),
         }
 
 
@@ -146,6 +150,11 @@ class Outcome:
     def judged(self) -> Judgement:
         """Of the first form."""
         return self.first.judged
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Of the first form."""
+        return self.first.certificate
 
     @property
     def refused(self) -> bool:
@@ -265,10 +274,11 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
     judged = judged_edit(recipe, texts, handle.projector, ready.earlier, comparison)
     handle.record["loss"] = max(0.0, judged.price.loss - judged.price.spent)
     projector.provenance |= {"measured": gate.as_dict(judged)}  # of this strength, on this model
+    proven = certified(texts.keep, handle.projector) if texts.closed else None
     return Outcome(
         model=loaded.name,
         tower=recipe.tower,
-        folded=Form(projector, comparison, judged),
+        folded=Form(projector, comparison, judged, proven),
         one_sided=one_sided or None,
         texts=texts,
         images=images,
@@ -286,7 +296,24 @@ def _one_sided(ready: Ready, texts: Texts, projector: Projector, before: Samples
     comparison = before and evaluate.compare(before, before.edited(projector), texts.forget_classes)
     judged = judged_edit(ready.recipe, texts, projector, ready.earlier, comparison)
     projector.provenance |= {"measured": gate.as_dict(judged)}
-    return Form(projector, comparison, judged)
+    proven = certified(texts.keep, projector) if texts.closed else None
+    if proven is not None:
+        projector.provenance |= {"certificate": proven.to_json()}
+    return Form(projector, comparison, judged, proven)
+
+
+def certified(keep: Embeddings, projector: Projector) -> Certificate | None:
+    """What is proven of the edit against what is kept, for rows in the dtype it was made for.
+
+    None for the text side, and for a projector of another model or that does not know its
+    forgotten texts.
+    """
+    if projector.side != "image" or projector.forget is None:
+        return None
+    if projector.provenance.get("head_hash") not in (None, keep.head_hash):
+        return None
+    made_for = (projector.provenance.get("parameters") or {}).get("dtype", "float32")
+    return certificate(projector, keep, getattr(torch, made_for))
 
 
 def judged_edit(

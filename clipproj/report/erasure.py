@@ -9,6 +9,7 @@ from typing import Protocol
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint, as_dict
 from clipproj.audit.gate import Judgement
 from clipproj.audit.images import Images
+from clipproj.certificates import Certificate
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict
 from clipproj.models.text import Embeddings
@@ -16,6 +17,7 @@ from clipproj.models.words import name_key
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
 from clipproj.report import formatting, html, summary
+from clipproj.report.certificate import page as certificate_page
 from clipproj.report.charts import lines
 from clipproj.report.formatting import count, listed, percent
 from clipproj.report.images import thumbnail
@@ -39,6 +41,7 @@ def write_report(
     folded: Measured | None = None,
     alarms: Sequence[str] = (),
     notes: Sequence[str] = (),
+    certificate: Certificate | None = None,
     comparison: Comparison | None = None,
     curve: Sequence[CurvePoint] = (),
     images: Images | None = None,
@@ -53,6 +56,7 @@ def write_report(
             written.
         folded: the folded form, where `projector` and all that is measured are one-sided.
         alarms, notes: what is wrong with the edit, and what else is worth a word; at the top.
+        certificate: what is proven of the edit; None where nothing is.
         comparison, images, classes: what `compare` was given and gave; without a comparison the
             report is about texts alone.
         curve: of `strength_curve`; left out when empty, as for an edit of the text tower.
@@ -72,6 +76,8 @@ def write_report(
             raise Refusal("write_report", "comparison", "must come with its images and classes")
         strength = [_strength(curve, float(projector.strength))] if curve else []
         pages = [_changed(comparison, images, classes), *strength, _classes(comparison), *pages]
+    if certificate is not None:
+        pages.insert(0, certificate_page(certificate))
     if folded is not None:
         pages.insert(0, _forms(comparison, texts, folded, undo_command is not None))
     report = Report(

@@ -30,7 +30,9 @@ def test_every_audit_has_a_page_and_numbers(run: Run, usual: list[str]) -> None:
     accuracy = told["audits"]["accuracy"]["numbers"]
     assert (accuracy["before"]["forget"], accuracy["after"]["forget"]) == (1, 0)
     page = Page(Path("clipproj-audit/audit.html").read_text())
-    assert page.ids == page.links == list(audits())
+    assert page.ids == page.links == ["certificate", *audits()]
+    assert told["certificate"]["certified"]
+    assert told["certificate"]["form"] == "one-sided"
     assert page.loads == []
     assert len(page.every) == len(set(page.every))  # of all the charts too
     assert json.loads(Path("clipproj-audit/audit.json").read_text())["audits"] == told["audits"]

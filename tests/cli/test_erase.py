@@ -69,7 +69,10 @@ def test_what_is_written(ask: Callable[..., Recipe], model: Path, images: Path) 
     assert projector.content_hash() == outcome.projector.content_hash()
     assert projector.provenance["forget"]["names"] == ["cat"]
     assert projector.one_sided
+    assert projector.provenance["certificate"] == numbers["certificate"]
+    assert numbers["certificate"]["certified"]
     receipt = Receipt.load(request.out / FILES["receipt"])
+    assert receipt.certificate == outcome.folded.certificate
     assert receipt.projector_hash == load(request.out / FILES["folded"]).content_hash()
     assert numbers["folded"]["projector"] == receipt.projector_hash
     assert verify(weights(request.out), receipt).exact

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from clipproj import Projector, ProjectorBank, files
 from clipproj.audit import Samples
+from clipproj.checkpoints.checkpoint import load_model
 from clipproj.checkpoints.state import WEIGHTS
 from clipproj.cli import info
 from clipproj.models.text import Embeddings
+from clipproj.plugins.attach import attach
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,7 @@ from clipproj.models.text import Embeddings
     [
         ("projector.safetensors", "projector", {"rank": 1, "dim": 16, "forget": ["cat"]}),
         ("receipt.safetensors", "receipt", {"edit": "cat", "head": ["visual.proj"]}),
+        ("folded.safetensors", "projector", {"form": "oblique"}),
         ("undo.safetensors", "undo", {"edit": "cat", "tower": "image"}),
         (WEIGHTS, "checkpoint", {"dtypes": {"float32": 38}}),
         (".", "checkpoint", {"tensors": 38}),
@@ -39,6 +42,25 @@ def test_info(run: Run, edited: Path, file: str, kind: str, holds: dict) -> None
     table = run("info", edited / file)
     assert table.exit_code == 0
     assert kind in table.stdout
+
+
+def test_info_tells_what_is_proven(run: Run, edited: Path) -> None:
+    told = json.loads((edited / "report.json").read_text())["certificate"]
+    facts = json.loads(run("info", edited / "projector.safetensors", "--json").stdout)
+    assert facts["certificate"].startswith("Certified: no row is answered by a forgotten name.")
+    assert f"{told['kept']} kept names" in facts["certificate"]
+    facts = json.loads(run("info", edited / "receipt.safetensors", "--json").stdout)
+    assert facts["certificate"].startswith("Not certified: rounding may decide.")
+
+
+def test_info_of_what_is_attached(run: Run) -> None:
+    loaded = load_model()
+    p = Projector(torch.eye(1, 128), provenance={"forget": {"names": ["cat"]}})
+    with attach(loaded.model, p) as attached:
+        attached.receipt().save("attached.safetensors")
+    facts = json.loads(run("info", "attached.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["edit"], facts["tower"]) == ("attachment", "cat", "image")
+    assert facts["projector"] == p.content_hash()
 
 
 def test_info_of_a_bank_names_its_projectors(run: Run) -> None:

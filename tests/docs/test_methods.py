@@ -81,10 +81,11 @@ def test_figures_of_several_names_are_those_kept() -> None:
     kept = json.loads((ROOT / "benchmarks/results/names.json").read_text(encoding="utf-8"))
     titles = {"Embedded": "Embedded", "Oxford": "oxford", "Food-101": "food101", "Pets'": "among"}
     edits = {
-        "closed list (span or hull)": "closed, as the command does",
-        "four names of it": "short, as the command does",
-        "generic list (mean)": "generic, as the command does",
-        "generic list, 1.5 for all": "generic, mean, strength 1.5",
+        "closed list, one-sided": "closed, one-sided",
+        "closed list, folded": "closed, folded",
+        "four names of it, one-sided": "short, one-sided",
+        "names in general, one-sided": "generic, one-sided",
+        "names in general, folded": "generic, folded",
         "mean, 1.5 for all": "closed, mean, strength 1.5",
     }
     rows = table("images, names forgotten")

@@ -50,7 +50,7 @@ def test_python_of_the_docs_runs(scope, tmp_path, monkeypatch):
     assert clipproj.AttachReceipt.load("receipt.safetensors").certificate == scope["proven"]
     scope["q"] = q = clipproj.nullspace(torch.eye(p.dim)[:1], contrast="none")
     exec(serve, scope)
-    both = clipproj.union(p, q)(features[2], normalize=True)
+    both = clipproj.compose(p, q)(features[2], normalize=True)
     want = torch.stack([p(features[0], normalize=True), features[1], both])
     torch.testing.assert_close(scope["rows"], want)
     assert scope["logits"].shape == (3, 2)
