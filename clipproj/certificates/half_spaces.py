@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clipproj.certificates.rounding import Rounding
+from clipproj.methods.half_spaces import bend, widest
 from clipproj.methods.hull import nearest_mixture
 from clipproj.refusal import Refusal
 
@@ -185,12 +186,7 @@ class HalfSpaceBounds:
 
     @cached_property
     def _bend(self) -> float:
-        """The largest `|a R| |a W| / a G a^T`, at least 1: by the larger of x + y over 2 for the
-        root of x y, at the weight of the two that suits best."""
-        read, write = self.read @ self.read.T, self._written
-        least = (self._wide(read) / self._wide(write)) ** 0.5
-        weights = least * torch.logspace(-1, 1, 41, dtype=torch.float64, device="cpu")
-        return max(1.0, min(self._wide(w * write + read / w) / 2 for w in weights))
+        return bend(self.read, self.write, self.gram)
 
     @cached_property
     def _written(self) -> Tensor:
@@ -208,10 +204,7 @@ class HalfSpaceBounds:
         return root
 
     def _wide(self, form: Tensor) -> float:
-        """The largest `a form a^T / a G a^T` of a symmetric form [k, k]."""
-        half = torch.linalg.solve_triangular(self._root, form, upper=False)
-        both = torch.linalg.solve_triangular(self._root, half.T, upper=False)
-        return float(torch.linalg.eigvalsh((both + both.T) / 2)[-1])
+        return widest(form, self._root)
 
     @cached_property
     def _least(self) -> float:

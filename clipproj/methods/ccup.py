@@ -63,7 +63,7 @@ def ccup(
     parameters = {"forget_weight": forget_weight, "keep_weight": keep_weight}
     history = provenance("ccup", parameters, forget, keep)
     read, write = (f, v) if side == "image" else (v, f)
-    return Projector(read, write, strength=strength, side=side, provenance=history)
+    return Projector(read, write, strength=strength, side=side, provenance=history, forget=f)
 
 
 def pull(f: Tensor, k: Tensor | None, lam: float, mu: float) -> Tensor:

@@ -18,12 +18,15 @@ from clipproj.methods.inputs import number
 from clipproj.refusal import Refusal
 
 MOST = 256  # half-spaces of one edit: what the operators solve for a row
-REACH = 2.0  # length of an edited unit row up to which margins hold; 1.8 is the longest seen
 ALIKE = 1 - 1e-4  # cosine from which two contrasts share a half-space
 FLOOR = 1e-6  # smallest eigenvalue of a gram matrix that float32 still tells from a singular one
-# Sums over some thousand products, of unit rows in float32, and what a bounded solve leaves: of a
-# hundred names 2.4e-4 are proven (clipproj.certificate).
-_SUMS = 5e-4
+# Sums over some thousand products of unit rows in float32, with room for contrasts as short as near
+# synonyms have; and what a bounded solve leaves, for each of k half-spaces. Of 1, 100 and 256 names
+# of ViT-B/32 clipproj.certificate needs 7e-6, 1.1e-4 and 4.1e-4 of both.
+_SUMS, _SOLVE = 1e-4, 1.3e-6
+# How much longer rows become by thresholds below 0, times the root of k: in bfloat16, where these
+# are lowest, 1.3 % of one name and 25 % of 256 are proven.
+_BELOW = 0.016
 _ROUNDOFF = {  # half a unit in the last place of a number just above a power of two, relative
     torch.float64: 2.0**-24,  # factors are float32
     torch.float32: 2.0**-24,
@@ -46,6 +49,8 @@ class HalfSpaces:
         shared: the numbers of contrasts that one half-space stands for, of those that are several.
         lowered: by how much each of these lies below the lowest threshold of its contrasts.
         smallest: the smallest eigenvalue of gram.
+        longest: the length up to which edited rows of length 1 are reckoned with.
+        margin: by how much thresholds are lower than asked for, for rows as stored; 0 without.
     """
 
     read: Tensor
@@ -55,6 +60,8 @@ class HalfSpaces:
     shared: tuple[tuple[int, ...], ...]
     lowered: tuple[float, ...]
     smallest: float
+    longest: float
+    margin: float
 
 
 def half_spaces(
@@ -64,6 +71,7 @@ def half_spaces(
     keep: Tensor | None,
     keep_weight: float,
     names: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> HalfSpaces:
     """The half-spaces `{z : z r_i <= tau_i}` of unit contrasts r_i, in the metric of what is kept.
 
@@ -74,7 +82,8 @@ def half_spaces(
     so the edit is the projection on all of them in the norm of M^-1, in which directions that tell
     kept texts apart are long. Contrasts that are nearly one (cosine above 1 - 1e-4) would make the
     gram matrix singular. They share a half-space, along their mean, whose threshold is low enough
-    for each of them: what is left of r_i across it has at most REACH times its length in a row.
+    for each of them: what is left of r_i across it has at most the longest row's length of its own
+    in a row.
 
     Args:
         rows: [m, d] float64, unit contrasts.
@@ -82,6 +91,8 @@ def half_spaces(
         keep: [n, d] float64, or None for M = I.
         keep_weight: mu >= 0; 0 for M = I.
         names: what the rows are called in errors.
+        dtype: that edited rows are stored in, where they must not pass the thresholds then either;
+            None for thresholds as they are.
 
     Raises:
         ValueError: in the name of `op`, for more than 256 half-spaces, for contrasts that
@@ -99,8 +110,6 @@ def half_spaces(
     along = (rows * ways[_place(groups)]).sum(1)
     across = torch.linalg.vector_norm(rows - along[:, None] * ways[_place(groups)], dim=1)
     across[[group[0] for group in groups if len(group) == 1]] = 0.0
-    needed = (thresholds - REACH * across) / along
-    tau = torch.stack([needed[list(group)].min() for group in groups])
     written = metric_rows(ways, keep, keep_weight)
     lengths = (ways * written).sum(1).sqrt()
     read, write = (ways / lengths[:, None]).float(), (written / lengths[:, None]).float()
@@ -109,6 +118,11 @@ def half_spaces(
     smallest = float(torch.linalg.eigvalsh(gram.double())[0])
     if smallest < FLOOR:
         _refuse_dependent(op, ways, [group[0] for group in groups], names, keep_weight)
+    longest = bend(read.double(), write.double(), gram.double())
+    longest *= 1 + _BELOW * len(gram) ** 0.5
+    below = 0.0 if dtype is None else longest * _ROUNDOFF[dtype] + _SUMS + _SOLVE * len(gram)
+    needed = (thresholds - below - longest * across) / along
+    tau = torch.stack([needed[list(group)].min() for group in groups])
     offset = (tau / lengths).float()
     _check_solved(op, read, write, offset, gram)
     several = [i for i, group in enumerate(groups) if len(group) > 1]
@@ -118,8 +132,10 @@ def half_spaces(
         gram,
         offset,
         tuple(groups[i] for i in several),
-        tuple(float(thresholds[list(groups[i])].min() - tau[i]) for i in several),
+        tuple(float(thresholds[list(groups[i])].min() - below - tau[i]) for i in several),
         smallest,
+        longest,
+        below,
     )
 
 
@@ -142,13 +158,31 @@ def oblique(basis: Tensor, keep: Tensor | None, keep_weight: float) -> Tensor:
     return torch.linalg.solve(basis @ written.T, written)
 
 
-def margin(dtype: torch.dtype) -> float:
-    """How far below 0 a threshold lies so that rows stored in `dtype` still score below it.
+def bend(read: Tensor, write: Tensor, gram: Tensor) -> float:
+    """How long unit rows can become that are brought onto the borders of half-spaces through 0.
 
-    Rounding moves an edited row's read-out by at most half a unit in the last place times its
-    length, here up to REACH; float32 sums and what the solver leaves take the rest.
+    Such an edit, a = argmin 1/2 a G a^T - a e of any of them, is an oblique projection along a W
+    that reads a R, as long as the largest `|a R| |a W| / a G a^T`: at most that of x + y over 2 for
+    the root of x y, at the weight of the two that suits best.
+
+    Args:
+        read, write: [k, d] float64. gram: [k, k], positive definite.
+
+    Returns:
+        A number, 1 or more.
     """
-    return REACH * _ROUNDOFF[dtype] + _SUMS
+    root = torch.linalg.cholesky(gram)
+    reads, writes = read @ read.T, write @ write.T
+    least = (widest(reads, root) / widest(writes, root)) ** 0.5
+    weights = least * torch.logspace(-1, 1, 41, dtype=torch.float64, device=root.device)
+    return max(1.0, min(widest(w * writes + reads / w, root) / 2 for w in weights))
+
+
+def widest(form: Tensor, root: Tensor) -> float:
+    """The largest `a form a^T / a G a^T` of a symmetric form [k, k], G by its Cholesky root."""
+    half = torch.linalg.solve_triangular(root, form, upper=False)
+    both = torch.linalg.solve_triangular(root, half.T, upper=False)
+    return float(torch.linalg.eigvalsh((both + both.T) / 2)[-1])
 
 
 def storage_dtype(op: str, dtype: torch.dtype) -> torch.dtype:

@@ -149,7 +149,7 @@ def redirect(
         c = c.expand(len(f), -1)
     history = provenance("redirect", parameters | {"target": told}, forget, keep)
     read, write = (f - c, v) if side == "image" else (v, f - c)
-    return Projector(read, write, strength=strength, side=side, provenance=history)
+    return Projector(read, write, strength=strength, side=side, provenance=history, forget=f)
 
 
 def empty_text(model: nn.Module, tokenizer: Callable[..., Any]) -> Tensor:

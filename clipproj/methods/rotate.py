@@ -120,7 +120,7 @@ def rotate(
         parameters["target"] = {"kind": "given"} | whose(target, t)
     history = provenance("rotate", parameters, forget, keep)
     read, write = (basis, turned) if side == "image" else (turned, basis)
-    return Projector(read, write, side=side, provenance=history)
+    return Projector(read, write, side=side, provenance=history, forget=f)
 
 
 def unrotate(projector: Projector) -> Projector:

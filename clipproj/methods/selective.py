@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clipproj.methods.domains import Cells, Space
-from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol
+from clipproj.methods.inputs import above_zero, number, provenance, rank_and_tol, unit_rows
 from clipproj.methods.method import Method, Option, Task
 from clipproj.models.text import Embeddings, Progress, embed_classes
 from clipproj.models.words import Template, openai_templates, strings, template_strings
@@ -279,8 +279,16 @@ def _projector(
         if task.side == "text":
             read, write = write, read
     keep = classes.select(task.keep)
-    history = provenance("selective", told, classes.select([task.name]), keep)
-    return Projector(read, write, strength=task.strength, side=task.side, provenance=history)
+    forget = classes.select([task.name])
+    history = provenance("selective", told, forget, keep)
+    return Projector(
+        read,
+        write,
+        strength=task.strength,
+        side=task.side,
+        provenance=history,
+        forget=unit_rows("selective", "classes", forget),
+    )
 
 
 def _domain_templates(templates: Iterable[str]) -> tuple[str, ...]:

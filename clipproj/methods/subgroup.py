@@ -148,7 +148,7 @@ def subgroup(
         parameters["features_forget"] = 0 if zf is None else len(zf)
     history = provenance(op, parameters, forget, parent)
     read, write = (u, None) if read is None else (read, u)
-    return Projector(read, write, strength=strength, side=side, provenance=history)
+    return Projector(read, write, strength=strength, side=side, provenance=history, forget=f)
 
 
 def _reminder(kept: Tensor, gone: Tensor, u: Tensor, ridge: float) -> Tensor:

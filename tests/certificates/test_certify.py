@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from embeddings import CIFAR, VITB32, cone, vitb32
-from half_spaces import hard_rows, leads, one_sided
+from half_spaces import ascended, hard_rows, leads, one_sided
 
 import clipproj
 from clipproj import Embeddings, Projector
@@ -48,15 +48,76 @@ def test_half_spaces_are_certified(dtype, weight, names, kept, d):
     assert worst < 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("names", [1, 12])
-def test_the_margins_of_nullspace_suffice(dtype, names):
-    texts = cone(names + 50, d=48)
-    forget, keep = texts[:names], texts[names:]
+def both_lists(names, real):
+    """Texts to forget and to keep; real ones are of OpenAI's ViT-B/32."""
+    texts = F.normalize(vitb32(None), dim=1) if real else cone(names + 120, d=256)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(names))
+    return texts[order[:names]], texts[order[names:]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("real", [False, True], ids=["cone", "real"])
+@pytest.mark.parametrize("names", [1, 2, 10, 100])
+def test_what_nullspace_makes_is_certified(names, real, dtype):
+    """And no row of a dozen kinds leads, as it is stored."""
+    forget, keep = both_lists(names, real)
     p = clipproj.nullspace(forget, keep, "hull", keep_weight=3.0, one_sided=True, dtype=dtype)
-    found, worst = check(p, keep, dtype)
+    known = torch.cat([p.read, p.write, p.forget]).double()[:200]
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, p.dim, generator=g, dtype=torch.float64)
+    rows = F.normalize(torch.cat([rows, known, -known, known + 0.3 * rows[: len(known)]]), dim=1)
+    rows = torch.cat([rows, ascended(p, keep, rows[:: max(1, names // 4)], 24)])
+    found, worst = check(p, keep, dtype, rows)
     assert found.certified, found
     assert worst < 0
+
+
+def test_a_margin_of_another_dtype_does_not_do():
+    forget, keep = both_lists(10, real=False)
+    p = clipproj.nullspace(forget, keep, "hull", keep_weight=3.0, one_sided=True)
+    assert clipproj.certificate(p, keep, torch.float32).certified
+    assert not clipproj.certificate(p, keep, torch.bfloat16).certified
+
+
+def test_a_weaker_edit_is_not_certified():
+    forget, keep = both_lists(10, real=False)
+    options = {"keep_weight": 3.0, "one_sided": True}
+    level = clipproj.nullspace(forget, keep, "hull", threshold=0.0, **options)
+    tie = clipproj.certificate(level, keep)
+    assert not tie.certified
+    assert "rounding may decide" in str(tie)
+    assert not clipproj.certificate(level.scaled(0.9), keep).certified
+    above = clipproj.nullspace(forget, keep, "hull", threshold=0.02, **options)
+    found, worst = check(above, keep, torch.bfloat16)
+    assert not found.certified
+    assert worst > 0  # and it is not so
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["cone", "real"])
+@pytest.mark.parametrize("names", [1, 20])
+def test_the_folded_sibling_ties(names, real):
+    forget, keep = both_lists(names, real)
+    p = clipproj.nullspace(forget, keep, "hull", keep_weight=10.0)
+    found, _ = check(p, keep, torch.float32, hard_rows(p, keep, 20, steps=3))
+    assert abs(found.lead) < 1e-6
+    assert not found.certified
+    assert "rounding may decide" in str(found)
+    half = clipproj.nullspace(forget, keep, "hull", keep_weight=3.0, one_sided=True).linear()
+    assert abs(clipproj.certificate(half, keep).lead) < 1e-6
+
+
+def test_methods_tell_what_they_forget():
+    forget, keep = both_lists(2, real=False)
+    made = [
+        clipproj.ccup(forget, keep),
+        clipproj.redirect(forget, "self", keep),
+        clipproj.rotate(forget, keep=keep),
+        clipproj.subgroup(forget, keep),
+        clipproj.nullspace(forget, keep, "mean"),
+    ]
+    for p in made:
+        torch.testing.assert_close(p.forget, forget.float())
+        assert clipproj.certificate(p, keep).lead > -1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

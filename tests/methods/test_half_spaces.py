@@ -13,10 +13,8 @@ import clipproj
 from clipproj.methods import half_spaces as module
 from clipproj.methods.half_spaces import (
     ALIKE,
-    REACH,
     HalfSpaces,
     half_spaces,
-    margin,
     metric_rows,
     oblique,
     thresholds,
@@ -108,7 +106,7 @@ def test_no_row_scores_for_a_forgotten_text_what_it_scores_for_a_kept_one(mu, m,
     f, k = texts[:m], texts[m:]
     r, d = contrasts(f, k)
     lengths = torch.linalg.vector_norm(d, dim=1)
-    h = half_spaces("op", r, torch.full((m,), -margin(dtype)).double(), k, mu)
+    h = half_spaces("op", r, torch.zeros(m).double(), k, mu, dtype=dtype)
     x = torch.cat([rows_of(48, 200), f, k, r, -r, F.normalize(h.write.double(), dim=1)])
     # towards the worst lead of the first forgotten text
     worst = x[:20].clone().requires_grad_()
@@ -120,16 +118,33 @@ def test_no_row_scores_for_a_forgotten_text_what_it_scores_for_a_kept_one(mu, m,
         worst = F.normalize(worst + 0.3 * worst.grad, dim=1).detach().requires_grad_()
     x = torch.cat([x, worst.detach()])
     z = edited(h, x)
-    assert torch.linalg.vector_norm(z, dim=1).max() < REACH
+    assert torch.linalg.vector_norm(z, dim=1).max() < h.longest
     stored = z.to(dtype).double()
     lead = stored @ f.T - (stored @ k.T).amax(1, keepdim=True)
     assert (lead < 0).all()
-    assert (z @ d.T <= -margin(dtype) * lengths + 1e-6).all()
+    assert (z @ d.T <= -h.margin * lengths + 1e-6).all()
     # the margin is what makes it so: without one, and rounded, some lead
     level = half_spaces("op", d / lengths[:, None], torch.zeros(m).double(), k, mu)
     rounded = edited(level, x).to(dtype).double()
     mixtures = f - d
     assert (rounded @ f.T > rounded @ mixtures.T).any()
+
+
+def test_margins_grow_with_what_they_are_for():
+    texts = cone(80, d=48)
+    f, k = texts[:20], texts[20:]
+    r, _ = contrasts(f, k)
+    none = torch.zeros(20).double()
+
+    def made(m=1, mu=3.0, dtype=torch.bfloat16):
+        return half_spaces("op", r[:m], none[:m], k, mu, dtype=dtype)
+
+    dtypes = [made(dtype=dtype).margin for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    assert dtypes == sorted(dtypes)
+    for few, many in ((made(), made(m=20)), (made(mu=0.0), made(mu=30.0))):
+        assert few.margin < many.margin
+        assert few.longest < many.longest
+    assert half_spaces("op", r, none, k, 3.0).margin == 0
 
 
 def test_near_copies_share_a_half_space_that_holds_for_each():
@@ -144,7 +159,7 @@ def test_near_copies_share_a_half_space_that_holds_for_each():
     assert len(h.read) == 2
     assert 0 < h.lowered[0] < 0.02
     z = edited(h, torch.cat([rows_of(32, 300), r, f, twin]))
-    assert torch.linalg.vector_norm(z, dim=1).max() < REACH
+    assert torch.linalg.vector_norm(z, dim=1).max() < h.longest
     assert (z @ r.T <= tau + 1e-6).all()
     same = half_spaces("op", r[[0, 1, 0]], tau[[0, 1, 0]], k, 3.0)
     assert same.shared == ((0, 2),)
@@ -158,7 +173,7 @@ def test_a_chain_of_near_copies_is_one_group():
     r = torch.stack([turned[0], turned[2], turned[1], turned[3], -other])
     h = half_spaces("op", r, torch.zeros(5).double(), None, 0.0)
     assert h.shared == ((0, 1, 2, 3),)
-    assert h.lowered[0] == pytest.approx(REACH * 0.015, rel=0.01)
+    assert h.lowered[0] == pytest.approx(h.longest * 0.015, rel=0.01)
 
 
 def test_contrasts_that_contradict_one_another_are_refused_by_name():
@@ -232,4 +247,3 @@ def test_the_equality_form_reads_nothing_afterwards_and_moves_least():
 def test_a_dtype_without_a_margin_is_refused():
     with pytest.raises(ValueError, match="op: dtype must be one of torch"):
         module.storage_dtype("op", torch.int8)
-    assert margin(torch.float32) < margin(torch.float16) < margin(torch.bfloat16)
