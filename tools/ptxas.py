@@ -36,7 +36,7 @@ PLANS = """
 #include <cstdio>
 #include "cuda/project_plan.h"
 int main() {
-  struct { const char* name; clipproj::Device device; } devices[] = {DEVICES};
+  struct { const char* name; clipproj::DeviceProperties device; } devices[] = {DEVICES};
   for (auto& [name, device] : devices)
     for (auto type : {clipproj::Type::kBFloat16, clipproj::Type::kFloat})
       for (long d : {512, 768, 1024})

@@ -46,13 +46,13 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
 
 void Cuda::launch(const Tensor& x, const Factors& f, const LaunchArgs& args) {
   if (args.from.n == 0) return;
-  require(!f.gram, "project", "gram must be None on a GPU, got one");
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
   const auto stream = static_cast<cudaStream_t>(current);
-  const auto p = make_params<float>(f, args);
+  auto p = make_params<float>(f, args);
+  p.clamps = p.gram && !p.index && p.k == 1;  // more elements of gram only the device can look at
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, index, stream);
     case ScalarType::BFloat16: return launch_rows<__nv_bfloat16>(p, index, stream);

@@ -27,8 +27,10 @@ Kernel project_half_kernel_of(int pieces, int teams) {
 }
 
 template <class T, bool banked>
-Kernel project_kernel_of(const Plan& plan, int64_t d) {
-  if (plan.kernel == KernelKind::kPlain) return project_kernel<T, banked>;
+Kernel project_kernel_of(const Plan& plan, int64_t d, bool solved) {
+  if (plan.kernel == KernelKind::kPlain) {
+    return solved ? project_kernel<T, banked, true> : project_kernel<T, banked, false>;
+  }
   if constexpr (kType<T> == Type::kFloat) {
     return plan.rows == 16 ? project_float_kernel<16, banked> : project_float_kernel<32, banked>;
   } else {
@@ -44,7 +46,8 @@ Kernel project_kernel_of(const Plan& plan, int64_t d) {
 }
 template <class T>
 Kernel project_kernel_of(const Plan& plan, const ProjectParams<float>& p) {
-  return p.index ? project_kernel_of<T, true>(plan, p.d) : project_kernel_of<T, false>(plan, p.d);
+  return p.index ? project_kernel_of<T, true>(plan, p.d, is_solved(p))
+                 : project_kernel_of<T, false>(plan, p.d, is_solved(p));
 }
 
 }  // namespace clipproj

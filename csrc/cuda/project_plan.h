@@ -41,10 +41,17 @@ CLIPPROJ_HOST_DEVICE constexpr int64_t coef_pitch(int64_t k) {
   return (round_up(k, kGroup) / 16 | 1) * 8;
 }
 
+// Whether coefficients may be more than their own affair: those of solve.cuh. Of a bank each row's
+// span says.
+CLIPPROJ_HOST_DEVICE constexpr bool is_solved(const ProjectParams<float>& p) {
+  return p.gram && !p.clamps;
+}
+
 // Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
-// the device knows, so many that few projectors have more.
+// the device knows, so many that few projectors have more, and no one-sided one.
 CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p) {
-  return p.index && p.k > kRoom ? kRoom : p.k;
+  const int64_t room = is_solved(p) && p.gram_row > kRoom ? p.gram_row : kRoom;
+  return p.index && p.k > room ? room : p.k;
 }
 
 // The shared memory of a tile of m rows, part by part.
@@ -194,14 +201,15 @@ inline Plan plan_half(Type type, const ProjectParams<float>& p, const DeviceProp
 
 // Tiles as large as leave two blocks to a multiprocessor, one computing while the other's rows come
 // and go; but no larger than what occupies the device. The plain kernel takes rows that are too
-// wide for any tile, and rows of halves so narrow that split factors are not as good as float32.
+// wide for any tile, rows of halves so narrow that split factors are not as good as float32, and
+// those whose coefficients are solved for.
 inline Plan plan_project(Type type, const ProjectParams<float>& p, const DeviceProperties& device) {
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
   const bool halves = type != Type::kFloat;
   const int element_bytes = halves ? 2 : 4;
   Plan plan{KernelKind::kPlain, 1, 1, std::min(p.n, kMostBlocks),
             project_shared(element_bytes, KernelKind::kPlain, 1, p)};
-  if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
+  if (device.major < 8 || (halves && p.d < kLeastSplit) || is_solved(p)) return plan;
   if (halves) {
     const Plan best = plan_half(type, p, device);
     if (best.blocks > 0) return best;
