@@ -35,6 +35,11 @@ __device__ inline float clamped(const ProjectParams<float>& p, float excess) {
   return p.clamps && excess < 0 ? 0.0f : excess;
 }
 
+__device__ inline bool is_known(Span span) { return span.rank != kUnknown; }
+
+// How many directions a known one has.
+__device__ inline int rank_of(Span span) { return span.rank < 0 ? -span.rank : span.rank; }
+
 // p for `rank` directions from `start` on.
 __device__ inline ProjectParams<float> part_of(ProjectParams<float> p, int64_t start,
                                                int64_t rank) {
@@ -42,6 +47,7 @@ __device__ inline ProjectParams<float> part_of(ProjectParams<float> p, int64_t s
   p.read += start * p.d;
   p.write += start * p.d;
   if (p.offset) p.offset += start;
+  if (p.gram) p.gram += start * p.gram_row;
   return p;
 }
 

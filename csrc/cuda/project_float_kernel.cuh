@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // x' = x - s (x R^T - c) W and its length for float32, in float32: a block holds M whole rows in
 // shared memory, and rows of a tile share each factor that a thread loads. Of a bank, it goes
-// through the spans of its rows one by one.
+// through the spans of its rows one by one. Where directions look at each other (`solved`) warps
+// take a row each between the products (solve.cuh).
 #pragma once
 #include "bank.cuh"
+#include "solve.cuh"
 #include "tile.cuh"
 
 namespace clipproj {
@@ -122,8 +124,16 @@ __device__ void subtract(const Factor<packs>& write, const FloatTile& tile, uint
 // The rows that are wanted, all of the projector of p.
 template <int M>
 __device__ void project_span(const ProjectParams<float>& p, const FloatTile& tile, uint32_t wanted,
-                             int64_t first, bool measured) {
-  with_factor(p.read, p, [&](auto read) { coefficients<M>(p, read, tile, wanted, first); });
+                             int64_t first, bool measured, bool one_sided) {
+  const ProjectParams<float> own = one_sided ? excess_of(p) : p;
+  with_factor(p.read, p, [&](auto read) { coefficients<M>(own, read, tile, wanted, first); });
+  if (one_sided) {
+#pragma unroll 1
+    for (int r = warp(); r < M && first + r < p.n; r += kWarps) {
+      if (wanted >> r & 1) solve_row(p, first + r, tile.coef + r * tile.coef_pitch);
+    }
+    sync_block();  // the coefficients are solved for
+  }
   with_factor(p.write, p, [&](auto write) { subtract<M>(write, tile, wanted, measured); });
 }
 
@@ -179,14 +189,14 @@ __device__ void finish(const ProjectParams<float>& p, const FloatTile& tile, Spa
 #pragma unroll 1
       for (int r = lane(); r < left; r += 32) {
         const float y = tile.x[r * tile.pitch + j];
-        out[r + j * to.col] = banked && span.rank < 0 ? NAN : p.scale ? y * scale : y;
+        out[r + j * to.col] = banked && !is_known(span) ? NAN : p.scale ? y * scale : y;
       }
     }
     return;
   }
   for (int r = warp(); r < left; r += kWarps) {
     const float* y = tile.x + r * tile.pitch;
-    const bool unknown = banked && shuffle(span.rank, r) < 0;
+    const bool unknown = banked && shuffle(span.rank, r) == kUnknown;
     Length length{NAN, 1, 1};
     if (measured && !unknown) {
       float squares = 0;
@@ -215,7 +225,7 @@ __device__ void finish(const ProjectParams<float>& p, const FloatTile& tile, Spa
   }
 }
 
-template <int M, bool banked>
+template <int M, bool banked, bool solved>
 __global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParams<float> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   static_assert(M <= 32);  // one row a lane
@@ -240,24 +250,26 @@ __global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParam
     const int left = p.n - first < M ? static_cast<int>(p.n - first) : M;
     load_tile(static_cast<const float*>(p.x) + first * p.x_row, from, left, M, d,
               round_up(d, kPiece), tile.x, tile.pitch);
-    if (banked && warp() == 0 && lane() < left) spans[lane()] = span_of(p, first + lane());
+    if (banked && warp() == 0 && lane() < left) spans[lane()] = span_of<solved>(p, first + lane());
     copy_async_wait<0>();
     sync_block();
     // Of row lane().
-    const Span span = banked && lane() < left ? spans[lane()] : Span{0, -1};
+    const Span span = banked && lane() < left ? spans[lane()] : Span{0, kUnknown};
     // Rows to be projected, or only measured; all warps agree on them.
-    const bool some = measured ? span.rank >= 0 : span.rank > 0;
+    const bool some = is_known(span) && (measured || span.rank != 0);
     uint32_t open = banked ? ballot(some && span.rank <= kRoom) : ~0u;
     while (open != 0) {
       uint32_t rows = ~0u;
       ProjectParams<float> own = p;
+      bool one_sided = solved;
       if constexpr (banked) {
         const int r = first_of(open);
         const Span next{shuffle(span.start, r), shuffle(span.rank, r)};
         rows = ballot(span == next);
-        own = part_of(p, next.start, next.rank);
+        one_sided = solved && next.rank < 0;
+        own = part_of(p, next.start, solved ? rank_of(next) : next.rank);
       }
-      project_span<M>(own, tile, rows, first, measured);
+      project_span<M>(own, tile, rows, first, measured, one_sided);
       sync_block();  // the projected rows are complete
       open &= ~rows;
     }

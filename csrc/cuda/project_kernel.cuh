@@ -79,12 +79,12 @@ __global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectPar
     bool one_sided = solved;
     if constexpr (banked) {
       const Span span = spans[turn];
-      if (span.rank == kUnknown) {
+      if (!is_known(span)) {
         fill_nan<T>(p, i);
         continue;
       }
       one_sided = solved && span.rank < 0;
-      start = span.start, k = one_sided ? -span.rank : span.rank;
+      start = span.start, k = solved ? rank_of(span) : span.rank;
     }
 
     const float s = p.strength ? p.strength[i * p.strength_row] : 1.0f;
@@ -103,10 +103,8 @@ __global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectPar
       }
       sync_block();  // the coefficients are complete
       if (one_sided) {
-        if (warp() == 0) {
-          solve_row(p.gram + start * p.gram_row, p.gram_row, static_cast<int>(k), s, coef);
-        }
-        sync_block();
+        if (warp() == 0) solve_row(part_of(p, start, k), i, coef);
+        sync_block();  // the coefficients are solved for
       }
 
       const bool last = !banked || done + now == k;

@@ -201,17 +201,17 @@ inline Plan plan_half(Type type, const ProjectParams<float>& p, const DeviceProp
 
 // Tiles as large as leave two blocks to a multiprocessor, one computing while the other's rows come
 // and go; but no larger than what occupies the device. The plain kernel takes rows that are too
-// wide for any tile, rows of halves so narrow that split factors are not as good as float32, and
-// those whose coefficients are solved for.
+// wide for any tile, and rows of halves so narrow that split factors are not as good as float32.
+// project_half_kernel holds too few coefficients at a time to solve for them.
 inline Plan plan_project(Type type, const ProjectParams<float>& p, const DeviceProperties& device) {
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
   const bool halves = type != Type::kFloat;
   const int element_bytes = halves ? 2 : 4;
   Plan plan{KernelKind::kPlain, 1, 1, std::min(p.n, kMostBlocks),
             project_shared(element_bytes, KernelKind::kPlain, 1, p)};
-  if (device.major < 8 || (halves && p.d < kLeastSplit) || is_solved(p)) return plan;
+  if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
   if (halves) {
-    const Plan best = plan_half(type, p, device);
+    const Plan best = is_solved(p) ? Plan{} : plan_half(type, p, device);
     if (best.blocks > 0) return best;
     if (p.index || (p.scale && !p.normalize)) return plan;
   } else {

@@ -6,6 +6,7 @@
 #pragma once
 #include <cmath>
 
+#include "../params.h"
 #include "../solve.h"
 #include "warp.cuh"
 
@@ -68,29 +69,45 @@ __device__ void solve_lanes(const float* gram, int64_t row, int k, float (&exces
   for (int t = 0; t < K; ++t) a[t] = NAN;
 }
 
-// coef [k] <- `strength` times the solution for the excess there.
-template <int K>
-__device__ void solve_row(const float* gram, int64_t row, int k, float strength, float* coef) {
+// put(j, coefficient) of the solution for the excess get(j): get of directions j < k, put of all
+// lanes at once, with 0 or NaN beyond k. What is put may take the place of what was got.
+template <int K, class Get, class Put>
+__device__ void solve_row(const float* gram, int64_t row, int k, Get get, Put put) {
   float excess[K], a[K];
 #pragma unroll
   for (int t = 0; t < K; ++t) {
     const int j = lane() + 32 * t;
-    excess[t] = j < k ? coef[j] : 0;
+    excess[t] = j < k ? get(j) : 0;
   }
   solve_lanes(gram, row, k, excess, a);
+  sync_warp();
 #pragma unroll
-  for (int t = 0; t < K; ++t) {
-    const int j = lane() + 32 * t;
-    if (j < k) coef[j] = strength * a[t];
-  }
+  for (int t = 0; t < K; ++t) put(lane() + 32 * t, a[t]);
 }
 
 // The same for any k that is allowed.
-__device__ inline void solve_row(const float* gram, int64_t row, int k, float strength,
-                                 float* coef) {
-  if (k <= 32) return solve_row<1>(gram, row, k, strength, coef);
-  if (k <= 128) return solve_row<4>(gram, row, k, strength, coef);
-  solve_row<8>(gram, row, k, strength, coef);
+template <class Get, class Put>
+__device__ inline void solve_row(const float* gram, int64_t row, int k, Get get, Put put) {
+  if (k <= 32) return solve_row<1>(gram, row, k, get, put);
+  if (k <= 128) return solve_row<4>(gram, row, k, get, put);
+  solve_row<8>(gram, row, k, get, put);
+}
+
+// coef [k] <- the strength of row i times the solution for the excess there.
+__device__ inline void solve_row(const ProjectParams<float>& p, int64_t i, float* coef) {
+  const int k = static_cast<int>(p.k);
+  const float strength = p.strength ? p.strength[i * p.strength_row] : 1.0f;
+  solve_row(
+      p.gram, p.gram_row, k, [&](int j) { return coef[j]; },
+      [&](int j, float a) {
+        if (j < k) coef[j] = strength * a;
+      });
+}
+
+// p for what is solved: without its strength, which multiplies solutions.
+__device__ inline ProjectParams<float> excess_of(ProjectParams<float> p) {
+  p.strength = nullptr;
+  return p;
 }
 
 }  // namespace clipproj

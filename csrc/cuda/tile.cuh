@@ -107,9 +107,9 @@ __device__ inline void with_factor(const float* data, const ProjectParams<float>
   }
 }
 
-// s (dot - offset), clamped where that is asked for, of direction g in row r of the tile that starts
-// with row `first`. Parts of the dot product lie in sums [kWarps, m, kGroup]. Directions beyond k
-// get 0, whatever the row holds.
+// s (dot - offset), clamped where that is asked for, of direction g in row r of the tile that
+// starts with row `first`. Parts of the dot product lie in sums [kWarps, m, kGroup]. Directions
+// beyond k get 0, whatever the row holds.
 __device__ inline float coefficient(const ProjectParams<float>& p, const float* sums, int m, int r,
                                     int g, int64_t first) {
   float dot = 0;

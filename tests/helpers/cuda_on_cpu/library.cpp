@@ -24,8 +24,8 @@ void project(Params p, int path, unsigned blocks, uint64_t seed) {
   const KernelKind kind = path == 0           ? KernelKind::kPlain
                           : path == kHalfPath ? KernelKind::kHalf
                                               : KernelKind::kTiles;
-  if (kind != KernelKind::kPlain && clipproj::is_solved(p)) {
-    throw std::runtime_error("a general gram is for the plain kernel");
+  if (kind == KernelKind::kHalf && clipproj::is_solved(p)) {
+    throw std::runtime_error("project_half_kernel takes no gram but with clamps");
   }
   Operands own;
   auto extent = [&](int64_t row, int64_t column) {
