@@ -59,7 +59,7 @@ __device__ void fill_nan(const ProjectParams<float>& p, int64_t i) {
 }
 
 template <class T, bool banked, bool solved>
-__global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectParams<float> p) {
+__global__ void __launch_bounds__(kThreads, solved ? 4 : kResident) project_kernel(ProjectParams<float> p) {
   const int64_t room = coef_room(p);
   SharedParts shared;
   float* row = shared.take<float>(p.d);

@@ -69,8 +69,8 @@ __device__ void solve_lanes(const float* gram, int64_t row, int k, float (&exces
   for (int t = 0; t < K; ++t) a[t] = NAN;
 }
 
-// put(j, coefficient) of the solution for the excess get(j): get of directions j < k, put of all
-// lanes at once, with 0 or NaN beyond k. What is put may take the place of what was got.
+// put(j, coefficient) of the solution for the excess get(j): get of directions j < k, put by all
+// lanes at once, of 0 or NaN beyond k. A direction is always the same lane's.
 template <int K, class Get, class Put>
 __device__ void solve_row(const float* gram, int64_t row, int k, Get get, Put put) {
   float excess[K], a[K];
@@ -80,7 +80,6 @@ __device__ void solve_row(const float* gram, int64_t row, int k, Get get, Put pu
     excess[t] = j < k ? get(j) : 0;
   }
   solve_lanes(gram, row, k, excess, a);
-  sync_warp();
 #pragma unroll
   for (int t = 0; t < K; ++t) put(lane() + 32 * t, a[t]);
 }

@@ -179,10 +179,15 @@ class Library:
         device: DeviceProperties,
         *,
         banked: bool = False,
+        gram: int = 0,
+        clamps: bool = False,
     ) -> Plan:
-        """How a launch on such a device covers n rows; banked: of a bank of k directions."""
-        index = ctypes.c_int32()
-        p = Params(n=n, d=d, k=k, m=1, normalize=normalize)
+        """How a launch on such a device covers n rows; banked: of a bank of k directions; gram: so
+        many columns of it."""
+        index, element = ctypes.c_int32(), ctypes.c_float()
+        p = Params(n=n, d=d, k=k, m=1, gram_row=gram, clamps=clamps, normalize=normalize)
+        if gram or clamps:
+            p.gram = ctypes.addressof(element)
         if banked:
             p.index = ctypes.addressof(index)
         plan = Plan()
