@@ -2,7 +2,8 @@
 
 On the embedded model's images and, where their files are given, on features of real images by
 OpenAI's ViT-B/32 with real texts: random names forgotten from a closed list and from a generic one,
-by what the command line makes of them and by a mean contrast at strength 1.5 whatever the rank.
+by what the command line makes of them, in both forms, and by a mean contrast at strength 1.5
+whatever the rank.
 
     python benchmarks/names.py --keep benchmarks/results \\
         [--texts vitb32_text.npz --images oxford_pets_test_vitb32.npz food101_fewshot_vitb32.npz]
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,8 +35,12 @@ from clipproj.report.page import Table
 
 SIZES = (1, 2, 5, 10, 100)
 SHORT = 4  # names in a short list
-EDITS = ("as the command does", "mean, strength 1.5")
+EDITS = ("one-sided", "folded", "mean, strength 1.5")
 DRAWS = 5
+LISTS = (  # of texts: the first is closed, all together stand for a lexicon
+    ("imagenet_names", "imagenet_photo"), ("lvis_names", "lvis"), ("oid_names", "oid"),
+    ("o365_names", "o365"),
+)  # fmt: skip
 COLUMNS = (
     "names, list, edit", "found %", "others lost %", "nearest lost %", "same answer %", "cosine",
     "mixtures: found %", "others lost %", "nearest lost %", "refused on images", "on mixtures",
@@ -60,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--texts", type=Path, help="npz with imagenet_photo and imagenet_names")
+    parser.add_argument("--texts", type=Path, help="npz with names and texts of LISTS")
     parser.add_argument("--images", type=Path, nargs="*", default=(), help="npz of features")
     parser.add_argument("--keep", type=Path, help="folder for names.json and names.md")
     args = parser.parse_args()
@@ -83,18 +88,26 @@ def settings(texts: Path | None, images: Sequence[Path]) -> Iterator[Setting]:
     if texts is None:
         return
     data = np.load(texts)
-    by_name = dict(zip(data["imagenet_names"].tolist(), data["imagenet_photo"], strict=True))
-    generic = embed(np.stack(list(by_name.values())), tuple(by_name))
+    imagenet, every = (_named(data, *keys) for keys in (LISTS[:1], LISTS))
     for path in images:
         closed = features(path)
         title = f"{path.stem}: {len(closed)} images"
-        yield Setting(f"{title}, {len(closed.names)} names", closed, generic, closed.names)
+        yield Setting(f"{title}, {len(closed.names)} names", closed, every, closed.names)
     if images:  # the same images among all the names, which holds theirs too
         closed = features(images[0])
-        place = (closed.classes.tensor @ generic.tensor.T).argmax(dim=1)
-        far = [name for i, name in enumerate(generic.names) if i not in set(place.tolist())]
-        wide = replace(closed, labels=place[closed.labels], classes=generic, texts=generic.tensor)
-        yield Setting(f"{images[0].stem} among {len(generic)} names", wide, None, far)
+        place = (closed.classes.tensor @ imagenet.tensor.T).argmax(dim=1)
+        far = [name for i, name in enumerate(imagenet.names) if i not in set(place.tolist())]
+        wide = replace(closed, labels=place[closed.labels], classes=imagenet, texts=imagenet.tensor)
+        yield Setting(f"{images[0].stem} among {len(imagenet)} names", wide, None, far)
+
+
+def _named(data: Mapping[str, np.ndarray], *lists: tuple[str, str]) -> Embeddings:
+    """The texts of lists of the file, of each name its first."""
+    named: dict[str, np.ndarray] = {}
+    for names, rows in lists:
+        for name, row in zip(data[names].tolist(), data[rows], strict=True):
+            named.setdefault(name, row)
+    return embed(np.stack(list(named.values())), tuple(named))
 
 
 def features(path: Path) -> Samples:
@@ -120,7 +133,7 @@ def rows(setting: Setting) -> Iterator[tuple]:
         if 2 * size > len(samples.names):
             return
         for kind in lists:
-            for edit in EDITS[: 1 if kind == "short" else None]:
+            for edit in EDITS[: 2 if kind == "short" else None]:
                 draws = [draw(setting, size, kind, edit, seed) for seed in range(DRAWS)]
                 numbers = [mean(column, (-1, 1)) for column in zip(*draws, strict=True)]
                 counts = [f"{round(float(n) * DRAWS)} of {DRAWS}" for n in numbers[-2:]]
@@ -137,7 +150,7 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
         far = (setting.generic.tensor @ forget.tensor.T).amax(dim=1) <= 0.97
         rest = setting.generic.select([setting.generic.names[i] for i in far.nonzero().flatten()])
         if kind == "generic":
-            keep = rest
+            keep = rest  # of which neighbours leave out more
         elif kind == "short":
             keep = keep.select(random.Random(seed).sample(keep.names, SHORT))
         if kind != "generic":
@@ -145,7 +158,8 @@ def draw(setting: Setting, size: int, kind: str, edit: str, seed: int) -> list[f
     if edit == "mean, strength 1.5":
         p = clipproj.nullspace(forget, keep, "mean").scaled(1.5)
     else:
-        p = make("names", Task(forget, keep, closed=kind != "generic"), method("names", None))
+        task = Task(forget, keep, closed=kind != "generic")
+        p = make("names", task, method("names", None), one_sided=edit == "one-sided")
     seen = compare(samples, samples.edited(p), names, probe=False)
     told = {"closed": kind != "generic"}
     judged = judge(p, forget, keep, **told, images=seen)

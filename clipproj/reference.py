@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clipproj.refusal import Refusal
+
 MOSTLY_ERASED = 1e-3  # of a row's length: the direction of what is left is noise below this
 
 
@@ -119,12 +121,26 @@ def plain(
     *,
     normalize: bool = False,
     gram: Tensor | None = None,
+    clamps: bool = False,
 ) -> Tensor:
-    """What one would write without this package: the update by torch's kernels, in x's dtype."""
-    factors: list[Any] = [
-        None if t is None else t.to(x.dtype) for t in (read, write, offset, strength, gram)
-    ]
-    out = _update(x, *factors)
+    """What one would write without this package: the update by torch's kernels, in x's dtype.
+
+    Also in place of the operator where there are only those, such as in ONNX: with gram of one
+    direction, or `clamps`, which says that gram is diagonal, a matrix product, a relu and another.
+
+    Raises ValueError where a graph is made and gram is another, whose solution takes loops.
+    """
+    factors: list[Any] = [None if t is None else t.to(x.dtype) for t in (read, write, offset)]
+    per_row = None if strength is None else strength.to(x.dtype)
+    if gram is not None and (clamps or len(gram) == 1):
+        read, write, offset = factors
+        excess = x @ read.T if offset is None else x @ read.T - offset
+        out = x - _per_row(per_row, x) * (functional.relu(excess) @ write)
+    elif gram is not None and type(x) is not Tensor:  # of a graph
+        why = "must be diagonal (clamps=True) or of one direction in a graph"
+        raise Refusal("plain", "gram", f"{why}, got {list(gram.shape)}")
+    else:
+        out = _update(x, *factors, per_row, None if gram is None else gram.to(x.dtype))
     return functional.normalize(out, dim=-1) if normalize else out
 
 

@@ -152,7 +152,7 @@ def erase(
         list[str] | None,
         typer.Option(
             help="A name that competes; repeat, all of them: it replaces the default, the other "
-            "image folders, else 1000 generic names.",
+            "image folders, else names in general.",
             rich_help_panel=WHAT,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from clipproj.checkpoints.checkpoint import Loaded, save_model
 from clipproj.checkpoints.state import WEIGHTS, read_state, size
-from clipproj.cli.output import Output
+from clipproj.cli.output import PROJECTOR, Output
 from clipproj.editing.verify import verify
 from clipproj.recipe import Outcome, Progress, Recipe, forget, prepare, silent
 from clipproj.report.erasure import write_report
@@ -16,17 +16,24 @@ from clipproj.report.sections import gate
 
 FILES = {
     "checkpoint": WEIGHTS,
-    "projector": "projector.safetensors",
+    "projector": PROJECTOR,
+    "folded": "folded.safetensors",
     "undo": "undo.safetensors",
     "receipt": "receipt.safetensors",
     "report": "report.html",
     "numbers": "report.json",
 }
 
-OF_A_CHECKPOINT = ("checkpoint", "undo", "receipt")  # which a folded form beyond its limits has not
+OF_A_CHECKPOINT = (
+    "checkpoint",
+    "folded",
+    "undo",
+    "receipt",
+)  # which a folded form beyond its limits has not
 
 ABOUT = {  # the report's words for the files beside it
-    "projector, for other copies or for features": FILES["projector"],
+    "projector, for features and other copies": FILES["projector"],
+    "what is folded into the checkpoint": FILES["folded"],
     "the head as it was": FILES["undo"],
     "receipt, for clipproj verify": FILES["receipt"],
     "the numbers of this report": FILES["numbers"],
@@ -69,9 +76,11 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
 
     Of a folded form beyond its limits neither the checkpoint nor what belongs to it.
     """
-    edit, folds = outcome.edit, not outcome.judged.refused
+    edit, folds = outcome.edit, not outcome.folded.judged.refused
+    named, verdict = _files(loaded), outcome.verdict
+    if outcome.one_sided is None:
+        del named["folded"]  # it is the projector
     with output.staged() as folder:
-        named, verdict = _files(loaded), outcome.verdict
         if folds:
             verdict = verify(read_state(save_model(loaded, folder)), edit.receipt)
             outcome = replace(outcome, verdict=verdict)
@@ -79,15 +88,16 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
                 return outcome
             edit.save_undo(folder / FILES["undo"])
             edit.receipt.save(folder / FILES["receipt"])
+            if "folded" in named:
+                outcome.folded.projector.save(folder / FILES["folded"])
         else:
             named = {k: v for k, v in named.items() if k not in OF_A_CHECKPOINT}
         outcome = replace(outcome, files={k: output.folder / v for k, v in named.items()})
-        outcome.on_the_fly.save(folder / FILES["projector"])
+        outcome.projector.save(folder / FILES["projector"])
         checkpoint = {f"edited model, as {loaded.library} loads it": loaded.weights}
         about = {
             what: name for what, name in (checkpoint | ABOUT).items() if name in named.values()
         }
-        judged = (outcome.one_sided or outcome).judged
         write_report(
             folder / FILES["report"],
             comparison=outcome.comparison,
@@ -101,9 +111,9 @@ def _write(outcome: Outcome, output: Output, loaded: Loaded) -> Outcome:
             files=about,
             undo_command=outcome.undo_command,
             texts=outcome.judged.texts,
-            one_sided=outcome.one_sided and (outcome.one_sided.comparison, judged.texts),
-            alarms=(*gate.alarms(judged), *outcome.folded_alarms),
-            notes=gate.notes(judged),
+            folded=outcome.one_sided and outcome.folded,
+            alarms=(*gate.alarms(outcome.judged), *outcome.folded_alarms),
+            notes=gate.notes(outcome.judged),
         )
         numbers = json.dumps(outcome.as_dict(), indent=2)
         (folder / FILES["numbers"]).write_text(numbers, encoding="utf-8")

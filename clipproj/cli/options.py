@@ -23,7 +23,7 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Cl
 Template = Annotated[
     list[str] | None,
     typer.Option(
-        help="A prompt with one {}; repeat. Default: OpenAI's 80, 7 with generic names.",
+        help="A prompt with one {}; repeat. Default: OpenAI's 80; one, with names in general.",
         rich_help_panel=WHAT,
     ),
 ]

@@ -13,6 +13,7 @@ from clipproj import files
 from clipproj.checkpoints.state import WEIGHTS, locate, read_edits
 from clipproj.refusal import Refusal
 
+PROJECTOR = "projector.safetensors"
 _SPARE = 64 << 20  # bytes beyond the weights: report with images, projector, undo
 
 
@@ -79,6 +80,9 @@ class Output:
         """
         staged = {path.name for path in stage.iterdir()}
         self._refuse_folders(staged)
+        if self.weights not in staged and (old := self._checkpoint()) is not None:
+            why = "must hold no checkpoint where the edit is not folded into one"
+            raise Refusal("erase", "out", f"{why}, got {old}, which an earlier edit left")
         if unforeseen := staged - self.names:  # what a tokenizer saves is up to its library
             self._refuse_taken(sorted(unforeseen))
         files.publish(stage, self.folder, self.weights)
@@ -117,13 +121,21 @@ class Output:
         other = self._checkpoint()
         if other not in (None, self.folder / self.weights):
             raise Refusal("erase", "out", f"must hold no other checkpoint, got {other}")
-        if taken and not (other is not None and read_edits(other)):
+        if taken and not (self._unfolded() if other is None else read_edits(other)):
             raise Refusal(
                 "erase",
                 "out",
                 f"must be empty or an earlier output of clipproj, got {self.folder} "
                 f"with {taken[0]}",
             )
+
+    def _unfolded(self) -> bool:
+        """Whether an earlier edit left its projector here, and no checkpoint."""
+        try:
+            files.read(self.folder / PROJECTOR, "projector")
+        except (ValueError, OSError):
+            return False
+        return True
 
     def _existing(self) -> Path:
         folder = self.folder.absolute()

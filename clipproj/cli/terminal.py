@@ -38,9 +38,9 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
     from clipproj.report.sections import gate
     from clipproj.report.terminal import printed
 
-    history, one_sided = outcome.on_the_fly.provenance, outcome.one_sided
+    history = outcome.projector.provenance
     contrast = (history.get("parameters") or {}).get("contrast")
-    source = {"images": "other image classes", "given": "given", "generic": "generic names"}
+    source = {"images": "other image classes", "given": "given", "generic": "names in general"}
     screen = console()
     screen.print(
         Text.assemble(
@@ -49,10 +49,10 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
             f"keep: {len(outcome.keep)} {source[outcome.texts.keep_from]}; "
             f"{history.get('method', 'projector')}"
             f"{f' ({contrast} contrast)' if contrast else ''}, "
-            f"rank {outcome.on_the_fly.rank}, strength {float(outcome.on_the_fly.strength):g}",
+            f"rank {outcome.projector.rank}, strength {float(outcome.projector.strength):g}",
         )
     )
-    judged = (one_sided or outcome).judged
+    judged = outcome.judged
     if alarms := gate.alarms(judged):
         what = "Refused" if judged.refused else "This edit is not good"
         screen.print(Text(f"{what}. {' '.join(alarms)}", style="bold red"))
@@ -60,15 +60,14 @@ def show(outcome: Outcome, out: Path, dry_run: bool) -> None:
             screen.print(Text(f"What may help: {'; '.join(advice)}.", style="red"))
     for alarm in outcome.folded_alarms:
         screen.print(Text(alarm, style="red" if outcome.fold else "yellow"))
-    folded = outcome.comparison, outcome.judged.texts
-    measured = outcome.comparison or outcome.judged.texts
-    if one_sided:
-        screen.print(printed(side_by_side((one_sided.comparison, judged.texts), folded)))
+    measured, took = outcome.comparison or judged.texts, duration(outcome.edit_seconds)
+    if outcome.one_sided:
+        screen.print(printed(side_by_side(outcome.one_sided, outcome.folded)))
+        screen.print(Text(f"folded in {took}"))
     else:
         screen.print(printed(table(measured, judged.texts)))
-    moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}; "
-    took = f"edited in {duration(outcome.edit_seconds)}"
-    screen.print(Text(took if one_sided else moved + took))
+        moved = f"mean cosine of all others to what they were {cosine(measured.cosine)}"
+        screen.print(Text(f"{moved}; edited in {took}"))
     for note in gate.notes(judged):
         screen.print(Text(note, style="yellow"))
     if not outcome.folded_alarms:

@@ -39,7 +39,12 @@ def _settings(method: Method) -> tuple[Setting, ...]:
 
 def _compared(method: Method, setting: Setting) -> ComparedMethod:
     def of(task: Task) -> Projector:
-        return make("compare", task, method, setting.options, setting.strength)
+        made = make(
+            "compare", task, method, setting.options, setting.strength, one_sided=setting.one_sided
+        )
+        if made is None:
+            raise Refusal("compare", "method", f"must have a one-sided form, got {setting.name!r}")
+        return made
 
     needs = method.needed(setting.options)
     return ComparedMethod(

@@ -141,6 +141,13 @@ def others(
     return far.nonzero().flatten()
 
 
+def without(lexicon: Embeddings, forget: Embeddings) -> Embeddings:
+    """A lexicon less what is forgotten, and what is another spelling of it. Raises as `others`."""
+    f, k = unit_rows("lexicon", "forget", forget), unit_rows("lexicon", "keep", lexicon)
+    left = others("lexicon", forget, lexicon, f, k.to(f.device))
+    return lexicon.select([lexicon.names[i] for i in left.tolist()])
+
+
 def one_model(op: str, name: str, value: Embeddings | Tensor, forget: Embeddings | Tensor) -> None:
     """ValueError where `value` and forget are known to come from different models."""
     if isinstance(forget, Embeddings) and isinstance(value, Embeddings):

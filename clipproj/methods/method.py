@@ -129,12 +129,18 @@ def _is_finite(value: float) -> bool:
 
 @dataclass(frozen=True)
 class Setting:
-    """A method at options of its own, as `compare` lists it. strength None: the method's own."""
+    """A method at options of its own, as `compare` lists it.
+
+    Args:
+        strength: None: the method's own.
+        one_sided: in its one-sided form, not the linear one.
+    """
 
     name: str
     about: str
     options: Mapping[str, Any] = field(default_factory=dict)
     strength: float | None = None
+    one_sided: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,8 +158,8 @@ class Method:
         foldable: whether its projectors have no offset, so that every head can hold them.
         promise: what it promises, in words; "" for nothing.
         paper: where the idea comes from.
-        one_sided: from a task and options to the same edit one-sided, for rows on the fly; None, or
-            giving None for these options, where there is no such form.
+        one_sided: as `make`, to the same edit one-sided, for rows on the fly; None, or giving None
+            for these options, where there is no such form.
         settings: at which `compare` lists it; None: at its defaults, () not unless it is asked for.
 
     Every file of this package declares its own, here with the defaults:
@@ -171,7 +177,7 @@ class Method:
     promise: str = ""
     paper: str = ""
     settings: tuple[Setting, ...] | None = None
-    one_sided: Callable[..., Projector | None] | None = None
+    one_sided: Callable[..., Projector | tuple[Projector, ...] | None] | None = None
 
     def __post_init__(self) -> None:
         foreign = self.needs.union(*(one.needs.values() for one in self.options)) - set(NEEDS)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipproj.methods.contrast import CONTRASTS, SPAN_UP_TO, contrasted, row_basis
+from clipproj.methods.contrast import contrasted, row_basis
 from clipproj.methods.half_spaces import (
     HalfSpaces,
     half_spaces,
@@ -20,7 +20,6 @@ from clipproj.methods.half_spaces import (
     thresholds,
 )
 from clipproj.methods.inputs import at_least_zero, forget_and_keep, provenance, rank_and_tol
-from clipproj.methods.method import Method, Option, Setting, Task
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
 from clipproj.refusal import Refusal
@@ -263,75 +262,3 @@ def _rows_of(value: Embeddings | Tensor, rows: Sequence[int]) -> list[Any]:
     """Rows as a provenance tells them: by their names where they have some."""
     names = _names(value)
     return list(rows) if names is None else [names[row] for row in rows]
-
-
-MEAN_STRENGTH = 1.5  # of one direction less a mean of many names; 1 leaves up to a third of a class
-
-
-def make(
-    task: Task, contrast: str = "auto", rank: int | None = None, keep_weight: float = 0.0
-) -> Projector | tuple[Projector, ...]:
-    """`nullspace` of names, at the contrast and strength that suit them.
-
-    Against a closed list "auto" is span where that leaves nothing of the class, for it moves no
-    kept text; of long lists it does not, and hull leaves nothing by construction, but for a tie
-    where the nearest mixture is one kept text. Against names in general it is mean, of which the
-    strength is 1.5 for one direction, where less leaves some of the class; of several 1, for
-    reflections cross.
-    """
-
-    def made(contrast: str) -> Projector:
-        return nullspace(
-            task.forget, task.keep, contrast, rank=rank, side=task.side, keep_weight=keep_weight
-        )
-
-    if task.closed and contrast == "auto":
-        hull = made("hull")
-        if len(task.keep) > SPAN_UP_TO:
-            return hull
-        try:
-            return made("span"), hull
-        except ValueError:  # the kept names span the forgotten one
-            return hull
-    one = made(contrast)
-    mean = one.provenance["parameters"]["contrast"] == "mean"
-    return one.scaled(MEAN_STRENGTH) if mean and one.rank == 1 else one
-
-
-METHOD = Method(
-    "nullspace",
-    "projects out what sets the names apart from the kept ones",
-    make,
-    options=(
-        Option(
-            "contrast", str, "what the names are told apart from",
-            "span(keep) up to 16 names where that suffices, else hull(keep), or mean(keep) of the "
-            "generic list",
-            choices=(*CONTRASTS, "auto"),
-        ),
-        Option("rank", int, "at most so many directions, the strongest first", "all", low=1),
-        Option(
-            "keep_weight", float, "mu; larger moves what is kept less, and all else more", "0",
-            low=0,
-        ),
-    ),
-    symmetric=True,
-    promise="hull: no image is answered by a forgotten name; span: kept texts do not move",
-    paper="arXiv 2512.14137",
-    settings=(
-        Setting(
-            "nullspace, plain",
-            "arXiv 2512.14137's projector: the class's text itself, strength 1",
-            {"contrast": "none"},
-        ),
-        Setting("nullspace, span", "less span(keep), strength 1", {"contrast": "span"}),
-        Setting("nullspace, mean", "less mean(keep), strength 1", {"contrast": "mean"}, 1.0),
-        Setting("nullspace, mean 1.5", "less mean(keep), strength 1.5", {"contrast": "mean"}, 1.5),
-        Setting(
-            "nullspace, hull",
-            "less the nearest mixture of kept texts, strength 1: the default for closed lists",
-            {"contrast": "hull"},
-        ),
-        Setting("nullspace, hull 0.85", "the same at strength 0.85", {"contrast": "hull"}, 0.85),
-    ),
-)  # fmt: skip

@@ -23,7 +23,7 @@ __all__ = [
 DEFAULT = "nullspace"
 STRENGTH = Option(  # every method's
     "strength", float, "0 nothing, 1 projects, 2 reflects; above 1 for a single direction alone",
-    "1, of a mean contrast 1.5", low=0, high=2,
+    "1; against names in general the least that suffices", low=0, high=2,
 )  # fmt: skip
 
 

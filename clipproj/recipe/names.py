@@ -23,7 +23,7 @@ class Names:
         forget: classes to forget, as they are measured: also those that plurals and synonyms name,
             and names without images, which can't be.
         forms: what is embedded for them: all plurals and synonyms.
-        keep: names to keep; None: the generic list.
+        keep: names to keep; None: names in general.
         earlier: what edits that the model has already forgot, which is not kept.
     """
 

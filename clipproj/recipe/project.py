@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from clipproj.audit.evaluate import compare
 from clipproj.audit.gate import Limits
@@ -57,20 +57,40 @@ def project(recipe: Recipe, texts: Texts, embedder: Embedder | None) -> Forms:
     if "embed" in needs:
         have["embed"] = embedder.for_method
     task = Task(forget, texts.keep, closed=texts.closed, side=recipe.tower, **have)
-    folded = make(recipe.command, task, method, options, recipe.strength)
-    one_sided = method.one_sided and method.one_sided(task, **options)
-    if one_sided and recipe.strength is not None:
-        one_sided = one_sided.scaled(recipe.strength)
-    return Forms(folded, one_sided or None)
+    op, strength = recipe.command, recipe.strength
+    one_sided = None
+    if method.one_sided is not None:
+        one_sided = make(op, task, method, options, strength, one_sided=True)
+    return Forms(make(op, task, method, options, strength), one_sided)
 
 
+@overload
 def make(
     op: str,
     task: Task,
     method: Method,
     options: Mapping[str, Any] | None = None,
     strength: float | None = None,
-) -> Projector:
+) -> Projector: ...
+@overload
+def make(
+    op: str,
+    task: Task,
+    method: Method,
+    options: Mapping[str, Any] | None = None,
+    strength: float | None = None,
+    *,
+    one_sided: bool,
+) -> Projector | None: ...
+def make(
+    op: str,
+    task: Task,
+    method: Method,
+    options: Mapping[str, Any] | None = None,
+    strength: float | None = None,
+    *,
+    one_sided: bool = False,
+) -> Projector | None:
     """What the method makes of the task.
 
     Of several that it offers, the first that leaves no more of the forgotten names than `Limits`
@@ -78,23 +98,31 @@ def make(
 
     Args:
         strength: None for the method's own.
+        one_sided: the form for rows on the fly; None where the method has none of these options.
 
     Raises:
         TypeError, ValueError: as the method does; also for a strength above 1 for several
             directions.
     """
-    made = method.make(task, **(options or {}))
+    form = method.one_sided if one_sided else method.make
+    made = form(task, **(options or {})) if form is not None else None
+    if made is None:
+        return None
     if isinstance(made, tuple):
-        samples = stand_ins(task.forget, task.keep)
-
-        def found(one: Projector) -> float:
-            edited = samples.edited(one)
-            return compare(samples, edited, task.forget.names, probe=False).after.found
-
-        *firsts, last = made
-        most = max(Limits().max_found, found(last))
-        made = next((one for one in firsts if found(one) <= most), last)
+        made = made[0] if len(made) == 1 else _first_enough(task, made)
     return made if strength is None else scaled(op, made, strength)
+
+
+def _first_enough(task: Task, made: tuple[Projector, ...]) -> Projector:
+    samples = stand_ins(task.forget, task.keep)
+
+    def found(one: Projector) -> float:
+        edited = samples.edited(one)
+        return compare(samples, edited, task.forget.names, probe=False).after.found
+
+    *firsts, last = made
+    most = max(Limits().max_found, found(last))
+    return next((one for one in firsts if found(one) <= most), last)
 
 
 def saved(recipe: Recipe) -> Projector | None:

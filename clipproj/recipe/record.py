@@ -25,8 +25,8 @@ class Recipe:
     Attributes:
         names: classes to forget; with `projector` what it forgets, needed where its file does not
             tell.
-        keep: names to keep; empty: the other classes of the images, else a generic list.
-        templates: prompts with one `{}`; empty: OpenAI's 80, or 7 of them with the generic list.
+        keep: names to keep; empty: the other classes of the images, else names in general.
+        templates: prompts with one `{}`; empty: OpenAI's 80, or a single one with names in general.
         truncate: cut prompts that the model would not read to their end; else an error.
         plurals, synonyms: forget these forms of the names as well.
         method: of `methods.registry.METHODS`; None: nullspace. options: its own, by name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ class Ready:
 
 
 @dataclass(frozen=True, eq=False)
-class OneSided:
-    """The one-sided form of an edit, which no weight holds, measured on the same rows.
+class Form:
+    """An edit in one of its forms, measured and judged.
 
     Attributes:
         projector: with its strength.
@@ -77,14 +78,15 @@ class OneSided:
     comparison: Comparison | None
     judged: Judgement
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, curve: Sequence[CurvePoint] = ()) -> dict[str, Any]:
         """Plain JSON."""
         return {
-            "strength": round(float(self.projector.strength), 6),
-            "rank": self.projector.rank,
-            "projector": self.projector.content_hash(),
+            "form": self.projector.form,
             "parameters": self.projector.provenance.get("parameters"),
-            "scores": self.comparison and evaluate.as_dict(self.comparison, ()),
+            "rank": self.projector.rank,
+            "strength": round(float(self.projector.strength), 6),
+            "projector": self.projector.content_hash(),
+            "scores": self.comparison and evaluate.as_dict(self.comparison, curve),
             "texts": evaluate.as_dict(self.judged.texts, every=False),
             "refused": self.judged.refused,
             "measured": gate.as_dict(self.judged),
@@ -98,29 +100,26 @@ class Outcome:
 
     Attributes:
         model: what the model is called.
-        projector: as folded, with its strength.
-        one_sided: the same edit for rows on the fly, where the method has such a form; else None.
-        texts: what it was made of and measured on.
-        images, comparison, curve: None and empty without an image folder.
-        judged: the same edit on mixtures of class texts, and whether it may be written.
-        edit: the handle of the edit, which is in the model.
+        folded: the linear form, which is in the model.
+        one_sided: the same names for rows on the fly, where the method has such a form; else None.
+        texts: what both were made of and measured on.
+        images, curve: None and empty without an image folder.
+        edit: the handle of the folded form.
         verdict: of the written checkpoint read back from disk; of the live model in a rehearsal.
         edit_seconds: the fold alone.
         seconds: everything.
         files: what was written, by what it is; empty in a rehearsal, when the receipt fails, or
             when the edit is refused.
-        fold: whether the folded form is what counts.
+        fold: whether the folded form must be within its limits too.
     """
 
     model: str
     tower: str
-    projector: Projector
-    one_sided: OneSided | None
+    folded: Form
+    one_sided: Form | None
     texts: Texts
     images: Images | None
-    comparison: Comparison | None
     curve: list[CurvePoint]
-    judged: Judgement
     edit: Edit
     verdict: Verdict
     edit_seconds: float
@@ -129,28 +128,42 @@ class Outcome:
     fold: bool = False
 
     @property
-    def on_the_fly(self) -> Projector:
-        """What rows are edited by: the one-sided form where there is one."""
-        return self.one_sided.projector if self.one_sided else self.projector
+    def first(self) -> Form:
+        """What rows are edited by and what counts: the one-sided form where there is one."""
+        return self.one_sided or self.folded
+
+    @property
+    def projector(self) -> Projector:
+        """Of the first form: what is written as a projector."""
+        return self.first.projector
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Of the first form."""
+        return self.first.comparison
+
+    @property
+    def judged(self) -> Judgement:
+        """Of the first form."""
+        return self.first.judged
 
     @property
     def refused(self) -> bool:
-        """Whether nothing is written: no form is within its limits, or not the one that counts."""
-        if self.one_sided is None:
-            return self.judged.refused
-        return self.one_sided.judged.refused
+        """Whether nothing is written: the first form is beyond its limits."""
+        return self.judged.refused
 
     @property
     def fails(self) -> bool:
         """Whether it is not what was asked for: refused, or with `fold` not folded."""
-        return self.refused or (self.fold and self.judged.refused)
+        return self.refused or (self.fold and self.folded.judged.refused)
 
     @property
     def folded_alarms(self) -> tuple[str, ...]:
         """Why no checkpoint is written where a projector is; empty where both or neither are."""
-        if self.one_sided is None or not self.judged.refused:
+        if self.one_sided is None or not self.folded.judged.refused:
             return ()
-        return (f"Folded into weights it is refused: {' '.join(gate.alarms(self.judged))}",)
+        told = " ".join(gate.alarms(self.folded.judged))
+        return (f"Folded into weights it is refused: {told}",)
 
     @property
     def forget(self) -> Embeddings:
@@ -164,33 +177,23 @@ class Outcome:
 
     @property
     def undo_command(self) -> str | None:
-        """The command line that takes the edit back; None when nothing was written."""
+        """The command line that takes the edit back; None when no checkpoint was written."""
         if "checkpoint" not in self.files:
             return None
         paths = [str(self.files[what]) for what in ("checkpoint", "undo")]
         return shlex.join(["clipproj", "undo", *paths])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, as `--json` prints it."""
-        history = self.projector.provenance
-        measured = self.comparison and evaluate.as_dict(self.comparison, self.curve)
+        """Plain JSON, as `--json` prints it: the first form, and under "folded" the other."""
         return {
             "model": self.model,
             "tower": self.tower,
             "forget": list(self.forget.names),
             "keep": {"from": self.texts.keep_from, "names": list(self.keep.names)},
-            "method": history.get("method"),
-            "parameters": history.get("parameters"),
-            "rank": self.projector.rank,
-            "strength": round(float(self.projector.strength), 6),
-            "projector": self.projector.content_hash(),
+            "method": self.projector.provenance.get("method"),
             "images": self.images and {"count": len(self.images), "skipped": self.images.skipped},
-            "one_sided": self.one_sided and self.one_sided.as_dict(),
-            "scores": measured,
-            "texts": evaluate.as_dict(self.judged.texts, every=False),
-            "refused": self.judged.refused,
-            "measured": gate.as_dict(self.judged),
-            "advice": list(gate.advice(self.judged)),
+            **self.first.as_dict(self.curve),
+            "folded": self.one_sided and self.folded.as_dict(),
             "receipt": {
                 "status": self.verdict.status,
                 "exact": self.verdict.exact,
@@ -253,7 +256,8 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
             rows = image_rows(loaded, images, "images after", say)
             after = replace(before, features=rows)
             if set(texts.forget_classes.names).intersection(images.classes):
-                curve = evaluate.strength_curve(before, texts.forget_classes, handle.projector)
+                applied = forms.one_sided or handle.projector
+                curve = evaluate.strength_curve(before, texts.forget_classes, applied)
         else:
             edited = embedder(texts.classes.names, texts.classes.templates, "texts after")
             after = replace(before, texts=edited.tensor)
@@ -264,13 +268,11 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
     return Outcome(
         model=loaded.name,
         tower=recipe.tower,
-        projector=projector,
+        folded=Form(projector, comparison, judged),
         one_sided=one_sided or None,
         texts=texts,
         images=images,
-        comparison=comparison,
         curve=curve,
-        judged=judged,
         edit=handle,
         verdict=verify(loaded.model, handle.receipt),
         edit_seconds=_fold_seconds(loaded, handle),
@@ -279,14 +281,12 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
     )
 
 
-def _one_sided(
-    ready: Ready, texts: Texts, projector: Projector, before: Samples | None
-) -> OneSided:
+def _one_sided(ready: Ready, texts: Texts, projector: Projector, before: Samples | None) -> Form:
     """The form that is applied on the fly, on the features of the unedited model."""
     comparison = before and evaluate.compare(before, before.edited(projector), texts.forget_classes)
     judged = judged_edit(ready.recipe, texts, projector, ready.earlier, comparison)
     projector.provenance |= {"measured": gate.as_dict(judged)}
-    return OneSided(projector, comparison, judged)
+    return Form(projector, comparison, judged)
 
 
 def judged_edit(

@@ -10,8 +10,10 @@ from torch import Tensor
 from clipproj.audit.gate import FEW_WITH_IMAGES, GENERAL_PROMPTS
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.methods import empty_text, prompts
+from clipproj.methods.inputs import without
+from clipproj.models.lexicon import TEMPLATE, lexicon
 from clipproj.models.text import Embeddings, embed_classes, generic_keep
-from clipproj.models.words import on_both, simple_templates
+from clipproj.models.words import on_both
 from clipproj.recipe.names import Names
 from clipproj.recipe.record import Recipe
 from clipproj.refusal import Refusal
@@ -71,6 +73,24 @@ class Embedder:
             progress=lambda done, total: self.say(stage, done, total),
         )
 
+    def lexicon(self, forget: Embeddings) -> Embeddings:
+        """Names in general, in the template of forget, less what forget means too.
+
+        Raises as `lexicon`; Refusal where forget has several templates.
+        """
+        if len(forget.templates) > 1:
+            why = "must be one where no names are kept, as names in general are embedded in one"
+            raise Refusal("embed", "templates", f"{why}, got {len(forget.templates)}")
+        texts = lexicon(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            forget.templates[0],
+            model_name=self.loaded.name,
+            truncate=self.truncate,
+            progress=lambda done, total: self.say("names in general", done, total),
+        )
+        return without(texts, forget)
+
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> Embeddings:
         """A row for each prompt of the names, doubles left out."""
         return self(prompts(names, templates), ["{}"], "prompts")
@@ -96,7 +116,8 @@ class Texts:
 
     Attributes:
         forget, keep: what is forgotten, in all forms, and what stays.
-        keep_from: "given", "images" (the other classes of those) or "generic".
+        keep_from: "given", "images" (the other classes of those) or "generic" (names in
+            general).
         classes: the texts that compete for the images.
         forget_classes: what is forgotten, a row for each of `Names.forget`.
         general: names in general, where few images tell what else the model knows; else None.
@@ -123,20 +144,20 @@ def embed(
     Args:
         classes: the classes that there are images of; None without images.
 
-    Raises as `embed_classes` and `generic_keep`.
+    Raises as `embed_classes`, `lexicon` and `generic_keep`.
     """
     every = names.forget if classes is None else tuple(classes)
     if recipe.keep:  # images are told from all that is kept, whether it has a folder or not
         every = tuple(dict.fromkeys([*every, *(names.keep or ())]))
     everything = dict.fromkeys([*every, *names.forms, *names.forget, *(names.keep or ())])
-    # a thousand generic names with 80 templates each are a wait; both lists get the same few
-    few = simple_templates() if names.keep is None else None
-    texts = embedder(tuple(everything), tuple(recipe.templates) or few)
+    # some thousand names in general are embedded in one template; the forgotten get the same
+    one = (TEMPLATE,) if names.keep is None else None
+    texts = embedder(tuple(everything), tuple(recipe.templates) or one)
     forget, forget_classes = texts.select(names.forms), texts.select(names.forget)
     general = None
     if names.keep is None:
         keep_from = "generic"
-        keep = embedder.generic(forget, forget.templates, "generic texts")
+        keep = embedder.lexicon(forget)
         if again := on_both(names.earlier, keep.names):
             keep = keep.drop(again)
     else:

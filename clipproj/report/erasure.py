@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from clipproj.audit.evaluate import NO_ANSWER, Comparison, CurvePoint, as_dict
+from clipproj.audit.gate import Judgement
 from clipproj.audit.images import Images
 from clipproj.editing.receipt import Receipt
 from clipproj.editing.verify import Verdict
@@ -34,7 +36,7 @@ def write_report(
     edit_seconds: float,
     files: Mapping[str, str],
     undo_command: str | None,
-    one_sided: tuple[Comparison | None, Comparison] | None = None,
+    folded: Measured | None = None,
     alarms: Sequence[str] = (),
     notes: Sequence[str] = (),
     comparison: Comparison | None = None,
@@ -49,8 +51,7 @@ def write_report(
         files: what was written: what it is, to its path.
         undo_command: the command line that takes the edit back; None where no checkpoint was
             written.
-        one_sided: what the one-sided form does to the same images (None without any) and to
-            `stand_ins`; None where there is no such form.
+        folded: the folded form, where `projector` and all that is measured are one-sided.
         alarms, notes: what is wrong with the edit, and what else is worth a word; at the top.
         comparison, images, classes: what `compare` was given and gave; without a comparison the
             report is about texts alone.
@@ -69,10 +70,10 @@ def write_report(
     if comparison is not None:
         if images is None or classes is None:
             raise Refusal("write_report", "comparison", "must come with its images and classes")
-        strength = [_strength(curve, receipt.strength)] if curve else []
+        strength = [_strength(curve, float(projector.strength))] if curve else []
         pages = [_changed(comparison, images, classes), *strength, _classes(comparison), *pages]
-    if one_sided is not None:
-        pages.insert(0, _forms(one_sided, comparison, texts, undo_command is not None))
+    if folded is not None:
+        pages.insert(0, _forms(comparison, texts, folded, undo_command is not None))
     report = Report(
         title=f"Erasing {listed(names)} from {provenance.get('model', 'a model')}",
         eyebrow="clipproj report",
@@ -83,7 +84,7 @@ def write_report(
             "method": provenance.get("method", "projector"),
             "tower": receipt.tower,
             "rank": f"{projector.rank} of {projector.dim}",
-            "strength": f"{receipt.strength:g}",
+            "strength": f"{float(projector.strength):g}",
             "edited in": formatting.duration(edit_seconds),
             "on": receipt.created[:10],
         },
@@ -129,32 +130,40 @@ def table(comparison: Comparison, texts: Comparison | None = None) -> Table:
     return Table(columns, tuple(rows), formatting.caveat(comparison), strong=tuple(strong))
 
 
-def side_by_side(
+class Measured(Protocol):
+    """A form of an edit: what it does to images (None without any), and what the gate measured."""
+
+    @property
+    def comparison(self) -> Comparison | None: ...
+    @property
+    def judged(self) -> Judgement: ...
+
+
+def side_by_side(one_sided: Measured, folded: Measured) -> Table:
+    """`table` of both forms of an edit."""
+    return _both(*((one.comparison, one.judged.texts) for one in (one_sided, folded)))
+
+
+def _both(
     one_sided: tuple[Comparison | None, Comparison], folded: tuple[Comparison | None, Comparison]
 ) -> Table:
-    """`table` of both forms of an edit, each measured on images (None without any) and on
-    `stand_ins`.
-    """
     left, right = (table(images or texts, texts) for images, texts in (one_sided, folded))
     rows = [(*of, now) for of, (_, _, now) in zip(left.rows, right.rows, strict=True)]
-    cosines = (one.cosine for one in ((one_sided[0] or one_sided[1]), (folded[0] or folded[1])))
-    rows.append(("mean cosine of all others to what they were", 1.0, *cosines))
+    cosines = (formatting.cosine((images or texts).cosine) for images, texts in (one_sided, folded))
+    rows.append(("mean cosine of all others to what they were", "1", *cosines))
     columns = ("", "before %", "one-sided %", "folded %")
     return Table(columns, tuple(rows), left.caption, strong=left.strong)
 
 
 def _forms(
-    one_sided: tuple[Comparison | None, Comparison],
-    comparison: Comparison | None,
-    texts: Comparison,
-    written: bool,
+    comparison: Comparison | None, texts: Comparison, folded: Measured, written: bool
 ) -> Page:
     lead = (
         "The same names forgotten in both forms. One-sided, for rows on the fly (a service, "
         "attach, a bank, stores), it leaves what is harmless as it is; folded into the weights it "
         f"turns every row{'' if written else ', and is beyond the limits here: not written'}."
     )
-    shown = side_by_side(one_sided, (comparison, texts))
+    shown = _both((comparison, texts), (folded.comparison, folded.judged.texts))
     return Page("forms", "One-sided and folded", lead, (shown,))
 
 

@@ -8,7 +8,8 @@ from clipproj import demo
 from clipproj.checkpoints.checkpoint import Loaded
 from clipproj.editing import log
 from clipproj.methods.registry import DEFAULT
-from clipproj.models.words import on_both, openai_templates, simple_templates
+from clipproj.models.lexicon import TEMPLATE
+from clipproj.models.words import on_both, openai_templates
 from clipproj.projector import Projector
 from clipproj.recipe import (
     Embedder,
@@ -78,10 +79,13 @@ def _names(loaded: Loaded, recipe: Recipe, earlier: list) -> Names:
 
 
 def _count_prompts(loaded: Loaded, recipe: Recipe, names: Names, most: int) -> int:
-    """How many prompts are embedded. ServiceError for more than `most`, or one that is cut."""
+    """How many prompts are embedded. ServiceError for more than `most`, or one that is cut.
+
+    Names in general do not count: a model's texts of them are made once and kept.
+    """
     keep = names.keep
-    templates = recipe.templates or (simple_templates() if keep is None else openai_templates())
-    count = (len(names.forms) + (1000 if keep is None else len(keep))) * len(templates)
+    templates = recipe.templates or ((TEMPLATE,) if keep is None else openai_templates())
+    count = (len(names.forms) + len(keep or ())) * len(templates)
     if count > most:
         why = f"times names must be at most {most}, got {count}"
         raise invalid("templates", why, "too_many")

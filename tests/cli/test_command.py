@@ -34,9 +34,9 @@ def test_erase_prints_the_table_and_writes(run: Run, usual: list[str], tmp_path:
     assert result.exit_code == 0, result.stderr
     out = result.stdout
     assert "Forgetting “cat”" in out
-    assert "5 other image classes; nullspace (span contrast), rank 1, strength 1" in out
+    assert "5 other image classes; nullspace (hull contrast), rank 1, strength 1" in out
     for row in ("“cat” (3 images)", "all other classes (15 images)", "tall tree", "café",
-                "linear probe", "mean cosine", "edited in"):  # fmt: skip
+                "linear probe", "mean cosine", "folded in"):  # fmt: skip
         assert row in out
     assert "receipt: image head edited, bit for bit" in out
     assert "undo with: clipproj undo clipproj-out/open_clip_model.safetensors" in out

@@ -60,6 +60,7 @@ def test_what_is_written(ask: Callable[..., Recipe], model: Path, images: Path) 
     page = (request.out / FILES["report"]).read_text()
     assert page.lower().startswith("<!doctype html>")
     assert all(f"<code>{name}</code>" in page for name in set(FILES.values()) - {"report.html"})
+    assert "One-sided and folded" in page
     assert outcome.undo_command in page
     numbers = json.loads((request.out / FILES["numbers"]).read_text())
     assert numbers["scores"]["after"]["forget"] == 0
@@ -67,7 +68,10 @@ def test_what_is_written(ask: Callable[..., Recipe], model: Path, images: Path) 
     projector = load(request.out / FILES["projector"])
     assert projector.content_hash() == outcome.projector.content_hash()
     assert projector.provenance["forget"]["names"] == ["cat"]
+    assert projector.one_sided
     receipt = Receipt.load(request.out / FILES["receipt"])
+    assert receipt.projector_hash == load(request.out / FILES["folded"]).content_hash()
+    assert numbers["folded"]["projector"] == receipt.projector_hash
     assert verify(weights(request.out), receipt).exact
     assert verify(weights(model), receipt).status == "unedited"
     assert read_edits(request.out / WEIGHTS)[0]["forget"] == ["cat"]
@@ -86,7 +90,8 @@ def test_open_clip_loads_the_edited_model(
     found = load_images(images)
     edited = image_features(by_folder, preprocess, found)
     original = load_model(str(model))
-    on_the_fly = outcome.projector(image_features(original.model, original.preprocess, found))
+    folded = outcome.folded.projector
+    on_the_fly = folded(image_features(original.model, original.preprocess, found))
     torch.testing.assert_close(edited, on_the_fly, rtol=1e-3, atol=1e-4)
 
 
@@ -114,12 +119,13 @@ def test_a_rehearsal_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_images_the_generic_names_are_kept(ask: Callable[..., Recipe]) -> None:
+def test_without_images_names_in_general_are_kept(ask: Callable[..., Recipe]) -> None:
     outcome = erase(ask("cat", images=None, out=None))
     assert outcome.texts.keep_from == "generic"
-    assert len(outcome.keep) > 500
-    assert float(outcome.projector.strength) == 1.5
-    assert outcome.projector.provenance["parameters"]["contrast"] == "mean"
+    assert 3000 < len(outcome.keep) < 3746
+    assert outcome.projector.one_sided
+    assert outcome.projector.provenance["parameters"]["contrast"] == "neighbours"
+    assert "cat" not in outcome.keep.names
     assert outcome.comparison is None
     texts = outcome.as_dict()["texts"]
     assert texts["forget"] == ["cat"]
@@ -149,7 +155,7 @@ def test_given_names_are_kept(ask: Callable[..., Recipe]) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "strength"),
-    [({}, 1.0), ({"options": {"contrast": "mean"}}, 1.5),
+    [({}, 1.0), ({"options": {"contrast": "mean"}}, 1.0),
      ({"options": {"contrast": "mean"}, "strength": 0.5}, 0.5),
      ({"method": "ccup"}, 1.0), ({"method": "ccup", "strength": 0.25}, 0.25)],
 )  # fmt: skip
@@ -182,7 +188,11 @@ def test_a_saved_projector_is_applied(ask: Callable[..., Recipe], tmp_path: Path
     again = erase(ask(projector=saved, out=tmp_path / "again"))
     assert again.comparison.forget == ("cat",)
     assert again.projector.content_hash() == first.projector.content_hash()
-    assert equal(weights(tmp_path / "again"), weights(ask().out))
+    assert again.folded.projector.content_hash() == first.projector.linear().content_hash()
+    folded = erase(ask(projector=ask().out / FILES["folded"], out=tmp_path / "folded"))
+    assert folded.one_sided is None
+    assert not (tmp_path / "folded" / FILES["folded"]).exists()  # it is the projector
+    assert equal(weights(tmp_path / "folded"), weights(ask().out))
     half = erase(ask(projector=saved, strength=0.5, out=None))
     assert float(half.projector.strength) == 0.5
 

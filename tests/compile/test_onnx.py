@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,33 @@ def test_a_projector_in_plain_torch(kind: str, strength: Tensor) -> None:
     for n in (1, 4, 7):
         x, s = torch.randn(n, 32), torch.rand(n) if strength.ndim else torch.rand(())
         torch.testing.assert_close(run(x, s), module(x, s), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_clamps_in_plain_torch(k: int) -> None:
+    read = torch.linalg.qr(torch.randn(32, k)).Q.T.contiguous()
+    module = OnTheFly(ops.project, read, read, torch.rand(k) / 10)
+    x, gram = torch.randn(4, 32), torch.eye(k)
+
+    def program(gram: Tensor) -> torch.export.ExportedProgram:
+        module.op = functools.partial(ops.project, gram=gram)
+        return exported(module, x, torch.ones(4))
+
+    def plain(made: torch.export.ExportedProgram, **options: bool) -> torch.export.ExportedProgram:
+        replaced = functools.partial(reference.plain, **options)
+        return made.run_decompositions({torch.ops.clipproj.project.default: replaced})
+
+    made = plain(program(gram), **({} if k == 1 else {"clamps": True}))
+    onnx = torch.onnx.export(made, dynamo=True, verbose=False)
+    assert [node.op_type for node in onnx.model.graph].count("Relu") == 1
+    run = session(onnx)
+    for n in (1, 4, 7):
+        x, s = torch.randn(n, 32), 2 * torch.rand(n)
+        torch.testing.assert_close(run(x, s), module(x, s), rtol=1e-5, atol=1e-6)
+    x = torch.randn(4, 32)
+    if k > 1:
+        with pytest.raises(ValueError, match=r"plain: gram must be diagonal .*, got \[3, 3\]"):
+            plain(program(gram))
 
 
 def test_a_bank_in_plain_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

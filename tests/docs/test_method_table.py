@@ -31,7 +31,8 @@ def row(one: Method) -> str:
     """The row of a method."""
     needs = [NEEDS[need] for need in sorted(one.needs)]
     needs += [f"{value}: {NEEDS[need]}" for o in one.options for value, need in o.needs.items()]
-    form = [f"strength up to {2 if one.symmetric else 1}"]
+    other = ", one-sided 2" if one.one_sided else ""
+    form = [f"strength up to {2 if one.symmetric else 1}{other}"]
     form += [] if one.foldable else ["no head without a bias can hold it"]
     promises = "; ".join(filter(None, (one.promise, *form)))
     cells = (

@@ -42,13 +42,15 @@ def test_python_runs(scope):
 
 def test_python_of_the_docs_runs(scope, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    erase, serve = documents.blocks(PYTHON, "python")
+    erase, halves, serve = documents.blocks(PYTHON, "python")
     exec(erase, scope)
     features, p = scope["features"], scope["p"]
     assert features.shape == (3, p.dim)
+    exec(halves, scope)
+    scope |= {"features": features, "p": p}
     scope["q"] = q = clipproj.nullspace(torch.eye(p.dim)[:1], contrast="none")
     exec(serve, scope)
-    both = clipproj.union(p, q)(features[2], normalize=True)
+    both = clipproj.compose(p, q)(features[2], normalize=True)
     want = torch.stack([p(features[0], normalize=True), features[1], both])
     torch.testing.assert_close(scope["rows"], want)
     assert scope["logits"].shape == (3, 2)

@@ -16,7 +16,7 @@ from clipproj.checkpoints import state
 from clipproj.cli.erase import FILES
 
 TEMPLATE = "a {}"
-WRITTEN = {*FILES.values(), state.CONFIG}  # what erase leaves in its output folder
+WRITTEN = {*FILES.values(), state.CONFIG}  # all that erase leaves
 CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},

@@ -8,6 +8,7 @@ from embeddings import cone, texts
 
 from clipproj import Embeddings, Projector, nullspace
 from clipproj.audit import compare, stand_ins
+from clipproj.methods.defaults import STRENGTHS
 from clipproj.methods.registry import Method, Task, check_options, method
 from clipproj.recipe import Embedder, Recipe, check
 from clipproj.recipe import make as made_by
@@ -22,11 +23,14 @@ def make(
     *,
     closed: bool = False,
     strength: float | None = None,
+    side: str = "image",
+    one_sided: bool = False,
     **options: object,
-) -> Projector:
+) -> Projector | None:
     one = method("make", name)
     options = check_options("make", one, options)
-    return made_by("make", Task(forget, keep, closed=closed), one, options, strength)
+    task = Task(forget, keep, closed=closed, side=side)
+    return made_by("make", task, one, options, strength, one_sided=one_sided)
 
 
 def lists(m: int, seed: int = 2) -> Embeddings:
@@ -38,39 +42,86 @@ def contrast(made: Projector) -> str:
     return made.provenance["parameters"]["contrast"]
 
 
-def test_a_closed_list_gets_a_span_where_that_leaves_nothing_else_a_hull():
+def given(made: Projector, *names: str) -> list[object]:
+    """The projector's parameters of these names."""
+    return [made.provenance["parameters"].get(name) for name in names]
+
+
+def test_a_closed_list_gets_a_hull_in_the_metric_of_what_is_kept_one_sided_and_folded():
+    for m, keep in ((1, lists(9)), (3, lists(17)), (10, lists(12)), (1, lists(1))):
+        forget = texts(m)
+        folded, halves = (make(forget, keep, closed=True, one_sided=one) for one in (False, True))
+        assert (folded.one_sided, halves.one_sided) == (False, True)
+        assert given(folded, "contrast", "keep_weight") == ["hull", 10.0]
+        assert given(halves, "contrast", "keep_weight", "dtype") == ["hull", 3.0, "float32"]
+        assert float(folded.strength) == float(halves.strength) == 1
+        samples = stand_ins(forget, keep)
+        for one in (folded, halves) if len(keep) > 1 else ():
+            edited = samples.edited(one)
+            assert compare(samples, edited, forget.names, probe=False).after.found <= 0.01
+        assert torch.equal(halves.forget, folded.forget)
+
+
+def test_names_in_general_give_neighbours_at_the_least_strength_that_suffices():
+    one, two, keep = texts(1), texts(2), lists(150)
+    halves = make(two, keep, one_sided=True)
+    assert given(halves, "contrast", "keep_weight") == ["neighbours", 0.3]
+    assert given(halves, "threshold") == [0.0]
+    samples = stand_ins(two, keep)
+    found = {
+        strength: compare(
+            samples, samples.edited(halves.scaled(strength)), two.names, probe=False
+        ).after.found
+        for strength in STRENGTHS
+    }
+    assert STRENGTHS[0] > 1  # a list that is served is shorter than a lexicon
+    most = max(0.01, found[STRENGTHS[-1]])
+    least = next(s for s in STRENGTHS if found[s] <= most)
+    assert float(halves.strength) == pytest.approx(least)
+    assert float(make(two, keep).strength) == 1  # reflections of several directions cross
+    assert float(make(one, keep).strength) > 1
+    assert given(make(one, keep), "contrast", "keep_weight") == ["neighbours", None]
+    assert make(one, keep).symmetric
+
+
+def test_what_has_no_one_sided_form_says_so():
+    forget, keep = texts(2), lists(9)
+    for options in ({"contrast": "span"}, {"contrast": "mean"}, {"rank": 1}, {"side": "text"}):
+        assert make(forget, keep, closed=True, one_sided=True, **options) is None
+        for asked in ({"threshold": "0.1"}, {"dtype": "bfloat16"}):
+            with pytest.raises(
+                ValueError, match="must be left out where the edit has no one-sided"
+            ):
+                make(forget, keep, closed=True, **options, **asked)
+    assert make(forget, keep, "ccup", one_sided=True) is None
+    many = Embeddings(cone(300, 400).float(), tuple(map(str, range(300))), ("a {}",), "model")
+    with pytest.warns(UserWarning, match="300 names are more than 256: folded alone"):
+        assert make(many, lists(3, 400), one_sided=True, closed=True) is None
+    made = make(forget, keep, closed=True, one_sided=True, dtype="bfloat16", threshold="-0.1")
+    assert given(made, "dtype", "threshold") == ["bfloat16", "-0.1"]
+
+
+def test_of_texts_a_short_closed_list_gets_a_span_where_there_is_one_else_a_hull():
     forget = texts(1)
-    for m, want in ((2, "span"), (8, "span"), (16, "hull")):
-        keep = lists(m)
-        made, samples = make(forget, keep, closed=True), stand_ins(forget, keep)
-        assert contrast(made) == want
-        assert contrast(make(forget, keep, contrast="auto", closed=True)) == want
-        assert float(made.strength) == 1
-        edited = samples.edited(made)
-        assert compare(samples, edited, forget.names, probe=False).after.found <= 0.01
-    assert contrast(make(forget, lists(17), closed=True)) == "hull"
-    # the mixture nearest to a text is the only other one: both score alike, and rounding decides
-    assert contrast(make(forget, lists(1), closed=True)) == "span"
+    made = make(forget, lists(8), closed=True, side="text")
+    assert (contrast(made), float(made.strength), made.symmetric) == ("span", 1, True)
+    assert contrast(make(forget, lists(17), closed=True, side="text")) == "hull"
+    keep = lists(3)  # the forgotten text inside the span
+    inside = torch.nn.functional.normalize(keep.tensor[:1] - 0.2 * keep.tensor[1:2])
+    inside = Embeddings(inside, ("in",), ("a {}",), "m")
+    assert contrast(make(inside, keep, closed=True, side="text")) == "hull"
+    assert contrast(make(forget, lists(40), side="text")) == "mean"
 
 
-def test_a_forgotten_text_inside_the_span_gets_a_hull():
-    keep = lists(3)
-    inside = Embeddings(
-        torch.nn.functional.normalize(keep.tensor[:1] - 0.2 * keep.tensor[1:2]),
-        ("in",),
-        ("a {}",),
-        "m",
-    )
-    assert contrast(make(inside, keep, closed=True)) == "hull"
-
-
-def test_strength_above_one_is_for_one_direction():
+def test_strength_above_one_is_for_one_direction_unless_one_sided():
     one, two, keep = texts(1), texts(2), lists(40)
-    assert float(make(one, keep).strength) == 1.5
-    assert float(make(two, keep).strength) == 1
-    assert float(make(two, keep, rank=1).strength) == 1.5
+    mean = {"contrast": "mean"}
+    assert float(make(one, keep, **mean).strength) == 1.5
+    assert float(make(two, keep, **mean).strength) == 1
+    assert float(make(two, keep, rank=1, **mean).strength) == 1.5
     assert float(make(two, keep, strength=0.5).strength) == 0.5
     assert float(make(one, keep, strength=2.0).strength) == 2
+    assert float(make(two, keep, strength=2.0, one_sided=True).strength) == 2
     with pytest.raises(ValueError, match=r"at most 1 for the 2 directions .* got 1.5"):
         make(two, keep, strength=1.5)
     with pytest.warns(UserWarning, match="strength 1.5 above 1 with 2 directions"):
