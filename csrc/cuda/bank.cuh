@@ -47,7 +47,6 @@ __device__ inline ProjectParams<float> part_of(ProjectParams<float> p, int64_t s
   p.read += start * p.d;
   p.write += start * p.d;
   if (p.offset) p.offset += start;
-  if (p.gram) p.gram += start * p.gram_row;
   return p;
 }
 

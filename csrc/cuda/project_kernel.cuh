@@ -59,7 +59,8 @@ __device__ void fill_nan(const ProjectParams<float>& p, int64_t i) {
 }
 
 template <class T, bool banked, bool solved>
-__global__ void __launch_bounds__(kThreads, solved ? 4 : kResident) project_kernel(ProjectParams<float> p) {
+__global__ void __launch_bounds__(kThreads, solved ? 4 : kResident)
+    project_kernel(ProjectParams<float> p) {
   const int64_t room = coef_room(p);
   SharedParts shared;
   float* row = shared.take<float>(p.d);
@@ -99,11 +100,13 @@ __global__ void __launch_bounds__(kThreads, solved ? 4 : kResident) project_kern
         dot = warp_sum(dot);
         if (lane() != 0) continue;
         const float excess = dot - (p.offset ? p.offset[start + done + g] : 0.0f);
-        coef[g] = one_sided ? excess : s * clamped(p, excess);
+        coef[g] = one_sided ? excess : s * (banked ? excess : clamped(p, excess));
       }
       sync_block();  // the coefficients are complete
       if (one_sided) {
-        if (warp() == 0) solve_row(part_of(p, start, k), i, coef);
+        if (warp() == 0) {
+          solve_row(p, p.gram + start * p.gram_row, static_cast<int>(k), i, coef);
+        }
         sync_block();  // the coefficients are solved for
       }
 

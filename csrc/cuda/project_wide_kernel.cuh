@@ -96,8 +96,8 @@ __device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>&
     for (int i = threadIdx.x; i < M * kGroup / 2; i += kThreads) {
       const int r = i / (kGroup / 2);
       const int pair = i % (kGroup / 2), g = g0 + 2 * pair;
-      const float even = coefficient(p, tile.sums, M, r, g, first),
-                  odd = coefficient(p, tile.sums, M, r, g + 1, first);
+      const float even = coefficient(p, tile.sums, M, r, g, first, solved),
+                  odd = coefficient(p, tile.sums, M, r, g + 1, first, solved);
       const Split c = solved ? Split{as_bits(even), as_bits(odd)} : split(even, odd);
       tile.c_high[r * tile.coef_pitch + g0 / 2 + pair] = c.high;
       tile.c_low[r * tile.coef_pitch + g0 / 2 + pair] = c.low;
@@ -250,8 +250,7 @@ __global__ void __launch_bounds__(kThreads, 2) project_wide_kernel(ProjectParams
               tile.pitch);
     copy_async_wait<0>();
     sync_block();
-    const ProjectParams<float> dots = solved ? excess_of(p) : p;
-    with_factor(p.read, p, [&](auto read) { coefficients<T, M, solved>(dots, read, tile, first); });
+    with_factor(p.read, p, [&](auto read) { coefficients<T, M, solved>(p, read, tile, first); });
     if constexpr (solved) solve<M>(p, tile, first);
     with_factor(p.write, p, [&](auto write) { subtract<T, M>(write, tile, measured); });
     sync_block();  // the projected rows are complete

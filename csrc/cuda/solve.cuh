@@ -93,20 +93,14 @@ __device__ inline void solve_row(const float* gram, int64_t row, int k, Get get,
 }
 
 // coef [k] <- the strength of row i times the solution for the excess there.
-__device__ inline void solve_row(const ProjectParams<float>& p, int64_t i, float* coef) {
-  const int k = static_cast<int>(p.k);
+__device__ inline void solve_row(const ProjectParams<float>& p, const float* gram, int k, int64_t i,
+                                 float* coef) {
   const float strength = p.strength ? p.strength[i * p.strength_row] : 1.0f;
   solve_row(
-      p.gram, p.gram_row, k, [&](int j) { return coef[j]; },
+      gram, p.gram_row, k, [&](int j) { return coef[j]; },
       [&](int j, float a) {
         if (j < k) coef[j] = strength * a;
       });
-}
-
-// p for what is solved: without its strength, which multiplies solutions.
-__device__ inline ProjectParams<float> excess_of(ProjectParams<float> p) {
-  p.strength = nullptr;
-  return p;
 }
 
 }  // namespace clipproj
