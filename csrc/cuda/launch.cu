@@ -32,7 +32,7 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
   const Plan plan = plan_project(kType<T>, p, device);
   require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project",
           "a row and its coefficients must fit ", device.shared_of_block,
-          " bytes of shared memory, got d=", p.d, " and k=", coef_room(p));
+          " bytes of shared memory, got d=", p.d, " and k=", coef_room(p, is_solved(p)));
   const Kernel kernel = project_kernel_of<T>(plan, p);
   if (plan.shared > 48 * 1024) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

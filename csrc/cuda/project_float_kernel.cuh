@@ -236,11 +236,12 @@ __device__ void finish(const ProjectParams<float>& p, const FloatTile& tile, Spa
 }
 
 template <int M, bool banked, bool solved>
-__global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParams<float> p) {
+__global__ void __launch_bounds__(kThreads, banked&& solved ? 1 : 2)
+    project_float_kernel(ProjectParams<float> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   static_assert(M <= 32);  // one row a lane
   // Both fit shared memory, so they and their product fit an int.
-  const int d = static_cast<int>(p.d), room = static_cast<int>(coef_room(p));
+  const int d = static_cast<int>(p.d), room = static_cast<int>(coef_room(p, solved));
   const bool measured = p.normalize || p.norm;
   const TileShared parts(4, M, d, room, measured);
   SharedParts shared;

@@ -61,7 +61,7 @@ __device__ void fill_nan(const ProjectParams<float>& p, int64_t i) {
 template <class T, bool banked, bool solved>
 __global__ void __launch_bounds__(kThreads, solved ? 4 : kResident)
     project_kernel(ProjectParams<float> p) {
-  const int64_t room = coef_room(p);
+  const int64_t room = coef_room(p, solved);
   SharedParts shared;
   float* row = shared.take<float>(p.d);
   float* coef = shared.take<float>(room);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, solved ? 4 : kResident)
     bool one_sided = solved;
     if constexpr (banked) {
       const Span span = spans[turn];
-      if (!is_known(span)) {
+      if (solved ? !is_known(span) : span.rank < 0) {
         fill_nan<T>(p, i);
         continue;
       }

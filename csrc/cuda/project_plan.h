@@ -49,8 +49,8 @@ CLIPPROJ_HOST_DEVICE constexpr bool is_solved(const ProjectParams<float>& p) {
 
 // Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
 // the device knows, so many that few projectors have more, and no one-sided one.
-CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p) {
-  const int64_t room = is_solved(p) && p.gram_row > kRoom ? p.gram_row : kRoom;
+CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p, bool solved) {
+  const int64_t room = solved && p.gram_row > kRoom ? p.gram_row : kRoom;
   return p.index && p.k > room ? room : p.k;
 }
 
@@ -165,7 +165,7 @@ constexpr int64_t kReserved = 1024;          // bytes of each block that the dri
 // What a kernel takes of shared memory; stages of project_half_kernel.
 inline size_t project_shared(int element_bytes, KernelKind kernel, int rows,
                              const ProjectParams<float>& p, int teams = 1, int stages = 1) {
-  const int64_t room = coef_room(p);
+  const int64_t room = coef_room(p, is_solved(p));
   if (kernel == KernelKind::kPlain) {
     const int64_t taken = room < p.k ? p.d : 0;
     return round_up(4 * p.d, 16) + round_up(4 * room, 16) + round_up(4 * taken, 16) +
@@ -216,7 +216,7 @@ inline Plan plan_project(Type type, const ProjectParams<float>& p, const DeviceP
     if (p.index || (p.scale && !p.normalize)) return plan;
   } else {
     // Whatever the rank, so that a row of a bank goes the way of its projector by itself.
-    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p), kRoom), true);
+    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p, is_solved(p)), kRoom), true);
     if (p.d > kWidest || static_cast<int64_t>(least.bytes(4)) > device.shared_of_block) return plan;
   }
   for (int rows = 16; rows <= (halves ? 48 : 32); rows += 16) {
