@@ -58,13 +58,14 @@ class WrongResult(Exception):
 
 def error(case: Case, made: MadeCase, out: Tensor) -> float:
     """The largest against float64; raises WrongResult where one rounding of the result and of the
-    factors to the dtype of x, and sums in float32, do not explain it.
+    factors to the dtype of x, sums in float32, and what a solution may leave, do not explain it.
     """
     got, want = made.sampled(out).double(), made.want
     if got.shape != want.shape:
         raise WrongResult(f"shape {list(got.shape)} instead of {list(want.shape)}")
     sums = torch.finfo(torch.float32).eps * (case.shape.d + case.shape.k) ** 0.5
-    limit = ERROR * (torch.finfo(DTYPES[case.dtype]).eps + sums) * want.abs().max().item()
+    rounding = ERROR * (torch.finfo(DTYPES[case.dtype]).eps + sums)
+    limit = (rounding + made.left) * want.abs().max().item()
     found = (got - want).abs().max().item()
     if not found <= limit:  # NaN too
         raise WrongResult(f"error {found:.1e} against float64, {limit:.1e} at most")

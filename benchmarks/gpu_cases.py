@@ -15,11 +15,12 @@ import torch
 from peers import Call, SkipPeer, prepare
 from peers_fold import OP as FOLD
 from peers_project import OP as PROJECT
+from peers_project import unit_
 from peers_projected_norm import OP as PROJECTED_NORM
 from shapes import DTYPES, Problem, Shape, expected, problem, sample
 from torch import Tensor
 
-from clipproj import ops
+from clipproj import ops, reference
 
 FEW = 64  # rows, up to which a call is timed in a graph
 Makers = dict[str, Callable[[], Call]]
@@ -36,6 +37,7 @@ class MadeCase:
     bounds: Makers
     bytes: int
     flops: int
+    left: float = 0  # of the largest result, by solutions that stop early
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,59 @@ def project_case(device: str, dtype: str, shape: Shape, *, compiled: bool = True
         )
 
     return Case(PROJECT, dtype, shape, make)
+
+
+def one_sided_case(device: str, dtype: str, shape: Shape) -> Case:
+    """Rows near the names that are forgotten, whose directions have products of .2 with each other,
+    as one-sided contrasts of CLIP's texts have.
+    """
+
+    def make() -> MadeCase:
+        given = problem(shape, DTYPES[dtype], device)
+        n, d, k = shape
+        own = torch.linalg.qr(torch.randn(d, k + 1))[0].T.to(device)
+        read = unit_(own[:k] + 0.5 * own[k])
+        gram = (read.double() @ read.double().T).float().fill_diagonal_(1)
+        x = unit_(given.x.float() + 0.2 * read[torch.arange(n, device=device) % k])
+        x, offset = x.to(given.x.dtype), torch.full((k,), 0.02, device=device)
+        factors = {"offset": offset, "gram": gram}
+        if k == 1:
+            peers = {"eager": lambda: lambda: eager_clamp(x, read, offset)}
+        else:
+            peers = {"eager": lambda: lambda: eager_sweeps(x, read, offset, gram)}
+        return MadeCase(
+            own=lambda: ops.project(x, read, read, **factors, normalize=True),
+            want=reference.project(sample(x), read, read, **factors, normalize=True),
+            sampled=sample,
+            peers=peers,
+            bounds={
+                "copy": copy(x),
+                "linear": lambda: lambda: ops.project(x, read, read, offset, normalize=True),
+            },
+            bytes=2 * x.nbytes + read.nbytes + gram.nbytes,
+            flops=4 * n * d * k,
+            left=2.0**-9,
+        )
+
+    return Case(PROJECT, dtype, shape, make, variant="one-sided")
+
+
+def eager_clamp(x: Tensor, read: Tensor, offset: Tensor) -> Tensor:
+    rows = x.float()
+    return unit_(rows - (rows @ read.T - offset).clamp_min_(0) @ read).to(x.dtype)
+
+
+def eager_sweeps(x: Tensor, read: Tensor, offset: Tensor, gram: Tensor) -> Tensor:
+    """The same ascent as the kernel's, in twelve sweeps."""
+    rows = x.float()
+    rest = (rows @ read.T - offset).T.contiguous()
+    a = torch.zeros_like(rest)
+    for _ in range(12):
+        for i in range(len(read)):
+            step = torch.maximum(rest[i], -a[i])
+            a[i] += step
+            rest.addr_(gram[i], step, alpha=-1)
+    return unit_(rows - a.T @ read).to(x.dtype)
 
 
 def norm_case(device: str, dtype: str, shape: Shape) -> Case:

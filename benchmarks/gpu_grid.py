@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpu_cases import FEW, Case, fold_case, norm_case, project_case
+from gpu_cases import FEW, Case, fold_case, norm_case, one_sided_case, project_case
 from gpu_fused import linear_case, logits_case, rows_case
 from shapes import FOLDS, Shape
 
@@ -36,10 +36,17 @@ def _projects(
                 yield project_case(device, dtype, Shape(n, d, k), compiled=compiled)
 
 
+def _one_sided(device: str, dtype: str, rows: tuple[int, ...]) -> Iterator[Case]:
+    """A clamp, and solutions for a few names and for many."""
+    for n in rows:
+        for k in (1, 16, 100):
+            yield one_sided_case(device, dtype, Shape(n, 768, k))
+
+
 def quick(device: str) -> dict[str, list[Case]]:
     half = "bfloat16"
     return {
-        "project": [*_projects(device, half, (MANY, FEW))],
+        "project": [*_projects(device, half, (MANY, FEW)), *_one_sided(device, half, (MANY,))],
         "project_rows": [rows_case(device, half, Shape(MANY, 768, 8), 100, "sorted")],
         "linear": [linear_case(device, half, Shape(MANY, 512, 8), 768, 100)],
         "logits": [logits_case(device, half, Shape(MANY, 768, 16), 1000)],
@@ -53,6 +60,8 @@ def full(device: str) -> dict[str, list[Case]]:
     project = [*_projects(device, half, (MANY, MOST, FEW, 1, 1024), DIMS, RANKS)]
     for dtype in ("float32", "float16"):
         project += _projects(device, dtype, (MANY, FEW))
+    for dtype in both:
+        project += _one_sided(device, dtype, (MANY, FEW))
     return {
         "project": project,
         "project_rows": [

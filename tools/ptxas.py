@@ -36,7 +36,7 @@ PLANS = """
 #include <cstdio>
 #include "cuda/project_plan.h"
 int main() {
-  struct { const char* name; clipproj::Device device; } devices[] = {DEVICES};
+  struct { const char* name; clipproj::DeviceProperties device; } devices[] = {DEVICES};
   for (auto& [name, device] : devices)
     for (auto type : {clipproj::Type::kBFloat16, clipproj::Type::kFloat})
       for (long d : {512, 768, 1024})
@@ -86,10 +86,12 @@ def compiled(arch: str, folder: Path) -> tuple[dict[str, tuple[int, int]], float
 
 def readable(name: str, types: str) -> str:
     """project_half_kernel, 13__nv_bfloat16Li32ELb1 -> project_half_kernel<bfloat16, 32, banked>"""
+    flags = ["solved"] if name == "project_wide_kernel" else ["banked", "solved"]
     given = [t for t in ("bfloat16", "half") if t in types]
     given += ["float"] if types.startswith("f") else []
     given += re.findall(r"Li(\d+)", types)
-    given += ["banked"] if "Lb1" in types else []
+    on = re.findall(r"Lb(\d)", types)
+    given += [flag for flag, value in zip(flags, on, strict=False) if value == "1"]
     return f"{name}<{', '.join(given)}>"
 
 

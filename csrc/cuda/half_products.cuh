@@ -102,7 +102,7 @@ __device__ void store_coefficient(const ProjectParams<float>& p, const HalfShare
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) c += parts[w];
   const bool own = !leaders || leaders[r] == leader;
-  c = g < count && own ? strength * (c - (p.offset ? p.offset[start + g] : 0.0f)) : 0.0f;
+  c = g < count && own ? strength * clamped(p, c - (p.offset ? p.offset[start + g] : 0.0f)) : 0.0f;
   const Split both = split(c, 0.0f);
   shared.c_high[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.high);
   shared.c_low[r * kHalfCoefPitch + g] = static_cast<uint16_t>(both.low);

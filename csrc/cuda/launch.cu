@@ -32,7 +32,7 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
   const Plan plan = plan_project(kType<T>, p, device);
   require(static_cast<int64_t>(plan.shared) <= device.shared_of_block, "project",
           "a row and its coefficients must fit ", device.shared_of_block,
-          " bytes of shared memory, got d=", p.d, " and k=", coef_room(p));
+          " bytes of shared memory, got d=", p.d, " and k=", coef_room(p, is_solved(p)));
   const Kernel kernel = project_kernel_of<T>(plan, p);
   if (plan.shared > 48 * 1024) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -46,13 +46,13 @@ void launch_rows(const ProjectParams<float>& p, int index, cudaStream_t stream) 
 
 void Cuda::launch(const Tensor& x, const Factors& f, const LaunchArgs& args) {
   if (args.from.n == 0) return;
-  require(!f.gram, "project", "gram must be None on a GPU, got one");
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
   const auto stream = static_cast<cudaStream_t>(current);
-  const auto p = make_params<float>(f, args);
+  auto p = make_params<float>(f, args);
+  p.clamps = p.gram && !p.index && p.k == 1;  // more elements of gram only the device can look at
   switch (x.scalar_type()) {
     case ScalarType::Float: return launch_rows<float>(p, index, stream);
     case ScalarType::BFloat16: return launch_rows<__nv_bfloat16>(p, index, stream);

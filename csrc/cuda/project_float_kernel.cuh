@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // x' = x - s (x R^T - c) W and its length for float32, in float32: a block holds M whole rows in
 // shared memory, and rows of a tile share each factor that a thread loads. Of a bank, it goes
-// through the spans of its rows one by one.
+// through the spans of its rows one by one. Where directions look at each other (`solved`) warps
+// take a row each between the products (solve.cuh).
 #pragma once
 #include "bank.cuh"
+#include "solve.cuh"
 #include "tile.cuh"
 
 namespace clipproj {
@@ -18,10 +20,10 @@ struct FloatTile {
 
 // c <- s (x R^T - offset): each warp sums over its pieces of every row, a lane those of the rows
 // lane % 8 + 8 i and the directions lane / 8 + 4 n; then each thread adds up the warps' parts.
-// What comes out for rows that are not wanted means nothing.
+// What comes out for rows that are not wanted means nothing. `raw`: x R^T - offset.
 template <int M, bool packs>
 __device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>& read,
-                             const FloatTile& tile, uint32_t wanted, int64_t first) {
+                             const FloatTile& tile, uint32_t wanted, int64_t first, bool raw) {
   const int row = lane() % 8, direction = lane() / 8;
   for (int g0 = 0; g0 < read.k; g0 += kGroup) {
     float dot[M / 8][4] = {};
@@ -56,7 +58,7 @@ __device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>&
     for (int i = threadIdx.x; i < M * kGroup; i += kThreads) {
       const int r = i / kGroup;
       const int g = g0 + i % kGroup;
-      tile.coef[r * tile.coef_pitch + g] = coefficient(p, tile.sums, M, r, g, first);
+      tile.coef[r * tile.coef_pitch + g] = coefficient(p, tile.sums, M, r, g, first, raw);
     }
     sync_block();  // the coefficients are complete, the sums free
   }
@@ -119,12 +121,30 @@ __device__ void subtract(const Factor<packs>& write, const FloatTile& tile, uint
   }
 }
 
-// The rows that are wanted, all of the projector of p.
+// Of the rows that are wanted: s times the solution for the excess of k directions, whose gram
+// begins with row `start`.
 template <int M>
-__device__ void project_span(const ProjectParams<float>& p, const FloatTile& tile, uint32_t wanted,
-                             int64_t first, bool measured) {
-  with_factor(p.read, p, [&](auto read) { coefficients<M>(p, read, tile, wanted, first); });
-  with_factor(p.write, p, [&](auto write) { subtract<M>(write, tile, wanted, measured); });
+__device__ void solve(const ProjectParams<float>& p, int start, int k, const FloatTile& tile,
+                      uint32_t wanted, int64_t first) {
+#pragma unroll 1
+  for (int r = warp(); r < M && first + r < p.n; r += kWarps) {
+    if ((wanted >> r & 1) == 0) continue;
+    solve_row(p, p.gram + start * p.gram_row, k, first + r, tile.coef + r * tile.coef_pitch);
+  }
+  sync_block();  // the coefficients are solved for
+}
+
+// The rows that are wanted, all of the projector of this span.
+template <int M, bool banked, bool solved>
+__device__ void project_span(const ProjectParams<float>& p, Span span, const FloatTile& tile,
+                             uint32_t wanted, int64_t first, bool measured) {
+  const bool raw = solved && span.rank < 0;
+  const ProjectParams<float> own =
+      banked ? part_of(p, span.start, solved ? rank_of(span) : span.rank) : p;
+  with_factor(own.read, own,
+              [&](auto read) { coefficients<M>(own, read, tile, wanted, first, raw); });
+  if (raw) solve<M>(p, span.start, rank_of(span), tile, wanted, first);
+  with_factor(own.write, own, [&](auto write) { subtract<M>(write, tile, wanted, measured); });
 }
 
 // One row, of a projector with more directions than there is room for: what is taken waits in
@@ -140,7 +160,7 @@ __device__ void project_long_row(const ProjectParams<float>& p, const FloatTile&
   for (int64_t g0 = 0; g0 < p.k; g0 += kRoom) {
     const ProjectParams<float> part = part_of(p, g0, p.k - g0 < kRoom ? p.k - g0 : kRoom);
     with_factor(part.read, part, [&](auto read) {
-      coefficients<8>(part, read, eight, 1u << beside, first + r - beside);
+      coefficients<8>(part, read, eight, 1u << beside, first + r - beside, false);
     });
     with_factor(part.write, part, [&](auto write) {
 #pragma unroll
@@ -179,14 +199,14 @@ __device__ void finish(const ProjectParams<float>& p, const FloatTile& tile, Spa
 #pragma unroll 1
       for (int r = lane(); r < left; r += 32) {
         const float y = tile.x[r * tile.pitch + j];
-        out[r + j * to.col] = banked && span.rank < 0 ? NAN : p.scale ? y * scale : y;
+        out[r + j * to.col] = banked && !is_known(span) ? NAN : p.scale ? y * scale : y;
       }
     }
     return;
   }
   for (int r = warp(); r < left; r += kWarps) {
     const float* y = tile.x + r * tile.pitch;
-    const bool unknown = banked && shuffle(span.rank, r) < 0;
+    const bool unknown = banked && shuffle(span.rank, r) == kUnknown;
     Length length{NAN, 1, 1};
     if (measured && !unknown) {
       float squares = 0;
@@ -215,12 +235,13 @@ __device__ void finish(const ProjectParams<float>& p, const FloatTile& tile, Spa
   }
 }
 
-template <int M, bool banked>
-__global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParams<float> p) {
+template <int M, bool banked, bool solved>
+__global__ void __launch_bounds__(kThreads, banked&& solved ? 1 : 2)
+    project_float_kernel(ProjectParams<float> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   static_assert(M <= 32);  // one row a lane
   // Both fit shared memory, so they and their product fit an int.
-  const int d = static_cast<int>(p.d), room = static_cast<int>(coef_room(p));
+  const int d = static_cast<int>(p.d), room = static_cast<int>(coef_room(p, solved));
   const bool measured = p.normalize || p.norm;
   const TileShared parts(4, M, d, room, measured);
   SharedParts shared;
@@ -240,24 +261,23 @@ __global__ void __launch_bounds__(kThreads, 2) project_float_kernel(ProjectParam
     const int left = p.n - first < M ? static_cast<int>(p.n - first) : M;
     load_tile(static_cast<const float*>(p.x) + first * p.x_row, from, left, M, d,
               round_up(d, kPiece), tile.x, tile.pitch);
-    if (banked && warp() == 0 && lane() < left) spans[lane()] = span_of(p, first + lane());
+    if (banked && warp() == 0 && lane() < left) spans[lane()] = span_of<solved>(p, first + lane());
     copy_async_wait<0>();
     sync_block();
     // Of row lane().
-    const Span span = banked && lane() < left ? spans[lane()] : Span{0, -1};
+    const Span span = banked && lane() < left ? spans[lane()] : Span{0, kUnknown};
     // Rows to be projected, or only measured; all warps agree on them.
-    const bool some = measured ? span.rank >= 0 : span.rank > 0;
+    const bool some = is_known(span) && (measured || span.rank != 0);
     uint32_t open = banked ? ballot(some && span.rank <= kRoom) : ~0u;
     while (open != 0) {
       uint32_t rows = ~0u;
-      ProjectParams<float> own = p;
+      Span next{0, static_cast<int>(solved ? -p.k : p.k)};
       if constexpr (banked) {
         const int r = first_of(open);
-        const Span next{shuffle(span.start, r), shuffle(span.rank, r)};
+        next = {shuffle(span.start, r), shuffle(span.rank, r)};
         rows = ballot(span == next);
-        own = part_of(p, next.start, next.rank);
       }
-      project_span<M>(own, tile, rows, first, measured);
+      project_span<M, banked, solved>(p, next, tile, rows, first, measured);
       sync_block();  // the projected rows are complete
       open &= ~rows;
     }

@@ -5,6 +5,8 @@
 // the dot products; then each thread owns every kThreads-th column, sums over k in order,
 // subtracts, squares, and stores once. Sums have one order, so a row's bits do not depend on n, nor
 // on what else is in a bank.
+// Where directions look at each other (`solved`) the first warp then makes a solution of the row's
+// dot products (solve.cuh).
 // Plain and right: for rows too wide for a tile (project_plan.h), and for what the kernels over
 // tiles are held against.
 #pragma once
@@ -14,6 +16,7 @@
 #include "bank.cuh"
 #include "device.cuh"
 #include "project_plan.h"
+#include "solve.cuh"
 #include "warp.cuh"
 
 namespace clipproj {
@@ -55,9 +58,10 @@ __device__ void fill_nan(const ProjectParams<float>& p, int64_t i) {
   for (int64_t j = threadIdx.x; j < p.d; j += kThreads) out[j * p.out_col] = from_float<T>(NAN);
 }
 
-template <class T, bool banked>
-__global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectParams<float> p) {
-  const int64_t room = coef_room(p);
+template <class T, bool banked, bool solved>
+__global__ void __launch_bounds__(kThreads, solved ? 4 : kResident)
+    project_kernel(ProjectParams<float> p) {
+  const int64_t room = coef_room(p, solved);
   SharedParts shared;
   float* row = shared.take<float>(p.d);
   float* coef = shared.take<float>(room);
@@ -67,19 +71,21 @@ __global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectPar
 
   for (int64_t i = blockIdx.x, turn = 0; i < p.n; i += gridDim.x, turn = 1 - turn) {
     const T* x = static_cast<const T*>(p.x) + i * p.x_row;
-    if (banked && threadIdx.x == 0) spans[turn] = span_of(p, i);
+    if (banked && threadIdx.x == 0) spans[turn] = span_of<solved>(p, i);
     for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {
       row[j] = to_float(x[j * p.x_col]);
     }
     sync_block();
     int64_t start = 0, k = p.k;
+    bool one_sided = solved;
     if constexpr (banked) {
       const Span span = spans[turn];
-      if (span.rank < 0) {
+      if (solved ? !is_known(span) : span.rank < 0) {
         fill_nan<T>(p, i);
         continue;
       }
-      start = span.start, k = span.rank;
+      one_sided = solved && span.rank < 0;
+      start = span.start, k = solved ? rank_of(span) : span.rank;
     }
 
     const float s = p.strength ? p.strength[i * p.strength_row] : 1.0f;
@@ -92,9 +98,17 @@ __global__ void __launch_bounds__(kThreads, kResident) project_kernel(ProjectPar
         float dot = 0;
         for (int64_t j = lane(); j < p.d; j += 32) dot = fmaf(row[j], read[g * p.d + j], dot);
         dot = warp_sum(dot);
-        if (lane() == 0) coef[g] = s * (dot - (p.offset ? p.offset[start + done + g] : 0.0f));
+        if (lane() != 0) continue;
+        const float excess = dot - (p.offset ? p.offset[start + done + g] : 0.0f);
+        coef[g] = one_sided ? excess : s * (banked ? excess : clamped(p, excess));
       }
       sync_block();  // the coefficients are complete
+      if (one_sided) {
+        if (warp() == 0) {
+          solve_row(p, p.gram + start * p.gram_row, static_cast<int>(k), i, coef);
+        }
+        sync_block();  // the coefficients are solved for
+      }
 
       const bool last = !banked || done + now == k;
       for (int64_t j = threadIdx.x; j < p.d; j += kThreads) {

@@ -26,25 +26,31 @@ Kernel project_half_kernel_of(int pieces, int teams) {
   }
 }
 
-template <class T, bool banked>
+template <class T, bool banked, bool solved>
 Kernel project_kernel_of(const Plan& plan, int64_t d) {
-  if (plan.kernel == KernelKind::kPlain) return project_kernel<T, banked>;
+  if (plan.kernel == KernelKind::kPlain) return project_kernel<T, banked, solved>;
   if constexpr (kType<T> == Type::kFloat) {
-    return plan.rows == 16 ? project_float_kernel<16, banked> : project_float_kernel<32, banked>;
+    return plan.rows == 16 ? project_float_kernel<16, banked, solved>
+                           : project_float_kernel<32, banked, solved>;
   } else {
     if (plan.kernel == KernelKind::kHalf) {
       return project_half_kernel_of<T, banked>(half_pieces(d), plan.teams);
     }
     switch (plan.rows) {
-      case 16: return project_wide_kernel<T, 16>;
-      case 32: return project_wide_kernel<T, 32>;
-      default: return project_wide_kernel<T, 48>;
+      case 16: return project_wide_kernel<T, 16, solved>;
+      case 32: return project_wide_kernel<T, 32, solved>;
+      default: return project_wide_kernel<T, 48, solved>;
     }
   }
 }
 template <class T>
 Kernel project_kernel_of(const Plan& plan, const ProjectParams<float>& p) {
-  return p.index ? project_kernel_of<T, true>(plan, p.d) : project_kernel_of<T, false>(plan, p.d);
+  if (is_solved(p)) {
+    return p.index ? project_kernel_of<T, true, true>(plan, p.d)
+                   : project_kernel_of<T, false, true>(plan, p.d);
+  }
+  return p.index ? project_kernel_of<T, true, false>(plan, p.d)
+                 : project_kernel_of<T, false, false>(plan, p.d);
 }
 
 }  // namespace clipproj

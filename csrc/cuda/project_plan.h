@@ -41,10 +41,17 @@ CLIPPROJ_HOST_DEVICE constexpr int64_t coef_pitch(int64_t k) {
   return (round_up(k, kGroup) / 16 | 1) * 8;
 }
 
+// Whether coefficients may be more than their own affair: those of solve.cuh. Of a bank each row's
+// span says.
+CLIPPROJ_HOST_DEVICE constexpr bool is_solved(const ProjectParams<float>& p) {
+  return p.gram && !p.clamps;
+}
+
 // Directions whose coefficients a block holds at a time: all there are; of a bank, whose ranks only
-// the device knows, so many that few projectors have more.
-CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p) {
-  return p.index && p.k > kRoom ? kRoom : p.k;
+// the device knows, so many that few projectors have more, and no one-sided one.
+CLIPPROJ_HOST_DEVICE constexpr int64_t coef_room(const ProjectParams<float>& p, bool solved) {
+  const int64_t room = solved && p.gram_row > kRoom ? p.gram_row : kRoom;
+  return p.index && p.k > room ? room : p.k;
 }
 
 // The shared memory of a tile of m rows, part by part.
@@ -158,7 +165,7 @@ constexpr int64_t kReserved = 1024;          // bytes of each block that the dri
 // What a kernel takes of shared memory; stages of project_half_kernel.
 inline size_t project_shared(int element_bytes, KernelKind kernel, int rows,
                              const ProjectParams<float>& p, int teams = 1, int stages = 1) {
-  const int64_t room = coef_room(p);
+  const int64_t room = coef_room(p, is_solved(p));
   if (kernel == KernelKind::kPlain) {
     const int64_t taken = room < p.k ? p.d : 0;
     return round_up(4 * p.d, 16) + round_up(4 * room, 16) + round_up(4 * taken, 16) +
@@ -195,6 +202,7 @@ inline Plan plan_half(Type type, const ProjectParams<float>& p, const DeviceProp
 // Tiles as large as leave two blocks to a multiprocessor, one computing while the other's rows come
 // and go; but no larger than what occupies the device. The plain kernel takes rows that are too
 // wide for any tile, and rows of halves so narrow that split factors are not as good as float32.
+// project_half_kernel holds too few coefficients at a time to solve for them.
 inline Plan plan_project(Type type, const ProjectParams<float>& p, const DeviceProperties& device) {
   const int64_t half = device.shared_of_multiprocessor / 2 - kReserved;
   const bool halves = type != Type::kFloat;
@@ -203,12 +211,12 @@ inline Plan plan_project(Type type, const ProjectParams<float>& p, const DeviceP
             project_shared(element_bytes, KernelKind::kPlain, 1, p)};
   if (device.major < 8 || (halves && p.d < kLeastSplit)) return plan;
   if (halves) {
-    const Plan best = plan_half(type, p, device);
+    const Plan best = is_solved(p) ? Plan{} : plan_half(type, p, device);
     if (best.blocks > 0) return best;
     if (p.index || (p.scale && !p.normalize)) return plan;
   } else {
     // Whatever the rank, so that a row of a bank goes the way of its projector by itself.
-    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p), kRoom), true);
+    const TileShared least(4, 16, p.d, std::max<int64_t>(coef_room(p, is_solved(p)), kRoom), true);
     if (p.d > kWidest || static_cast<int64_t>(least.bytes(4)) > device.shared_of_block) return plan;
   }
   for (int rows = 16; rows <= (halves ? 48 : 32); rows += 16) {

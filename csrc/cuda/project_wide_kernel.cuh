@@ -11,6 +11,7 @@
 #pragma once
 #include <type_traits>
 
+#include "solve.cuh"
 #include "wide_tile.cuh"
 
 namespace clipproj {
@@ -20,8 +21,9 @@ template <int M>
 constexpr bool kAhead = M <= 32;
 
 // c <- s (x R^T - offset): each warp sums over its pieces of every row, kGroup directions at once,
-// then each thread adds up the warps' parts of two neighbouring directions of a row.
-template <class T, int M, bool packs>
+// then each thread adds up the warps' parts of two neighbouring directions of a row. If `solved`
+// they stay whole, even directions where high parts would be, odd ones in the place of low parts.
+template <class T, int M, bool solved, bool packs>
 __device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>& read,
                              const WideTile& tile, int64_t first) {
   constexpr bool exact = std::is_same_v<T, __nv_bfloat16>;
@@ -94,13 +96,33 @@ __device__ void coefficients(const ProjectParams<float>& p, const Factor<packs>&
     for (int i = threadIdx.x; i < M * kGroup / 2; i += kThreads) {
       const int r = i / (kGroup / 2);
       const int pair = i % (kGroup / 2), g = g0 + 2 * pair;
-      const Split c = split(coefficient(p, tile.sums, M, r, g, first),
-                            coefficient(p, tile.sums, M, r, g + 1, first));
+      const float even = coefficient(p, tile.sums, M, r, g, first, solved),
+                  odd = coefficient(p, tile.sums, M, r, g + 1, first, solved);
+      const Split c = solved ? Split{as_bits(even), as_bits(odd)} : split(even, odd);
       tile.c_high[r * tile.coef_pitch + g0 / 2 + pair] = c.high;
       tile.c_low[r * tile.coef_pitch + g0 / 2 + pair] = c.low;
     }
     sync_block();  // the coefficients are complete, the sums free
   }
+}
+
+// c <- s times the solution for the excess there, split: a row a warp.
+template <int M>
+__device__ void solve(const ProjectParams<float>& p, const WideTile& tile, int64_t first) {
+  const int k = static_cast<int>(p.k);
+#pragma unroll 1
+  for (int r = warp(); r < M && first + r < p.n; r += kWarps) {
+    const float strength = p.strength ? p.strength[(first + r) * p.strength_row] : 1.0f;
+    uint32_t* const own = (lane() % 2 ? tile.c_low : tile.c_high) + r * tile.coef_pitch;
+    solve_row(
+        p.gram, p.gram_row, k, [&](int j) { return as_float(own[j / 2]); },
+        [&](int j, float a) {
+          const float mine = strength * a, other = shuffle_xor(mine, 1);
+          const Split c = lane() % 2 ? split(other, mine) : split(mine, other);
+          if (j / 2 * 2 < k) own[j / 2] = lane() % 2 ? c.low : c.high;
+        });
+  }
+  sync_block();  // the coefficients are solved for
 }
 
 // The fragment of four directions of a row, and of the row 8 below it.
@@ -200,7 +222,7 @@ __device__ void subtract(const Factor<packs>& write, const WideTile& tile, bool 
   }
 }
 
-template <class T, int M>
+template <class T, int M, bool solved>
 __global__ void __launch_bounds__(kThreads, 2) project_wide_kernel(ProjectParams<float> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   // Both fit shared memory, so they and k d fit an int.
@@ -228,7 +250,8 @@ __global__ void __launch_bounds__(kThreads, 2) project_wide_kernel(ProjectParams
               tile.pitch);
     copy_async_wait<0>();
     sync_block();
-    with_factor(p.read, p, [&](auto read) { coefficients<T, M>(p, read, tile, first); });
+    with_factor(p.read, p, [&](auto read) { coefficients<T, M, solved>(p, read, tile, first); });
+    if constexpr (solved) solve<M>(p, tile, first);
     with_factor(p.write, p, [&](auto write) { subtract<T, M>(write, tile, measured); });
     sync_block();  // the projected rows are complete
     finish<T, M>(p, tile, first, left, measured);

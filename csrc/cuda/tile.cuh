@@ -8,8 +8,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../params.h"
-#include "device.cuh"
+#include "bank.cuh"
 #include "project_plan.h"
 #include "warp.cuh"
 
@@ -108,16 +107,19 @@ __device__ inline void with_factor(const float* data, const ProjectParams<float>
   }
 }
 
-// s (dot - offset) of direction g in row r of the tile that starts with row `first`. Parts of the
-// dot product lie in sums [kWarps, m, kGroup]. Directions beyond k get 0, whatever the row holds.
+// s (dot - offset), clamped where that is asked for, of direction g in row r of the tile that
+// starts with row `first`; `raw`: dot - offset, to be solved for. Parts of the dot product lie in
+// sums [kWarps, m, kGroup]. Directions beyond k get 0, whatever the row holds.
 __device__ inline float coefficient(const ProjectParams<float>& p, const float* sums, int m, int r,
-                                    int g, int64_t first) {
+                                    int g, int64_t first, bool raw) {
   float dot = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) dot += sums[(w * m + r) * kGroup + g % kGroup];
   if (g >= p.k || first + r >= p.n) return 0;
+  const float excess = dot - (p.offset ? p.offset[g] : 0.0f);
+  if (raw) return excess;
   const float s = p.strength ? p.strength[(first + r) * p.strength_row] : 1.0f;
-  return s * (dot - (p.offset ? p.offset[g] : 0.0f));
+  return s * clamped(p, excess);
 }
 
 struct Length {

@@ -68,7 +68,11 @@ class MadeUp:
 def small(device: str = "cpu") -> dict[str, list[Any]]:
     """A problem of each kind."""
     return {
-        "project": [gpu_cases.project_case(device, "bfloat16", Shape(64, 64, 8))],
+        "project": [
+            gpu_cases.project_case(device, "bfloat16", Shape(64, 64, 8)),
+            gpu_cases.one_sided_case(device, "float32", Shape(65, 64, 1)),
+            gpu_cases.one_sided_case(device, "float32", Shape(65, 64, 8)),
+        ],
         "project_rows": [
             gpu_fused.rows_case(device, "float32", Shape(100, 64, 8), 5, order)
             for order in ("sorted", "unsorted")
@@ -97,7 +101,7 @@ def test_problems_are_solved_by_all_who_are_timed(op: str, tmp_path: Path) -> No
         assert cell["peers"]
         assert all(figures[1] == 2 for figures in (cell["peers"] | cell["bounds"]).values())
         assert cell["error"] <= 4e-3 if cell["dtype"] == "bfloat16" else cell["error"] <= 1e-4
-    names = {"copy", "one projector", "plain GEMM", "bare GEMM"}
+    names = {"copy", "linear", "one projector", "plain GEMM", "bare GEMM"}
     assert names >= {name for cell in kept.cells for name in cell["bounds"]}
 
 
@@ -231,7 +235,8 @@ def test_grids_have_every_section_and_no_problem_twice(grid: Any) -> None:
 
 def test_the_full_grid_is_the_one_of_the_targets() -> None:
     sections = gpu_grid.full("cuda")
-    halves = {tuple(one.shape) for one in sections["project"] if one.dtype == "bfloat16"}
+    linear = [one for one in sections["project"] if one.variant != "one-sided"]
+    halves = {tuple(one.shape) for one in linear if one.dtype == "bfloat16"}
     rows, dims, ranks = (1, 64, 1024, 65536, 1 << 20), (512, 768, 1024, 1152), (1, 8, 16, 64, 256)
     assert halves == {(n, d, k) for n in rows for d in dims for k in ranks}
     variants = {one.variant for one in sections["project_rows"]}

@@ -51,7 +51,7 @@ each_per_row = pytest.mark.parametrize("name", PER_ROW)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("field", ["read", "write", "offset", "strength", "spans", "index"])
+@pytest.mark.parametrize("field", ["read", "write", "offset", "strength", "spans", "index", "gram"])
 def test_arguments_of_another_device(name: str, field: str) -> None:
     given = inputs(N, 512, K)
     used = OPERATORS[name].__code__.co_names
@@ -111,4 +111,30 @@ def test_a_flag_is_raised_never_lowered(name: str) -> None:
     given = inputs(N, 512, K)
     flag = torch.ones(1, dtype=torch.int32, device="cuda")
     PER_ROW[name](given, flag)
+    assert flag.item() == 1
+
+
+@pytest.mark.parametrize("bad", [[0, -K - 1], [K, -1], [-1, -1], [0, INT_MIN]])
+@pytest.mark.parametrize("with_gram", [True, False])
+def test_a_one_sided_span_that_there_is_not_spoils_its_rows_alone(
+    with_gram: bool, bad: list[int]
+) -> None:
+    """Beyond the bank, or of more directions than gram has columns; without gram any."""
+    given = inputs(N, 512, K, torch.float32)
+    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+    spans = given.sided if with_gram else given.spans
+
+    def out() -> Tensor:
+        bank = (given.read, given.write, given.offset, spans, given.index, given.strength)
+        gram = given.gram if with_gram else None
+        return ops.project_rows(given.x, *bank, gram=gram, flag=flag)
+
+    want = out()
+    assert flag.item() == 0
+    spans[2] = torch.tensor(bad if with_gram else [0, -1], dtype=torch.int32)
+    spoilt = given.index == 2
+    assert spoilt.any()
+    got = out()
+    assert got[spoilt].isnan().all()
+    assert_bits(got[~spoilt], want[~spoilt])
     assert flag.item() == 1

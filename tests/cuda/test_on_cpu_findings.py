@@ -11,7 +11,18 @@ import torch
 from campaigns import every
 from cases import assert_bits, factors, features
 from cuda_on_cpu import build
-from cuda_on_cpu.inputs import BANKED, HALF_KERNEL, PATHS, ROOM, SEEDS, Bank, poisoned, random_index
+from cuda_on_cpu.inputs import (
+    BANKED,
+    HALF_KERNEL,
+    PATHS,
+    ROOM,
+    SEEDS,
+    SOLVING,
+    SOLVING_BANKS,
+    Bank,
+    poisoned,
+    random_index,
+)
 from torch import Tensor
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "cuda"
@@ -96,7 +107,8 @@ def barriers() -> list[tuple[str, int]]:
 def run_everything(library: build.Library, seed: int) -> list[Tensor]:
     """Results of each kernel, such that every barrier matters: tiles follow one another in one
     block, rows or columns are contiguous, there are several groups of directions or none, squares
-    overflow in some of the warps, and of a bank there are projectors with and without room."""
+    overflow in some of the warps, and of a bank there are projectors with and without room. Then
+    rows that are solved for."""
     torch.manual_seed(0)
     outs = []
     for dtype, rows in PATHS:
@@ -121,6 +133,16 @@ def run_everything(library: build.Library, seed: int) -> list[Tensor]:
         outs.append(poisoned(x))
         how = {"rows": rows, "blocks": 1, "seed": seed, "normalize": True}
         library.project(x, **bank.given(random_index(len(x), 3)), out=outs[-1], **how)
+    for dtype, rows in SOLVING:
+        if rows > 32:
+            continue
+        bank, x = Bank.random([-20, 5], 320), features(rows + 4, 320, dtype)
+        how = {"rows": rows, "blocks": 1, "seed": seed}
+        outs.append(poisoned(x))
+        library.project(x, **bank.alone(0), out=outs[-1], **how)
+        if (dtype, rows) in SOLVING_BANKS:
+            outs.append(poisoned(x))
+            library.project(x, **bank.given(random_index(len(x), 2)), out=outs[-1], **how)
     return outs
 
 

@@ -17,7 +17,9 @@ CLASSES = 40
 
 @dataclass
 class Inputs:
-    """What operators take; a bank of five projectors, of ranks k, k // 2, the rest, 0 and 1."""
+    """What operators take; a bank of five projectors, of ranks k, k // 2, the rest, 0 and 1; the
+    second and the last of them one-sided in `sided`.
+    """
 
     x: Tensor  # [n, d]
     read: Tensor  # [k, d]
@@ -32,12 +34,14 @@ class Inputs:
     bias: Tensor  # [d]
     classes: Tensor  # [CLASSES, d]
     scale: Tensor  # 0-dim
+    gram: Tensor  # [k, k], of the projector, and in its first columns of any that begins with it
+    sided: Tensor  # [5, 2], spans
 
     def renew(self, *names: str) -> None:
         """Other values in the same memory; of all fields where none is named."""
         n, d = self.x.shape
         other = inputs(n, d, len(self.read), self.x.dtype, self.x.device)
-        other.spans = self.spans.flip(0)
+        other.spans, other.sided = self.spans.flip(0), self.sided.flip(0)
         for name in names or vars(self):
             getattr(self, name).copy_(getattr(other, name))
 
@@ -55,6 +59,8 @@ def inputs(
         return torch.rand(shape).to(device)
 
     spans = [[0, k], [0, k // 2], [k // 2, k - k // 2], [k, 0], [0, min(k, 1)]]
+    sided = [[start, -rank if i in (1, 4) else rank] for i, (start, rank) in enumerate(spans)]
+    place = torch.arange(k)
     return Inputs(
         x=features(n, d, dtype, device),
         read=orthonormal(k, d, device=device),
@@ -69,12 +75,17 @@ def inputs(
         bias=features(1, d, dtype, device)[0],
         classes=torch.nn.functional.normalize(features(CLASSES, d, dtype, device), dim=-1),
         scale=10 + single(),
+        gram=(0.4 ** (place[:, None] - place).abs()).to(device),
+        sided=torch.tensor(sided, dtype=torch.int32, device=device),
     )
 
 
 # Those that write get a copy, so that each call starts from the same inputs.
 OPERATORS: dict[str, Callable[[Inputs], Tensor]] = {
     "project": lambda g: ops.project(g.x, g.read, g.write, g.offset, g.strength, normalize=True),
+    "project, one-sided": lambda g: ops.project(
+        g.x, g.read, g.write, g.offset, g.strength, normalize=True, gram=g.gram
+    ),
     "project_": lambda g: ops.project_(g.x.clone(), g.read, g.write, g.offset, g.strength),
     "project_out": lambda g: ops.project_out(
         g.x, g.read, g.read, None, g.one_strength, out=torch.full_like(g.x, torch.nan)
@@ -89,6 +100,9 @@ OPERATORS: dict[str, Callable[[Inputs], Tensor]] = {
     "projected_norm": lambda g: ops.projected_norm(g.x, g.read, g.write, g.offset, g.strength),
     "project_rows": lambda g: ops.project_rows(
         g.x, g.read, g.write, g.offset, g.spans, g.index, g.strength, normalize=True
+    ),
+    "project_rows, both kinds": lambda g: ops.project_rows(
+        g.x, g.read, g.write, g.offset, g.sided, g.index, g.strength, normalize=True, gram=g.gram
     ),
     "linear": lambda g: ops.linear(
         g.wide, g.weight, g.bias, g.read, g.write, g.offset, g.one_strength, normalize=True

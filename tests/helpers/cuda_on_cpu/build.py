@@ -87,11 +87,11 @@ class Params(ctypes.Structure):
 
     _fields_ = [
         *dict.fromkeys(["x", "out", "norm", "read", "write"], ctypes.c_void_p).items(),
-        *dict.fromkeys(["offset", "strength", "scale"], ctypes.c_void_p).items(),
+        *dict.fromkeys(["offset", "gram", "strength", "scale"], ctypes.c_void_p).items(),
         *dict.fromkeys(["spans", "index", "flag"], ctypes.c_void_p).items(),
         *dict.fromkeys(["n", "d", "k", "m", "x_row", "x_col"], ctypes.c_int64).items(),
-        *dict.fromkeys(["out_row", "out_col", "strength_row"], ctypes.c_int64).items(),
-        ("normalize", ctypes.c_bool),
+        *dict.fromkeys(["out_row", "out_col", "gram_row", "strength_row"], ctypes.c_int64).items(),
+        *dict.fromkeys(["clamps", "normalize"], ctypes.c_bool).items(),
     ]
 
 
@@ -142,6 +142,8 @@ class Library:
         offset: Tensor | None = None,
         strength: Tensor | None = None,
         *,
+        gram: Tensor | None = None,
+        clamps: bool = False,
         spans: Tensor | None = None,
         index: Tensor | None = None,
         flag: Tensor | None = None,
@@ -155,14 +157,15 @@ class Library:
     ) -> None:
         """Projects x [n, d], any strides, into out, which may be x, by the kernel over tiles of
         so many rows (0: the plain one); without out it measures only. With spans [m, 2] and
-        index [n] the factors are a bank."""
+        index [n] the factors are a bank. With `clamps` nobody looks at gram."""
         (n, d), k, m = x.shape, len(read), 0 if spans is None else len(spans)
         p = Params(
-            *map(address, (x, out, norm, read, write, offset, strength)),
+            *map(address, (x, out, norm, read, write, offset, gram, strength)),
             *map(address, (scale, spans, index, flag)),
             *(n, d, k, m, *x.stride(), *(x if out is None else out).stride()),
+            0 if gram is None else gram.shape[1],
             int(strength is not None and strength.dim() == 1),
-            normalize,
+            *(clamps, normalize),
         )
         self._call("run_project", ctypes.byref(p), kind(x), rows, blocks, ctypes.c_uint64(seed))
 
@@ -176,10 +179,15 @@ class Library:
         device: DeviceProperties,
         *,
         banked: bool = False,
+        gram: int = 0,
+        clamps: bool = False,
     ) -> Plan:
-        """How a launch on such a device covers n rows; banked: of a bank of k directions."""
-        index = ctypes.c_int32()
-        p = Params(n=n, d=d, k=k, m=1, normalize=normalize)
+        """How a launch on such a device covers n rows; banked: of a bank of k directions; gram: so
+        many columns of it."""
+        index, element = ctypes.c_int32(), ctypes.c_float()
+        p = Params(n=n, d=d, k=k, m=1, gram_row=gram, clamps=clamps, normalize=normalize)
+        if gram or clamps:
+            p.gram = ctypes.addressof(element)
         if banked:
             p.index = ctypes.addressof(index)
         plan = Plan()

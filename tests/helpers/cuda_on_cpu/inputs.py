@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cases import HALF, features
+from cases import HALF, OPTIONS, features, one_sided
 from cuda_on_cpu.build import DeviceProperties
 from torch import Tensor
 
@@ -47,32 +47,53 @@ BANKED = [
     (dtype, rows) for dtype, rows in PATHS if dtype == torch.float32 or rows in (0, HALF_KERNEL)
 ]
 ROOM, WIDEST = 128, 4096  # kRoom, kWidest of project_plan.h
+LEAST_SPLIT = 256  # kLeastSplit
+# Kernels that solve for coefficients: in a bank too, and for one projector alone.
+SOLVING = [(dtype, rows) for dtype, rows in PATHS if rows != HALF_KERNEL]
+SOLVING_BANKS = [(dtype, rows) for dtype, rows in SOLVING if (dtype, rows) in BANKED]
 NAN = float("nan")
+
+
+def option(i: int, dtype: torch.dtype, rows: int, d: int, k: int) -> str:
+    """One of OPTIONS in turn, as far as the kernel takes it and float64 has it soon."""
+    name = OPTIONS[i % len(OPTIONS)]
+    accurate = rows == 0 or dtype == torch.float32 or d >= LEAST_SPLIT
+    solved = rows != HALF_KERNEL and accurate and k <= 64
+    return "clamps" if name == "one-sided" and not solved else name
 
 
 @dataclass
 class Bank:
-    """Projectors of some ranks. Directions between them belong to nobody and are NaN: a kernel
-    that reads one tells."""
+    """Projectors of some ranks, those below 0 one-sided. Directions between them belong to nobody
+    and are NaN, as is what lies beside a gram: a kernel that reads one tells."""
 
     read: Tensor
     write: Tensor
     offset: Tensor
     spans: Tensor
+    gram: Tensor | None = None
 
     @classmethod
     def random(cls, ranks: list[int], d: int) -> Bank:
         gaps = [1 + i % 3 for i in range(len(ranks))]
-        starts = [sum(ranks[:i]) + sum(gaps[: i + 1]) for i in range(len(ranks))]
-        k = sum(ranks) + sum(gaps) + 1
-        read, write, offset = (torch.full(size, NAN) for size in [(k, d), (k, d), (k,)])
+        sizes, width = [abs(rank) for rank in ranks], -min([0, *ranks])
+        starts = [sum(sizes[:i]) + sum(gaps[: i + 1]) for i in range(len(ranks))]
+        k = sum(sizes) + sum(gaps) + 1
+        read, write, offset, gram = (
+            torch.full(size, NAN) for size in [(k, d), (k, d), (k,), (k, width)]
+        )
         for start, rank in zip(starts, ranks, strict=True):
-            own = slice(start, start + rank)
+            own = slice(start, start + abs(rank))
+            if rank < 0:
+                made = one_sided(1, d, -rank)
+                read[own], write[own], offset[own] = made["read"], made["write"], made["offset"]
+                gram[own, :-rank] = made["gram"]
+                continue
             read[own] = torch.randn(rank, d) / d**0.5
             write[own] = torch.randn(rank, d) / d**0.5
             offset[own] = torch.randn(rank)
         spans = torch.tensor([*zip(starts, ranks, strict=True)], dtype=torch.int32)
-        return cls(read, write, offset, spans.reshape(-1, 2))
+        return cls(read, write, offset, spans.reshape(-1, 2), gram if width else None)
 
     def given(self, index: Tensor) -> dict[str, Tensor]:
         return {**vars(self), "index": index}
@@ -80,8 +101,9 @@ class Bank:
     def alone(self, which: int) -> dict[str, Tensor]:
         """What the operator of one projector takes for this one, -1 for none."""
         start, rank = (0, 0) if which == -1 else self.spans[which].tolist()
-        own = slice(start, start + rank)
-        return {"read": self.read[own], "write": self.write[own], "offset": self.offset[own]}
+        own = slice(start, start + abs(rank))
+        factors = {"read": self.read[own], "write": self.write[own], "offset": self.offset[own]}
+        return factors if rank >= 0 else factors | {"gram": self.gram[own, :-rank].contiguous()}
 
 
 def random_index(n: int, m: int) -> Tensor:

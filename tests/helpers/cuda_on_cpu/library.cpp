@@ -24,6 +24,9 @@ void project(Params p, int path, unsigned blocks, uint64_t seed) {
   const KernelKind kind = path == 0           ? KernelKind::kPlain
                           : path == kHalfPath ? KernelKind::kHalf
                                               : KernelKind::kTiles;
+  if (kind == KernelKind::kHalf && clipproj::is_solved(p)) {
+    throw std::runtime_error("project_half_kernel takes no gram but with clamps");
+  }
   Operands own;
   auto extent = [&](int64_t row, int64_t column) {
     return p.n == 0 ? 0 : (p.n - 1) * row + (p.d - 1) * column + 1;
@@ -34,6 +37,7 @@ void project(Params p, int path, unsigned blocks, uint64_t seed) {
   p.read = own.take(p.read, p.k * p.d);
   p.write = own.take(p.write, p.k * p.d);
   p.offset = own.take(p.offset, p.k);
+  p.gram = own.take(p.gram, p.k * p.gram_row);
   p.strength = own.take(p.strength, p.strength_row ? p.n : 1);
   p.scale = own.take(p.scale, 1);
   p.spans = own.take(p.spans, 2 * p.m);
