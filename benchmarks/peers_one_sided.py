@@ -1,7 +1,7 @@
 """Peers of one-sided updates: what one writes in torch, an active-set solver, and the linear form.
 
-`a = argmin_{a >= 0} 1/2 a G a^T - a (x read^T - offset)` for each row, then `x - a write` divided by
-its length. SWEEPS of coordinate ascent are what half-spaces of real texts need in float32.
+`a = argmin_{a >= 0} 1/2 a G a^T - a (x read^T - offset)` for each row, then `x - a write` divided
+by its length. SWEEPS of coordinate ascent are what half-spaces of real texts need in float32.
 """
 
 from __future__ import annotations

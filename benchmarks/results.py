@@ -26,6 +26,7 @@ KEY = ("op", "output", "dtype", "n", "d", "k", "dim")  # what makes two cells th
 BOUNDS = (
     "shared project",
     "bare product",
+    "linear form",
 )  # beside the peers, but less than was asked: never the best peer
 
 

@@ -60,7 +60,7 @@ PRODUCTS = {
     "full": [Shape(n, d, k) for d, k in ((512, 8), (768, 16)) for n in (1, 32, 256, 4096, 65536)],
     "small": [Shape(n, 512, 8) for n in (1, 256)],
 }
-# Of half-spaces: a name; a class with its synonyms; a shop's trademarks; as many as are taken at once.
+# Of half-spaces: a name; a class with its synonyms; trademarks; as many as are taken at once.
 HALF_SPACES = {
     "full": [Shape(n, 512, k) for k in (1, 8, 16, 100, 256) for n in (1, 32, 256, 4096)],
     "small": [Shape(n, 512, k) for k in (1, 16) for n in (1, 256)],
