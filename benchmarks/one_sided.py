@@ -58,8 +58,8 @@ change of accuracy in points; same bits: rows of others that come back bit for b
 forgotten names that a linear probe finds after the edit, and before. Certified: draws of which
 `clipproj.certificate` proves that no row is answered by a forgotten name; a folded edit can tie, no
 more. Aimed at: found 0 (no list 1 %); others lose at most .3 points one-sided, 1 at a hundred
-names; folded .5 and 3; no list .3 for one name, 2 for up to twenty, 4.5 for a hundred; one-sided nearest
-1.5."""
+names; folded .5 and 3; no list .3 for one name, 2 for up to twenty, 4.5 for a hundred; one-sided
+nearest 1.5."""
 
 
 @dataclass(frozen=True)
