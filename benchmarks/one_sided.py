@@ -41,7 +41,7 @@ DRAWS = {100: 2}  # of random names; else
 USUAL = 4
 PICTURED = 4  # of how many names of a long list one at least has images
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GENERAL = ("lvis", "oid", "o365")  # names in general
+GENERAL = ("imagenet_photo", "lvis", "oid", "o365")  # names in general, as the lexicon has them
 EDITS = ("one-sided", "folded", "no list")
 PASSES = {  # most found; points that others, and the nearest five, may lose; by how many names
     "one-sided": (0.0, {1: 0.3, 10: 0.3, 20: 0.3, 100: 1.0}, 1.5),

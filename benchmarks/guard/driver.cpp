@@ -42,9 +42,11 @@ enum Trait : unsigned {
   kAffine = 16,    // with an offset, and a strength per row
   kTurned = 32,    // the transpose of a matrix, in place
   kBank = 64,      // the k directions of each of three projectors, rows by turns
+  kClamps = 128,   // one-sided, its gram diagonal
+  kSolved = 256,   // one-sided, half-spaces that are not independent
 };
-constexpr const char* kTraitNames[] = {"normalize", "norms",  "columns", "oblique",
-                                       "affine",    "turned", "bank"};
+constexpr const char* kTraitNames[] = {"normalize", "norms", "columns", "oblique", "affine",
+                                       "turned",    "bank",  "clamps",  "solved"};
 
 struct Problem {
   Dtype dtype;
@@ -80,11 +82,17 @@ constexpr Problem kProblems[] = {
     {kBFloat16, 32, 32, 16, kColumns},
     {kFloat16, 16, 128, 16, kNormalize},
     {kFloat16, 13, 125, 1, kNormalize},
+    {kFloat32, 16, 256, 1, kNormalize | kClamps},
+    {kFloat32, 16, 128, 16, kNormalize | kClamps | kOblique | kAffine},
+    {kFloat32, 16, 256, 16, kNormalize | kSolved | kOblique},
+    {kBFloat16, 16, 128, 16, kNormalize | kSolved},
+    {kFloat32, 16, 128, 8, kBank | kNormalize | kSolved},
 };
 
 // Aligned as torch aligns, so that addresses are the same in every run as far as kernels can see.
 constexpr int64_t kMost = 1 << 14;
 alignas(64) float g_read[kMost], g_write[kMost], g_offset[kMost], g_strength[kMost], g_norm[kMost];
+alignas(64) float g_gram[kMost];
 alignas(64) unsigned char g_x[kMost * sizeof(float)], g_out[kMost * sizeof(float)];
 
 constexpr int64_t kProjectors = 3;
@@ -155,10 +163,22 @@ Params prepare(const Problem& problem) {
   p.x_row = p.out_row = columns ? 1 : d;
   p.x_col = p.out_col = columns ? n : 1;
   p.normalize = traits & kNormalize;
+  const bool one_sided = traits & (kClamps | kSolved);
+  if (one_sided) {
+    if (all * k > kMost) std::abort();
+    for (int64_t i = 0; i < all * k; ++i) {
+      const int64_t apart = std::abs(i / k % k - i % k);
+      g_gram[i] = apart == 0 ? 1.0f : traits & kSolved ? 0.25f / static_cast<float>(apart) : 0.0f;
+    }
+    p.gram = g_gram;
+    p.gram_row = k;
+    p.clamps = traits & kClamps;
+  }
   if (traits & kBank) {
     int64_t place = 0;
     for (int64_t j = 0; j < kProjectors; ++j) {
-      const clipproj::Span span{static_cast<int32_t>(j * k), static_cast<int32_t>(k)};
+      const clipproj::Span span{static_cast<int32_t>(j * k),
+                                static_cast<int32_t>(one_sided ? -k : k)};
       for (int64_t i = j; i < n; i += kProjectors) {
         g_index[i] = static_cast<int32_t>(j);
         g_spans[place] = span;
@@ -175,7 +195,7 @@ std::string describe(const Problem& problem) {
   std::string text = kDtypeNames[problem.dtype];
   text += " n=" + std::to_string(problem.n) + " d=" + std::to_string(problem.d) +
           " k=" + std::to_string(problem.k);
-  for (int bit = 0; bit < 7; ++bit) {
+  for (int bit = 0; bit < 9; ++bit) {
     if (problem.traits >> bit & 1) text += std::string(" ") + kTraitNames[bit];
   }
   return text;
