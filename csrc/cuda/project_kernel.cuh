@@ -59,8 +59,9 @@ __device__ void fill_nan(const ProjectParams<float>& p, int64_t i) {
 }
 
 template <class T, bool banked, bool solved>
-__global__ void __launch_bounds__(kThreads, solved ? 4 : kResident)
-    project_kernel(ProjectParams<float> p) {
+__global__ void __launch_bounds__(kThreads, !solved  ? kResident
+                                            : banked ? 3
+                                                     : 4) project_kernel(ProjectParams<float> p) {
   const int64_t room = coef_room(p, solved);
   SharedParts shared;
   float* row = shared.take<float>(p.d);
