@@ -168,8 +168,9 @@ void solve_block(const ProjectParams<typename V::A>& p, int64_t row, int64_t row
     for (int64_t i = 0; i < p.k; ++i) {
       CLIPPROJ_UNROLL for (int64_t q = 0; q < R; q += part) {
         const V s = V::load(strength + r + q, part);
-        const V found = any ? V::load(a + i * lanes + r + q, part) * s : V::zero();
-        found.store(coef + r * p.k + i * R + q, part);
+        // A strength that is no number makes a row of none, whatever its neighbours need.
+        const V found = any ? V::load(a + i * lanes + r + q, part) : V::zero();
+        (found * s).store(coef + r * p.k + i * R + q, part);
       }
     }
   });

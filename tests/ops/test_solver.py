@@ -43,3 +43,20 @@ def test_a_row_that_is_not_solved_is_nan(cpu_isa: str, dtype: torch.dtype) -> No
     harmless = ops.project(x, read, read, offset.neg(), gram=gram)
     assert torch.equal(harmless[1], x[1])
     assert harmless[0].isfinite().all()
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_row_of_an_odd_strength_is_the_same_beside_any_other(
+    cpu_isa: str, k: int, odd: float
+) -> None:
+    read, gram = half_spaces(k, 24, torch.float32)
+    harmless, harmful = -read.sum(0), read.sum(0)
+    strength = torch.full((40,), odd)
+    strength[1:] = 1.0
+    offset = torch.zeros(k)
+    alone = ops.project(harmless[None], read, read, offset, strength[:1], gram=gram)
+    for others in (harmless, harmful):
+        rows = torch.cat([harmless[None], others.expand(39, -1)])
+        out = ops.project(rows, read, read, offset, strength, gram=gram)
+        torch.testing.assert_close(out[:1], alone, rtol=0, atol=0, equal_nan=True)
