@@ -130,17 +130,17 @@ def plain(
 
     Raises ValueError where a graph is made and gram is another, whose solution takes loops.
     """
-    factors: list[Any] = [None if t is None else t.to(x.dtype) for t in (read, write, offset)]
-    per_row = None if strength is None else strength.to(x.dtype)
+    read, write = read.to(x.dtype), write.to(x.dtype)
+    offset, strength = (None if t is None else t.to(x.dtype) for t in (offset, strength))
     if gram is not None and (clamps or len(gram) == 1):
-        read, write, offset = factors
         excess = x @ read.T if offset is None else x @ read.T - offset
-        out = x - _per_row(per_row, x) * (functional.relu(excess) @ write)
+        out = x - _per_row(strength, x) * (functional.relu(excess) @ write)
     elif gram is not None and type(x) is not Tensor:  # of a graph
         why = "must be diagonal (clamps=True) or of one direction in a graph"
         raise Refusal("plain", "gram", f"{why}, got {list(gram.shape)}")
     else:
-        out = _update(x, *factors, per_row, None if gram is None else gram.to(x.dtype))
+        gram = None if gram is None else gram.to(x.dtype)
+        out = _update(x, read, write, offset, strength, gram)
     return functional.normalize(out, dim=-1) if normalize else out
 
 

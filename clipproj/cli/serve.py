@@ -91,6 +91,13 @@ def serve(
     capacity: Annotated[
         int, typer.Option(help="Directions over all tenants; then 507.", rich_help_panel=LIMITS)
     ] = 4096,
+    one_sided: Annotated[
+        int,
+        typer.Option(
+            help="Directions of a one-sided tenant; of more names they are folded.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where an error comes from.")
@@ -117,6 +124,7 @@ def serve(
         "upload_timeout": upload_timeout,
         "grace": grace,
         "capacity": capacity,
+        "one_sided": one_sided,
     }
     run(settings, host, port, metrics_port, as_json)
 

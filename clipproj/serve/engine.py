@@ -54,7 +54,7 @@ class Engine:
         loaded: the model.
         capacity: directions over all tenants. max_pixels: of an image.
         class_rows: class texts that are kept.
-        one_sided: the most directions of a one-sided projector; None: as `Settings` has it.
+        one_sided: the most directions of a one-sided projector, at most capacity.
 
     Raises ValueError for a model without a logit_scale, or whose images are more than pixels.
     """
@@ -66,7 +66,7 @@ class Engine:
         capacity: int = 4096,
         max_pixels: int = 50_000_000,
         class_rows: int = 65_536,
-        one_sided: int | None = None,
+        one_sided: int = MOST_ONE_SIDED,
     ) -> None:
         self.loaded, self.model = loaded, loaded.model
         self.device = next(self.model.parameters()).device
@@ -85,8 +85,6 @@ class Engine:
             self.head = head_hash(self.model)
         except ValueError:  # a head that cannot be edited can be served
             self.head = None
-        if one_sided is None:
-            one_sided = MOST_ONE_SIDED if self.device.type == "cpu" else 0
         self.one_sided = min(one_sided, capacity)
         self.tenants = Tenants(self.dim, capacity, self.device, self.one_sided)
         self._class_rows = class_rows

@@ -38,9 +38,8 @@ class Settings(BaseModel):
             arrive; admin_timeout: that making a projector may take.
         grace: seconds that requests in hand have to finish at the end.
         capacity: directions over all tenants. combine: names in one request's `projector`.
-        one_sided: the most directions of a one-sided tenant, or of several in one request; None:
-            256 on the CPU, 0 on a GPU, where all rows of a bank with room for them take another
-            kernel. Tenants of more names are made folded; a file of more is refused.
+        one_sided: the most directions of a one-sided tenant, or of several in one request; 0: all
+            are folded. Tenants of more names are made folded; a file of more is refused.
         max_classes: names in a request. max_prompts: names times templates in a request.
         data: folder that keeps the tenants. Wherever the store may run must see it.
         access_log: whether each request gets a line in Serve's log.
@@ -71,7 +70,7 @@ class Settings(BaseModel):
     grace: float = Field(30.0, gt=0)
     capacity: int = Field(4096, ge=1)
     combine: int = Field(8, ge=1)
-    one_sided: int | None = Field(None, ge=0, le=MOST_ONE_SIDED)
+    one_sided: int = Field(MOST_ONE_SIDED, ge=0, le=MOST_ONE_SIDED)
     max_classes: int = Field(1000, ge=1)
     max_prompts: int = Field(10_000, ge=1)
     data: str = "clipproj-tenants"
