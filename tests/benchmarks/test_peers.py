@@ -15,7 +15,7 @@ from typing import Any
 
 import peers
 import peers_fold  # noqa: F401  each registers its peers
-import peers_one_sided  # noqa: F401
+import peers_one_sided
 import peers_project  # noqa: F401
 import peers_projected_norm  # noqa: F401
 import pytest
