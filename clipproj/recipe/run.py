@@ -66,7 +66,7 @@ class Ready:
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class EditForm:
     """An edit in one of its forms, measured and judged.
 
     Attributes:
@@ -119,8 +119,8 @@ class Outcome:
 
     model: str
     tower: str
-    folded: Form
-    one_sided: Form | None
+    folded: EditForm
+    one_sided: EditForm | None
     texts: Texts
     images: Images | None
     curve: list[CurvePoint]
@@ -132,7 +132,7 @@ class Outcome:
     fold: bool = False
 
     @property
-    def first(self) -> Form:
+    def first(self) -> EditForm:
         """What rows are edited by and what counts: the one-sided form where there is one."""
         return self.one_sided or self.folded
 
@@ -278,7 +278,7 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
     return Outcome(
         model=loaded.name,
         tower=recipe.tower,
-        folded=Form(projector, comparison, judged, proven),
+        folded=EditForm(projector, comparison, judged, proven),
         one_sided=one_sided or None,
         texts=texts,
         images=images,
@@ -291,7 +291,9 @@ def forget(ready: Ready, say: Progress = silent) -> Outcome:
     )
 
 
-def _one_sided(ready: Ready, texts: Texts, projector: Projector, before: Samples | None) -> Form:
+def _one_sided(
+    ready: Ready, texts: Texts, projector: Projector, before: Samples | None
+) -> EditForm:
     """The form that is applied on the fly, on the features of the unedited model."""
     comparison = before and evaluate.compare(before, before.edited(projector), texts.forget_classes)
     judged = judged_edit(ready.recipe, texts, projector, ready.earlier, comparison)
@@ -299,7 +301,7 @@ def _one_sided(ready: Ready, texts: Texts, projector: Projector, before: Samples
     proven = certified(texts.keep, projector) if texts.closed else None
     if proven is not None:
         projector.provenance |= {"certificate": proven.to_json()}
-    return Form(projector, comparison, judged, proven)
+    return EditForm(projector, comparison, judged, proven)
 
 
 def certified(keep: Embeddings, projector: Projector) -> Certificate | None:

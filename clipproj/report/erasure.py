@@ -38,7 +38,7 @@ def write_report(
     edit_seconds: float,
     files: Mapping[str, str],
     undo_command: str | None,
-    folded: Measured | None = None,
+    folded: JudgedEdit | None = None,
     alarms: Sequence[str] = (),
     notes: Sequence[str] = (),
     certificate: Certificate | None = None,
@@ -136,7 +136,7 @@ def table(comparison: Comparison, texts: Comparison | None = None) -> Table:
     return Table(columns, tuple(rows), formatting.caveat(comparison), strong=tuple(strong))
 
 
-class Measured(Protocol):
+class JudgedEdit(Protocol):
     """A form of an edit: what it does to images (None without any), and what the gate measured."""
 
     @property
@@ -145,7 +145,7 @@ class Measured(Protocol):
     def judged(self) -> Judgement: ...
 
 
-def side_by_side(one_sided: Measured, folded: Measured) -> Table:
+def side_by_side(one_sided: JudgedEdit, folded: JudgedEdit) -> Table:
     """`table` of both forms of an edit."""
     return _both(*((one.comparison, one.judged.texts) for one in (one_sided, folded)))
 
@@ -162,7 +162,7 @@ def _both(
 
 
 def _forms(
-    comparison: Comparison | None, texts: Comparison, folded: Measured, written: bool
+    comparison: Comparison | None, texts: Comparison, folded: JudgedEdit, written: bool
 ) -> Page:
     lead = (
         "The same names forgotten in both forms. One-sided, for rows on the fly (a service, "

@@ -167,7 +167,7 @@ def test_transformers_loads_what_erase_writes(folder: Path, erased: Path) -> Non
     model = transformers.AutoModel.from_pretrained(erased)
     processor = transformers.AutoProcessor.from_pretrained(erased)
     original = transformers.AutoModel.from_pretrained(folder)
-    p = clipproj.load(erased / "projector.safetensors")
+    p = clipproj.load(erased / "folded.safetensors")
     pixels = processor(images=[image(1)], return_tensors="pt")
     with torch.no_grad():
         got = features(model.get_image_features(**pixels))

@@ -14,6 +14,7 @@ import clipproj
 
 # What no line or two can show: they need images, another package's object, or a whole prompt list.
 WITHOUT = {
+    "AttachReceipt",
     "Edit", "Receipt", "RecordedEdit", "Verdict", "build_info", "coreset", "cpu_isa", "from_leace",
     "generic_keep", "selective", "set_cpu_isa", "subgroup", "text_proxies", "tune", "unrotate",
 }  # fmt: skip
