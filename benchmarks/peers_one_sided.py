@@ -18,6 +18,7 @@ from clipproj import ops
 
 OP = "one_sided"
 SWEEPS = 24
+STEPS = 100  # directions of which the eager peer is waited for
 UNROLLED = 16  # directions: a compiler unrolls all steps of all sweeps
 
 
@@ -47,6 +48,8 @@ def factors(given: HalfSpaces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @peer(OP, "eager", NEW)
 def eager(given: HalfSpaces) -> Call:
+    if len(given.read) > STEPS:
+        raise SkipPeer(f"at most {STEPS} directions: {SWEEPS} steps of each, one by one")
     return lambda: plain(given.x, *factors(given))
 
 

@@ -62,7 +62,7 @@ PRODUCTS = {
 }
 # Of half-spaces: a name; a class with its synonyms; trademarks; as many as are taken at once.
 HALF_SPACES = {
-    "full": [Shape(n, 512, k) for k in (1, 8, 16, 100, 256) for n in (1, 32, 256, 4096)],
+    "full": [Shape(n, 512, k) for k in (1, 16, 100, 256) for n in (1, 32, 256, 4096)],
     "small": [Shape(n, 512, k) for k in (1, 16) for n in (1, 256)],
 }
 TOWERS = {512: 768, 768: 1024}  # the width of x in front of `linear`
