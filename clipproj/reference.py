@@ -244,13 +244,13 @@ def _unsolved(
     write: Tensor,
     offset: Tensor | None,
     strength: Tensor | None,
-    gram: Tensor | None,
-) -> Tensor | float:
+    gram: Tensor | None = None,
+) -> Tensor:
     """How far the kernels' solution may move a row: each coefficient was the best one until others
     moved by at most `STOP`, and G is strongly convex.
     """
     if gram is None or x.dtype == torch.float64 or not gram.numel():
-        return 0.0
+        return torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     wide = _wide(x, read, write, offset, strength, gram)
     dots = wide[0] @ wide[1].T if wide[3] is None else wide[0] @ wide[1].T - wide[3]
     largest = dots.nan_to_num(0, 0, 0).amax(-1, keepdim=True).clamp_min(0)
@@ -436,7 +436,8 @@ def linear_tolerance(
     As `tolerance`: twice the largest error in the row of torch's linear and `plain`, plus
     `4 eps sqrt(in + d + k)` of the magnitude of the chain, that of the update at
     `|x| |weight^T| + |bias|`; and for half types what one rounding of the product may do, which is
-    all that the operator rounds before its store. Divided by the row's length when normalising.
+    all that the operator rounds before its store; with gram also what the kernels leave when they
+    stop. Divided by the row's length when normalising.
     """
     factors = read, write, offset, strength, spans, index, gram
     product = functional.linear(x, weight, bias)
@@ -450,6 +451,7 @@ def linear_tolerance(
     sums = functional.linear(*magnitudes)
     terms = x.shape[-1] + sum(read.shape)
     bound = 4 * _eps(x.dtype) * terms**0.5 * _each(_magnitude, sums, *factors)
+    bound = bound + _each(_unsolved, product, *factors)
     if x.dtype.itemsize == 2:
         bound = bound + torch.finfo(x.dtype).eps * _each(_spread, y, *factors)
     if normalize:
