@@ -24,12 +24,8 @@ FILES = {
     "numbers": "report.json",
 }
 
-OF_A_CHECKPOINT = (
-    "checkpoint",
-    "folded",
-    "undo",
-    "receipt",
-)  # which a folded form beyond its limits has not
+# Not written where the folded form is beyond its limits.
+OF_A_CHECKPOINT = ("checkpoint", "folded", "undo", "receipt")
 
 ABOUT = {  # the report's words for the files beside it
     "projector, for features and other copies": FILES["projector"],

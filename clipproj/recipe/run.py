@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipproj import demo, ops
@@ -24,6 +25,7 @@ from clipproj.editing import log
 from clipproj.editing.edit import edit
 from clipproj.editing.log import Edit
 from clipproj.editing.verify import Verdict, verify
+from clipproj.methods.inputs import SAME
 from clipproj.models.heads import find_heads, head_tensors
 from clipproj.models.text import Embeddings
 from clipproj.projector import Projector
@@ -307,12 +309,17 @@ def _one_sided(
 def certified(keep: Embeddings, projector: Projector) -> Certificate | None:
     """What is proven of the edit against what is kept, for rows in the dtype it was made for.
 
-    None for the text side, and for a projector of another model or that does not know its
-    forgotten texts.
+    None for the text side, for a projector of another model or that does not know its forgotten
+    texts, and where one of these is kept by another name: that name answers for it.
     """
     if projector.side != "image" or projector.forget is None:
         return None
     if projector.provenance.get("head_hash") not in (None, keep.head_hash):
+        return None
+    forget, kept = (
+        F.normalize(one.cpu().float(), dim=1) for one in (projector.forget, keep.tensor)
+    )
+    if float((forget @ kept.T).amax()) > SAME:
         return None
     made_for = (projector.provenance.get("parameters") or {}).get("dtype", "float32")
     return certificate(projector, keep, getattr(torch, made_for))
